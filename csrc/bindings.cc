@@ -1,0 +1,207 @@
+// The only file that knows Python: checks the arguments, releases the GIL, calls the library, hands the result back.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "prefix_cache.h"
+#include "row_sort.h"
+
+namespace nb = nanobind;
+namespace vr = vllm_relational;
+
+namespace {
+
+using Array = nb::ndarray<nb::ro, nb::device::cpu>;  // of any type and shape: checked below, to name what is wrong
+
+[[noreturn]] void fail(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+std::string at(const std::string& name, int64_t index) { return name + "[" + std::to_string(index) + "]"; }
+
+std::string at(const std::string& name, int64_t row, int64_t column) {
+  return name + "[" + std::to_string(row) + ", " + std::to_string(column) + "]";
+}
+
+// ------------------------------------------------------------------------------------- shapes and element types
+template <class T>
+const T* elements(const Array& array, const std::string& name, size_t num_dims) {
+  if (array.dtype() != nb::dtype<T>()) fail(name + " must be int" + std::to_string(sizeof(T) * 8));
+  if (array.ndim() != num_dims) {
+    fail(name + " must have " + std::to_string(num_dims) + " dimension(s), not " + std::to_string(array.ndim()));
+  }
+  return static_cast<const T*>(array.data());
+}
+
+template <class T>
+const T* contiguous_elements(const Array& array, const std::string& name, size_t num_dims) {
+  const T* data = elements<T>(array, name, num_dims);
+  auto expected = int64_t{1};
+  for (size_t d = num_dims; d-- > 0; expected *= static_cast<int64_t>(array.shape(d))) {
+    if (array.shape(d) > 1 && array.size() > 0 && array.stride(d) != expected) fail(name + " must be C-contiguous");
+  }
+  return data;
+}
+
+template <class T>
+std::span<const T> list_of(const Array& array, const std::string& name) {
+  const T* data = contiguous_elements<T>(array, name, 1);
+  return {data, array.shape(0)};
+}
+
+vr::CodeTable code_table(const Array& codes) {
+  const auto* data = contiguous_elements<int32_t>(codes, "codes", 2);
+  const auto num_rows = static_cast<int64_t>(codes.shape(1));
+  if (num_rows > std::numeric_limits<int32_t>::max()) fail("codes has 2^31 rows or more");
+  return {data, static_cast<int64_t>(codes.shape(0)), num_rows};
+}
+
+// ----------------------------------------------------------------------------------------------- ranges of values
+// num_values: how many values the column has; the greatest int64 when any code will do.
+void check_codes(const vr::CodeTable& table, int64_t c, int64_t num_values) {
+  const auto column = table.column(c);
+  const auto bad = std::find_if(column.begin(), column.end(), [&](int32_t v) { return v < 0 || v >= num_values; });
+  if (bad == column.end()) return;
+  fail(at("codes", c, bad - column.begin()) + " = " + std::to_string(*bad) +
+       (*bad < 0 ? " is negative" : ", but the column has " + std::to_string(num_values) + " values"));
+}
+
+template <class T>
+void check_range(std::span<const T> list, const std::string& name, int64_t limit, const std::string& what) {
+  for (size_t i = 0; i < list.size(); ++i) {
+    if (list[i] >= 0 && list[i] < limit) continue;
+    fail(at(name, static_cast<int64_t>(i)) + " = " + std::to_string(list[i]) + ", but there are " +
+         std::to_string(limit) + " " + what);
+  }
+}
+
+vr::CellSegments cell_segments(const Array& tokens, const Array& offsets, int64_t c) {
+  const vr::CellSegments cells{list_of<int32_t>(tokens, at("cell_tokens", c)),
+                               list_of<int64_t>(offsets, at("cell_offsets", c))};
+  const std::string name = at("cell_offsets", c);
+  if (cells.offsets.empty() || cells.offsets.front() < 0) fail(name + " must start with an offset of 0 or more");
+  const auto drop = std::adjacent_find(cells.offsets.begin(), cells.offsets.end(), std::greater<>());
+  if (drop != cells.offsets.end()) fail(at(name, drop - cells.offsets.begin() + 1) + " is less than the one before");
+  if (cells.offsets.back() > static_cast<int64_t>(cells.tokens.size())) {
+    fail(name + " ends at " + std::to_string(cells.offsets.back()) + ", but " + at("cell_tokens", c) + " has " +
+         std::to_string(cells.tokens.size()) + " tokens");
+  }
+  return cells;
+}
+
+// Every row of `fields` names each column once: with that and check_length, no prompt outgrows the buffer. Rows that
+// share one order (a broadcast view) are checked once.
+void check_fields(const vr::PlannedBatch& batch) {
+  const size_t num_columns = batch.columns.size();
+  const size_t num_orders = batch.field_row_stride == 0 ? std::min<size_t>(batch.rows.size(), 1) : batch.rows.size();
+  std::vector<size_t> last_seen(num_columns, num_orders);
+  for (size_t i = 0; i < num_orders; ++i) {
+    for (size_t j = 0; j < num_columns; ++j) {
+      const int32_t column = batch.field(i, j);
+      const bool known = column >= 0 && static_cast<size_t>(column) < num_columns;
+      if (known && std::exchange(last_seen[static_cast<size_t>(column)], i) != i) continue;
+      fail(at("fields", static_cast<int64_t>(i), static_cast<int64_t>(j)) + " = " + std::to_string(column) +
+           (known ? " names a column twice" : ", but there are " + std::to_string(num_columns) + " columns"));
+    }
+  }
+}
+
+void check_length(const vr::PlannedBatch& batch) {
+  auto longest = static_cast<int64_t>(batch.header.size() + batch.tail.size());
+  for (const vr::CellSegments& column : batch.columns) longest += static_cast<int64_t>(column.tokens.size());
+  if (longest <= std::numeric_limits<int32_t>::max()) return;
+  longest = static_cast<int64_t>(batch.header.size() + batch.tail.size());
+  for (const vr::CellSegments& column : batch.columns) {
+    int64_t longest_cell = 0;
+    for (size_t c = 1; c < column.offsets.size(); ++c) {
+      longest_cell = std::max(longest_cell, column.offsets[c] - column.offsets[c - 1]);
+    }
+    longest += longest_cell;
+  }
+  if (longest > std::numeric_limits<int32_t>::max()) fail("the longest prompt may have 2^31 tokens or more");
+}
+
+// ---------------------------------------------------------------------------------------------------- functions
+// Hands a vector over to NumPy without copying.
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T>&& values) {
+  auto owned = std::make_unique<std::vector<T>>(std::move(values));
+  std::vector<T>* raw = owned.get();
+  nb::capsule owner(raw, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  owned.release();
+  return {raw->data(), {raw->size()}, owner};
+}
+
+nb::object sort_rows(const Array& codes, const Array& order) {
+  const vr::CodeTable table = code_table(codes);
+  const auto columns = list_of<int32_t>(order, "order");
+  std::vector<int64_t> rows;
+  {
+    nb::gil_scoped_release release;
+    check_range(columns, "order", table.num_columns, "columns");
+    for (const int32_t c : columns) check_codes(table, c, std::numeric_limits<int64_t>::max());
+    rows = vr::sort_rows(table, columns);
+  }
+  return nb::cast(to_numpy(std::move(rows)));
+}
+
+vr::PlannedBatch planned_batch(const Array& header, const std::vector<Array>& cell_tokens,
+                               const std::vector<Array>& cell_offsets, const Array& tail, const vr::CodeTable& table,
+                               const Array& rows, const Array& fields) {
+  const auto num_columns = static_cast<size_t>(table.num_columns);
+  if (cell_tokens.size() != num_columns || cell_offsets.size() != num_columns) {
+    fail("codes has " + std::to_string(num_columns) + " columns, cell_tokens " + std::to_string(cell_tokens.size()) +
+         " and cell_offsets " + std::to_string(cell_offsets.size()));
+  }
+  std::vector<vr::CellSegments> columns;
+  for (size_t c = 0; c < num_columns; ++c) {
+    columns.push_back(cell_segments(cell_tokens[c], cell_offsets[c], static_cast<int64_t>(c)));
+  }
+  const auto* orders = elements<int32_t>(fields, "fields", 2);
+  if (fields.shape(0) != rows.size() || fields.shape(1) != num_columns) {
+    fail("fields must be [" + std::to_string(rows.size()) + " rows, " + std::to_string(num_columns) +
+         " columns], not [" + std::to_string(fields.shape(0)) + ", " + std::to_string(fields.shape(1)) + "]");
+  }
+  return {list_of<int32_t>(header, "header"), std::move(columns), list_of<int32_t>(tail, "tail"), table.codes,
+          table.num_rows, list_of<int64_t>(rows, "rows"), orders, fields.stride(0), fields.stride(1)};
+}
+
+nb::tuple simulate_prefix_cache(const Array& header, const std::vector<Array>& cell_tokens,
+                                const std::vector<Array>& cell_offsets, const Array& tail, const Array& codes,
+                                const Array& rows, const Array& fields, int64_t block_size, int64_t capacity_blocks) {
+  if (block_size < 1) fail("block_size must be 1 token or more, not " + std::to_string(block_size));
+  if (capacity_blocks < 0) fail("capacity_blocks must be 0 (no limit) or more, not " + std::to_string(capacity_blocks));
+  const vr::CodeTable table = code_table(codes);
+  const vr::PlannedBatch batch = planned_batch(header, cell_tokens, cell_offsets, tail, table, rows, fields);
+  vr::ReplayResult result;
+  {
+    nb::gil_scoped_release release;
+    for (int64_t c = 0; c < table.num_columns; ++c) {
+      check_codes(table, c, static_cast<int64_t>(batch.columns[static_cast<size_t>(c)].offsets.size()) - 1);
+    }
+    check_range(batch.rows, "rows", table.num_rows, "rows of codes");
+    check_fields(batch);
+    check_length(batch);
+    result = vr::simulate_prefix_cache(batch, block_size, capacity_blocks);
+  }
+  return nb::make_tuple(to_numpy(std::move(result.hit_tokens)), to_numpy(std::move(result.prompt_tokens)));
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native loops of vllm_relational: call them through vllm_relational.native.";
+  m.def("sort_rows", &sort_rows, nb::arg("codes"), nb::arg("order"),
+        "Stable lexicographic order: codes int32 [num_columns, num_rows], order int32 -> int64 [num_rows].");
+  m.def("simulate_prefix_cache", &simulate_prefix_cache, nb::arg("header"), nb::arg("cell_tokens"),
+        nb::arg("cell_offsets"), nb::arg("tail"), nb::arg("codes"), nb::arg("rows"), nb::arg("fields"),
+        nb::arg("block_size"), nb::arg("capacity_blocks"),
+        "Replays a planned batch against an LRU prefix cache: (hit_tokens, prompt_tokens), both int32 [num_asked].");
+}

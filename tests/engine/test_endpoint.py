@@ -1,0 +1,597 @@
+"""The endpoint engine against a real HTTP server on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from vllm_relational.engine.endpoint import EndpointEngine
+from vllm_relational.engine.endpoint_connection import retry_after_s
+from vllm_relational.engine.endpoint_protocol import plain_text, read_completion, request_body, token_limit
+from vllm_relational.records import (
+    Choice,
+    Completion,
+    EngineDiedError,
+    FreeText,
+    IntegerRange,
+    JsonSchema,
+    Prompt,
+    RelationalError,
+)
+
+YES_NO = Choice(("yes", "no"))
+KEY = "sk-secret-3141592653"
+Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]
+
+
+def chat(text: str | None, finish: str = "stop", **usage: Any) -> Reply:
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
+    return 200, {"id": "x", "object": "chat.completion", "choices": [choice], **({"usage": usage} if usage else {})}
+
+
+def fail(status: int, message: str = "no", **headers: str) -> Reply:
+    return status, {"error": {"message": message}}, {name.replace("_", "-"): text for name, text in headers.items()}
+
+
+class FakeServer:
+    """Answers with ``reply(body)``; records the bodies in order of arrival and how many were in flight at once."""
+
+    def __init__(self) -> None:
+        self.models: Reply = (200, {"data": [{"id": "tiny", "max_model_len": 2048, "owned_by": "vllm"}]})
+        self.version: Reply = (200, {"version": "0.32.0"})
+        self.reset: Reply = (404, {})
+        self.metrics: Reply = (404, {})
+        self.reply: Callable[[dict[str, Any]], Reply] = lambda body: chat("yes")
+        self.bodies: list[dict[str, Any]] = []
+        self.in_flight = self.most_in_flight = 0
+        self.prefix = "/v1"
+        self.lock = threading.Lock()
+        self.released = threading.Event()
+        self.sockets: list[socket.socket] = []
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.http.daemon_threads = True
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
+        self.thread.start()
+
+    @property
+    def root(self) -> str:
+        return f"http://127.0.0.1:{self.http.server_port}"
+
+    @property
+    def users(self) -> list[str]:
+        return [body["messages"][-1]["content"] for body in self.bodies]
+
+    def other(self, version: Reply = (404, {})) -> FakeServer:
+        """Not vLLM any more."""
+        self.version = version
+        return self
+
+    def kill(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+        for opened in self.sockets:
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+        self.released.set()
+
+    def _chat(self, body: dict[str, Any]) -> Reply:
+        with self.lock:
+            self.bodies.append(body)
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            return self.reply(body)
+        finally:
+            with self.lock:
+                self.in_flight -= 1
+
+    def _route(self, path: str, body: dict[str, Any]) -> Reply:
+        if path == self.prefix + "/chat/completions":
+            return self._chat(body)
+        known = {
+            self.prefix + "/models": self.models,
+            "/version": self.version,
+            "/metrics": self.metrics,
+            "/reset_prefix_cache": self.reset,
+        }
+        return known.get(path, (404, {"detail": "Not Found"}))
+
+    def _handler(fake) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                super().setup()
+                fake.sockets.append(self.connection)
+
+            def do_GET(self) -> None:
+                self.answer()
+
+            do_POST = do_GET  # noqa: N815
+
+            def answer(self) -> None:
+                raw = self.rfile.read(int(self.headers.get("content-length") or 0))
+                status, document, *headers = fake._route(self.path, json.loads(raw) if raw else {})
+                data = document.encode() if isinstance(document, str) else json.dumps(document).encode()
+                self.send_response(status)
+                self.send_header("content-type", "text/html" if isinstance(document, str) else "application/json")
+                self.send_header("content-length", str(len(data)))
+                for name, text in (headers[0] if headers else {}).items():
+                    self.send_header(name, text)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):  # the client went away, or the server was killed
+                    super().handle()
+
+            def finish(self) -> None:
+                with contextlib.suppress(OSError):
+                    super().finish()
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        return Handler
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    fake = FakeServer()
+    yield fake
+    fake.kill()
+    fake.thread.join(5)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    yield
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("endpoint")]
+
+
+def engine(server: FakeServer, **options: Any) -> EndpointEngine:
+    return EndpointEngine(server.root + "/v1", **{"retry_delay_s": 0.01, "timeout_s": 5.0, **options})
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(key, system="Judge.", user=f"row {key}") for key in range(count)]
+
+
+def ask(asked: EndpointEngine, count: int = 1, decision: Any = YES_NO) -> dict[int, Completion]:
+    return {completion.key: completion for completion in asked.ask(prompts(count), decision)}
+
+
+# --------------------------------------------------------------------------------------------------------- start
+def test_start_reads_the_model_card(server: FakeServer) -> None:
+    info = engine(server).start()
+    assert (info.model, info.max_model_len, info.kv_cache_tokens, info.block_size) == ("tiny", 2048, None, 16)
+
+
+def test_start_reads_the_block_size_from_the_metrics(server: FakeServer) -> None:
+    server.metrics = (200, 'vllm:cache_config_info{_block_size_resolved="True",block_size="128",engine="0"} 1.0\n')
+    assert engine(server).start().block_size == 128
+
+
+def test_a_missing_v1_is_added(server: FakeServer) -> None:
+    asked = EndpointEngine(server.root)
+    assert asked.start().model == "tiny"
+    assert ask(asked)[0].text == "yes"
+    assert "structured_outputs" in server.bodies[0]
+
+
+def test_a_wrong_model_is_named_with_close_matches(server: FakeServer) -> None:
+    server.models = (200, {"data": [{"id": "Qwen2.5-7B-Instruct"}, {"id": "bge-small"}]})
+    with pytest.raises(RelationalError, match=r"did you mean Qwen2\.5-7B-Instruct\?"):
+        engine(server, model="Qwen2.5-7B-instruct").start()
+    with pytest.raises(RelationalError, match=r"serves Qwen2\.5-7B-Instruct, bge-small; choose one with model="):
+        engine(server).start()
+
+
+def test_many_names_are_not_all_listed(server: FakeServer) -> None:
+    server.models = (200, {"data": [{"id": f"m{number}"} for number in range(500)]})
+    with pytest.raises(RelationalError, match="and 490 more"):
+        engine(server).start()
+
+
+def test_a_server_without_a_list_needs_the_name(server: FakeServer) -> None:
+    server.models = (404, {})
+    with pytest.raises(RelationalError, match="has no /models; give the name with model="):
+        engine(server).start()
+    assert engine(server, model="mine").start().model == "mine"
+
+
+def test_a_page_that_is_no_list_of_models(server: FakeServer) -> None:
+    server.models = (200, "<html>welcome</html>")
+    with pytest.raises(RelationalError, match="often ends in /v1"):
+        engine(server).start()
+
+
+def test_an_unreachable_server_is_named_with_the_fix() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://user:password@127.0.0.1:{unused.getsockname()[1]}/v1"
+        with pytest.raises(RelationalError) as raised:
+            EndpointEngine(url, retry_delay_s=0.01).start()
+    message = str(raised.value)
+    assert "cannot reach the server at http://127.0.0.1:" in message and "start the server" in message
+    assert "password" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_named_by_its_source(server: FakeServer, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.models = fail(status, f"Incorrect API key provided: {KEY}")
+    for options, source in [({}, "no API key was given"), ({"api_key": KEY}, "came from the api_key argument")]:
+        with pytest.raises(RelationalError, match=source) as raised:
+            engine(server, **options).start()
+        assert KEY not in str(raised.value)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(RelationalError, match="came from OPENAI_API_KEY"):
+        engine(server).start()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_url": "localhost:8000"},
+        {"base_url": "http://h", "concurrency": 0},
+        {"base_url": "http://h", "timeout_s": 0},
+    ],
+)
+def test_bad_arguments(options: dict[str, Any]) -> None:
+    with pytest.raises(RelationalError, match=r"http://localhost:8000/v1|must be positive"):
+        EndpointEngine(**options)
+
+
+def test_the_key_is_in_no_message(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "vllm_relational")
+    asked = engine(server, api_key=KEY)
+    assert KEY not in repr(vars(asked))
+    server.other().reply = lambda body: fail(400, f"bad request with {KEY}")
+    assert KEY not in (ask(asked)[0].error or KEY)
+    server.reply = lambda body: fail(401, f"key {KEY} has expired")
+    with pytest.raises(EngineDiedError) as raised:
+        ask(asked)
+    assert KEY not in str(raised.value) and KEY not in caplog.text
+    with pytest.raises(RelationalError) as raised_by_key:
+        engine(server, api_key=f"{KEY}\n{KEY}")
+    assert KEY not in str(raised_by_key.value)
+
+
+# ------------------------------------------------------------------------------------------------ order, places
+def test_one_at_a_time_arrives_in_the_order_given(server: FakeServer) -> None:
+    answers = list(engine(server, concurrency=1).ask(prompts(30), YES_NO))
+    assert server.users == [f"row {key}" for key in range(30)]
+    assert [answer.key for answer in answers] == list(range(30))
+    assert server.most_in_flight == 1
+
+
+def test_never_more_in_flight_than_allowed_and_pulled_lazily(server: FakeServer) -> None:
+    pulled = 0
+
+    def counted() -> Iterator[Prompt]:
+        nonlocal pulled
+        for prompt in prompts(40):
+            pulled += 1
+            yield prompt
+
+    def slow(body: dict[str, Any]) -> Reply:
+        time.sleep(0.01)
+        return chat("no")
+
+    server.reply = slow
+    seen = 0
+    for completion in engine(server, concurrency=4).ask(counted(), YES_NO):
+        seen += 1
+        assert completion.text == "no" and pulled <= seen + 8
+    assert seen == 40 and server.most_in_flight == 4
+
+
+def test_nothing_asked_nothing_sent(server: FakeServer) -> None:
+    assert ask(engine(server), 0) == {} and server.bodies == []
+
+
+# --------------------------------------------------------------------------------------------- retries, failures
+def test_busy_then_free(server: FakeServer) -> None:
+    server.reply = lambda body: fail(503, "loading") if len(server.bodies) < 3 else chat("yes")
+    assert ask(engine(server))[0].text == "yes" and len(server.bodies) == 3
+
+
+def test_retry_after_is_honoured(server: FakeServer) -> None:
+    server.reply = lambda body: fail(429, "slow", retry_after="0.3") if len(server.bodies) < 2 else chat("yes")
+    started = time.monotonic()
+    assert ask(engine(server))[0].text == "yes"
+    assert 0.3 <= time.monotonic() - started < 3
+
+
+def test_retry_after_as_a_number_a_date_or_nonsense() -> None:
+    assert retry_after_s({"retry-after": "2.5"}) == 2.5
+    assert retry_after_s({"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}) > 1e6  # type: ignore[operator]
+    assert retry_after_s({"retry-after": "soon"}) is None
+    assert retry_after_s({}) is None
+
+
+def test_a_wait_of_an_hour_is_not_waited_for(server: FakeServer) -> None:
+    server.reply = lambda body: fail(429, "daily quota used", retry_after="3600")
+    assert ask(engine(server))[0].error == "HTTP 429: daily quota used"
+
+
+def test_a_row_whose_retries_are_used_up_fails_alone(server: FakeServer) -> None:
+    server.reply = lambda body: fail(500, "oops") if "row 1" in server_user(body) else chat("yes")
+    answers = ask(engine(server, max_retries=2), 3)
+    assert answers[1].error == "HTTP 500 after 3 attempts: oops"
+    assert answers[0].text == answers[2].text == "yes"
+
+
+def server_user(body: dict[str, Any]) -> str:
+    return str(body["messages"][-1]["content"])
+
+
+@pytest.mark.parametrize("vllm", [True, False])
+def test_one_bad_row_does_not_disturb_the_others(server: FakeServer, vllm: bool) -> None:
+    long = "This model's maximum\ncontext length is 2048 tokens. " + "x" * 500
+    server.reply = lambda body: fail(400, long) if "row 0" in server_user(body) else chat('{"answer": "no"}')
+    if not vllm:
+        server.other()
+    answers = ask(engine(server, concurrency=2), 6, JsonSchema({"type": "object"}))
+    error = answers[0].error or ""
+    assert error.startswith("HTTP 400: This model's maximum context length") and len(error) < 230 and "\n" not in error
+    assert all(answers[key].text == '{"answer": "no"}' for key in range(1, 6))
+    if not vllm:  # the constraint was kept
+        assert sum("response_format" in body for body in server.bodies) == 6
+
+
+def test_text_that_is_not_unicode_fails_alone(server: FakeServer) -> None:
+    rows = [Prompt(0, user="\ud800"), Prompt(1, user="fine")]
+    answers = {answer.key: answer for answer in engine(server).ask(rows, YES_NO)}
+    assert "not valid Unicode" in (answers[0].error or "") and answers[1].text == "yes"
+
+
+def test_a_slow_row_fails_alone_while_others_are_answered(server: FakeServer) -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        if "row 0" in server_user(body):
+            server.released.wait(5)
+        time.sleep(0.05)
+        return chat("yes")
+
+    server.reply = reply
+    answers = ask(engine(server, concurrency=2, timeout_s=0.3), 30)
+    assert answers[0].error == "no answer in 0.3 s after 2 attempts"
+    assert all(answers[key].text == "yes" for key in range(1, 30))
+
+
+def test_a_killed_server_ends_the_job(server: FakeServer) -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        if len(server.bodies) > 5:
+            threading.Thread(target=server.kill).start()
+            server.released.wait(5)
+        return chat("yes")
+
+    server.reply = reply
+    answers = []
+    started = time.monotonic()
+    with pytest.raises(EngineDiedError, match=rf"{server.root}/v1 stopped answering .*--resume") as raised:
+        for answer in engine(server, concurrency=3, max_retries=2).ask(prompts(100), YES_NO):
+            answers.append(answer)
+    assert f"after {len(answers)} answers" in str(raised.value)
+    assert len(answers) <= 5 and time.monotonic() - started < 3
+
+
+def test_a_frozen_server_ends_the_job(server: FakeServer) -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        server.released.wait(5)
+        return chat("yes")
+
+    server.reply = reply
+    started = time.monotonic()
+    with pytest.raises(EngineDiedError, match=r"after 0 answers: no answer in 0\.2 s"):
+        ask(engine(server, timeout_s=0.2), 8)
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_of_all_requests_ends_the_job(server: FakeServer, status: int) -> None:
+    server.reply = lambda body: chat("yes") if len(server.bodies) < 3 else fail(status, "gone")
+    with pytest.raises(EngineDiedError, match=rf"HTTP {status}.*after 2 answers"):
+        ask(engine(server, concurrency=1), 9)
+    assert len(server.bodies) == 3
+
+
+def test_an_early_close_cancels_and_leaves_the_engine_usable(server: FakeServer) -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        if len(server.bodies) > 1:
+            server.released.wait(5)
+        return chat("yes")
+
+    server.reply = reply
+    asked = engine(server, concurrency=4)
+    answers = asked.ask(iter(prompts(1000)), YES_NO)
+    next(answers)
+    started = time.monotonic()
+    answers.close()
+    assert time.monotonic() - started < 1 and len(server.bodies) <= 5
+    server.released.set()
+    assert len(ask(asked, 3)) == 3
+
+
+def test_an_early_close_does_not_wait_for_the_next_attempt(server: FakeServer) -> None:
+    server.reply = lambda body: chat("yes") if "row 0" in server_user(body) else fail(503, "busy", retry_after="60")
+    answers = engine(server, concurrency=4).ask(prompts(9), YES_NO)
+    next(answers)
+    started = time.monotonic()
+    answers.close()
+    assert time.monotonic() - started < 1
+
+
+def test_an_error_in_the_source_of_prompts_passes_through(server: FakeServer) -> None:
+    def broken() -> Iterator[Prompt]:
+        yield from prompts(3)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(engine(server, concurrency=2).ask(broken(), YES_NO))
+
+
+# ------------------------------------------------------------------------------------------------------ dialects
+@pytest.mark.parametrize(
+    ("decision", "outputs"),
+    [
+        (YES_NO, {"choice": ["yes", "no"]}),
+        (IntegerRange(-1, 2), {"choice": ["-1", "0", "1", "2"]}),
+        (IntegerRange(0, 500), {"json": {"type": "integer", "minimum": 0, "maximum": 500}}),
+        (JsonSchema({"type": "object"}), {"json": {"type": "object"}}),
+        (FreeText(7), None),
+    ],
+)
+def test_what_vllm_is_asked(server: FakeServer, decision: Any, outputs: Any) -> None:
+    ask(engine(server), 1, decision)
+    body = server.bodies[0]
+    assert body.get("structured_outputs") == outputs and "response_format" not in body
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert body["model"] == "tiny" and body["temperature"] == 0
+    assert body["messages"] == [{"role": "system", "content": "Judge."}, {"role": "user", "content": "row 0"}]
+
+
+def test_what_another_server_is_asked(server: FakeServer) -> None:
+    server.other().reply = lambda body: chat('{"answer": "no"}')
+    assert ask(engine(server))[0].text == "no"
+    body = server.bodies[0]
+    form = body["response_format"]["json_schema"]
+    assert form["name"] == "answer" and form["strict"] is True
+    assert form["schema"]["properties"] == {"answer": {"type": "string", "enum": ["yes", "no"]}}
+    assert form["schema"]["required"] == ["answer"] and form["schema"]["additionalProperties"] is False
+    assert not {"structured_outputs", "chat_template_kwargs"} & set(body)
+
+
+@pytest.mark.parametrize(
+    ("version", "owner"),
+    [((200, {"version": "0.8.5"}), "vllm"), ((200, {"version": "1.2.3"}), "other"), ((404, {}), "vllm")],
+)
+def test_servers_that_do_not_take_structured_outputs(server: FakeServer, version: Reply, owner: str) -> None:
+    server.models = (200, {"data": [{"id": "tiny", "owned_by": owner}]})
+    ask(engine(server.other(version)))
+    assert "response_format" in server.bodies[0]
+
+
+def test_a_development_build_of_vllm_is_vllm(server: FakeServer) -> None:
+    ask(engine(server.other((200, {"version": "0.1.dev9+gabc"}))))
+    assert "structured_outputs" in server.bodies[0]
+
+
+def test_a_refused_response_format_is_dropped_once(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    server.other().reply = lambda body: fail(400, "unknown field") if "response_format" in body else chat(" yes\n")
+    asked = engine(server, concurrency=2)
+    assert {answer.text for answer in ask(asked, 10).values()} == {"yes"}
+    assert sum("response_format" in body for body in server.bodies) <= 2
+    assert server.users[-1].endswith('exactly one of these, without quotes, and nothing else: "yes", "no".')
+    server.bodies.clear()
+    ask(asked, 3)
+    assert not any("response_format" in body for body in server.bodies)
+    assert [record.levelname for record in caplog.records if record.name.startswith("vllm_relational")] == ["WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("decision", "words", "answer", "text"),
+    [
+        (IntegerRange(1, 5), "from 1 to 5", "3", "3"),
+        (JsonSchema({"type": "object"}), '{"type": "object"}', '```json\n{"a": 1}\n```', '{"a": 1}'),
+        (FreeText(), "u", " so ", " so "),
+    ],
+)
+def test_words_instead_of_a_constraint(decision: Any, words: str, answer: str, text: str) -> None:
+    body = request_body("m", Prompt(0, user="u"), decision, "words")
+    assert server_user(body).startswith("u") and words in server_user(body) and "response_format" not in body
+    assert plain_text(answer, decision, "words") == text
+
+
+# ------------------------------------------------------------------------------------------------------- answers
+def test_cached_tokens_are_read(server: FakeServer) -> None:
+    usage: dict[str, Any] = {
+        "prompt_tokens": 40,
+        "completion_tokens": 2,
+        "prompt_tokens_details": {"cached_tokens": 32},
+    }
+    server.reply = lambda body: chat("yes", **usage)
+    assert ask(engine(server))[0] == Completion(0, "yes", None, 40, 2, 32)
+    server.reply = lambda body: chat("yes", prompt_tokens=40, completion_tokens=2, prompt_tokens_details=None)
+    assert ask(engine(server))[0] == Completion(0, "yes", None, 40, 2, None)
+    server.reply = lambda body: chat("yes")
+    assert ask(engine(server))[0] == Completion(0, "yes", None, 0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (chat(None), "the answer is empty"),
+        (chat("  \n"), "the answer is empty"),
+        (chat('{"a', "length", prompt_tokens=9, completion_tokens=256), "answer was cut off after 256 tokens"),
+        ((200, {"choices": []}), "the answer is empty"),
+        ((200, {"error": {"message": "upstream is down"}}), "the server answered: upstream is down"),
+        ((200, "<html>hello</html>"), "the server's answer is not a chat completion"),
+        ((200, {"choices": [{"message": {"refusal": "I cannot."}}]}), "the model refused: I cannot."),
+        (
+            (200, {"choices": [{"message": {"content": "", "reasoning": "hmm"}}]}),
+            "the answer is empty: the model spent",
+        ),
+        ((422, {"detail": [{"msg": "bad"}]}), "HTTP 422: [{'msg': 'bad'}]"),
+        ((413, "too large"), "HTTP 413: too large"),
+    ],
+)
+def test_answers_that_are_none(server: FakeServer, reply: Reply, error: str) -> None:
+    server.reply = lambda body: reply
+    answer = ask(engine(server), 1, JsonSchema({"type": "object"}))[0]
+    assert answer.text is None and (answer.error or "").startswith(error)
+
+
+def test_free_text_may_be_cut_off_and_is_left_as_it_is() -> None:
+    reply = chat(" a long st", "length")[1]
+    assert read_completion(0, reply, FreeText(4), "vllm").text == " a long st"
+    assert read_completion(0, reply, YES_NO, "vllm").error is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('{"answer": "no"}', "no"),
+        ('\n{ "answer": 4 }', "4"),
+        ("no", "no"),
+        ("4", "4"),
+        ('{"reply": 1}', '{"reply": 1}'),
+        ('{"answer": null}', "null"),
+    ],
+)
+def test_wrapped_answers_are_unwrapped(content: str, text: str) -> None:
+    assert plain_text(content, YES_NO, "response_format") == text
+
+
+def test_token_limits_cover_the_longest_answer() -> None:
+    assert token_limit(FreeText(5)) == 5 and token_limit(JsonSchema({}, 9)) == 9
+    for labels in [("a", "a much longer label"), ("日本語", "é"), ('quote "', "\n")]:
+        longest = max(len(json.dumps({"answer": label}, indent=2).encode()) for label in labels)
+        assert token_limit(Choice(labels)) >= longest
+    assert token_limit(IntegerRange(-100000, 1)) >= len('{"answer": -100000}')
+
+
+# --------------------------------------------------------------------------------------------------- reset, close
+def test_reset_cache_where_the_server_can(server: FakeServer) -> None:
+    asked = engine(server)
+    assert asked.reset_cache() is False
+    server.reset = (200, {"success": True})
+    assert asked.reset_cache() is True
+    server.reset = (200, {"success": False})
+    assert asked.reset_cache() is False
+    server.reset = (200, {"success": True})
+    assert engine(server.other()).reset_cache() is False
+    asked.close()
+    asked.close()

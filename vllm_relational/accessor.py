@@ -1,0 +1,53 @@
+"""``df.llm``: the questions that analysts ask most, on any pandas DataFrame.
+
+The newest open ``RelationalLLM`` answers; ``df.llm.using(llm)`` names another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from vllm_relational.llm import RelationalLLM
+
+YES, NO = "yes", "no"
+
+
+@pd.api.extensions.register_dataframe_accessor("llm")
+class LLMAccessor:
+    """Asks questions of the rows of a DataFrame; every method takes the options of ``RelationalLLM.run``."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self._frame = frame
+        self._llm: RelationalLLM | None = None
+
+    def using(self, llm: RelationalLLM) -> LLMAccessor:
+        """The same questions, answered by ``llm``."""
+        accessor = LLMAccessor(self._frame)
+        accessor._llm = llm
+        return accessor
+
+    def map(self, prompt: str, **options: Any) -> pd.Series:
+        """Free text, one answer a row."""
+        return self._ask(prompt, **options)
+
+    def filter(self, statement: str, **options: Any) -> pd.DataFrame:
+        """The rows for which ``statement`` holds. Rows that failed are left out, with a warning."""
+        question = f"Is the following true? {statement}"
+        holds = (self._ask(question, choices=(YES, NO), **options) == YES).to_numpy(dtype=bool)
+        kept: pd.DataFrame = self._frame.loc[holds]
+        return kept
+
+    def classify(self, prompt: str, labels: Sequence[str], **options: Any) -> pd.Series:
+        """One of ``labels`` for each row."""
+        return self._ask(prompt, choices=labels, **options)
+
+    def score(self, prompt: str, low: int, high: int, **options: Any) -> pd.Series:
+        """A whole number from ``low`` to ``high`` for each row, as nullable ``Int64``."""
+        return self._ask(prompt, range=(low, high), **options)
+
+    def _ask(self, prompt: str, **options: Any) -> pd.Series:
+        answers: pd.Series = (self._llm or RelationalLLM.newest()).query(self._frame, prompt, **options)
+        return answers

@@ -1,0 +1,140 @@
+"""The same question in several orders, side by side on one engine, each from a cold cache."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vllm_relational.llm import RelationalLLM
+from vllm_relational.records import QueryResult, RelationalError
+
+FIELDS = (
+    "time", "commit", "machine", "model", "table", "question", "order", "rows", "distinct_rows", "prompt_tokens",
+    "computed_tokens", "output_tokens", "hit_rate_measured", "hit_rate_predicted", "ceiling", "ask_seconds",
+    "rows_per_second", "speed_up", "same_answers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results of one question, one an order; the first order is the baseline."""
+
+    results: tuple[QueryResult, ...]
+
+    def speed_up(self, result: QueryResult) -> float:
+        """Baseline seconds over this order's seconds, engine time only."""
+        baseline: float = self.results[0].report.stage_seconds["ask"]
+        seconds: float = result.report.stage_seconds["ask"]
+        return baseline / max(seconds, 1e-9)
+
+    def same_answers(self, result: QueryResult) -> float:
+        """Share of rows with the baseline's answer: another field order is another prompt."""
+        pairs = zip(self.results[0].answers, result.answers, strict=True)
+        same: int = sum(a == b for a, b in pairs)
+        return same / max(len(result.answers), 1)
+
+    def render(self) -> str:
+        """The comparison as a table for a terminal."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(
+            "order", "seconds", "rows/s", "speed-up", "hit rate", "predicted", "computed tokens", "same answers"
+        )
+        for result in self.results:
+            report = result.report
+            table.add_row(
+                report.planner,
+                f"{report.stage_seconds['ask']:.1f}",
+                f"{report.rows_per_second or 0:.2f}",
+                f"{self.speed_up(result):.2f}x",
+                "?" if report.measured_hit_rate is None else f"{report.measured_hit_rate:.1%}",
+                f"{report.predicted.hit_rate:.1%}",
+                _computed(result),
+                f"{self.same_answers(result):.1%}",
+            )
+        out = io.StringIO()
+        Console(file=out, width=110).print(table)
+        return out.getvalue().rstrip()
+
+    def append_csv(self, path: Path, table: str) -> None:
+        """Append one line an order, with what is needed to repeat it."""
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if new:
+                writer.writeheader()
+            writer.writerows(self._line(result, table) for result in self.results)
+
+    def _line(self, result: QueryResult, table: str) -> dict[str, Any]:
+        report = result.report
+        hit_rate = report.measured_hit_rate
+        return {
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": _commit(),
+            "machine": _machine(),
+            "model": Path(report.model).name,
+            "table": Path(table).name,
+            "question": report.question,
+            "order": report.planner,
+            "rows": report.num_rows,
+            "distinct_rows": report.num_distinct,
+            "prompt_tokens": report.measured_prompt_tokens,
+            "computed_tokens": _computed(result),
+            "output_tokens": report.output_tokens,
+            "hit_rate_measured": "" if hit_rate is None else round(hit_rate, 4),
+            "hit_rate_predicted": round(report.predicted.hit_rate, 4),
+            "ceiling": round(report.ceiling, 4),
+            "ask_seconds": round(report.stage_seconds["ask"], 3),
+            "rows_per_second": round(report.rows_per_second or 0, 3),
+            "speed_up": round(self.speed_up(result), 3),
+            "same_answers": round(self.same_answers(result), 4),
+        }
+
+
+def compare_orders(
+    llm: RelationalLLM, table: pa.Table, prompt: str, orders: Sequence[str], options: Mapping[str, Any]
+) -> Comparison:
+    """Ask ``prompt`` once per order. The cache is emptied and one row is asked to warm the engine before each.
+
+    Raises ``RelationalError`` when the engine cannot empty its cache: the comparison would be worth nothing.
+    """
+    results = []
+    for order in orders:
+        llm.run(table.slice(0, 1), prompt, order=order, progress=False, **options)
+        if not llm.reset_cache():
+            raise RelationalError("this engine cannot empty its prefix cache, so orders cannot be compared on it")
+        results.append(llm.run(table, prompt, order=order, progress=True, **options))
+    return Comparison(tuple(results))
+
+
+def _computed(result: QueryResult) -> str:
+    report = result.report
+    if report.measured_prompt_tokens is None or report.measured_cached_tokens is None:
+        return ""
+    return str(report.measured_prompt_tokens - report.measured_cached_tokens)
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def _machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"

@@ -1,0 +1,90 @@
+"""One frozen configuration of a query: every field with its unit; bad values raise with the fix."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
+
+OnError = Literal["null", "raise"]
+Nulls = Literal["error", "keep"]
+
+DEFAULT_ORDER = "fixed"
+DEFAULT_SYSTEM_PROMPT = (
+    "You answer a question about one record of a table. The record is given as JSON; names in double quotes in the "
+    "question are its fields. Reply with the answer only."
+)
+
+
+@dataclass(frozen=True)
+class QueryConfig:
+    """How a query is run; what is asked lives in ``Question``.
+
+    order:         the planner: 'published' or 'fixed'.
+    pin:           columns that keep their published position in every prompt.
+    system_prompt: first message of every prompt; '' sends none.
+    on_error:      'null' gives a failed row no answer and a reason; 'raise' stops at the first failed row.
+    nulls:         'error' fails rows with a null in a used column; 'keep' sends the null to the model.
+    checkpoint:    file to which answers are appended as they come; None keeps them in memory only.
+    resume:        continue from an existing checkpoint.
+    progress:      show a progress bar on standard error.
+    """
+
+    order: str = DEFAULT_ORDER
+    pin: tuple[str, ...] = ()
+    system_prompt: str = DEFAULT_SYSTEM_PROMPT
+    on_error: OnError = "null"
+    nulls: Nulls = "error"
+    checkpoint: Path | None = None
+    resume: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("on_error", self.on_error, get_args(OnError))
+        _one_of("nulls", self.nulls, get_args(Nulls))
+        if self.resume and self.checkpoint is None:
+            raise RelationalError("resume needs a checkpoint: name the file with checkpoint=... or use -o with the CLI")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise RelationalError(f"{name} is {value!r}: use one of {', '.join(allowed)}")
+
+
+def check_decision(decision: Decision) -> None:
+    """Raise ``RelationalError`` with the fix when no answer could satisfy the decision."""
+    match decision:
+        case Choice(labels):
+            _check_labels(labels)
+        case IntegerRange(low, high) if low >= high:
+            raise RelationalError(f"the range {low} to {high} leaves nothing to decide: low must be below high")
+        case JsonSchema(schema, max_tokens):
+            _check_schema(schema)
+            _check_max_tokens(max_tokens)
+        case FreeText(max_tokens):
+            _check_max_tokens(max_tokens)
+
+
+def _check_labels(labels: tuple[str, ...]) -> None:
+    if len(labels) < 2 or not all(label.strip() for label in labels):
+        raise RelationalError(f"choices are {list(labels)}: give at least two, none of them empty")
+    twins = [label for label, count in Counter(label.strip().casefold() for label in labels).items() if count > 1]
+    if twins:
+        raise RelationalError(f"the choice {twins[0]!r} occurs twice (case and outer spaces do not count): drop one")
+
+
+def _check_schema(schema: Any) -> None:
+    import jsonschema
+
+    try:
+        jsonschema.validators.validator_for(schema).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise RelationalError(f"the JSON schema is not valid: {error.message}") from error
+
+
+def _check_max_tokens(max_tokens: int) -> None:
+    if max_tokens < 1:
+        raise RelationalError(f"max_tokens is {max_tokens}: an answer needs at least 1")

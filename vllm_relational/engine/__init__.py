@@ -1,0 +1,1 @@
+"""Prompts -> completions: vLLM in this process, or an OpenAI-compatible server."""

@@ -1,0 +1,37 @@
+"""The one interface behind which every engine stands; tests fake it without vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal, Protocol
+
+from vllm_relational.records import Completion, Decision, EngineInfo, Prompt
+
+PromptForm = Literal["token_ids", "messages"]
+
+
+class Engine(Protocol):
+    """Answers prompts, a bounded number at a time, in the order they come.
+
+    prompt_form: which fields of ``Prompt`` the engine reads.
+
+    ``start`` may be called more than once and returns the same facts; it raises ``RelationalError`` with the fix
+    when the engine cannot be had (no such model, unreachable server).
+
+    ``ask`` pulls prompts lazily, keeps a bounded number in flight, and yields one ``Completion`` a prompt, in
+    finishing order. A prompt that fails yields a completion with ``error`` set and does not disturb the others.
+    ``EngineDiedError`` means that no further prompt can be answered. Closing the iterator aborts what is in flight
+    and leaves the engine usable.
+
+    ``reset_cache`` forgets cached prefixes where the engine can; it returns False where it cannot.
+    """
+
+    prompt_form: PromptForm
+
+    def start(self) -> EngineInfo: ...
+
+    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]: ...
+
+    def reset_cache(self) -> bool: ...
+
+    def close(self) -> None: ...

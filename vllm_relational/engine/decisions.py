@@ -1,0 +1,96 @@
+"""A decision -> vLLM sampling parameters, and the way back from sampled tokens to text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema
+
+# Ranges up to this many numbers become a list of choices, longer ones a JSON integer.
+MAX_LISTED_NUMBERS = 100
+# Room for a label or number in whatever way the model spells it: a token is at least one byte, plus end markers.
+SPARE_TOKENS = 8
+
+Reader = Callable[[Any], tuple[str | None, str | None]]
+
+
+@dataclass(frozen=True)
+class DecisionPlan:
+    """params: ``vllm.SamplingParams``; read: one output of a request -> (text, None) or (None, error)."""
+
+    params: Any
+    read: Reader
+
+
+def plan_decision(decision: Decision, tokenizer: Any) -> DecisionPlan:
+    """How vLLM answers ``decision``: greedily, under the constraint, in one token where one token decides."""
+    match decision:
+        case FreeText(max_tokens):
+            return DecisionPlan(_sampling(max_tokens=max_tokens), _read_text)
+        case JsonSchema(schema, max_tokens):
+            return DecisionPlan(_sampling(max_tokens=max_tokens, json=dict(schema)), _read_whole)
+        case IntegerRange(low, high) if high - low >= MAX_LISTED_NUMBERS:
+            integer = {"type": "integer", "minimum": low, "maximum": high}
+            room = max(len(str(low)), len(str(high))) + SPARE_TOKENS
+            return DecisionPlan(_sampling(max_tokens=room, json=integer), _read_whole)
+        case IntegerRange(low, high):
+            return _plan_choice(tuple(str(number) for number in range(low, high + 1)), tokenizer)
+        case Choice(labels):
+            return _plan_choice(labels, tokenizer)
+
+
+def first_tokens(labels: tuple[str, ...], tokenizer: Any) -> dict[int, str] | None:
+    """First token of each label -> label; None when the first token does not decide.
+
+    It does not where two labels share it, or where one label begins another: there the model may spell the longer
+    one with the shorter one's tokens.
+    """
+    if any(a != b and b.startswith(a) for a in labels for b in labels):
+        return None
+    by_token: dict[int, str] = {}
+    for label in labels:
+        ids = tokenizer.encode(label, add_special_tokens=False)
+        if not ids or ids[0] in by_token:
+            return None
+        by_token[ids[0]] = label
+    return by_token
+
+
+def _plan_choice(labels: tuple[str, ...], tokenizer: Any) -> DecisionPlan:
+    by_token = first_tokens(labels, tokenizer)
+    if by_token is not None:
+        params = _sampling(max_tokens=1, allowed_token_ids=list(by_token), detokenize=False)
+        return DecisionPlan(params, _token_reader(by_token))
+    room = max(len(label.encode()) for label in labels) + SPARE_TOKENS
+    return DecisionPlan(_sampling(max_tokens=room, choice=list(labels)), _read_whole)
+
+
+def _sampling(*, json: Any = None, choice: list[str] | None = None, **settings: Any) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if json is not None or choice is not None:
+        settings["structured_outputs"] = StructuredOutputsParams(json=json, choice=choice)
+    return SamplingParams(temperature=0.0, **settings)
+
+
+def _token_reader(by_token: Mapping[int, str]) -> Reader:
+    def read(output: Any) -> tuple[str | None, str | None]:
+        label = by_token.get(output.token_ids[0]) if output.token_ids else None
+        return (label, None) if label is not None else (None, f"no answer (finish reason {output.finish_reason})")
+
+    return read
+
+
+def _read_text(output: Any) -> tuple[str | None, str | None]:
+    return (output.text, None) if output.finish_reason != "error" else (None, "the engine failed on this row")
+
+
+def _read_whole(output: Any) -> tuple[str | None, str | None]:
+    if output.finish_reason == "stop":
+        return output.text, None
+    if output.finish_reason == "length":
+        return None, f"the answer was cut off after {len(output.token_ids)} tokens: raise --max-tokens"
+    return None, f"no answer (finish reason {output.finish_reason})"

@@ -1,0 +1,192 @@
+"""vLLM in this process: the default engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vllm_relational.engine.base import PromptForm
+from vllm_relational.engine.decisions import DecisionPlan, plan_decision
+from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, RelationalError
+
+# Requests waiting inside vLLM beyond those it runs: enough that its scheduler never starves between two feeds.
+QUEUE_FACTOR = 2
+KV_CACHE_GIB_ON_CPU = 4
+
+
+class VllmEngine:
+    """An in-process ``vllm.LLM``, started at the first question.
+
+    engine_args: any argument of ``vllm.LLM``. On a CPU the defaults suit a CPU: no compilation, a 4 GiB KV cache,
+    and bfloat16 only where the processor multiplies it in hardware.
+    """
+
+    prompt_form: PromptForm = "token_ids"
+
+    def __init__(self, model: str, quiet: bool = True, **engine_args: Any) -> None:
+        self.model = model
+        self._quiet = quiet
+        self._args = engine_args
+        self._llm: Any = None
+        self._info: EngineInfo | None = None
+        self._dead = False
+
+    def start(self) -> EngineInfo:
+        if self._info is None:
+            self._prepare_environment()
+            vllm = _import_vllm()
+            from vllm_relational.vllm_ext.facts import engine_info, is_cpu
+            from vllm_relational.vllm_ext.liveness import watch_engine
+
+            defaults = _cpu_defaults() if is_cpu() else {}
+            try:
+                self._llm = vllm.LLM(self.model, **{"enable_prefix_caching": True, **defaults, **self._args})
+            except Exception as error:  # vLLM raises ValueError, RuntimeError, OSError, pydantic errors and its own
+                raise RelationalError(_start_message(self.model, error)) from error
+            watch_engine(self._llm)
+            self._info = engine_info(self._llm, self.model)
+        return self._info
+
+    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]:
+        self.start()
+        if self._dead:
+            raise EngineDiedError("the engine died earlier: make a new one")
+        plan = plan_decision(decision, self._llm.get_tokenizer())
+        yield from _Session(self, plan, iter(prompts)).run()
+
+    def reset_cache(self) -> bool:
+        return self._llm is None or bool(self._llm.reset_prefix_cache())
+
+    def close(self) -> None:
+        """Stop the engine process and free its memory. The engine may be started again."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm = self._info = None
+        self._dead = False
+
+    def _prepare_environment(self) -> None:
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if self._quiet:
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+            self._args.setdefault("use_tqdm_on_load", False)
+        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(_cpu_cache_gib())
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) <= 4:  # vLLM's automatic binding keeps a core back, half of such a machine
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+
+
+class _Session:
+    """One call of ``ask``: keeps vLLM's queue filled and hands out completions as requests finish."""
+
+    def __init__(self, engine: VllmEngine, plan: DecisionPlan, prompts: Iterator[Prompt]) -> None:
+        from vllm_relational.vllm_ext.facts import max_num_seqs
+
+        self._engine = engine
+        self._llm = engine._llm
+        self._plan = plan
+        self._prompts = prompts
+        self._in_flight: dict[str, tuple[Prompt, str]] = {}
+        self._limit = (1 + QUEUE_FACTOR) * max_num_seqs(self._llm)
+
+    def run(self) -> Iterator[Completion]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            while True:
+                yield from self._feed()
+                if not self._in_flight:
+                    return
+                yield from self._step()
+        except EngineDeadError as error:
+            self._engine._dead = True
+            raise EngineDiedError(
+                "the vLLM engine process died (killed, or out of memory: give it less with VLLM_CPU_KVCACHE_SPACE or "
+                "gpu_memory_utilization)"
+            ) from error
+        finally:
+            self._abort()
+
+    def _feed(self) -> Iterator[Completion]:
+        while len(self._in_flight) < self._limit:
+            prompt = next(self._prompts, None)
+            if prompt is None:
+                return
+            refusal = self._send(prompt)
+            if refusal is not None:
+                yield refusal
+
+    def _send(self, prompt: Prompt) -> Completion | None:
+        from vllm.exceptions import VLLMClientError
+
+        try:
+            (internal,) = self._llm.enqueue([{"prompt_token_ids": prompt.token_ids}], self._plan.params, use_tqdm=False)
+        except (VLLMClientError, ValueError, TypeError) as error:
+            return Completion(prompt.key, None, error=_first_line(error), prompt_tokens=len(prompt.token_ids))
+        # Outputs carry the id without the random suffix that vLLM adds.
+        self._in_flight[internal.partition("-")[0]] = (prompt, internal)
+        return None
+
+    def _step(self) -> Iterator[Completion]:
+        for output in self._llm.llm_engine.step():
+            if output.finished and output.request_id in self._in_flight:
+                prompt, _ = self._in_flight.pop(output.request_id)
+                yield self._completion(prompt, output)
+
+    def _completion(self, prompt: Prompt, output: Any) -> Completion:
+        answer = output.outputs[0]
+        text, error = self._plan.read(answer)
+        return Completion(
+            key=prompt.key,
+            text=text,
+            error=error,
+            prompt_tokens=len(prompt.token_ids),
+            output_tokens=len(answer.token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+        )
+
+    def _abort(self) -> None:
+        if self._in_flight and not self._engine._dead:
+            self._llm.llm_engine.abort_request([internal for _, internal in self._in_flight.values()], internal=True)
+        self._in_flight.clear()
+
+
+def _import_vllm() -> Any:
+    try:
+        import vllm
+    except ImportError as error:
+        raise RelationalError(
+            "vLLM is not installed: pip install 'vllm-relational[cuda]' (NVIDIA GPU) or 'vllm-relational[cpu]', "
+            f"or use a server with --base-url ({_first_line(error)})"
+        ) from error
+    from vllm_relational.vllm_ext.version import check_version
+
+    check_version(vllm.__version__)
+    return vllm
+
+
+def _cpu_defaults() -> dict[str, Any]:
+    # Compilation costs a minute at start and measured slower than eager on two cores (README, limits).
+    return {"dtype": "bfloat16" if _has_bfloat16_matmul() else "float32", "enforce_eager": True}
+
+
+def _has_bfloat16_matmul() -> bool:
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def _cpu_cache_gib() -> int:
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(KV_CACHE_GIB_ON_CPU, int(memory_gib / 4)))
+
+
+def _start_message(model: str, error: Exception) -> str:
+    return f"vLLM could not start with the model {model}: {_first_line(error)} (details: run again with --verbose)"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

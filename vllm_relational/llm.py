@@ -1,0 +1,232 @@
+"""The Python interface: one object that holds an engine and answers questions over tables."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vllm_relational.config import DEFAULT_ORDER, DEFAULT_SYSTEM_PROMPT, Nulls, OnError, QueryConfig
+from vllm_relational.engine.base import Engine
+from vllm_relational.pipeline import plan_query, run_query
+from vllm_relational.prompts import FourByteEstimate, Tokenizer, load_tokenizer
+from vllm_relational.records import (
+    Choice,
+    Decision,
+    EngineInfo,
+    FreeText,
+    IntegerRange,
+    JsonSchema,
+    QueryResult,
+    RelationalError,
+    RunReport,
+)
+from vllm_relational.results.parse import arrow_type
+from vllm_relational.table import read_table
+
+# Longer reasons are cut in warnings; the whole ones are in ``last_result.errors``.
+SHOWN_REASONS = 3
+
+
+class RelationalLLM:
+    """Answers questions over tables.
+
+    model:       folder or hub name; with ``base_url`` the server's model name, or None for its only one.
+    base_url:    an OpenAI-compatible server (``http://host:8000/v1``) instead of vLLM in this process.
+    tokenizer:   folder or hub name, where it is not the model's; with ``base_url`` it makes token counts exact.
+    order:       default field and row order of queries.
+    engine_args: with vLLM in this process, any argument of ``vllm.LLM``; with ``base_url``, those of
+                 ``EndpointEngine`` (api_key, concurrency, timeout_s, max_retries).
+
+    The engine starts at the first question and stays until ``close()``. The newest open object also serves the
+    ``df.llm`` accessor.
+    """
+
+    _newest: RelationalLLM | None = None
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        base_url: str | None = None,
+        tokenizer: str | None = None,
+        order: str = DEFAULT_ORDER,
+        engine: Engine | None = None,
+        quiet: bool = True,
+        **engine_args: Any,
+    ) -> None:
+        self.order = order
+        self.last_result: QueryResult | None = None
+        self._model, self._base_url, self._quiet = model, base_url, quiet
+        self._engine_args = engine_args
+        self._engine = engine
+        self._tokenizer_name = tokenizer or (model if base_url is None else None)
+        self._tokenizer: Tokenizer | None = None
+        RelationalLLM._newest = self
+
+    # ------------------------------------------------------------------------------------------------- asking
+    def query(self, table: Any, prompt: str, **options: Any) -> Any:
+        """Ask ``prompt`` of every row; answers come back in the table's order, one a row.
+
+        Takes the options of ``run``. Returns a pandas Series with the DataFrame's index, a polars Series, a pyarrow
+        Array for pyarrow tables and DuckDB relations, and a pandas Series for files. Failed rows are null; a
+        warning counts them and ``last_result.errors`` says why.
+        """
+        result = self.run(table, prompt, **options)
+        _warn_of_failures(result)
+        return _like(table, result, _decision(options))
+
+    def run(self, table: Any, prompt: str, **options: Any) -> QueryResult:
+        """Ask ``prompt`` of every row and return answers, errors and the report.
+
+        choices:       labels to choose from.
+        range:         (low, high), both included.
+        schema:        a JSON schema as a dict.
+        max_tokens:    longest answer, for text (64) and JSON (256).
+        order, pin, system_prompt, on_error, nulls, checkpoint, resume, progress: see ``QueryConfig``; progress
+                       defaults to True when standard error is a terminal.
+
+        Raises ``RelationalError`` when the query is wrong, ``EngineDiedError``, ``RowFailedError``.
+        """
+        config, decision = self._settings(options)
+        arrow = read_table(table)
+        engine, tokenizer = self.engine, self._load_tokenizer()
+        result = run_query(arrow, prompt, decision, config, engine, tokenizer)
+        self.last_result = result
+        return result
+
+    def plan(self, table: Any, prompt: str, info: EngineInfo | None = None, **options: Any) -> RunReport:
+        """Plan the query and forecast cache hits without starting an engine; options of ``run``.
+
+        info: the engine to plan for; by default one with an unlimited KV cache.
+        """
+        config, decision = self._settings(options)
+        info = info or EngineInfo(model=self._model or "")
+        return plan_query(read_table(table), prompt, decision, config, info, self._load_tokenizer())
+
+    # ------------------------------------------------------------------------------------------------ the engine
+    @property
+    def engine(self) -> Engine:
+        """The engine behind this object; made, not started, when first needed."""
+        if self._engine is None:
+            self._engine = _make_engine(self._model, self._base_url, self._quiet, self._engine_args)
+        return self._engine
+
+    def reset_cache(self) -> bool:
+        """Forget cached prefixes, so that the next query starts cold; False where the engine cannot."""
+        return self.engine.reset_cache()
+
+    def close(self) -> None:
+        """Stop the engine and free its memory."""
+        if self._engine is not None:
+            self._engine.close()
+        if RelationalLLM._newest is self:
+            RelationalLLM._newest = None
+
+    def __enter__(self) -> RelationalLLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @classmethod
+    def newest(cls) -> RelationalLLM:
+        """The object that ``df.llm`` uses: the one made last and not closed."""
+        if cls._newest is None:
+            raise RelationalError("df.llm needs a model: make one first, llm = RelationalLLM('PATH_OR_NAME')")
+        return cls._newest
+
+    def _load_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            trust = bool(self._engine_args.get("trust_remote_code", False))
+            name = self._tokenizer_name
+            self._tokenizer = load_tokenizer(name, trust_remote_code=trust) if name else FourByteEstimate()
+        return self._tokenizer
+
+    def _settings(self, options: Mapping[str, Any]) -> tuple[QueryConfig, Decision]:
+        decision = _decision(options)
+        rest = {name: value for name, value in options.items() if name not in _DECISION_OPTIONS}
+        return self._config(**rest), decision
+
+    def _config(
+        self,
+        *,
+        order: str | None = None,
+        pin: str | Sequence[str] = (),
+        system_prompt: str = DEFAULT_SYSTEM_PROMPT,
+        on_error: OnError = "null",
+        nulls: Nulls = "error",
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
+        progress: bool | None = None,
+    ) -> QueryConfig:
+        return QueryConfig(
+            order=order or self.order,
+            pin=(pin,) if isinstance(pin, str) else tuple(pin),
+            system_prompt=system_prompt,
+            on_error=on_error,
+            nulls=nulls,
+            checkpoint=Path(checkpoint) if checkpoint is not None else None,
+            resume=resume,
+            progress=sys.stderr.isatty() if progress is None else progress,
+        )
+
+
+_DECISION_OPTIONS = ("choices", "range", "schema", "max_tokens")
+
+
+def _decision(options: Mapping[str, Any]) -> Decision:
+    choices, bounds, schema, max_tokens = (options.get(name) for name in _DECISION_OPTIONS)
+    if sum(option is not None for option in (choices, bounds, schema)) > 1:
+        raise RelationalError("choices, range and schema exclude each other: give one")
+    if choices is not None:
+        return Choice(tuple(str(label) for label in choices))
+    if bounds is not None:
+        low, high = bounds
+        return IntegerRange(int(low), int(high))
+    if schema is not None:
+        return JsonSchema(schema, max_tokens or JsonSchema.max_tokens)
+    return FreeText(FreeText.max_tokens if max_tokens is None else max_tokens)
+
+
+def _make_engine(model: str | None, base_url: str | None, quiet: bool, engine_args: dict[str, Any]) -> Engine:
+    if base_url is not None:
+        from vllm_relational.engine.endpoint import EndpointEngine
+
+        return EndpointEngine(base_url, model=model, **engine_args)
+    if model is None:
+        raise RelationalError("name a model (a folder or a hub name), or a server with base_url")
+    from vllm_relational.engine.vllm_engine import VllmEngine
+
+    return VllmEngine(model, quiet=quiet, **engine_args)
+
+
+def _warn_of_failures(result: QueryResult) -> None:
+    if not result.num_failed:
+        return
+    reasons = [f"row {row}: {reason}" for row, reason in enumerate(result.errors) if reason][:SHOWN_REASONS]
+    warnings.warn(
+        f"{result.num_failed} of {len(result.answers)} rows failed and are null ({'; '.join(reasons)}): "
+        "see last_result.errors",
+        stacklevel=3,
+    )
+
+
+def _like(table: Any, result: QueryResult, decision: Decision) -> Any:
+    """The answers in the kind of column that belongs to the kind of table."""
+    module = type(table).__module__.split(".")[0]
+    if module == "polars":
+        import polars
+
+        return polars.Series("answer", result.answers)
+    if module in {"pyarrow", "duckdb", "_duckdb"}:
+        return pa.array(result.answers, None if isinstance(decision, JsonSchema) else arrow_type(decision))
+    import pandas
+
+    dtype = "Int64" if isinstance(decision, IntegerRange) else "object"
+    index = table.index if module == "pandas" else None
+    return pandas.Series(result.answers, index=index, dtype=dtype, name="answer")

@@ -1,0 +1,93 @@
+"""The one place that chooses between the native loops (csrc/) and their references in NumPy and Python.
+
+Both give the same results; native code is faster. The references run when the package was built without native code,
+and when ``VLLM_RELATIONAL_NO_NATIVE=1`` is set as this module is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+
+from vllm_relational.records import Plan, PromptSegments
+
+
+def _load() -> ModuleType | None:
+    if os.environ.get("VLLM_RELATIONAL_NO_NATIVE") == "1":
+        return None
+    try:
+        return import_module("vllm_relational._native")
+    except ModuleNotFoundError:  # not built; a module that is there but broken raises ImportError, and should
+        return None
+
+
+_NATIVE = _load()
+
+AVAILABLE: bool = _NATIVE is not None
+"""True when native code runs, False when the references do."""
+
+
+# The references are imported when called: the rooms they live in import this module.
+def sort_rows(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Stable lexicographic order of dictionary-encoded rows.
+
+    Args:
+        codes: int32 ``[num_columns, num_rows]``, every code >= 0; fewer than 2^31 rows.
+        order: int32, the columns to compare, the one that weighs most first. Other columns do not count.
+
+    Returns:
+        int64 ``[num_rows]``: the row numbers in ascending order; rows with equal codes keep their order.
+
+    Raises:
+        ValueError: a negative code, or an entry of ``order`` that is no column; the message names it.
+    """
+    if _NATIVE is None:
+        from vllm_relational.plan import row_sort
+
+        return row_sort.sort_rows(codes, order)
+    sorted_rows: np.ndarray = _NATIVE.sort_rows(_packed(codes, np.int32), _packed(order, np.int32))
+    return sorted_rows
+
+
+def simulate_prefix_cache(
+    segments: PromptSegments, codes: np.ndarray, plan: Plan, block_size: int, capacity_blocks: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replay a planned batch against vLLM's prefix cache; the rules are in ``kv/simulate.py``.
+
+    Args:
+        segments: the token ids that the prompts are made of.
+        codes: int32 ``[num_columns, num_rows]``, the code of each cell in ``segments.cells``.
+        plan: the rows to ask, in order, and the field order of each; ``plan.fields`` may be a broadcast view.
+        block_size: tokens a KV block, 1 or more.
+        capacity_blocks: KV blocks in the cache; 0 means without limit.
+
+    Returns:
+        ``(hit_tokens, prompt_tokens)``, both int32 ``[len(plan.rows)]``, in the order asked.
+
+    Raises:
+        ValueError: a shape, code, offset, row or field out of range; the message names the argument and the index.
+    """
+    if _NATIVE is None:
+        from vllm_relational.kv import simulate
+
+        return simulate.simulate_prefix_cache(segments, codes, plan, block_size, capacity_blocks)
+    hit_tokens, prompt_tokens = _NATIVE.simulate_prefix_cache(
+        header=_packed(segments.header, np.int32),
+        cell_tokens=[_packed(column.tokens, np.int32) for column in segments.cells],
+        cell_offsets=[_packed(column.offsets, np.int64) for column in segments.cells],
+        tail=_packed(segments.tail, np.int32),
+        codes=_packed(codes, np.int32),
+        rows=_packed(plan.rows, np.int64),
+        fields=np.asarray(plan.fields, dtype=np.int32),  # as it is: a broadcast view stays one row of memory
+        block_size=block_size,
+        capacity_blocks=capacity_blocks,
+    )
+    return hit_tokens, prompt_tokens
+
+
+def _packed(array: np.ndarray, dtype: type[np.integer]) -> np.ndarray:
+    """C-contiguous, of that type; copied only where it is not already so."""
+    return np.ascontiguousarray(array, dtype=dtype)

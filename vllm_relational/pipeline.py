@@ -1,0 +1,364 @@
+"""The only module that knows the order of the stages: table -> dedup -> plan -> prompts -> engine -> results."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vllm_relational import native
+from vllm_relational.config import QueryConfig, check_decision
+from vllm_relational.dedup import distinct_rows, scatter
+from vllm_relational.engine.base import Engine
+from vllm_relational.plan import PLANNERS, planner
+from vllm_relational.prompts import PromptBuilder, Question, Tokenizer, parse_template
+from vllm_relational.prompts.template import unknown_column
+from vllm_relational.records import (
+    NULL_CODE,
+    CacheForecast,
+    Choice,
+    Completion,
+    Decision,
+    Distinct,
+    EncodedTable,
+    EngineDiedError,
+    EngineInfo,
+    FreeText,
+    IntegerRange,
+    JsonSchema,
+    Plan,
+    PlanInput,
+    QueryResult,
+    RelationalError,
+    RowFailedError,
+    RunReport,
+)
+from vllm_relational.results.checkpoint import Checkpoint, MemoryAnswers
+from vllm_relational.results.parse import UnparsableAnswer, parser
+from vllm_relational.results.progress import make_progress
+from vllm_relational.table import encode_columns
+
+# A failed row's reason begins with one of these; the report counts by them.
+NULL_CELL, TOO_LONG, UNPARSABLE, REFUSED = "null cell", "prompt too long", "unusable answer", "failed request"
+
+
+def run_query(
+    table: pa.Table, template: str, decision: Decision, config: QueryConfig, engine: Engine, tokenizer: Tokenizer
+) -> QueryResult:
+    """Ask one question a row and return the answers in input order.
+
+    Raises ``RelationalError`` before anything is sent when the query is wrong, ``EngineDiedError`` when the engine
+    died on the way (the checkpoint then holds what was answered), ``RowFailedError`` if ``config.on_error`` is
+    'raise' and a row failed.
+    """
+    job = _Job(table, template, decision, config, tokenizer)
+    store = job.open_store(getattr(engine, "model", "") or "")
+    try:
+        with job.clock("start engine"):
+            info = engine.start()
+        batch = job.plan(info, store.answers)
+        job.ask(batch, engine, store)
+        return job.result(batch, info, store)
+    finally:
+        store.close()
+
+
+def plan_query(
+    table: pa.Table, template: str, decision: Decision, config: QueryConfig, info: EngineInfo, tokenizer: Tokenizer
+) -> RunReport:
+    """Plan the query and forecast the cache without an engine (``--dry-run``)."""
+    job = _Job(table, template, decision, config, tokenizer)
+    return job.report(job.plan(info, {}), info, Measured())
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The distinct rows of this run, planned.
+
+    groups: int64 ``[n]``, their numbers in ``Distinct``; codes: int32 ``[num_columns, n]``; keys: int64 ``[n]``.
+    """
+
+    groups: np.ndarray
+    codes: np.ndarray
+    keys: np.ndarray
+    plan: Plan
+    predicted: CacheForecast
+    published: CacheForecast
+    ceiling: float
+    num_resumed: int
+
+
+@dataclasses.dataclass
+class Measured:
+    """The engine's own counts over the rows asked."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int | None = None
+    output_tokens: int = 0
+
+    def add(self, completion: Completion) -> None:
+        self.prompt_tokens += completion.prompt_tokens
+        self.output_tokens += completion.output_tokens
+        if completion.cached_tokens is not None:
+            self.cached_tokens = (self.cached_tokens or 0) + completion.cached_tokens
+
+
+class _Job:
+    """One query on its way through the stages."""
+
+    def __init__(
+        self, table: pa.Table, template: str, decision: Decision, config: QueryConfig, tokenizer: Tokenizer
+    ) -> None:
+        self.config, self.decision = config, decision
+        self.seconds: dict[str, float] = {}
+        self.row_errors: dict[int, str] = {}
+        self.group_errors: dict[int, str] = {}
+        self.measured = Measured()
+        check_decision(decision)
+        planner(config.order)
+        self.question = parse_template(template, table.column_names)
+        self.pinned = _pinned(config.pin, self.question, table.column_names)
+        with self.clock("read columns"):
+            self.table = self._encode(table)
+        with self.clock("deduplicate"):
+            self.distinct = self._deduplicate()
+        with self.clock("tokenise"):
+            self.prompts = PromptBuilder(self.question, self.table, decision, config.system_prompt, tokenizer)
+
+    # ------------------------------------------------------------------------------------------- table, dedup
+    def _encode(self, table: pa.Table) -> EncodedTable:
+        encoded = encode_columns(table, self.question.columns)
+        return _nulls_as_values(encoded) if self.config.nulls == "keep" else encoded
+
+    def _deduplicate(self) -> Distinct:
+        nulls = self.table.codes == NULL_CODE
+        for row in np.flatnonzero(nulls.any(axis=0)).tolist():
+            column = self.table.names[int(np.argmax(nulls[:, row]))]
+            self._fail_row(row, f"{NULL_CELL}: column {column!r} is null (keep nulls with --nulls keep)")
+        return distinct_rows(self.table.codes, ~nulls.any(axis=0))
+
+    # ------------------------------------------------------------------------------------------- plan, prompts
+    def plan(self, info: EngineInfo, answered: dict[int, str]) -> Batch:
+        """Plan the groups that still need an answer and fit into the engine's context."""
+        with self.clock("plan"):
+            self._drop_too_long(info)
+            first = self.distinct.first_rows.tolist()
+            todo = [g for g, row in enumerate(first) if row not in answered and g not in self.group_errors]
+            groups = np.asarray(todo, dtype=np.int64)
+            keys = self.distinct.first_rows[groups]
+            codes = np.ascontiguousarray(self.table.codes[:, keys])
+            batch = PlanInput(codes, tuple(cells.lengths for cells in self.prompts.segments.cells), self.pinned)
+            plan = planner(self.config.order)(batch)
+        with self.clock("forecast"):
+            predicted = self._forecast(plan, codes, info)
+            published = self._forecast(PLANNERS["published"](batch), codes, info)
+            ceiling = self._ceiling(codes)
+        return Batch(groups, codes, keys, plan, predicted, published, ceiling, sum(row in answered for row in first))
+
+    def _drop_too_long(self, info: EngineInfo) -> None:
+        if info.max_model_len is None:
+            return
+        codes = self.table.codes[:, self.distinct.first_rows]
+        lengths = self.prompts.lengths(codes)
+        room = info.max_model_len - _answer_room(self.decision)
+        for group in np.flatnonzero(lengths > room).tolist():
+            name, tokens = self.prompts.longest_field(codes[:, group])
+            self._fail_group(
+                group,
+                f"{TOO_LONG}: {lengths[group]} tokens and the answer exceed the model's {info.max_model_len}; column "
+                f"{name!r} has {tokens}: shorten it",
+            )
+
+    def _forecast(self, plan: Plan, codes: np.ndarray, info: EngineInfo) -> CacheForecast:
+        capacity = (info.kv_cache_tokens or 0) // info.block_size
+        hits, lengths = native.simulate_prefix_cache(self.prompts.segments, codes, plan, info.block_size, capacity)
+        return CacheForecast(int(lengths.sum()), int(hits.sum()) if info.prefix_caching else 0)
+
+    def _ceiling(self, codes: np.ndarray) -> float:
+        """Share of prompt tokens in headers and cells that occurred before: no order of whole cells serves more."""
+        num_rows = codes.shape[1]
+        if num_rows == 0:
+            return 0.0
+        repeated = (num_rows - 1) * len(self.prompts.segments.header)
+        for column, cells in zip(codes, self.prompts.segments.cells, strict=True):
+            repeated += int(cells.lengths[column].sum() - cells.lengths[np.unique(column)].sum())
+        total = int(self.prompts.lengths(codes).sum())
+        return float(repeated / total)
+
+    # ---------------------------------------------------------------------------------------- engine, results
+    def open_store(self, model: str) -> Checkpoint | MemoryAnswers:
+        if self.config.checkpoint is None:
+            return MemoryAnswers()
+        return Checkpoint.open(self.config.checkpoint, self._identity(model), self.config.resume)
+
+    def ask(self, batch: Batch, engine: Engine, store: Checkpoint | MemoryAnswers) -> None:
+        """Send the batch in planned order and store answers as they come."""
+        group_of = dict(zip(batch.keys.tolist(), batch.groups.tolist(), strict=True))
+        form = self.prompts.token_prompts if engine.prompt_form == "token_ids" else self.prompts.message_prompts
+        progress = make_progress(self.config.progress and len(batch.keys) > 0)
+        parse = parser(self.decision)
+        progress.start(len(batch.keys))
+        try:
+            with self.clock("ask"):
+                for completion in engine.ask(form(batch.plan, batch.codes, batch.keys), self.decision):
+                    checked = _checked(completion, parse)
+                    self.measured.add(checked)
+                    progress.add(checked)
+                    self._settle(checked, group_of.pop(checked.key), store)
+        except EngineDiedError as error:
+            raise EngineDiedError(f"{error}; {self._saved(store)}") from error
+        finally:
+            progress.stop()
+        for group in group_of.values():  # must not happen; if it does, no row may pass for answered
+            self._fail_group(group, f"{REFUSED}: the engine gave no answer")
+
+    def _saved(self, store: Checkpoint | MemoryAnswers) -> str:
+        if self.config.checkpoint is None:
+            return "name a checkpoint to keep the answers of such a run"
+        return f"{len(store.answers)} answers are in {self.config.checkpoint}: continue with --resume (resume=True)"
+
+    def _settle(self, completion: Completion, group: int, store: Checkpoint | MemoryAnswers) -> None:
+        if completion.text is None:
+            self._fail_group(group, completion.error or f"{REFUSED}: the engine gave no answer")
+        else:
+            store.add(completion.key, completion.text)
+
+    def result(self, batch: Batch, info: EngineInfo, store: Checkpoint | MemoryAnswers) -> QueryResult:
+        """Answers and reasons in input order."""
+        with self.clock("assemble"):
+            parse = parser(self.decision)
+            inverse = self.distinct.inverse
+            texts = scatter([store.answers.get(row) for row in self.distinct.first_rows.tolist()], inverse)
+            errors = scatter([self.group_errors.get(g) for g in range(self.distinct.num_distinct)], inverse)
+            for row, reason in self.row_errors.items():
+                errors[row] = reason
+            answers = [None if text is None else parse(text) for text in texts]
+        return QueryResult(answers, errors, self.report(batch, info, self.measured))
+
+    def report(self, batch: Batch, info: EngineInfo, measured: Measured) -> RunReport:
+        failed = self._failed_rows()
+        return RunReport(
+            question=self.question.template,
+            model=info.model,
+            planner=batch.plan.planner,
+            field_order=self._field_order(batch.plan),
+            num_rows=len(self.distinct.inverse),
+            num_distinct=self.distinct.num_distinct,
+            num_asked=len(batch.groups),
+            num_resumed=batch.num_resumed,
+            num_failed=sum(failed.values()),
+            failures=failed,
+            predicted=batch.predicted,
+            published=batch.published,
+            ceiling=batch.ceiling,
+            token_counts=self.prompts.counts,
+            measured_prompt_tokens=measured.prompt_tokens or None,
+            measured_cached_tokens=measured.cached_tokens,
+            output_tokens=measured.output_tokens,
+            stage_seconds=dict(self.seconds),
+        )
+
+    # ------------------------------------------------------------------------------------------------ helpers
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def _fail_row(self, row: int, reason: str) -> None:
+        self.row_errors[row] = reason
+        if self.config.on_error == "raise":
+            raise RowFailedError(f"row {row} (counted from 0): {reason}")
+
+    def _fail_group(self, group: int, reason: str) -> None:
+        self.group_errors[group] = reason
+        if self.config.on_error == "raise":
+            raise RowFailedError(f"row {self.distinct.first_rows[group]} (counted from 0): {reason}")
+
+    def _failed_rows(self) -> dict[str, int]:
+        counts = Counter(_kind(reason) for reason in self.row_errors.values())
+        sizes = np.bincount(self.distinct.inverse[self.distinct.inverse >= 0], minlength=self.distinct.num_distinct)
+        for group, reason in self.group_errors.items():
+            counts[_kind(reason)] += int(sizes[group])
+        return dict(counts)
+
+    def _field_order(self, plan: Plan) -> tuple[str, ...]:
+        """The field order of the first row asked; planners may vary it from row to row."""
+        order = plan.fields[0].tolist() if len(plan.fields) else range(self.table.num_columns)
+        return tuple(self.table.names[column] for column in order)
+
+    def _identity(self, model: str) -> dict[str, Any]:
+        """What makes two jobs the same: a checkpoint serves only its own."""
+        config = self.config
+        decision = {"kind": type(self.decision).__name__, **dataclasses.asdict(self.decision)}
+        return {
+            "prompt": self.question.template,
+            "answer form": decision,
+            "model": model,
+            "table": _fingerprint(self.table),
+            "system prompt": config.system_prompt,
+        }
+
+
+def _answer_room(decision: Decision) -> int:
+    """Tokens to keep free for the answer; constrained answers are short, and vLLM clips their bound itself."""
+    return decision.max_tokens if isinstance(decision, FreeText | JsonSchema) else _longest_label(decision)
+
+
+def _longest_label(decision: Choice | IntegerRange) -> int:
+    if isinstance(decision, Choice):
+        return max(len(label.encode()) for label in decision.labels)
+    return max(len(str(decision.low)), len(str(decision.high)))
+
+
+def _pinned(pin: tuple[str, ...], question: Question, table_columns: list[str]) -> frozenset[int]:
+    for name in pin:
+        if name not in question.columns:
+            if name not in table_columns:
+                raise unknown_column(name, table_columns, "pin")
+            raise RelationalError(f"pin names {name!r}, which the prompt does not use: name it in the prompt or unpin")
+    return frozenset(question.columns.index(name) for name in pin)
+
+
+def _nulls_as_values(table: EncodedTable) -> EncodedTable:
+    """Give the null of each column a code of its own, with the JSON text null."""
+    codes, values = table.codes.copy(), list(table.values)
+    for column, row in enumerate(codes):
+        if (row == NULL_CODE).any():
+            row[row == NULL_CODE] = len(values[column])
+            values[column] = [*values[column], "null"]
+    return EncodedTable(table.names, codes, tuple(values))
+
+
+def _checked(completion: Completion, parse: Any) -> Completion:
+    """The completion, with an error in place of a text that the decision does not admit."""
+    if completion.error is not None:
+        return dataclasses.replace(completion, text=None, error=f"{REFUSED}: {completion.error}")
+    try:
+        parse(completion.text or "")
+    except UnparsableAnswer as error:
+        return dataclasses.replace(completion, text=None, error=f"{UNPARSABLE}: {error}")
+    return completion
+
+
+def _kind(reason: str) -> str:
+    return reason.partition(":")[0]
+
+
+def _fingerprint(table: EncodedTable) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, codes, values in zip(table.names, table.codes, table.values, strict=True):
+        digest.update(repr((name, len(values))).encode())
+        digest.update(np.ascontiguousarray(codes).tobytes())
+        for value in values:
+            digest.update(value.encode("utf-8", "replace") + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,292 @@
+"""The values that pass between the rooms: frozen, plain, importing no room.
+
+A query moves one way: table -> dedup -> plan -> prompts -> engine -> results. Each record below is written by
+one room and read by later ones. Numbers of rows and columns are written ``num_rows``, ``num_columns``; a *code*
+is the number of a distinct value inside its column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+NULL_CODE = -1
+
+
+class RelationalError(Exception):
+    """Something a user can mend: the message says what happened, where, and how to fix it."""
+
+
+class EngineDiedError(RelationalError):
+    """The engine stopped answering: the job ends, what was answered so far stays in the checkpoint."""
+
+
+class RowFailedError(RelationalError):
+    """A row failed and the caller asked for ``on_error='raise'``."""
+
+
+# ---------------------------------------------------------------------------------------------- table -> dedup
+@dataclass(frozen=True)
+class EncodedTable:
+    """The used columns, dictionary-encoded once.
+
+    names:  the columns in published order (the order in which the question names them).
+    codes:  int32 ``[num_columns, num_rows]``; ``NULL_CODE`` where the cell is null. Codes count distinct values in
+            order of first appearance, so they are the same on every run.
+    values: per column the distinct values as JSON texts, indexed by code.
+    """
+
+    names: tuple[str, ...]
+    codes: np.ndarray
+    values: tuple[Sequence[str], ...]
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.codes.shape[1])
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """Rows with equal values, asked once.
+
+    first_rows: int64 ``[num_distinct]``, ascending; the first input row of each group: the group's identity.
+    inverse:    int64 ``[num_rows]``; the group of each input row, or -1 for a row that is not asked.
+    """
+
+    first_rows: np.ndarray
+    inverse: np.ndarray
+
+    @property
+    def num_distinct(self) -> int:
+        return len(self.first_rows)
+
+
+# --------------------------------------------------------------------------------------------- plan -> prompts
+@dataclass(frozen=True)
+class PlanInput:
+    """What a planner sees: integers only.
+
+    codes:        int32 ``[num_columns, num_distinct]``, no nulls, columns in published order.
+    cell_tokens:  per column int64 ``[num_values]``: the prompt tokens of one cell, name and punctuation included.
+    pinned:       columns (by published position) that must stay at that position in every row.
+    """
+
+    codes: np.ndarray
+    cell_tokens: tuple[np.ndarray, ...]
+    pinned: frozenset[int] = frozenset()
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.codes.shape[1])
+
+    @property
+    def num_columns(self) -> int:
+        return int(self.codes.shape[0])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An order for the rows and, inside each row, for the fields.
+
+    rows:   int64 ``[num_distinct]``: a permutation of the distinct rows, in the order they are asked.
+    fields: int32 ``[num_distinct, num_columns]``: ``fields[i]`` is the column order of row ``rows[i]``. A planner
+            that gives all rows one order returns a broadcast view.
+    """
+
+    planner: str
+    rows: np.ndarray
+    fields: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenSegments:
+    """The token ids of one column's distinct cells, end to end.
+
+    tokens:  int32 ``[sum of lengths]``
+    offsets: int64 ``[num_values + 1]``: the cell with code c is ``tokens[offsets[c]:offsets[c + 1]]``.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class PromptSegments:
+    """Everything a prompt is made of: ``header + cells in planned order + tail``, all token ids.
+
+    header: int32, the system prompt, the instruction and the opening of the row: the same for all rows.
+    cells:  per column the segments of its distinct values.
+    tail:   int32, what closes the row and starts the answer: the same for all rows.
+    """
+
+    header: np.ndarray
+    cells: tuple[TokenSegments, ...]
+    tail: np.ndarray
+
+
+# ------------------------------------------------------------------------------------------- prompts -> engine
+@dataclass(frozen=True)
+class FreeText:
+    """Any text, at most ``max_tokens`` long."""
+
+    max_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Exactly one of the labels."""
+
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IntegerRange:
+    """A whole number, both ends included."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """A JSON document that the schema admits, at most ``max_tokens`` long."""
+
+    schema: Mapping[str, Any]
+    max_tokens: int = 256
+
+
+Decision = FreeText | Choice | IntegerRange | JsonSchema
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question. ``key`` is the first input row of its group.
+
+    An engine that takes token ids reads ``token_ids``; one that talks to a chat endpoint reads ``system`` and
+    ``user``. The unused form is empty.
+    """
+
+    key: int
+    token_ids: Sequence[int] = ()
+    system: str = ""
+    user: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the engine says to one prompt: either ``text`` or ``error`` is set.
+
+    prompt_tokens, output_tokens: as the engine counted them.
+    cached_tokens: prompt tokens served from the KV cache; None where the engine does not say.
+    """
+
+    key: int
+    text: str | None
+    error: str | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What the plan needs to know of an engine.
+
+    max_model_len:    tokens, prompt and answer together; None if the engine does not say.
+    kv_cache_tokens:  size of the KV cache; None if unknown.
+    block_size:       tokens a KV block; prefixes are reused in whole blocks.
+    prefix_caching:   False when the engine reuses nothing.
+    """
+
+    model: str
+    max_model_len: int | None = None
+    kv_cache_tokens: int | None = None
+    block_size: int = 16
+    prefix_caching: bool = True
+
+
+# ---------------------------------------------------------------------------------------------------- results
+@dataclass(frozen=True)
+class CacheForecast:
+    """Prompt tokens of a planned batch and how many of them the KV cache is predicted to serve."""
+
+    prompt_tokens: int
+    hit_tokens: int
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hit_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    @property
+    def computed_tokens(self) -> int:
+        return self.prompt_tokens - self.hit_tokens
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did and what it saved. Rates are fractions, times are seconds.
+
+    num_asked counts the distinct rows sent to the engine in this run; num_resumed those that a checkpoint already
+    held. ``measured_*`` are the engine's own counts over the rows asked (None: the engine does not report them or
+    nothing was sent). ``predicted`` and ``published`` are forecasts over the same rows, in the planned and in the
+    published field and row order. ``ceiling`` is the share of prompt tokens that any order of whole cells can reach.
+    """
+
+    question: str
+    model: str
+    planner: str
+    field_order: tuple[str, ...]
+    num_rows: int
+    num_distinct: int
+    num_asked: int
+    num_resumed: int
+    num_failed: int
+    failures: Mapping[str, int]
+    predicted: CacheForecast
+    published: CacheForecast
+    ceiling: float
+    token_counts: str
+    measured_prompt_tokens: int | None = None
+    measured_cached_tokens: int | None = None
+    output_tokens: int = 0
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def measured_hit_rate(self) -> float | None:
+        if not self.measured_prompt_tokens or self.measured_cached_tokens is None:
+            return None
+        return self.measured_cached_tokens / self.measured_prompt_tokens
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """Distinct rows asked in this run over the seconds the engine took to answer them."""
+        seconds = self.stage_seconds.get("ask")
+        return self.num_asked / seconds if seconds and self.num_asked else None
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """Answers in input order, one an input row, and what was done.
+
+    answers: the parsed value of each row; None where ``errors`` holds a reason.
+    errors:  one reason a failed row, None for the others.
+    """
+
+    answers: list[Any]
+    errors: list[str | None]
+    report: RunReport
+
+    @property
+    def num_failed(self) -> int:
+        return self.report.num_failed

@@ -1,0 +1,1 @@
+"""Completions -> values in input order; checkpoint, progress and report."""

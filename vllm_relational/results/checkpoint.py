@@ -1,0 +1,143 @@
+"""The checkpoint: one line of JSON an answer, appended as answers come, whole after a kill -9.
+
+The first line names the job. Only answers are written, never failures: a resumed job asks failed rows again. A line
+cut short by a crash is dropped when the file is opened again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from vllm_relational.records import RelationalError
+
+FORMAT = 1
+# Each line reaches the operating system at once; the disk is asked to catch up this often (power loss).
+SYNC_SECONDS = 2.0
+
+
+class MemoryAnswers:
+    """Answers by key, lost with the process: what a query without a checkpoint uses."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, str] = {}
+
+    def add(self, key: int, text: str) -> None:
+        self.answers[key] = text
+
+    def close(self, delete: bool = False) -> None: ...
+
+
+class Checkpoint:
+    """Answers by key, on disk.
+
+    A key is the first input row of a group of equal rows; the answer is the completion's text.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes], answers: dict[int, str]) -> None:
+        self.path = path
+        self.answers = answers
+        self._file = file
+        self._synced = time.monotonic()
+
+    @classmethod
+    def open(cls, path: Path, job: Mapping[str, Any], resume: bool) -> Checkpoint:
+        """Open for appending.
+
+        job: what makes two jobs the same; JSON values.
+        Raises ``RelationalError`` when the file belongs to another job or another process writes it, or when it
+        exists and ``resume`` is False.
+        """
+        existed = path.exists() and path.stat().st_size > 0
+        if existed and not resume:
+            raise RelationalError(
+                f"{path} holds answers of an earlier run: continue it with --resume (resume=True), or delete the file"
+            )
+        try:
+            file = path.open("a+b")
+        except OSError as error:
+            raise RelationalError(f"cannot write the checkpoint {path}: {error.strerror}") from error
+        _lock(path, file)
+        answers = _load(path, file, job)
+        return cls(path, file, answers)
+
+    def add(self, key: int, text: str) -> None:
+        """Store one answer."""
+        self._file.write(json.dumps([key, text]).encode() + b"\n")
+        self._file.flush()
+        self.answers[key] = text
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def close(self, delete: bool = False) -> None:
+        """Close, and delete once the answers are stored elsewhere. May be called twice."""
+        if self._file.closed:
+            return
+        self.sync()
+        if delete:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def _lock(path: Path, file: IO[bytes]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise RelationalError(f"another run is writing {path}: wait for it, or choose another output") from error
+
+
+def _load(path: Path, file: IO[bytes], job: Mapping[str, Any]) -> dict[int, str]:
+    file.seek(0)
+    header = file.readline()
+    if not header.endswith(b"\n"):  # new, or killed while writing the very first line
+        _start(file, job)
+        return {}
+    _check_job(path, header, job)
+    return _read_answers(path, file)
+
+
+def _start(file: IO[bytes], job: Mapping[str, Any]) -> None:
+    file.truncate(0)
+    file.write(json.dumps({"format": FORMAT, "job": job}).encode() + b"\n")
+    file.flush()
+
+
+def _check_job(path: Path, header: bytes, job: Mapping[str, Any]) -> None:
+    try:
+        found = json.loads(header)
+        theirs = found["job"] if found["format"] == FORMAT else None
+    except (ValueError, KeyError, TypeError):
+        theirs = None
+    if theirs is None:
+        raise RelationalError(f"{path} is not a checkpoint of this version: delete it or choose another output")
+    changed = [name for name in job if json.loads(json.dumps(job[name])) != theirs.get(name)]
+    if changed:
+        raise RelationalError(
+            f"{path} belongs to another job, its {' and '.join(changed)} differ: run the same command to continue it, "
+            "or delete the file to start again"
+        )
+
+
+def _read_answers(path: Path, file: IO[bytes]) -> dict[int, str]:
+    answers: dict[int, str] = {}
+    while True:
+        start = file.tell()
+        line = file.readline()
+        if not line.endswith(b"\n"):
+            file.truncate(start)
+            return answers
+        try:
+            key, text = json.loads(line)
+        except ValueError as error:
+            raise RelationalError(f"{path} is damaged at byte {start}: delete the file to start again") from error
+        answers[int(key)] = text
