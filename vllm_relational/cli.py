@@ -258,3 +258,5 @@ def _say(text: str) -> None:
 def main() -> None:
     """Entry point of the console script."""
     app()
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -61,6 +62,8 @@ def check_decision(decision: Decision) -> None:
             _check_labels(labels)
         case IntegerRange(low, high) if low >= high:
             raise RelationalError(f"the range {low} to {high} leaves nothing to decide: low must be below high")
+        case IntegerRange(low, high) if low < -(2**63) or high >= 2**63:
+            raise RelationalError(f"the range {low} to {high} does not fit into 64 bits: narrow it")
         case JsonSchema(schema, max_tokens):
             _check_schema(schema)
             _check_max_tokens(max_tokens)
@@ -79,6 +82,8 @@ def _check_labels(labels: tuple[str, ...]) -> None:
 def _check_schema(schema: Any) -> None:
     import jsonschema
 
+    if not isinstance(schema, Mapping):
+        raise RelationalError(f"the JSON schema is a {type(schema).__name__}: give a dict")
     try:
         jsonschema.validators.validator_for(schema).check_schema(schema)
     except jsonschema.SchemaError as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -46,7 +47,7 @@ class RelationalLLM:
     ``df.llm`` accessor.
     """
 
-    _newest: RelationalLLM | None = None
+    _open: ClassVar[list[RelationalLLM]] = []  # in the order made
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class RelationalLLM:
         self._engine = engine
         self._tokenizer_name = tokenizer or (model if base_url is None else None)
         self._tokenizer: Tokenizer | None = None
-        RelationalLLM._newest = self
+        RelationalLLM._open.append(self)
 
     # ------------------------------------------------------------------------------------------------- asking
     def query(self, table: Any, prompt: str, **options: Any) -> Any:
@@ -124,8 +125,7 @@ class RelationalLLM:
         """Stop the engine and free its memory."""
         if self._engine is not None:
             self._engine.close()
-        if RelationalLLM._newest is self:
-            RelationalLLM._newest = None
+        RelationalLLM._open = [other for other in RelationalLLM._open if other is not self]
 
     def __enter__(self) -> RelationalLLM:
         return self
@@ -136,9 +136,9 @@ class RelationalLLM:
     @classmethod
     def newest(cls) -> RelationalLLM:
         """The object that ``df.llm`` uses: the one made last and not closed."""
-        if cls._newest is None:
+        if not cls._open:
             raise RelationalError("df.llm needs a model: make one first, llm = RelationalLLM('PATH_OR_NAME')")
-        return cls._newest
+        return cls._open[-1]
 
     def _load_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
@@ -183,14 +183,23 @@ def _decision(options: Mapping[str, Any]) -> Decision:
     choices, bounds, schema, max_tokens = (options.get(name) for name in _DECISION_OPTIONS)
     if sum(option is not None for option in (choices, bounds, schema)) > 1:
         raise RelationalError("choices, range and schema exclude each other: give one")
+    if isinstance(choices, str):
+        raise RelationalError(f"choices is the text {choices!r}: give a list of labels, e.g. ['yes', 'no']")
     if choices is not None:
         return Choice(tuple(str(label) for label in choices))
     if bounds is not None:
-        low, high = bounds
-        return IntegerRange(int(low), int(high))
+        return _integer_range(bounds)
     if schema is not None:
-        return JsonSchema(schema, max_tokens or JsonSchema.max_tokens)
+        return JsonSchema(schema, JsonSchema.max_tokens if max_tokens is None else max_tokens)
     return FreeText(FreeText.max_tokens if max_tokens is None else max_tokens)
+
+
+def _integer_range(bounds: Any) -> IntegerRange:
+    try:
+        low, high = (int(bound) for bound in bounds)
+    except (TypeError, ValueError) as error:
+        raise RelationalError(f"range is {bounds!r}: give two whole numbers, e.g. range=(1, 5)") from error
+    return IntegerRange(low, high)
 
 
 def _make_engine(model: str | None, base_url: str | None, quiet: bool, engine_args: dict[str, Any]) -> Engine:
@@ -216,15 +225,26 @@ def _warn_of_failures(result: QueryResult) -> None:
     )
 
 
+def _arrow_column(answers: list[Any], decision: Decision) -> pa.Array:
+    """JSON answers keep their type where they share one, and are JSON texts otherwise."""
+    if not isinstance(decision, JsonSchema):
+        return pa.array(answers, arrow_type(decision))
+    try:
+        return pa.array(answers)
+    except (pa.ArrowException, OverflowError):
+        texts = [None if answer is None else json.dumps(answer, ensure_ascii=False) for answer in answers]
+        return pa.array(texts, pa.string())
+
+
 def _like(table: Any, result: QueryResult, decision: Decision) -> Any:
     """The answers in the kind of column that belongs to the kind of table."""
     module = type(table).__module__.split(".")[0]
     if module == "polars":
         import polars
 
-        return polars.Series("answer", result.answers)
+        return polars.Series("answer", _arrow_column(result.answers, decision))
     if module in {"pyarrow", "duckdb", "_duckdb"}:
-        return pa.array(result.answers, None if isinstance(decision, JsonSchema) else arrow_type(decision))
+        return _arrow_column(result.answers, decision)
     import pandas
 
     dtype = "Int64" if isinstance(decision, IntegerRange) else "object"

@@ -148,7 +148,7 @@ class _Job:
     def plan(self, info: EngineInfo, answered: dict[int, str]) -> Batch:
         """Plan the groups that still need an answer and fit into the engine's context."""
         with self.clock("plan"):
-            self._drop_too_long(info)
+            self._drop_too_long(info, answered)
             first = self.distinct.first_rows.tolist()
             todo = [g for g, row in enumerate(first) if row not in answered and g not in self.group_errors]
             groups = np.asarray(todo, dtype=np.int64)
@@ -162,13 +162,15 @@ class _Job:
             ceiling = self._ceiling(codes)
         return Batch(groups, codes, keys, plan, predicted, published, ceiling, sum(row in answered for row in first))
 
-    def _drop_too_long(self, info: EngineInfo) -> None:
+    def _drop_too_long(self, info: EngineInfo, answered: dict[int, str]) -> None:
         if info.max_model_len is None:
             return
         codes = self.table.codes[:, self.distinct.first_rows]
         lengths = self.prompts.lengths(codes)
         room = info.max_model_len - _answer_room(self.decision)
         for group in np.flatnonzero(lengths > room).tolist():
+            if int(self.distinct.first_rows[group]) in answered:
+                continue
             name, tokens = self.prompts.longest_field(codes[:, group])
             self._fail_group(
                 group,
@@ -206,8 +208,9 @@ class _Job:
         parse = parser(self.decision)
         progress.start(len(batch.keys))
         try:
-            with self.clock("ask"):
-                for completion in engine.ask(form(batch.plan, batch.codes, batch.keys), self.decision):
+            prompts = form(batch.plan, batch.codes, batch.keys)
+            with self.clock("ask"), _closing(engine.ask(prompts, self.decision)) as completions:
+                for completion in completions:
                     checked = _checked(completion, parse)
                     self.measured.add(checked)
                     progress.add(checked)
@@ -307,6 +310,16 @@ class _Job:
             "table": _fingerprint(self.table),
             "system prompt": config.system_prompt,
         }
+
+
+@contextmanager
+def _closing(completions: Iterator[Completion]) -> Iterator[Iterator[Completion]]:
+    """Abort what is in flight when the job ends early, however long the exception lives."""
+    try:
+        yield completions
+    finally:
+        if hasattr(completions, "close"):
+            completions.close()
 
 
 def _answer_room(decision: Decision) -> int:

@@ -11,12 +11,14 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from vllm_relational.records import RelationalError
 
 FORMAT = 1
+HEADER = f'{{"format": {FORMAT}, "job": '.encode()  # how the first line begins
 # Each line reaches the operating system at once; the disk is asked to catch up this often (power loss).
 SYNC_SECONDS = 2.0
 
@@ -63,13 +65,16 @@ class Checkpoint:
         except OSError as error:
             raise RelationalError(f"cannot write the checkpoint {path}: {error.strerror}") from error
         _lock(path, file)
-        answers = _load(path, file, job)
-        return cls(path, file, answers)
+        try:
+            return cls(path, file, _load(path, file, job))
+        except BaseException:
+            with suppress(OSError):
+                file.close()
+            raise
 
     def add(self, key: int, text: str) -> None:
         """Store one answer."""
-        self._file.write(json.dumps([key, text]).encode() + b"\n")
-        self._file.flush()
+        _append(self.path, self._file, [key, text])
         self.answers[key] = text
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
@@ -82,10 +87,14 @@ class Checkpoint:
         """Close, and delete once the answers are stored elsewhere. May be called twice."""
         if self._file.closed:
             return
-        self.sync()
-        if delete:
-            self.path.unlink(missing_ok=True)
-        self._file.close()
+        try:
+            with suppress(OSError):  # a full disk was reported when the answer was added
+                self.sync()
+            if delete:
+                self.path.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):
+                self._file.close()
 
 
 def _lock(path: Path, file: IO[bytes]) -> None:
@@ -99,17 +108,26 @@ def _lock(path: Path, file: IO[bytes]) -> None:
 def _load(path: Path, file: IO[bytes], job: Mapping[str, Any]) -> dict[int, str]:
     file.seek(0)
     header = file.readline()
-    if not header.endswith(b"\n"):  # new, or killed while writing the very first line
-        _start(file, job)
+    if not header.endswith(b"\n") and header.startswith(HEADER[: len(header)]):  # new, or killed in the first line
+        _start(path, file, job)
         return {}
     _check_job(path, header, job)
     return _read_answers(path, file)
 
 
-def _start(file: IO[bytes], job: Mapping[str, Any]) -> None:
+def _start(path: Path, file: IO[bytes], job: Mapping[str, Any]) -> None:
     file.truncate(0)
-    file.write(json.dumps({"format": FORMAT, "job": job}).encode() + b"\n")
-    file.flush()
+    _append(path, file, {"format": FORMAT, "job": job})
+
+
+def _append(path: Path, file: IO[bytes], line: Any) -> None:
+    try:
+        file.write(json.dumps(line).encode() + b"\n")
+        file.flush()
+    except OSError as error:
+        raise RelationalError(
+            f"cannot write the checkpoint {path}: {error.strerror}: make room, then continue with --resume"
+        ) from error
 
 
 def _check_job(path: Path, header: bytes, job: Mapping[str, Any]) -> None:
@@ -138,6 +156,6 @@ def _read_answers(path: Path, file: IO[bytes]) -> dict[int, str]:
             return answers
         try:
             key, text = json.loads(line)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise RelationalError(f"{path} is damaged at byte {start}: delete the file to start again") from error
         answers[int(key)] = text

@@ -39,15 +39,12 @@ def arrow_type(decision: Decision) -> pa.DataType:
 
 
 def _choice_parser(labels: tuple[str, ...]) -> Callable[[str], str]:
-    folded = {label.casefold(): label for label in labels}
+    folded = {label.strip().casefold(): label for label in labels}
 
     def parse(text: str) -> str:
-        answer = text.strip()
-        if answer in labels:
-            return answer
-        bare = answer.strip("\"'`.!* ").casefold()
-        if bare in folded:
-            return folded[bare]
+        for answer in (text.strip(), text.strip().strip("\"'`.!* ")):
+            if answer.casefold() in folded:
+                return folded[answer.casefold()]
         raise UnparsableAnswer(f"answered {_shown(text)}, expected one of: {', '.join(labels)}")
 
     return parse
@@ -74,9 +71,12 @@ def _json_parser(schema: dict[str, Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UnparsableAnswer(f"answered {_shown(text)}, which is not JSON: {error}") from None
-        problem = next(validator.iter_errors(value), None)
+        try:
+            problem = next(validator.iter_errors(value), None)
+        except Exception as error:  # jsonschema: an unresolvable $ref, a bad pattern, a value nested too deep
+            raise UnparsableAnswer(f"the schema cannot check {_shown(text)}: {error}") from None
         if problem is not None:
             raise UnparsableAnswer(f"answered {_shown(text)}, which the schema forbids: {problem.message}")
         return value

@@ -24,6 +24,7 @@ from vllm_relational.results.report_text import (
     is_dry_run,
     measured_forecast,
     percent,
+    ratio,
     saving,
     seconds,
     sections,
@@ -77,7 +78,10 @@ def write_html(report: RunReport, path: str | Path) -> None:
 def tiles(report: RunReport) -> list[tuple[str, str]]:
     """The few numbers at the top: value and label."""
     factor, rate, measured = saving(report), report.rows_per_second, report.measured_hit_rate
-    found = [(f"{factor:.2f}x", "fewer prompt tokens computed than in published order")] if factor else []
+    found = []
+    if factor is not None:
+        times, word = ratio(factor)
+        found.append((times, f"{word} prompt tokens computed than in published order"))
     if measured is None:
         found.append((percent(report.predicted.hit_rate), f"hit rate predicted ({why_not_measured(report)})"))
     else:
@@ -136,7 +140,15 @@ def token_chart(report: RunReport) -> Chart:
         _label_ends(axes, [forecast for _, forecast in forecasts])
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0, labelcolor=INK)
 
-    return Chart(headline(report).rstrip("."), "Prompt tokens: computed of all", _svg(draw, len(forecasts) + 0.8))
+    return Chart(token_finding(report), "Prompt tokens computed, of all", _svg(draw, len(forecasts) + 0.8))
+
+
+def token_finding(report: RunReport) -> str:
+    measured = measured_forecast(report)
+    ours = measured or report.predicted
+    verb = "are" if measured else "are predicted to be"
+    tokens = f"{short(ours.computed_tokens)} of {short(ours.prompt_tokens)} prompt tokens {verb} computed"
+    return f"{tokens}; in published order {short(report.published.computed_tokens)}"
 
 
 def _label_ends(axes: Axes, forecasts: list[CacheForecast]) -> None:
@@ -192,7 +204,9 @@ def _svg(draw: Callable[[Axes], None], num_bars: float) -> Markup:
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.tick_params(left=False)
         out = StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(
+            out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     return _inline(out.getvalue())
 
 
@@ -201,14 +215,16 @@ def _chart_style(salt: str) -> Iterator[None]:
     """Real text in the page's font and colour; element ids that are the same on every run and differ between charts."""
     import matplotlib as mpl
 
-    inks: dict[str, Any] = dict.fromkeys(("text.color", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 10, **inks}):
+    settings: Any = dict.fromkeys(("text.color", "axes.edgecolor", "ytick.color"), INK)
+    settings |= {"svg.fonttype": "none", "svg.hashsalt": salt, "text.parse_math": False}
+    with mpl.rc_context({**settings, "font.size": 10, "axes.linewidth": 0.5}):
         yield
 
 
 def _inline(document: str) -> Markup:
-    """The ``<svg>`` element alone, sized by the page, in the page's font and colour."""
+    """The ``<svg>`` element alone: sized by the page, in its font and colour, without names that could meet others."""
     element = document[document.index("<svg") :].replace(INK, "currentColor")
-    element = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*"', r"\1\2", element, count=1)
-    element = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit", element)
-    return Markup(element)
+    element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)
+    element = re.sub(r'(?<=<svg)[^>]*?( viewBox="[^"]*")[^>]*', r"\1", element, count=1)
+    element = re.sub(r"font-family: [^;\"]*", "font-family: inherit", element)
+    return Markup(re.sub(r'<g id="[^"]*"', "<g", element))

@@ -64,9 +64,7 @@ def headline(report: RunReport) -> str:
         return f"{source} no prompt token: the cache serves all of them."
     if f"{factor:.2f}" == "1.00":
         return f"{source} as many prompt tokens as the published order."
-    if factor < 1:
-        return f"{source} {1 / factor:.2f}x more prompt tokens than the published order."
-    return f"{source} {factor:.2f}x fewer prompt tokens than the published order."
+    return f"{source} {' '.join(ratio(factor))} prompt tokens than the published order."
 
 
 def saving(report: RunReport) -> float | None:
@@ -136,7 +134,7 @@ def _forecast_cells(forecast: CacheForecast) -> Cells:
 def row_facts(report: RunReport) -> list[Cells]:
     """How many rows there were and what became of them, failures by reason."""
     asked = "to ask" if is_dry_run(report) else "asked in this run"
-    facts = [
+    facts: list[Cells] = [
         ("rows", count(report.num_rows)),
         ("distinct rows", f"{count(report.num_distinct)}{_saved_rows(report)}"),
         (asked, count(report.num_asked)),
@@ -176,6 +174,13 @@ def _short(question: str) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------- formats
+def ratio(factor: float) -> tuple[str, str]:
+    """A saving as times and direction: ("2.50x", "fewer"); a loss is turned round."""
+    if 0 < factor < 1:
+        return f"{1 / factor:.2f}x", "more"
+    return f"{factor:.2f}x", "fewer"
+
+
 def count(number: int) -> str:
     return f"{number:,}"
 

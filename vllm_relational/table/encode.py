@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ def read_table(source: Any) -> pa.Table:
     or has two columns of one name.
     """
     table = _read_file(Path(source)) if isinstance(source, (str, Path)) else _from_object(source)
-    _check_columns(table)
+    _check_names(table.column_names)
     if table.num_rows == 0:
-        raise RelationalError("the table has no rows: nothing to ask")
+        name = str(source) if isinstance(source, (str, Path)) else "the table"
+        raise RelationalError(f"{name} has no rows: nothing to ask")
     return table
 
 
@@ -46,8 +48,10 @@ def _read_file(path: Path) -> pa.Table:
         raise RelationalError(f"{path} is empty (0 bytes)")
     reader = _reader_of(path)
     try:
-        return reader(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, OSError) as error:
+        table: pa.Table = reader(path)
+        table.validate(full=True)  # some readers let text pass that is not UTF-8
+        return table
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, OSError, UnicodeDecodeError) as error:
         raise RelationalError(f"cannot read {path}: {_first_line(error)}{_hint(path, error)}") from error
 
 
@@ -79,10 +83,23 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 def _read_json_lines(path: Path) -> pa.Table:
-    block = min(max(path.stat().st_size, 1 << 20), JSON_BLOCK_BYTES)
-    # Timestamps stay the strings the user wrote.
-    parse = pa.json.ParseOptions(newlines_in_values=False)
-    return pa.json.read_json(path, read_options=pa.json.ReadOptions(block_size=block), parse_options=parse)
+    read = pa.json.ReadOptions(block_size=min(max(path.stat().st_size, 1 << 20), JSON_BLOCK_BYTES))
+    table = pa.json.read_json(path, read_options=read)
+    as_written = pa.schema([field.with_type(_times_as_text(field.type)) for field in table.schema])
+    if as_written == table.schema:
+        return table
+    return pa.json.read_json(path, read_options=read, parse_options=pa.json.ParseOptions(explicit_schema=as_written))
+
+
+def _times_as_text(kind: pa.DataType) -> pa.DataType:
+    """The type without timestamps: JSON has none, Arrow guesses them from strings such as 2020-01-01."""
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_times_as_text(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_times_as_text(field.type)) for field in kind])
+    return kind
 
 
 def _from_object(source: Any) -> pa.Table:
@@ -92,7 +109,7 @@ def _from_object(source: Any) -> pa.Table:
         return pa.Table.from_batches([source])
     try:
         return _arrow_of(source)
-    except (pa.ArrowException, UnicodeError) as error:
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
         reason = " ".join(str(part) for part in error.args)
         raise RelationalError(
             f"cannot turn the table into Arrow: {reason}: give the column one type, e.g. df[c] = df[c].astype(str)"
@@ -101,10 +118,12 @@ def _from_object(source: Any) -> pa.Table:
 
 def _arrow_of(source: Any) -> pa.Table:
     module = type(source).__module__.split(".")[0]
+    if module in {"pandas", "polars"} and type(source).__name__ == "Series":
+        raise RelationalError(f"cannot read a table from a {module} {type(source).__name__}: make a DataFrame of it")
     if module == "pandas":
         return pa.Table.from_pandas(_with_text_names(source), preserve_index=False)
     if module == "polars":
-        return source.collect().to_arrow() if hasattr(source, "collect") else source.to_arrow()
+        return _from_polars(source.collect() if hasattr(source, "collect") else source)
     if hasattr(source, "__arrow_c_stream__"):
         return pa.table(source)
     if module in {"duckdb", "_duckdb"}:
@@ -117,12 +136,22 @@ def _arrow_of(source: Any) -> pa.Table:
 
 def _with_text_names(frame: Any) -> Any:
     """pandas allows any object as a column name; a prompt can only name text."""
-    return frame if all(isinstance(name, str) for name in frame.columns) else frame.rename(columns=str)
+    if not all(isinstance(name, str) for name in frame.columns):
+        frame = frame.rename(columns=str)
+    _check_names(frame.columns)
+    return frame
 
 
-def _check_columns(table: pa.Table) -> None:
+def _from_polars(frame: Any) -> pa.Table:
+    for name, kind in frame.schema.items():
+        if str(kind) == "Object":  # Arrow would hold the addresses of the objects
+            raise RelationalError(f"column {name!r} holds Python objects: turn them into text or numbers first")
+    return frame.to_arrow()
+
+
+def _check_names(names: Iterable[str]) -> None:
     seen: set[str] = set()
-    for name in table.column_names:
+    for name in names:
         if name in seen:
             raise RelationalError(f"two columns are named {name!r}: rename one of them")
         seen.add(name)

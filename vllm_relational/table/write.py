@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -15,7 +15,7 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from vllm_relational.records import RelationalError
-from vllm_relational.table.encode import plain_value
+from vllm_relational.table.encode import json_text, plain_value
 from vllm_relational.table.read import ARROW_SUFFIXES, CSV_SUFFIXES, JSON_LINES_SUFFIXES, PARQUET_SUFFIXES, READABLE
 
 Writer = Callable[[pa.Table, IO[bytes]], None]
@@ -68,4 +68,18 @@ def _writer_of(path: Path) -> Writer:
 
 def _csv_writer(delimiter: str) -> Writer:
     options = pa.csv.WriteOptions(delimiter=delimiter, quoting_style="needed")
-    return lambda table, out: pa.csv.write_csv(table, out, options)
+    return lambda table, out: pa.csv.write_csv(_flat(table), out, options)
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """CSV knows no lists, structs or bytes: JSON and base64 stand for them."""
+    for position, column in enumerate(table.schema):
+        if pa.types.is_nested(column.type):
+            table = table.set_column(position, column.name, _texts(table.column(position), json_text))
+        elif pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            table = table.set_column(position, column.name, _texts(table.column(position), plain_value))
+    return table
+
+
+def _texts(column: pa.ChunkedArray, render: Callable[[Any], str]) -> pa.Array:
+    return pa.array([None if value is None else render(value) for value in column.to_pylist()], pa.large_string())
