@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ import pyarrow as pa
 from vllm_relational.llm import RelationalLLM
 from vllm_relational.records import QueryResult, RelationalError
 
+# Rows asked to measure the engine's speed before a comparison with a time budget.
+SAMPLE_ROWS = 8
 FIELDS = (
     "time", "commit", "machine", "model", "table", "question", "order", "rows", "distinct_rows", "prompt_tokens",
     "computed_tokens", "output_tokens", "hit_rate_measured", "hit_rate_predicted", "ceiling", "ask_seconds",
@@ -112,10 +115,48 @@ def compare_orders(
     results = []
     for order in orders:
         llm.run(table.slice(0, 1), prompt, order=order, progress=False, **options)
-        if not llm.reset_cache():
-            raise RelationalError("this engine cannot empty its prefix cache, so orders cannot be compared on it")
+        _empty_cache(llm)
         results.append(llm.run(table, prompt, order=order, progress=True, **options))
     return Comparison(tuple(results))
+
+
+def rows_within(
+    llm: RelationalLLM,
+    table: pa.Table,
+    prompt: str,
+    orders: Sequence[str],
+    options: Mapping[str, Any],
+    seconds: float,
+) -> int:
+    """How many of the first rows all ``orders`` together can answer in about ``seconds``, at least 2.
+
+    The engine's speed is measured on a few rows from a cold cache; the plan says how many tokens more rows cost.
+    """
+    llm.run(table.slice(0, 1), prompt, progress=False, **options)
+    _empty_cache(llm)
+    report = llm.run(table.slice(0, SAMPLE_ROWS), prompt, progress=False, **options).report
+    tokens = (report.measured_prompt_tokens or 0) - (report.measured_cached_tokens or 0)
+    affordable = seconds * tokens / max(report.stage_seconds["ask"], 1e-9)
+    low, high = 2, table.num_rows
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _computed_tokens(llm, table.slice(0, middle), prompt, orders, options) <= affordable:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _computed_tokens(
+    llm: RelationalLLM, table: pa.Table, prompt: str, orders: Sequence[str], options: Mapping[str, Any]
+) -> int:
+    plans = [llm.plan(table, prompt, order=order, **options) for order in orders]
+    return sum(plan.predicted.computed_tokens for plan in plans)
+
+
+def _empty_cache(llm: RelationalLLM) -> None:
+    if not llm.reset_cache():
+        raise RelationalError("this engine cannot empty its prefix cache, so orders cannot be compared on it")
 
 
 def _computed(result: QueryResult) -> str:
@@ -132,6 +173,12 @@ def _commit() -> str:
 
 
 def _machine() -> str:
+    """The GPU where there is one, else the processor."""
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpus = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+        if gpus:
+            return f"{len(gpus)} x {gpus[0].strip()}"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

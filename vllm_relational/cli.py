@@ -152,13 +152,14 @@ def bench(
     nulls: Nulls = "error",
     report: Report = None,
     csv: Annotated[Path | None, typer.Option(help="Append one line an order to this CSV file.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Ask only as many rows as fit into these seconds.")] = None,
     limit: Limit = None,
     tokenizer: Tokenizer = None,
     engine_arg: EngineArg = None,
     verbose: Verbose = False,
 ) -> int:
     """Ask the same question in several orders on one engine; compare time, cache hits and answers."""
-    from vllm_relational.bench import compare_orders
+    from vllm_relational.bench import compare_orders, rows_within
 
     data = cli_options.read_rows(table, limit)
     options = cli_options.query_options(choices, bounds, schema, max_tokens, pin, system_prompt, nulls)
@@ -166,7 +167,12 @@ def bench(
     _check_result_place(data, output, "answer", "error")
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
-        comparison = compare_orders(llm, data, prompt, cli_options.parse_list(orders, "--orders"), options)
+        names = cli_options.parse_list(orders, "--orders")
+        if budget is not None:
+            rows = rows_within(llm, data, prompt, names, options, budget)
+            _say(f"{rows} of {data.num_rows} rows fit into {budget:.0f} s on this machine")
+            data = data.slice(0, rows)
+        comparison = compare_orders(llm, data, prompt, names, options)
     finally:
         llm.close()
     last = comparison.results[-1]
@@ -258,5 +264,7 @@ def _say(text: str) -> None:
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
 if __name__ == "__main__":
     main()

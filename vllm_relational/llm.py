@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -47,7 +47,7 @@ class RelationalLLM:
     ``df.llm`` accessor.
     """
 
-    _open: ClassVar[list[RelationalLLM]] = []  # in the order made
+    _newest: RelationalLLM | None = None
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class RelationalLLM:
         self._engine = engine
         self._tokenizer_name = tokenizer or (model if base_url is None else None)
         self._tokenizer: Tokenizer | None = None
-        RelationalLLM._open.append(self)
+        RelationalLLM._newest = self
 
     # ------------------------------------------------------------------------------------------------- asking
     def query(self, table: Any, prompt: str, **options: Any) -> Any:
@@ -125,7 +125,8 @@ class RelationalLLM:
         """Stop the engine and free its memory."""
         if self._engine is not None:
             self._engine.close()
-        RelationalLLM._open = [other for other in RelationalLLM._open if other is not self]
+        if RelationalLLM._newest is self:
+            RelationalLLM._newest = None
 
     def __enter__(self) -> RelationalLLM:
         return self
@@ -136,9 +137,9 @@ class RelationalLLM:
     @classmethod
     def newest(cls) -> RelationalLLM:
         """The object that ``df.llm`` uses: the one made last and not closed."""
-        if not cls._open:
+        if cls._newest is None:
             raise RelationalError("df.llm needs a model: make one first, llm = RelationalLLM('PATH_OR_NAME')")
-        return cls._open[-1]
+        return cls._newest
 
     def _load_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:

@@ -156,6 +156,6 @@ def _read_answers(path: Path, file: IO[bytes]) -> dict[int, str]:
             return answers
         try:
             key, text = json.loads(line)
+            answers[int(key)] = str(text)
         except (ValueError, TypeError) as error:
             raise RelationalError(f"{path} is damaged at byte {start}: delete the file to start again") from error
-        answers[int(key)] = text

@@ -1,0 +1,172 @@
+"""Answers survive a kill at any byte; a checkpoint serves its own job and one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_relational.records import RelationalError
+from vllm_relational.results.checkpoint import Checkpoint, MemoryAnswers
+
+JOB = {"prompt": "Is {a} kind?", "model": "tiny", "answer form": {"labels": ("yes", "no")}}
+ANSWERS = {0: "yes", 7: 'say "é😀"\n\u2028', 2**40: ""}
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "t.checkpoint.jsonl"
+
+
+def fill(path: Path, answers: dict[int, str] = ANSWERS) -> None:
+    with contextlib.closing(Checkpoint.open(path, JOB, resume=False)) as store:
+        for key, text in answers.items():
+            store.add(key, text)
+
+
+def resumed(path: Path, job: dict = JOB) -> dict[int, str]:
+    with contextlib.closing(Checkpoint.open(path, job, resume=True)) as store:
+        return store.answers
+
+
+def error_of(path: Path, job: dict = JOB, resume: bool = True) -> str:
+    with pytest.raises(RelationalError) as caught:
+        Checkpoint.open(path, job, resume)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_answers_come_back_as_they_were(path):
+    fill(path)
+    assert resumed(path) == ANSWERS
+
+
+def test_resuming_without_a_file_starts_one(path):
+    assert resumed(path) == {}
+    assert path.exists()
+
+
+def test_every_answer_reaches_the_file_at_once(path):
+    with contextlib.closing(Checkpoint.open(path, JOB, resume=False)) as store:
+        store.add(3, "yes")
+        assert json.loads(path.read_text().splitlines()[-1]) == [3, "yes"]
+
+
+def test_a_later_answer_replaces_an_earlier_one(path):
+    fill(path, {1: "no"})
+    with contextlib.closing(Checkpoint.open(path, JOB, resume=True)) as store:
+        store.add(1, "yes")
+    assert resumed(path) == {1: "yes"}
+
+
+@given(cut=st.integers(0, 400))
+def test_a_kill_at_any_byte_loses_at_most_the_torn_line(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("kill") / "c.jsonl"
+    fill(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    complete = max(whole[:cut].count(b"\n") - 1, 0)
+    assert resumed(path) == dict(list(ANSWERS.items())[:complete])
+    with contextlib.closing(Checkpoint.open(path, JOB, resume=True)) as store:
+        for key, text in ANSWERS.items():
+            store.add(key, text)
+    assert resumed(path) == ANSWERS
+
+
+def test_an_existing_checkpoint_is_not_continued_unasked(path):
+    fill(path)
+    message = error_of(path, resume=False)
+    assert "holds answers of an earlier run" in message and "--resume" in message
+    assert resumed(path) == ANSWERS
+
+
+def test_an_empty_file_counts_as_none(path):
+    path.touch()
+    fill(path)
+    assert resumed(path) == ANSWERS
+
+
+def test_another_job_is_refused_and_says_what_differs(path):
+    fill(path)
+    message = error_of(path, JOB | {"prompt": "Is {b} kind?", "model": "large"})
+    assert "its prompt and model differ" in message
+    assert resumed(path) == ANSWERS
+
+
+def test_a_refused_checkpoint_is_unlocked_at_once(path):
+    fill(path)
+    with pytest.raises(RelationalError) as kept_alive:
+        Checkpoint.open(path, JOB | {"model": "large"}, resume=True)
+    assert resumed(path) == ANSWERS
+    del kept_alive
+
+
+@pytest.mark.parametrize(
+    "content", ["my notes", "my notes\n", '{"a": 1}\n', "[1]\n", "5\n", '{"format": 99, "job": {}}\n']
+)
+def test_other_files_are_refused_and_left_alone(path, content):
+    path.write_text(content)
+    assert "is not a checkpoint of this version" in error_of(path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "line", [b"nonsense\n", b"5\n", b"null\n", b"[1]\n", b"\x00\x00\x00\n", b'["x", "y"]\n', b"\xff\n"]
+)
+def test_a_damaged_line_in_the_middle_is_located(path, line):
+    fill(path)
+    whole = path.read_bytes()
+    header, rest = whole.split(b"\n", 1)
+    path.write_bytes(header + b"\n" + line + rest)
+    assert f"is damaged at byte {len(header) + 1}" in error_of(path)
+
+
+def test_a_lock_keeps_other_processes_out(path):
+    script = (
+        "import sys, pathlib\n"
+        "from vllm_relational.results.checkpoint import Checkpoint\n"
+        "store = Checkpoint.open(pathlib.Path(sys.argv[1]), {}, resume=True)\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "open\n"
+        assert "another run is writing" in error_of(path, {})
+        other.kill()
+    assert resumed(path, {}) == {}
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    assert "cannot write the checkpoint" in error_of(tmp_path / "no" / "c.jsonl")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_clear_error():
+    with open("/dev/full", "wb") as file:
+        store = Checkpoint(Path("c.jsonl"), file, {})
+        with pytest.raises(RelationalError, match=r"c\.jsonl: No space left on device: .*--resume"):
+            store.add(1, "yes")
+        store.close()
+    assert store.answers == {}
+
+
+def test_closing_twice_and_deleting(path):
+    store = Checkpoint.open(path, JOB, resume=False)
+    store.close(delete=True)
+    store.close()
+    assert not path.exists()
+
+
+def test_memory_answers_have_the_same_interface():
+    store = MemoryAnswers()
+    store.add(1, "yes")
+    store.close()
+    assert store.answers == {1: "yes"}

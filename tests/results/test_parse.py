@@ -1,0 +1,115 @@
+"""Completion texts become values; what the decision does not admit is an UnparsableAnswer, never another exception."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_relational.config import check_decision
+from vllm_relational.records import Choice, FreeText, IntegerRange, JsonSchema, RelationalError
+from vllm_relational.results.parse import UnparsableAnswer, arrow_type, parser
+
+YES_NO = Choice(("Yes", "no"))
+
+
+@pytest.mark.parametrize(
+    ("decision", "text", "value"),
+    [
+        (FreeText(), "  some text \n", "some text"),
+        (FreeText(), "", ""),
+        (YES_NO, "Yes", "Yes"),
+        (YES_NO, " yes.\n", "Yes"),
+        (YES_NO, '"NO!"', "no"),
+        (Choice(("Yes!", "no")), "yes!", "Yes!"),
+        (Choice(("*", "**")), "*", "*"),
+        (Choice((" padded ", "no")), " padded ", " padded "),
+        (Choice((" padded ", "no")), "Padded", " padded "),
+        (Choice(("1.", "2.")), "2.", "2."),
+        (IntegerRange(1, 5), " 3. ", 3),
+        (IntegerRange(-5, 5), "-5", -5),
+        (IntegerRange(1, 5), "**4**", 4),
+        (JsonSchema({"type": "object"}), ' {"a": [1, null]}\n', {"a": [1, None]}),
+        (JsonSchema({"type": "integer"}), "7", 7),
+    ],
+)
+def test_values(decision, text, value):
+    assert parser(decision)(text) == value
+
+
+@pytest.mark.parametrize(
+    ("decision", "text", "reason"),
+    [
+        (YES_NO, "maybe", "expected one of: Yes, no"),
+        (YES_NO, "yes and no", "answered 'yes and no'"),
+        (YES_NO, "", "answered ''"),
+        (IntegerRange(1, 5), "6", "from 1 to 5"),
+        (IntegerRange(1, 5), "3.5", "whole number"),
+        (IntegerRange(1, 5), "9" * 5000, "..."),
+        (IntegerRange(1, 5), "", "answered ''"),
+        (JsonSchema({"type": "object"}), '{"a": ', "not JSON"),
+        (JsonSchema({"type": "object"}), "[1]", "schema forbids"),
+        (JsonSchema({}), "[" * 100_000, "not JSON"),
+        (JsonSchema({"$ref": "#/$defs/missing"}), "1", "missing"),
+        (JsonSchema({"type": "string", "pattern": "("}), '"x"', "cannot check"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else type(value).__name__,
+)
+def test_unusable_answers_say_what_came_and_what_was_expected(decision, text, reason):
+    with pytest.raises(UnparsableAnswer) as caught:
+        parser(decision)(text)
+    assert reason in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+DECISIONS = [FreeText(), YES_NO, IntegerRange(0, 9), JsonSchema({"type": "object", "required": ["a"]})]
+
+
+@given(st.sampled_from(DECISIONS), st.text())
+def test_any_text_is_a_value_or_unparsable(decision, text):
+    try:
+        value = parser(decision)(text)
+    except UnparsableAnswer:
+        return
+    if isinstance(decision, Choice):
+        assert value in decision.labels
+    if isinstance(decision, IntegerRange):
+        assert decision.low <= value <= decision.high
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=4))
+def test_every_admitted_label_is_its_own_answer(labels):
+    decision = Choice(tuple(labels))
+    try:
+        check_decision(decision)
+    except RelationalError:
+        return
+    for label in labels:
+        assert parser(decision)(label) == label
+
+
+def test_column_types():
+    assert arrow_type(IntegerRange(1, 2)) == pa.int64()
+    assert {arrow_type(decision) for decision in (FreeText(), YES_NO, JsonSchema({}))} == {pa.string()}
+
+
+@pytest.mark.parametrize(
+    ("decision", "reason"),
+    [
+        (Choice(("yes",)), "at least two"),
+        (Choice(("yes", " ")), "none of them empty"),
+        (Choice(("yes", " YES ")), "occurs twice"),
+        (IntegerRange(5, 1), "low must be below high"),
+        (IntegerRange(3, 3), "low must be below high"),
+        (IntegerRange(0, 2**63), "64 bits"),
+        (JsonSchema({"type": "nonsense"}), "not valid"),
+        (JsonSchema([1]), "give a dict"),
+        (JsonSchema({}, max_tokens=0), "at least 1"),
+        (FreeText(0), "at least 1"),
+        (FreeText(-3), "at least 1"),
+    ],
+)
+def test_decisions_that_nothing_satisfies_are_refused(decision, reason):
+    with pytest.raises(RelationalError, match=reason):
+        check_decision(decision)

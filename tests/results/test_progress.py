@@ -1,0 +1,64 @@
+"""Progress goes to standard error only, and says how a run ended."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from vllm_relational.records import Completion
+from vllm_relational.results import progress as progress_room
+from vllm_relational.results.progress import Bar, Lines, Silent, make_progress
+
+GOOD = Completion(0, "yes", prompt_tokens=10, cached_tokens=5)
+BAD = Completion(1, None, "refused")
+
+
+def follow(progress, completions: list[Completion], total: int) -> None:
+    progress.start(total)
+    for completion in completions:
+        progress.add(completion)
+    progress.stop()
+
+
+def test_nothing_is_shown_unless_asked(capsys):
+    follow(make_progress(False), [GOOD, BAD], 2)
+    assert isinstance(make_progress(False), Silent)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_lines_in_a_log_and_a_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert isinstance(make_progress(True), Lines)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert isinstance(make_progress(True), Bar)
+
+
+def test_the_last_line_counts_rows_failures_and_hits(capsys):
+    follow(Lines(), [GOOD, BAD], 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("2/2 rows") and "hit rate 50.0%, 1 failed" in err and err.endswith("done\n")
+
+
+def test_an_early_end_is_called_stopped(capsys):
+    follow(Lines(), [GOOD], 2)
+    assert capsys.readouterr().err.endswith("stopped\n")
+
+
+def test_engines_that_do_not_count_hits_show_a_question_mark(capsys):
+    follow(Lines(), [Completion(0, "yes")], 1)
+    assert "hit rate ?" in capsys.readouterr().err
+
+
+def test_a_line_now_and_then_with_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(progress_room, "LOG_SECONDS", 0.0)
+    follow(Lines(), [GOOD], 2)
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith("1/2 rows") and first.endswith("s left")
+
+
+@pytest.mark.parametrize("completions", [[], [GOOD, BAD]])
+def test_the_bar_writes_to_standard_error(capsys, completions):
+    follow(Bar(), completions, 2)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,114 @@
+"""Cells become codes, values become JSON texts."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_relational.records import NULL_CODE
+from vllm_relational.table import encode_columns
+
+MOMENT = datetime.datetime(2020, 1, 2, 3, 4, 5)
+
+
+def encode(column: object) -> tuple[list[int], list[str]]:
+    encoded = encode_columns(pa.table({"a": column}), ["a"])
+    return encoded.codes[0].tolist(), list(encoded.values[0])
+
+
+def texts_of(column: object) -> list[str | None]:
+    codes, values = encode(column)
+    return [None if code == NULL_CODE else values[code] for code in codes]
+
+
+@given(st.lists(st.none() | st.text()))
+def test_codes_lead_back_to_the_values_in_order_of_first_appearance(cells):
+    codes, values = encode(pa.array(cells, pa.string()))
+    assert [None if code == NULL_CODE else json.loads(values[code]) for code in codes] == cells
+    assert [json.loads(value) for value in values] == list(dict.fromkeys(cell for cell in cells if cell is not None))
+    assert all("\n" not in value for value in values)
+
+
+def test_chunks_share_one_dictionary():
+    assert encode(pa.chunked_array([["b", "a"], [], ["c", "b"]])) == ([0, 1, 2, 0], ['"b"', '"a"', '"c"'])
+
+
+def test_chosen_columns_in_the_order_named():
+    encoded = encode_columns(pa.table({"a": [1], "b": ["x"], "c": [True]}), ["c", "a"])
+    assert encoded.names == ("c", "a")
+    assert encoded.codes.dtype == np.int32
+    assert [list(values) for values in encoded.values] == [["true"], ["1"]]
+
+
+def test_no_column_keeps_the_number_of_rows():
+    assert encode_columns(pa.table({"a": [1, 2, 3]}), []).num_rows == 3
+
+
+def test_nan_and_none_are_null():
+    assert texts_of(pa.array([1.5, float("nan"), None])) == ["1.5", None, None]
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+def test_a_tenth_is_written_as_its_owner_wrote_it(kind):
+    assert texts_of(pa.array([0.1, 1e20, 2.0], kind)) == ["0.1", "1e+20", "2.0"]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([MOMENT.date()]), '"2020-01-02"'),
+        (pa.array([MOMENT]), '"2020-01-02T03:04:05"'),
+        (pa.array([1], pa.timestamp("ns")), '"1970-01-01T00:00:00.000000001"'),
+        (pa.array([MOMENT], pa.timestamp("us", "UTC")), '"2020-01-02T03:04:05+00:00"'),
+        (pa.array([MOMENT.time()]), '"03:04:05"'),
+        (pa.array([1000], pa.time64("ns")), '"00:00:00.000001"'),
+        (pa.array([datetime.timedelta(days=1)]), '"1 day, 0:00:00"'),
+        (pa.array([decimal.Decimal("1.10")]), '"1.10"'),
+        (pa.array([[1, None]]), "[1, null]"),
+        (pa.array([["é"]]), '["é"]'),
+        (pa.array([{"x": 1, "y": None}]), '{"x": 1, "y": null}'),
+        (pa.array([[{"day": MOMENT.date()}]]), '[{"day": "2020-01-02"}]'),
+        (pa.array([b"\x00\xff"]), '"AP8="'),
+        (pa.array([b"ab"], pa.binary(2)), '"YWI="'),
+        (pa.array([[b"x"]]), '["eA=="]'),
+        (pa.array([True]), "true"),
+        (pa.array([2**64 - 1], pa.uint64()), "18446744073709551615"),
+        (pa.array(["x"], pa.string_view()), '"x"'),
+        (pa.array(["x"], pa.large_string()), '"x"'),
+        (pa.array(["ü\u2028\"'\\\n\t\x00😀"]), '"ü\u2028\\"\'\\\\\\n\\t\\u0000😀"'),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_text_of_each_type(column, expected):
+    assert texts_of(column) == [expected]
+
+
+def test_dictionary_encoded_columns_count_by_first_appearance():
+    column = pa.DictionaryArray.from_arrays(pa.array([1, 0, None, 1], pa.int8()), pa.array(["a", "b"]))
+    assert encode(column) == ([0, 1, NULL_CODE, 0], ['"b"', '"a"'])
+
+
+def test_nulls_and_nans_inside_a_dictionary_are_null():
+    indices = pa.array([0, 1], pa.int8())
+    assert texts_of(pa.DictionaryArray.from_arrays(indices, pa.array(["x", None]))) == ['"x"', None]
+    assert texts_of(pa.DictionaryArray.from_arrays(indices, pa.array([1.5, float("nan")]))) == ["1.5", None]
+
+
+def test_column_of_nulls_only():
+    assert encode(pa.nulls(3)) == ([NULL_CODE] * 3, [])
+    assert encode(pa.array([None, None], pa.string())) == ([NULL_CODE] * 2, [])
+
+
+def test_equal_lists_have_one_code():
+    assert encode(pa.array([[1], [2], None, [1]])) == ([0, 1, NULL_CODE, 0], ["[1]", "[2]"])
+
+
+def test_table_without_chunks():
+    assert encode(pa.chunked_array([], pa.string())) == ([], [])

@@ -1,0 +1,86 @@
+"""Answered tables are written whole or not at all, and read back as they were."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from vllm_relational.records import RelationalError
+from vllm_relational.table import check_output, read_table, write_table
+from vllm_relational.table.write import write_json_lines
+
+TEXTS = pa.table({"a,b": ["007", "", None, 'q "x",\ny', "ü😀\t"], "n": pa.array([1, None, 3, 4, 5])})
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".pq", ".arrow", ".feather", ".jsonl", ".ndjson"])
+def test_typed_formats_read_back_equal(tmp_path, suffix):
+    table = TEXTS.append_column("l", pa.array([[1], None, [], [2, 3], [4]]))
+    write_table(table, tmp_path / f"t{suffix}")
+    assert read_table(tmp_path / f"t{suffix}").to_pylist() == table.to_pylist()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_csv_reads_back_the_same_texts(tmp_path, suffix):
+    write_table(TEXTS, tmp_path / f"t{suffix}")
+    expected = TEXTS.set_column(1, "n", TEXTS["n"].cast(pa.string()))
+    assert read_table(tmp_path / f"t{suffix}").to_pylist() == expected.to_pylist()
+
+
+def test_csv_writes_nested_values_as_json_and_bytes_as_base64(tmp_path):
+    table = pa.table({"l": [[1, None], None], "s": [{"x": "é"}, {"x": None}], "b": [b"\x00\xff", None]})
+    write_table(table, tmp_path / "t.csv")
+    assert read_table(tmp_path / "t.csv").to_pylist() == [
+        {"l": "[1, null]", "s": '{"x": "é"}', "b": "AP8="},
+        {"l": None, "s": '{"x": null}', "b": None},
+    ]
+
+
+def test_json_lines_keep_unicode_and_row_order():
+    out = io.BytesIO()
+    write_json_lines(pa.table({"a": ["é", "b"] * 2000}), out)
+    lines = out.getvalue().decode().splitlines()
+    assert lines[0] == '{"a": "é"}'
+    assert [json.loads(line)["a"] for line in lines] == ["é", "b"] * 2000
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "t.parquet"
+    path.write_bytes(b"old")
+    with pytest.raises(RelationalError, match=r"cannot write .*t\.parquet: .*the answers are in the checkpoint"):
+        write_table(pa.table({"a": pa.RunEndEncodedArray.from_arrays([1], ["x"])}), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_existing_file_is_replaced(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("old")
+    write_table(pa.table({"a": ["new"]}), path)
+    assert read_table(path).to_pylist() == [{"a": "new"}]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("no/folder/t.csv", "mkdir -p"), ("t.xlsx", "unknown output format '.xlsx'"), ("t", "no suffix")],
+)
+def test_impossible_outputs_are_found_before_asking(tmp_path, name, reason):
+    with pytest.raises(RelationalError, match=reason):
+        check_output(tmp_path / name)
+
+
+def test_an_output_that_is_a_folder(tmp_path):
+    (tmp_path / "t.csv").mkdir()
+    with pytest.raises(RelationalError, match="cannot write"):
+        check_output(tmp_path / "t.csv")
+
+
+def test_an_output_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_output(Path("t.csv"))
+    write_table(pa.table({"a": ["x"]}), Path("t.csv"))
+    assert (tmp_path / "t.csv").exists()
