@@ -43,8 +43,8 @@ class RelationalLLM:
     engine_args: with vLLM in this process, any argument of ``vllm.LLM``; with ``base_url``, those of
                  ``EndpointEngine`` (api_key, concurrency, timeout_s, max_retries).
 
-    The engine starts at the first question and stays until ``close()``. The newest open object also serves the
-    ``df.llm`` accessor.
+    The engine starts at the first question and stays until ``close()``. The newest object, until it is closed, also
+    serves the ``df.llm`` accessor.
     """
 
     _newest: RelationalLLM | None = None

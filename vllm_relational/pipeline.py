@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +61,7 @@ def run_query(
     job = _Job(table, template, decision, config, tokenizer)
     store = job.open_store(getattr(engine, "model", "") or "")
     try:
+        job.forget_unusable(store)
         with job.clock("start engine"):
             info = engine.start()
         batch = job.plan(info, store.answers)
@@ -199,6 +200,13 @@ class _Job:
         if self.config.checkpoint is None:
             return MemoryAnswers()
         return Checkpoint.open(self.config.checkpoint, self._identity(model), self.config.resume)
+
+    def forget_unusable(self, store: Checkpoint | MemoryAnswers) -> None:
+        """Drop answers that the decision does not admit (a checkpoint edited by hand): their rows are asked again."""
+        parse = parser(self.decision)
+        unusable = [key for key, text in store.answers.items() if not _admitted(text, parse)]
+        for key in unusable:
+            del store.answers[key]
 
     def ask(self, batch: Batch, engine: Engine, store: Checkpoint | MemoryAnswers) -> None:
         """Send the batch in planned order and store answers as they come."""
@@ -361,6 +369,14 @@ def _checked(completion: Completion, parse: Any) -> Completion:
     except UnparsableAnswer as error:
         return dataclasses.replace(completion, text=None, error=f"{UNPARSABLE}: {error}")
     return completion
+
+
+def _admitted(text: str, parse: Callable[[str], Any]) -> bool:
+    try:
+        parse(text)
+    except UnparsableAnswer:
+        return False
+    return True
 
 
 def _kind(reason: str) -> str:

@@ -60,6 +60,14 @@ def test_markers_are_special_in_the_frame_and_text_in_cells(tokenizer, hf):
     assert hf.decode(cells.tokens.tolist()) == "x<|end|>\n<|assistant|>"
 
 
+def test_added_markers_are_text_in_cells_too_and_added_spaces_stay_tokens(hf):
+    hf.add_tokens(["<think>", "\n\n\n"])
+    think, spaces = hf.convert_tokens_to_ids(["<think>", "\n\n\n"])
+    ids = ModelTokenizer(hf).encode_cells(["a<think>b\n\n\n"]).tokens.tolist()
+    assert think not in ids and spaces in ids
+    assert hf.decode(ids) == "a<think>b\n\n\n"
+
+
 def test_cells_stand_end_to_end(tokenizer, hf):
     texts = ["one", "", "two,\n", "ü😀"]
     cells = tokenizer.encode_cells(iter(texts))

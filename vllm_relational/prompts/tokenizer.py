@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -132,13 +133,20 @@ def _load_message(model: str, is_folder: bool, error: Exception) -> str:
 
 
 def _literal_backend(hf_tokenizer: Any) -> Any | None:
-    """A copy of the fast tokenizer that reads special tokens as plain text; None for slow tokenizers."""
+    """A copy of the fast tokenizer that reads special tokens as plain text; None for slow tokenizers.
+
+    Markers that the tokenizer does not call special (``<think>``, ``<tool_call>``) are markers too; added runs of
+    spaces are text.
+    """
     backend = getattr(hf_tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     from tokenizers import Tokenizer as FastTokenizer
 
-    literal = FastTokenizer.from_str(backend.to_str())
+    settings = json.loads(backend.to_str())
+    for token in settings["added_tokens"]:
+        token["special"] = token["special"] or not token["content"].isspace()
+    literal = FastTokenizer.from_str(json.dumps(settings))
     literal.no_padding()
     literal.no_truncation()
     literal.encode_special_tokens = True

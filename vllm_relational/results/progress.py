@@ -29,6 +29,8 @@ def make_progress(show: bool) -> Progress:
 
 
 class Silent:
+    """For runs that nobody watches."""
+
     def start(self, total: int) -> None: ...
 
     def add(self, completion: Completion) -> None: ...

@@ -120,6 +120,7 @@ def hit_rate_chart(report: RunReport) -> Chart:
 
 
 def hit_rate_finding(report: RunReport) -> str:
+    """What the hit rate chart shows, as a sentence."""
     ours = measured_forecast(report) or report.predicted
     verb = "is" if measured_forecast(report) else "is predicted to be"
     return f"The hit rate {verb} {percent(ours.hit_rate)}; in published order {percent(report.published.hit_rate)}"
@@ -144,6 +145,7 @@ def token_chart(report: RunReport) -> Chart:
 
 
 def token_finding(report: RunReport) -> str:
+    """What the token chart shows, as a sentence."""
     measured = measured_forecast(report)
     ours = measured or report.predicted
     verb = "are" if measured else "are predicted to be"

@@ -182,10 +182,12 @@ def ratio(factor: float) -> tuple[str, str]:
 
 
 def count(number: int) -> str:
+    """A whole number with thousands separators."""
     return f"{number:,}"
 
 
 def percent(fraction: float) -> str:
+    """A fraction in percent, one decimal."""
     return f"{100 * fraction:.1f}%"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vllm_relational.records import NULL_CODE, EncodedTable
+from vllm_relational.records import NULL_CODE, EncodedTable, RelationalError
 
 
 def encode_columns(table: pa.Table, names: Sequence[str]) -> EncodedTable:
@@ -27,7 +27,12 @@ def encode_columns(table: pa.Table, names: Sequence[str]) -> EncodedTable:
     codes = np.empty((len(names), table.num_rows), dtype=np.int32)
     values = []
     for position, name in enumerate(names):
-        codes[position], texts = _encode(table.column(name))
+        try:
+            codes[position], texts = _encode(table.column(name))
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise RelationalError(
+                f"cannot read the values of column {name!r} ({table.column(name).type}): {error}"
+            ) from error
         values.append(texts)
     return EncodedTable(tuple(names), codes, tuple(values))
 

@@ -1,0 +1,49 @@
+"""Every command and every public name is documented."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+import vllm_relational
+from vllm_relational.cli import app
+
+PACKAGE = Path(vllm_relational.__file__).parent
+ROOT = PACKAGE.parent
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_is_in_the_documentation(command):
+    pages = [path for path in (ROOT / "README.md", ROOT / "docs" / "cli.md") if path.exists()]
+    assert pages, "there is no README.md"
+    assert any(f"vllm-relational {command}" in page.read_text(encoding="utf-8") for page in pages)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_explains_the_command_and_every_option(command):
+    assert COMMANDS[command].help
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).stdout
+    for parameter in COMMANDS[command].params:
+        if parameter.name != "help":
+            assert parameter.help, f"{command} {parameter.name} has no help text"
+            assert any(option in shown for option in parameter.opts) or parameter.param_type_name == "argument"
+
+
+def public(path: Path) -> Iterator[ast.AST]:
+    """Public functions and classes of a module."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_and_public_names_have_docstrings(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "the module has none"
+    bare = [node.name for node in public(path) if not ast.get_docstring(node)]
+    assert bare == []

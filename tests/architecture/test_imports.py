@@ -1,0 +1,87 @@
+"""The architecture as behaviour: who may import whom, and how large a file may grow (DESIGN.md)."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vllm_relational
+
+PACKAGE = Path(vllm_relational.__file__).parent
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+MAX_LINES = 500
+
+SHARED = {"records", "config", "native"}  # what every room may import
+# The front doors put rooms together; native.py finds the references of its loops in two rooms.
+FRONT = {"pipeline", "llm", "accessor", "cli", "cli_options", "bench", "plugin", "__init__"}
+EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}}
+MAY_IMPORT_VLLM = {"engine", "vllm_ext", "plugin"}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of everything a file imports, inside functions and TYPE_CHECKING blocks too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def siblings(path: Path) -> set[str]:
+    """Rooms of this package, other than its own, that a file imports."""
+    inside = {name.removeprefix("vllm_relational.") for name in imports(path) if name.startswith("vllm_relational.")}
+    rooms = {room_of(name) for name in inside}
+    there = {room_of(module_of(file)) for file in FILES}
+    return (rooms & there) - {room_of(module_of(path))}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_room_imports_only_what_all_rooms_share(path):
+    room = room_of(module_of(path))
+    if room in FRONT:
+        return
+    allowed = {name for name in SHARED if name != "native" or room not in SHARED} | EXTRA.get(room, set())
+    assert siblings(path) <= allowed
+
+
+def test_records_import_no_room():
+    assert siblings(PACKAGE / "records.py") == set()
+    assert siblings(PACKAGE / "config.py") <= {"records"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_only_engine_extension_and_plugin_import_vllm(path):
+    vllm = {name for name in imports(path) if name == "vllm" or name.startswith("vllm.")}
+    assert not vllm or room_of(module_of(path)) in MAY_IMPORT_VLLM
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_files_fit_in_the_head(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def loaded_by(statement: str) -> set[str]:
+    script = f"{statement}\nimport json, sys\nprint(json.dumps([name.partition('.')[0] for name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("statement", ["import vllm_relational", "import vllm_relational.cli"])
+def test_importing_the_package_loads_no_heavy_library(statement):
+    assert not loaded_by(statement) & {"torch", "vllm", "transformers", "polars", "duckdb", "matplotlib"}

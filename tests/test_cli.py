@@ -1,0 +1,209 @@
+"""The command line: exit statuses, and errors of one line that say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+from typer.testing import CliRunner
+
+from vllm_relational import RelationalLLM, cli_options
+from vllm_relational.cli import app
+from vllm_relational.table import read_table
+
+ROWS = "text,n\ngood,1\nbad,2\ngood,1\n"
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    path = tmp_path / "t.csv"
+    path.write_text(ROWS)
+    return path
+
+
+@pytest.fixture
+def engine(monkeypatch) -> FakeEngine:
+    """Stands in for whatever engine the options name."""
+    engine = FakeEngine(lambda row: row["text"])
+    monkeypatch.setattr(cli_options, "make_llm", lambda *_, **__: RelationalLLM(engine=engine))
+    return engine
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["run", *map(str, arguments)])
+
+
+def error_of(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+# --------------------------------------------------------------------------------------------------- dry run
+def test_a_dry_run_plans_with_the_models_tokenizer(table, tokenizer_folder):
+    result = run(table, "-p", "Is {text} good?", "-m", tokenizer_folder, "--dry-run")
+    assert result.exit_code == 0 and result.stdout == ""
+    assert "3" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_dry_run_needs_no_model_and_writes_a_report(table, tmp_path):
+    result = run(table, "-p", "{*}?", "--dry-run", "--report", tmp_path / "r.html")
+    assert result.exit_code == 0
+    assert "</html>" in (tmp_path / "r.html").read_text()
+
+
+def test_a_dry_run_sees_prompts_too_long(table):
+    result = run(table, "-p", "{text}?", "--dry-run", "--engine-arg", "max_model_len=10")
+    assert result.exit_code == 1 and "too long" in result.stderr
+
+
+# --------------------------------------------------------------------------------------------------- asking
+def test_every_row_answered_is_status_0(table, tmp_path, engine):
+    output = tmp_path / "out.csv"
+    result = run(table, "-p", "{text}?", "-o", output)
+    assert result.exit_code == 0 and result.stdout == ""
+    assert read_table(output)["answer"].to_pylist() == ["good", "bad", "good"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "t.csv"]
+
+
+def test_without_output_json_lines_go_to_standard_output(table, engine):
+    lines = run(table, "-p", "{text}?").stdout.splitlines()
+    assert [json.loads(line)["answer"] for line in lines] == ["good", "bad", "good"]
+
+
+def test_some_rows_failed_is_status_1_and_the_checkpoint_stays(table, tmp_path, engine):
+    engine.fails = {1}
+    output = tmp_path / "out.jsonl"
+    result = run(table, "-p", "{text}?", "-o", output)
+    assert result.exit_code == 1 and "--resume" in result.stderr
+    assert [row["error"] is None for row in read_table(output).to_pylist()] == [True, False, True]
+    engine.fails, engine.asked = set(), []
+    assert run(table, "-p", "{text}?", "-o", output, "--resume").exit_code == 0
+    assert [prompt.key for prompt in engine.asked] == [1]
+
+
+def test_a_dead_engine_is_status_2_and_says_how_to_go_on(table, tmp_path, engine):
+    engine.dies_after = 1
+    message = [
+        line for line in run(table, "-p", "{text}?", "-o", tmp_path / "o.csv").stderr.splitlines() if "error" in line
+    ]
+    assert len(message) == 1 and "1 answers are in" in message[0] and "--resume" in message[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "answers"),
+    [
+        (["--choices", "good, bad"], ["good", "bad", "good"]),
+        (["--choices", '["good", "bad"]'], ["good", "bad", "good"]),
+        (["--limit", "2"], ["good", "bad"]),
+        (["--answer-column", "a", "--error-column", "e", "--order", "published"], ["good", "bad", "good"]),
+    ],
+)
+def test_options(table, tmp_path, engine, options, answers):
+    output = tmp_path / "out.parquet"
+    assert run(table, "-p", "{text}?", "-o", output, *options).exit_code == 0
+    column = options[1] if options[0] == "--answer-column" else "answer"
+    assert read_table(output)[column].to_pylist() == answers
+
+
+# ------------------------------------------------------------------------------------------------------ one-line errors
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["-p", "{nope}?"], "names the column 'nope'"),
+        (["-p", "no column"], "names no column"),
+        (["-p", ""], "prompt is empty"),
+        (["-p", "{text}?", "--choices", "yes"], "at least two"),
+        (["-p", "{text}?", "--choices", "yes,"], "none of them empty"),
+        (["-p", "{text}?", "--choices", "[yes"], "--choices is not a JSON list"),
+        (["-p", "{text}?", "--range", "5"], "two whole numbers"),
+        (["-p", "{text}?", "--range", "5,1"], "low must be below high"),
+        (["-p", "{text}?", "--choices", "a,b", "--range", "1,5"], "exclude each other"),
+        (["-p", "{text}?", "--schema", "no-such-file.json"], "no-such-file.json"),
+        (["-p", "{text}?", "--max-tokens", "0"], "max_tokens is 0"),
+        (["-p", "{text}?", "--order", "best"], "no order 'best'"),
+        (["-p", "{text}?", "--pin", "nope"], "pin names"),
+        (["-p", "{text}?", "--nulls", "drop"], "nulls is 'drop'"),
+        (["-p", "{text}?", "--on-error", "ignore"], "on_error is 'ignore'"),
+        (["-p", "{text}?", "--limit", "0"], "--limit is 0"),
+        (["-p", "{text}?", "--engine-arg", "novalue"], "NAME=VALUE"),
+        (["-p", "{text}?", "--resume"], "resume needs a checkpoint"),
+        (["-p", "{text}?", "--answer-column", "n"], "has a column 'n' already"),
+        (["-p", "{text}?", "--answer-column", "x", "--error-column", "x"], "cannot share"),
+        (["-p", "{text}?", "-o", "no/such/folder/out.csv"], "mkdir -p"),
+        (["-p", "{text}?", "-o", "out.xlsx"], "unknown output format"),
+    ],
+)
+def test_wrong_options(table, engine, options, reason):
+    assert reason in error_of(table, *options)
+    assert engine.asked == []
+
+
+def test_no_model_and_no_server(table):
+    assert "name a model" in error_of(table, "-p", "{text}?")
+
+
+@pytest.mark.parametrize("content", ["not json", "[1]", '{"type": "nonsense"}'])
+def test_bad_schema_files(table, tmp_path, engine, content):
+    (tmp_path / "schema.json").write_text(content)
+    assert "JSON schema" in error_of(table, "-p", "{text}?", "--schema", tmp_path / "schema.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("none.csv", None, "does not exist"),
+        ("empty.csv", b"", "is empty"),
+        ("rows.csv", b"a,b\n", "has no rows"),
+        ("latin.csv", "a\nnaïve\n".encode("latin1"), "iconv"),
+        ("t.parquet", b"nonsense nonsense", "cannot read"),
+        ("t.xlsx", b"x", "unknown table format"),
+    ],
+)
+def test_unreadable_tables(tmp_path, name, content, reason):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    message = error_of(tmp_path / name, "-p", "{a}?", "--dry-run")
+    assert name in message and reason in message
+
+
+def test_a_table_that_may_not_be_read(table):
+    table.chmod(0)
+    if os.access(table, os.R_OK):
+        pytest.skip("this user may read everything")
+    assert "cannot read" in error_of(table, "-p", "{text}?", "--dry-run")
+
+
+def test_an_answer_column_that_exists_is_found_before_asking(tmp_path, engine):
+    (tmp_path / "t.csv").write_text("answer\nx\n")
+    assert "--answer-column" in error_of(tmp_path / "t.csv", "-p", "{answer}?")
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_model_that_does_not_exist(table, options):
+    command = [sys.executable, "-c", "from vllm_relational.cli import main; main()", "run", str(table), "-p", "{text}?"]
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, "-m", "no/such-model", *options], env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: the model 'no/such-model' is neither")
+
+
+def test_wrong_usage_is_status_2():
+    assert run("--no-such-option").exit_code == 2
+
+
+def test_bench_compares_orders_and_appends_lines(table, tmp_path, engine):
+    lines = tmp_path / "bench.csv"
+    result = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines)])
+    assert result.exit_code == 0, result.output
+    assert read_table(lines)["order"].to_pylist() == ["published", "fixed"]
