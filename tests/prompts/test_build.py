@@ -100,7 +100,7 @@ def test_the_shape_of_a_prompt():
     plan = Plan("published", np.array([0]), np.array([[0]], np.int32))
     (prompt,) = builder.message_prompts(plan, encoded.codes, np.array([7]))
     assert prompt.key == 7 and prompt.system == SYSTEM
-    assert prompt.user == 'Is "name" good?\nAnswer with one of: y, n.\n\n{\n"name": "Quiet",\n}'
+    assert prompt.user == 'Is "name" good?\nAnswer y or n.\n\n{\n"name": "Quiet",\n}'
 
 
 class MarkBeforeEveryText:

@@ -83,7 +83,7 @@ def test_empty_braces_are_an_unknown_column():
     ("decision", "rule"),
     [
         (FreeText(), ""),
-        (Choice(("yes", "no")), "Answer with one of: yes, no."),
+        (Choice(("yes", "no")), "Answer yes or no."),
         (IntegerRange(1, 5), "Answer with a whole number from 1 to 5."),
         (JsonSchema({"type": "é"}), 'Answer with JSON that follows this schema: {"type": "é"}'),
     ],

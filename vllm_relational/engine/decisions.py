@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,21 +42,39 @@ def plan_decision(decision: Decision, tokenizer: Any) -> DecisionPlan:
             return _plan_choice(labels, tokenizer)
 
 
+def spellings(label: str) -> tuple[str, ...]:
+    """The label and the ways in which a model may write it instead: ``yes``, ``Yes``, ``YES``.
+
+    A model that means Yes but may only write yes or no picks between two tokens that it did not want: a 0.5B model
+    asked about praise then answered no to every row.
+    """
+    return tuple(dict.fromkeys((label, label.lower(), label[:1].upper() + label[1:], label.upper())))
+
+
+def all_spellings(labels: tuple[str, ...]) -> list[str]:
+    """Spellings of all labels; those that two labels have in common are left out."""
+    owners = Counter(text for label in labels for text in spellings(label))
+    return [text for label in labels for text in spellings(label) if owners[text] == 1 or text == label]
+
+
 def first_tokens(labels: tuple[str, ...], tokenizer: Any) -> dict[int, str] | None:
-    """First token of each label -> label; None when the first token does not decide.
+    """First token of each spelling -> label; None when the first token does not decide.
 
     It does not where two labels share it, or where one label begins another: there the model may spell the longer
-    one with the shorter one's tokens.
+    one with the shorter one's tokens. A first token that only other spellings share is left out.
     """
-    if any(a != b and b.startswith(a) for a in labels for b in labels):
+    if any(a != b and b.casefold().startswith(a.casefold()) for a in labels for b in labels):
         return None
-    by_token: dict[int, str] = {}
+    owners: dict[int, set[str]] = {}
     for label in labels:
-        ids = tokenizer.encode(label, add_special_tokens=False)
-        if not ids or ids[0] in by_token:
-            return None
-        by_token[ids[0]] = label
-    return by_token
+        for text in spellings(label):
+            for spaced in (text, f" {text}"):  # base models begin an answer with a space
+                ids = tokenizer.encode(spaced, add_special_tokens=False)
+                owners.setdefault(ids[0], set()).add(label)
+    plain = [tokenizer.encode(label, add_special_tokens=False)[0] for label in labels]
+    if any(len(owners[token]) > 1 for token in plain):
+        return None
+    return {token: min(found) for token, found in owners.items() if len(found) == 1}
 
 
 def _plan_choice(labels: tuple[str, ...], tokenizer: Any) -> DecisionPlan:
@@ -63,8 +82,9 @@ def _plan_choice(labels: tuple[str, ...], tokenizer: Any) -> DecisionPlan:
     if by_token is not None:
         params = _sampling(max_tokens=1, allowed_token_ids=list(by_token), detokenize=False)
         return DecisionPlan(params, _token_reader(by_token))
-    room = max(len(label.encode()) for label in labels) + SPARE_TOKENS
-    return DecisionPlan(_sampling(max_tokens=room, choice=list(labels)), _read_whole)
+    texts = all_spellings(labels)
+    room = max(len(text.encode()) for text in texts) + SPARE_TOKENS
+    return DecisionPlan(_sampling(max_tokens=room, choice=texts), _read_whole)
 
 
 def _sampling(*, json: Any = None, choice: list[str] | None = None, **settings: Any) -> Any:

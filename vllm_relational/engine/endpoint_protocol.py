@@ -14,12 +14,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from vllm_relational.engine.decisions import MAX_LISTED_NUMBERS, SPARE_TOKENS, all_spellings
 from vllm_relational.records import Choice, Completion, Decision, FreeText, IntegerRange, JsonSchema, Prompt
 
 Dialect = Literal["vllm", "response_format", "words"]
 
-MAX_LISTED_NUMBERS = 100  # a longer range is a schema instead of a list of choices
-SPARE_TOKENS = 8  # end of text, a leading blank
 WRAPPER_TOKENS = 16  # line breaks and indentation around a wrapped answer
 MAX_MESSAGE_CHARS = 200
 
@@ -50,7 +49,7 @@ def constraint(decision: Decision, dialect: Dialect) -> dict[str, Any]:
 
 def _vllm_outputs(decision: Choice | IntegerRange | JsonSchema) -> dict[str, Any]:
     if isinstance(decision, Choice):
-        return {"choice": list(decision.labels)}
+        return {"choice": all_spellings(decision.labels)}
     if isinstance(decision, JsonSchema):
         return {"json": dict(decision.schema)}
     if decision.high - decision.low < MAX_LISTED_NUMBERS:

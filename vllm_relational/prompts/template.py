@@ -45,6 +45,9 @@ def parse_template(template: str, table_columns: Sequence[str]) -> Question:
 def answer_rule(decision: Decision) -> str:
     """The sentence that tells the model which answers there are; '' for free text."""
     match decision:
+        case Choice((first, second)):
+            # Not "with one of: yes, no": after that a 0.5B model answered no to 240 of 240 reviews, half of them good.
+            return f"Answer {first} or {second}."
         case Choice(labels):
             return f"Answer with one of: {', '.join(labels)}."
         case IntegerRange(low, high):

@@ -16,7 +16,9 @@ POLL_SECONDS = 0.25
 
 
 def watch_engine(llm: Any) -> None:
-    """Start a daemon thread that wakes ``step()`` with ``EngineDeadError`` when the engine process is gone.
+    """Start a daemon thread that raises ``EngineDeadError`` in whoever waits for an engine process that is gone.
+
+    That is ``step()``, and calls such as ``reset_prefix_cache()``, which wait for an answer of their own.
 
     llm: a ``vllm.LLM``. Does nothing when the engine runs inside this process.
     """
@@ -36,6 +38,9 @@ def _watch(client_ref: weakref.ref[Any]) -> None:
             return
         if client.resources.engine_dead:
             client.outputs_queue.put_nowait(EngineDeadError())
+            for waiting in list(client.utility_results.values()):
+                if not waiting.done():
+                    waiting.set_exception(EngineDeadError())
             return
         del client
         pause.wait(POLL_SECONDS)
