@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from vllm_relational.plan.fixed import plan_fixed
+from vllm_relational.plan.exhaustive import plan_exhaustive
+from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
+from vllm_relational.plan.ggr import plan_ggr
 from vllm_relational.plan.published import plan_published
 from vllm_relational.records import Plan, PlanInput, RelationalError
 
 Planner = Callable[[PlanInput], Plan]
 
-PLANNERS: Mapping[str, Planner] = {"published": plan_published, "fixed": plan_fixed}
+PLANNERS: Mapping[str, Planner] = {
+    "published": plan_published,
+    "fixed": plan_fixed,
+    "fixed_v2": plan_fixed_v2,
+    "ggr": plan_ggr,
+    "exhaustive": plan_exhaustive,
+}
 
 
 def planner(name: str) -> Planner:
@@ -23,4 +31,13 @@ def planner(name: str) -> Planner:
     return PLANNERS[name]
 
 
-__all__ = ["PLANNERS", "Planner", "plan_fixed", "plan_published", "planner"]
+__all__ = [
+    "PLANNERS",
+    "Planner",
+    "plan_exhaustive",
+    "plan_fixed",
+    "plan_fixed_v2",
+    "plan_ggr",
+    "plan_published",
+    "planner",
+]
