@@ -8,7 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt
+import numpy as np
+
+from vllm_relational.prompts import FourByteEstimate
+from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, TokenSegments
 
 Answer = Callable[[dict[str, Any]], str]
 _ROW = re.compile(r"\n\{\n((?:\".*,\n)*)\}$", re.DOTALL)
@@ -87,3 +90,17 @@ class FakeEngine:
 
     def close(self) -> None:
         self.closed = True
+
+
+class ByteTokenizer(FourByteEstimate):
+    """Exact by definition: every byte is one token."""
+
+    counts = "exact"
+
+    def encode_frame(self, text: str, starts_prompt: bool) -> np.ndarray:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
+
+    def encode_cells(self, texts: Iterable[str]) -> TokenSegments:
+        pieces = [self.encode_frame(text, False) for text in texts]
+        offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+        return TokenSegments(np.concatenate([*pieces, np.empty(0, np.int32)]), offsets)

@@ -60,8 +60,8 @@ def test_a_dry_run_needs_no_model_and_writes_a_report(table, tmp_path):
     assert "</html>" in (tmp_path / "r.html").read_text()
 
 
-def test_a_dry_run_sees_prompts_too_long(table):
-    result = run(table, "-p", "{text}?", "--dry-run", "--engine-arg", "max_model_len=10")
+def test_a_dry_run_sees_prompts_too_long(table, tokenizer_folder):
+    result = run(table, "-p", "{text}?", "-m", tokenizer_folder, "--dry-run", "--engine-arg", "max_model_len=10")
     assert result.exit_code == 1 and "too long" in result.stderr
 
 

@@ -6,6 +6,7 @@ Exit status: 0 every row answered, 1 some rows failed, 2 could not run, 130 inte
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -108,11 +109,14 @@ def run(
     options = cli_options.query_options(choices, bounds, schema, max_tokens, pin, system_prompt, nulls)
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
+    _check_report(report)
     if dry_run:
-        info = cli_options.imagined_engine(model, arguments)
-        return _finish(llm.plan(data, prompt, info=info, order=order, **options), report)
+        return _finish(llm.plan(data, prompt, order=order, **options), report)
     _check_result_place(data, output, answer_column, error_column)
     checkpoint = checkpoint or _default_checkpoint(output)
+    if resume and output is not None and output.exists() and checkpoint is not None and not checkpoint.exists():
+        _say(f"nothing to resume: {output} is complete; to ask again, run without --resume")
+        return OK
     try:
         result = llm.run(
             data,
@@ -165,6 +169,8 @@ def bench(
     options = cli_options.query_options(choices, bounds, schema, max_tokens, pin, system_prompt, nulls)
     arguments = cli_options.engine_arguments(engine_arg)
     _check_result_place(data, output, "answer", "error")
+    _check_report(report)
+    _check_folder(csv)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
         names = cli_options.parse_list(orders, "--orders")
@@ -200,6 +206,18 @@ def _check_result_place(data: pa.Table, output: Path | None, *columns: str) -> N
         check_output(output)
 
 
+def _check_report(report: Path | None) -> None:
+    """Before anything is asked: can the report be drawn and written?"""
+    _check_folder(report)
+    if report is not None and importlib.util.find_spec("matplotlib") is None:
+        raise RelationalError("the HTML report needs matplotlib: pip install 'vllm-relational[report]'")
+
+
+def _check_folder(file: Path | None) -> None:
+    if file is not None and (not file.parent.is_dir() or file.is_dir()):
+        raise RelationalError(f"cannot write {file}: its folder does not exist, or it is a folder")
+
+
 def _default_checkpoint(output: Path | None) -> Path | None:
     return output.with_name(f"{output.name}.checkpoint.jsonl") if output is not None else None
 
@@ -230,8 +248,10 @@ def _settle_checkpoint(checkpoint: Path | None, output: Path | None, result: Que
     """Delete the checkpoint once the output holds everything; keep it while rows failed, for ``--resume``."""
     if checkpoint is None:
         return
-    if result.num_failed or output is None:
+    if result.num_failed:
         _say(f"answers are kept in {checkpoint}: run again with --resume to ask the failed rows once more")
+    elif output is None:
+        _say(f"answers are kept in {checkpoint}")
     else:
         checkpoint.unlink(missing_ok=True)
 
@@ -239,7 +259,9 @@ def _settle_checkpoint(checkpoint: Path | None, output: Path | None, result: Que
 def _say_interrupted(checkpoint: Path | None) -> None:
     if checkpoint is None:
         _say("interrupted: nothing was kept; with -o or --checkpoint a run can be resumed")
-    elif checkpoint.exists():
+    elif not checkpoint.exists():
+        _say("interrupted before the first answer")
+    else:
         with checkpoint.open("rb") as lines:
             answers = sum(1 for _ in lines) - 1
         _say(f"interrupted: {max(answers, 0)} answers are in {checkpoint}; continue with --resume")

@@ -7,12 +7,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_relational.records import EngineInfo, RelationalError
+from vllm_relational.records import RelationalError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from vllm_relational.llm import RelationalLLM
+
+
+# Have options of their own, or none.
+RESERVED_ARGUMENTS = ("model", "tokenizer", "base_url", "order", "concurrency", "verbose", "quiet", "engine")
 
 
 def read_rows(path: Path, limit: int | None) -> pa.Table:
@@ -50,9 +54,12 @@ def parse_list(text: str, option: str) -> list[str]:
     if not text.lstrip().startswith("["):
         return [item.strip() for item in text.split(",")]
     try:
-        return [str(item) for item in json.loads(text)]
+        items = json.loads(text)
     except ValueError as error:
         raise RelationalError(f"{option} is not a JSON list: {error}") from error
+    if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in items):
+        raise RelationalError(f"{option} may list texts and numbers only: {text}")
+    return [str(item) for item in items]
 
 
 def parse_range(text: str) -> tuple[int, int]:
@@ -80,9 +87,12 @@ def engine_arguments(pairs: list[str] | None) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
-        if not equals:
+        name = name.strip().lstrip("-").replace("-", "_")
+        if not equals or not name.isidentifier():
             raise RelationalError(f"--engine-arg {pair!r}: write NAME=VALUE, e.g. max_model_len=4096")
-        arguments[name.strip().lstrip("-").replace("-", "_")] = _json_or_text(value)
+        if name in RESERVED_ARGUMENTS:
+            raise RelationalError(f"--engine-arg {name}=...: use the option --{name.replace('_', '-')} instead")
+        arguments[name] = _json_or_text(value)
     return arguments
 
 
@@ -102,23 +112,6 @@ def make_llm(
     if base_url is not None:
         return RelationalLLM(model, base_url=base_url, tokenizer=tokenizer, concurrency=concurrency, **arguments)
     return RelationalLLM(model, tokenizer=tokenizer, quiet=not verbose, **arguments)
-
-
-def imagined_engine(model: str | None, arguments: dict[str, Any]) -> EngineInfo:
-    """What a dry run assumes: the model's own context length and a KV cache without limit."""
-    return EngineInfo(
-        model=model or "no model: sizes only",
-        max_model_len=arguments.get("max_model_len") or _positions(model),
-        block_size=arguments.get("block_size") or 16,
-    )
-
-
-def _positions(model: str | None) -> int | None:
-    config = Path(model, "config.json") if model else None
-    if config is None or not config.is_file():
-        return None
-    positions = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
-    return positions if isinstance(positions, int) else None
 
 
 def _json_or_text(value: str) -> Any:

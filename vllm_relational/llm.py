@@ -51,10 +51,10 @@ class RelationalLLM:
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | Path | None = None,
         *,
         base_url: str | None = None,
-        tokenizer: str | None = None,
+        tokenizer: str | Path | None = None,
         order: str = DEFAULT_ORDER,
         engine: Engine | None = None,
         quiet: bool = True,
@@ -62,10 +62,13 @@ class RelationalLLM:
     ) -> None:
         self.order = order
         self.last_result: QueryResult | None = None
+        model = str(model) if model is not None else None
         self._model, self._base_url, self._quiet = model, base_url, quiet
+        if tokenizer is not None and base_url is None:
+            engine_args["tokenizer"] = str(tokenizer)
         self._engine_args = engine_args
         self._engine = engine
-        self._tokenizer_name = tokenizer or (model if base_url is None else None)
+        self._tokenizer_name = str(tokenizer) if tokenizer else (model if base_url is None else None)
         self._tokenizer: Tokenizer | None = None
         RelationalLLM._newest = self
 
@@ -103,10 +106,10 @@ class RelationalLLM:
     def plan(self, table: Any, prompt: str, info: EngineInfo | None = None, **options: Any) -> RunReport:
         """Plan the query and forecast cache hits without starting an engine; options of ``run``.
 
-        info: the engine to plan for; by default one with an unlimited KV cache.
+        info: the engine to plan for; by default this one as it will most likely be, with an unlimited KV cache.
         """
         config, decision = self._settings(options)
-        info = info or EngineInfo(model=self._model or "")
+        info = info or self._expected_engine()
         return plan_query(read_table(table), prompt, decision, config, info, self._load_tokenizer())
 
     # ------------------------------------------------------------------------------------------------ the engine
@@ -141,11 +144,21 @@ class RelationalLLM:
             raise RelationalError("df.llm needs a model: make one first, llm = RelationalLLM('PATH_OR_NAME')")
         return cls._newest
 
+    def _expected_engine(self) -> EngineInfo:
+        from vllm_relational.engine.vllm_engine import VllmEngine
+
+        if self._engine is None and self._base_url is None and self._model is not None:
+            return VllmEngine(self._model, **self._engine_args).expected()
+        if isinstance(self._engine, VllmEngine):
+            return self._engine.expected()
+        return EngineInfo(model=self._model or "none: sizes only")
+
     def _load_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
-            trust = bool(self._engine_args.get("trust_remote_code", False))
-            name = self._tokenizer_name
-            self._tokenizer = load_tokenizer(name, trust_remote_code=trust) if name else FourByteEstimate()
+            name, args = self._tokenizer_name, self._engine_args
+            revision = args.get("tokenizer_revision") or args.get("revision")
+            trust = bool(args.get("trust_remote_code", False))
+            self._tokenizer = load_tokenizer(name, revision, trust) if name else FourByteEstimate()
         return self._tokenizer
 
     def _settings(self, options: Mapping[str, Any]) -> tuple[QueryConfig, Decision]:
@@ -186,6 +199,8 @@ def _decision(options: Mapping[str, Any]) -> Decision:
         raise RelationalError("choices, range and schema exclude each other: give one")
     if isinstance(choices, str):
         raise RelationalError(f"choices is the text {choices!r}: give a list of labels, e.g. ['yes', 'no']")
+    if isinstance(choices, set | frozenset):
+        raise RelationalError("choices is a set, whose order changes from run to run: give a list of labels")
     if choices is not None:
         return Choice(tuple(str(label) for label in choices))
     if bounds is not None:
@@ -198,6 +213,8 @@ def _decision(options: Mapping[str, Any]) -> Decision:
 def _integer_range(bounds: Any) -> IntegerRange:
     try:
         low, high = (int(bound) for bound in bounds)
+        if [low, high] != list(bounds):
+            raise ValueError("not whole numbers")
     except (TypeError, ValueError) as error:
         raise RelationalError(f"range is {bounds!r}: give two whole numbers, e.g. range=(1, 5)") from error
     return IntegerRange(low, high)
@@ -207,7 +224,11 @@ def _make_engine(model: str | None, base_url: str | None, quiet: bool, engine_ar
     if base_url is not None:
         from vllm_relational.engine.endpoint import EndpointEngine
 
-        return EndpointEngine(base_url, model=model, **engine_args)
+        try:
+            return EndpointEngine(base_url, model=model, **engine_args)
+        except TypeError as error:
+            known = "api_key, concurrency, timeout_s, max_retries"
+            raise RelationalError(f"a server takes the arguments {known}: {error}") from error
     if model is None:
         raise RelationalError("name a model (a folder or a hub name), or a server with base_url")
     from vllm_relational.engine.vllm_engine import VllmEngine

@@ -59,11 +59,12 @@ def run_query(
     'raise' and a row failed.
     """
     job = _Job(table, template, decision, config, tokenizer)
-    store = job.open_store(getattr(engine, "model", "") or "")
+    job.check_store()
+    with job.clock("start engine"):
+        info = engine.start()
+    store = job.open_store(info.model)
     try:
         job.forget_unusable(store)
-        with job.clock("start engine"):
-            info = engine.start()
         batch = job.plan(info, store.answers)
         job.ask(batch, engine, store)
         return job.result(batch, info, store)
@@ -164,8 +165,8 @@ class _Job:
         return Batch(groups, codes, keys, plan, predicted, published, ceiling, sum(row in answered for row in first))
 
     def _drop_too_long(self, info: EngineInfo, answered: dict[int, str]) -> None:
-        if info.max_model_len is None:
-            return
+        if info.max_model_len is None or self.prompts.counts != "exact":
+            return  # the engine counts for itself, and refuses exactly the rows that are too long
         codes = self.table.codes[:, self.distinct.first_rows]
         lengths = self.prompts.lengths(codes)
         room = info.max_model_len - _answer_room(self.decision)
@@ -196,6 +197,13 @@ class _Job:
         return float(repeated / total)
 
     # ---------------------------------------------------------------------------------------- engine, results
+    def check_store(self) -> None:
+        """Refuse a checkpoint that this job must not touch, before an engine is started for it."""
+        if self.config.checkpoint is not None:
+            identity = self._identity("")
+            del identity["model"]  # not known yet
+            Checkpoint.check(self.config.checkpoint, identity, self.config.resume)
+
     def open_store(self, model: str) -> Checkpoint | MemoryAnswers:
         if self.config.checkpoint is None:
             return MemoryAnswers()

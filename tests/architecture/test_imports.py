@@ -68,7 +68,10 @@ def test_records_import_no_room():
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_only_engine_extension_and_plugin_import_vllm(path):
     vllm = {name for name in imports(path) if name == "vllm" or name.startswith("vllm.")}
-    assert not vllm or room_of(module_of(path)) in MAY_IMPORT_VLLM
+    room = room_of(module_of(path))
+    assert not vllm or room in MAY_IMPORT_VLLM
+    if room != "vllm_ext":
+        assert not {name for name in vllm if name.startswith(("vllm.v1", "vllm.platforms", "vllm.distributed"))}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pandas as pd
 import pytest
 
@@ -119,8 +121,20 @@ def test_on_error_raise_leaves_the_engine_usable(llm: RelationalLLM, reviews: pd
     assert llm.run(reviews.head(4), PROMPT, choices=["yes", "no"]).num_failed == 0
 
 
-def test_accessor_asks_the_newest_engine(llm: RelationalLLM, reviews: pd.DataFrame) -> None:
-    kept = reviews.head(12).llm.using(llm).filter("{comments} mentions noise")
+def test_accessor_keeps_the_rows_that_the_engine_says_yes_to(llm: RelationalLLM, reviews: pd.DataFrame) -> None:
+    table = reviews.head(12)
+    said = llm.query(table, "Is the following true? {comments} mentions noise", choices=["yes", "no"])
 
-    assert set(kept.index) <= set(range(12))
-    assert list(kept.columns) == list(reviews.columns)
+    kept = table.llm.using(llm).filter("{comments} mentions noise")
+
+    pd.testing.assert_frame_equal(kept, table[said == "yes"])
+
+
+def test_two_threads_take_turns(llm: RelationalLLM, reviews: pd.DataFrame) -> None:
+    tables = [reviews.head(40), reviews.tail(40)]
+    alone = [llm.run(table, PROMPT, max_tokens=4).answers for table in tables]
+
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda table: llm.run(table, PROMPT, max_tokens=4).answers, tables))
+
+    assert together == alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,7 +93,9 @@ def test_kill_9_then_resume_answers_every_row_once(table: Path, tiny_model: Path
     assert resumed.returncode == 0, resumed.stderr
     answered = pd.read_parquet(output)
     assert len(answered) == 120 and answered["answer"].notna().all() and answered["error"].isna().all()
-    assert f"{len(before)}" in resumed.stderr and not checkpoint.exists()
+    assert re.search(rf"resumed from the checkpoint +{len(before)}\n", resumed.stderr)
+    assert re.search(rf"asked in this run +{120 - len(before)}\n", resumed.stderr)
+    assert not checkpoint.exists()
     kept = {key: text.strip() for key, text in before}
     assert {key: answered["answer"][key] for key in kept} == kept
 
@@ -110,6 +113,23 @@ def test_interrupt_leaves_a_resumable_checkpoint(table: Path, tiny_model: Path, 
     assert "continue with --resume" in log.read_text() and "Traceback" not in log.read_text()
     assert len(_lines(checkpoint)) >= 4
     _wait_until_gone(running.pid)
+
+
+@pytest.mark.timeout(300)
+def test_interrupt_ends_the_loading_of_a_model(table: Path, tiny_model: Path, tmp_path: Path) -> None:
+    output, log = tmp_path / "answers.jsonl", tmp_path / "log"
+    running = _start(_command(table, tiny_model, output), log)
+    deadline = time.monotonic() + STARTED
+    while len(_members(running.pid)) < 3:  # the command, Python's resource tracker, the engine
+        assert running.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+    os.killpg(running.pid, signal.SIGINT)
+
+    assert running.wait(timeout=60) == 130, log.read_text()
+    assert "interrupted before the first answer" in log.read_text()
+    _wait_until_gone(running.pid)
+    assert not list(tmp_path.glob("answers*"))
 
 
 @pytest.mark.timeout(600)

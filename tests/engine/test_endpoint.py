@@ -382,7 +382,7 @@ def test_a_killed_server_ends_the_job(server: FakeServer) -> None:
     server.reply = reply
     answers = []
     started = time.monotonic()
-    with pytest.raises(EngineDiedError, match=rf"{server.root}/v1 stopped answering .*--resume") as raised:
+    with pytest.raises(EngineDiedError, match=rf"{server.root}/v1 stopped answering .*start it again") as raised:
         for answer in engine(server, concurrency=3, max_retries=2).ask(prompts(100), YES_NO):
             answers.append(answer)
     assert f"after {len(answers)} answers" in str(raised.value)

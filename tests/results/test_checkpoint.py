@@ -96,7 +96,7 @@ def test_an_empty_file_counts_as_none(path):
 def test_another_job_is_refused_and_says_what_differs(path):
     fill(path)
     message = error_of(path, JOB | {"prompt": "Is {b} kind?", "model": "large"})
-    assert "its prompt and model differ" in message
+    assert "not the same: prompt, model" in message
     assert resumed(path) == ANSWERS
 
 

@@ -251,11 +251,11 @@ def _as_finished(
 def _raise_failure(finished: list[Future[Completion]], address: Address, num_answers: int) -> None:
     failure = next((error for future in finished if (error := future.exception())), None)
     if isinstance(failure, RefusedError):
-        after = f"after {num_answers} answers; then continue with --resume"
+        after = f"after {num_answers} answers"
         raise EngineDiedError(f"{_refusal(address, failure)} ({after})") from failure
     if isinstance(failure, LostError):
         stopped = f"the server at {address.shown} stopped answering after {num_answers} answers: {failure}"
-        raise EngineDiedError(f"{stopped}; start it again and continue with --resume") from failure
+        raise EngineDiedError(f"{stopped}; start it again") from failure
     if failure is not None:
         raise failure
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import logging
+import multiprocessing
 import os
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vllm_relational.engine.base import PromptForm
 from vllm_relational.engine.decisions import DecisionPlan, plan_decision
-from vllm_relational.engine.interrupts import children_without_interrupts
+from vllm_relational.engine.interrupts import starting_engine
 from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, RelationalError
 
 # Requests waiting inside vLLM beyond those it runs: enough that its scheduler never starves between two feeds.
 QUEUE_FACTOR = 2
 KV_CACHE_GIB_ON_CPU = 4
+CPU_BLOCK_SIZE = 32
+_GUARD_HINT = "put the code that asks under: if __name__ == '__main__':"
 DEFAULTS = {
     "enable_prefix_caching": True,
     # Compact JSON: a model left free to indent spends a fifth of its tokens on white space, or all of them.
@@ -34,6 +41,7 @@ class VllmEngine:
 
     def __init__(self, model: str, quiet: bool = True, **engine_args: Any) -> None:
         self.model = model
+        self._one_query = threading.Lock()
         self._quiet = quiet
         self._args = engine_args
         self._llm: Any = None
@@ -42,6 +50,7 @@ class VllmEngine:
 
     def start(self) -> EngineInfo:
         if self._info is None:
+            _refuse_second_run_of_script()
             self._prepare_environment()
             vllm = _import_vllm()
             from vllm_relational.vllm_ext.facts import engine_info, is_cpu
@@ -51,33 +60,59 @@ class VllmEngine:
             defaults = _cpu_defaults() if is_cpu() else {}
             arguments = {**DEFAULTS, **defaults, **self._args}
             try:
-                with children_without_interrupts(), owning_children():
+                with starting_engine(), owning_children():
                     self._llm = vllm.LLM(self.model, **arguments)
+            except KeyboardInterrupt:
+                self.close()
+                raise
             except Exception as error:  # vLLM raises ValueError, RuntimeError, OSError, pydantic errors and its own
                 raise RelationalError(_start_message(self.model, error)) from error
             watch_engine(self._llm)
             self._info = engine_info(self._llm, self.model)
         return self._info
 
+    def expected(self) -> EngineInfo:
+        """What ``start`` will most likely say, without starting: for plans that are not run."""
+        block_size = self._args.get("block_size") or (CPU_BLOCK_SIZE if _is_cpu_build() else EngineInfo.block_size)
+        positions = self._args.get("max_model_len")
+        return EngineInfo(
+            model=self.model,
+            max_model_len=positions if isinstance(positions, int) and positions > 0 else _positions(self.model),
+            block_size=block_size,
+        )
+
     def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]:
-        self.start()
-        if self._dead:
-            raise EngineDiedError("the engine died earlier: make a new one")
-        plan = plan_decision(decision, self._llm.get_tokenizer())
-        yield from _Session(self, plan, iter(prompts)).run()
+        # vLLM's client belongs to one thread at a time, and a step hands out the answers of every query.
+        with self._one_query:
+            self.start()
+            if self._dead:
+                raise EngineDiedError("the engine died earlier: close() it, the next question then starts a new one")
+            plan = plan_decision(decision, self._llm.get_tokenizer())
+            yield from _Session(self, plan, iter(prompts)).run()
 
     def reset_cache(self) -> bool:
-        return self._llm is None or bool(self._llm.reset_prefix_cache())
+        from vllm_relational.vllm_ext.live_engine import dead_engine_error
+
+        if self._llm is None:
+            return True
+        try:
+            return bool(self._llm.reset_prefix_cache())
+        except dead_engine_error() as error:
+            self._dead = True
+            raise EngineDiedError("the vLLM engine process died") from error
 
     def close(self) -> None:
         """Stop the engine process and free its memory. The engine may be started again."""
+        from vllm_relational.vllm_ext.live_engine import shutdown
+
         if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
+            shutdown(self._llm)
         self._llm = self._info = None
         self._dead = False
 
     def _prepare_environment(self) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for answers
         if self._quiet:
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -105,7 +140,7 @@ class _Session:
         self._limit = (1 + QUEUE_FACTOR) * max_num_seqs(self._llm)
 
     def run(self) -> Iterator[Completion]:
-        from vllm.v1.engine.exceptions import EngineDeadError
+        from vllm_relational.vllm_ext.live_engine import dead_engine_error
 
         try:
             while True:
@@ -113,7 +148,7 @@ class _Session:
                 if not self._in_flight:
                     return
                 yield from self._step()
-        except EngineDeadError as error:
+        except dead_engine_error() as error:
             self._engine._dead = True
             raise EngineDiedError(
                 "the vLLM engine process died (killed, or out of memory: give it less with VLLM_CPU_KVCACHE_SPACE or "
@@ -134,16 +169,19 @@ class _Session:
     def _send(self, prompt: Prompt) -> Completion | None:
         from vllm.exceptions import VLLMClientError
 
+        from vllm_relational.vllm_ext.live_engine import external_id
+
         try:
             (internal,) = self._llm.enqueue([{"prompt_token_ids": prompt.token_ids}], self._plan.params, use_tqdm=False)
         except (VLLMClientError, ValueError, TypeError) as error:
             return Completion(prompt.key, None, error=_first_line(error), prompt_tokens=len(prompt.token_ids))
-        # Outputs carry the id without the random suffix that vLLM adds.
-        self._in_flight[internal.partition("-")[0]] = (prompt, internal)
+        self._in_flight[external_id(internal)] = (prompt, internal)
         return None
 
     def _step(self) -> Iterator[Completion]:
-        for output in self._llm.llm_engine.step():
+        from vllm_relational.vllm_ext.live_engine import step
+
+        for output in step(self._llm):
             if output.finished and output.request_id in self._in_flight:
                 prompt, _ = self._in_flight.pop(output.request_id)
                 yield self._completion(prompt, output)
@@ -161,11 +199,10 @@ class _Session:
         )
 
     def _abort(self) -> None:
-        from vllm_relational.vllm_ext.facts import wait_for_step
+        from vllm_relational.vllm_ext.live_engine import abort
 
         if self._in_flight and not self._engine._dead:
-            self._llm.llm_engine.abort_request([internal for _, internal in self._in_flight.values()], internal=True)
-            wait_for_step(self._llm)
+            abort(self._llm, [internal for _, internal in self._in_flight.values()])
         self._in_flight.clear()
 
 
@@ -183,11 +220,34 @@ def _import_vllm() -> Any:
     return vllm
 
 
+def _refuse_second_run_of_script() -> None:
+    """vLLM starts its engine by running the user's script again up to its main guard: without one, no end."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(f"error: {_GUARD_HINT}")
+
+
+def _is_cpu_build() -> bool:
+    try:
+        importlib.metadata.distribution("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _positions(model: str) -> int | None:
+    """The context length that a model folder states; None for hub names."""
+    try:
+        positions = json.loads(Path(model, "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return positions if isinstance(positions, int) else None
+
+
 def _cpu_defaults() -> dict[str, Any]:
     # Measured with a 0.5B model on two cores: compiling takes 50 s more to start and is not faster; blocks of 32, the
     # smallest that vLLM's CPU attention takes, are as fast as its default of 128 and share more of a prefix.
     dtype = "bfloat16" if _has_bfloat16_matmul() else "float32"
-    return {"dtype": dtype, "enforce_eager": True, "block_size": 32}
+    return {"dtype": dtype, "enforce_eager": True, "block_size": CPU_BLOCK_SIZE}
 
 
 def _has_bfloat16_matmul() -> bool:
@@ -203,7 +263,10 @@ def _cpu_cache_gib() -> int:
 
 
 def _start_message(model: str, error: Exception) -> str:
-    return f"vLLM could not start with the model {model}: {_first_line(error)} (details: run again with --verbose)"
+    reason = _first_line(error)
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    hint = f"; in a script, {_GUARD_HINT}" if script and "core initialization" in reason else ""
+    return f"vLLM could not start with the model {model}: {reason} (details: --verbose, or quiet=False){hint}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -53,24 +53,31 @@ class Checkpoint:
 
         job: what makes two jobs the same; JSON values.
         Raises ``RelationalError`` when the file belongs to another job or another process writes it, or when it
-        exists and ``resume`` is False.
+        holds answers and ``resume`` is False. A file without answers is begun anew.
         """
-        existed = path.exists() and path.stat().st_size > 0
-        if existed and not resume:
-            raise RelationalError(
-                f"{path} holds answers of an earlier run: continue it with --resume (resume=True), or delete the file"
-            )
         try:
             file = path.open("a+b")
         except OSError as error:
             raise RelationalError(f"cannot write the checkpoint {path}: {error.strerror}") from error
         _lock(path, file)
         try:
-            return cls(path, file, _load(path, file, job))
+            return cls(path, file, _load(path, file, job, resume))
         except BaseException:
             with suppress(OSError):
                 file.close()
             raise
+
+    @classmethod
+    def check(cls, path: Path, job: Mapping[str, Any], resume: bool) -> None:
+        """Raise what ``open`` would raise, and leave the file as it is: before an engine is paid for."""
+        if not path.exists():
+            return
+        try:
+            with path.open("rb") as file:
+                _lock(path, file)
+                _check_header(path, file, job, resume)
+        except OSError as error:
+            raise RelationalError(f"cannot read the checkpoint {path}: {error.strerror}") from error
 
     def add(self, key: int, text: str) -> None:
         """Store one answer."""
@@ -105,14 +112,27 @@ def _lock(path: Path, file: IO[bytes]) -> None:
         raise RelationalError(f"another run is writing {path}: wait for it, or choose another output") from error
 
 
-def _load(path: Path, file: IO[bytes], job: Mapping[str, Any]) -> dict[int, str]:
-    file.seek(0)
-    header = file.readline()
-    if not header.endswith(b"\n") and header.startswith(HEADER[: len(header)]):  # new, or killed in the first line
+def _load(path: Path, file: IO[bytes], job: Mapping[str, Any], resume: bool) -> dict[int, str]:
+    if not _check_header(path, file, job, resume):
         _start(path, file, job)
         return {}
-    _check_job(path, header, job)
     return _read_answers(path, file)
+
+
+def _check_header(path: Path, file: IO[bytes], job: Mapping[str, Any], resume: bool) -> bool:
+    """Whether the file holds answers, all of this job; False for a file of ours without any."""
+    file.seek(0)
+    header = file.readline()
+    ours = header.startswith(HEADER[: len(header)])
+    if ours and not file.read(1):  # new, killed in the first line, or ended before the first answer
+        return False
+    file.seek(len(header))
+    if ours and not resume:
+        raise RelationalError(
+            f"{path} holds answers of an earlier run: continue it with --resume (resume=True), or delete the file"
+        )
+    _check_job(path, header, job)
+    return True
 
 
 def _start(path: Path, file: IO[bytes], job: Mapping[str, Any]) -> None:
@@ -141,8 +161,8 @@ def _check_job(path: Path, header: bytes, job: Mapping[str, Any]) -> None:
     changed = [name for name in job if json.loads(json.dumps(job[name])) != theirs.get(name)]
     if changed:
         raise RelationalError(
-            f"{path} belongs to another job, its {' and '.join(changed)} differ: run the same command to continue it, "
-            "or delete the file to start again"
+            f"{path} belongs to another job (not the same: {', '.join(changed)}): run the same command to continue "
+            "it, or delete the file to start again"
         )
 
 

@@ -22,6 +22,19 @@ def parser(decision: Decision) -> Callable[[str], Any]:
 
     The engine enforces the decision; this check holds for engines that cannot.
     """
+    parse = _parser(decision)
+
+    def checked(text: str) -> Any:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a character, which no file format takes
+            raise UnparsableAnswer(f"answered {_shown(text)}, which is not valid Unicode") from error
+        return parse(text)
+
+    return checked
+
+
+def _parser(decision: Decision) -> Callable[[str], Any]:
     match decision:
         case FreeText():
             return str.strip

@@ -121,7 +121,7 @@ def _arrow_of(source: Any) -> pa.Table:
     if module in {"pandas", "polars"} and type(source).__name__ == "Series":
         raise RelationalError(f"cannot read a table from a {module} {type(source).__name__}: make a DataFrame of it")
     if module == "pandas":
-        return pa.Table.from_pandas(_with_text_names(source), preserve_index=False)
+        return pa.Table.from_pandas(_with_text_names(_with_text_periods(source)), preserve_index=False)
     if module == "polars":
         return _from_polars(source.collect() if hasattr(source, "collect") else source)
     if hasattr(source, "__arrow_c_stream__"):
@@ -132,6 +132,17 @@ def _arrow_of(source: Any) -> pa.Table:
         f"cannot read a table from {type(source).__name__}: give a pandas or polars DataFrame, a pyarrow Table, "
         f"a DuckDB relation, or a path to {READABLE}"
     )
+
+
+def _with_text_periods(frame: Any) -> Any:
+    """Arrow would store a period (2020-01) as its number; its text is what the owner sees."""
+    import pandas
+
+    special = (pandas.PeriodDtype, pandas.IntervalDtype)
+    names = (
+        [name for name, kind in frame.dtypes.items() if isinstance(kind, special)] if hasattr(frame, "dtypes") else []
+    )
+    return frame.assign(**{name: frame[name].astype(str).where(frame[name].notna(), None) for name in names})
 
 
 def _with_text_names(frame: Any) -> Any:

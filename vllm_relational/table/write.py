@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -50,7 +51,22 @@ def write_json_lines(table: pa.Table, out: IO[bytes] | None = None) -> None:
     out = out or sys.stdout.buffer
     for batch in table.to_batches(max_chunksize=1024):
         for row in batch.to_pylist():
-            out.write(json.dumps(row, ensure_ascii=False, default=plain_value).encode("utf-8", "replace") + b"\n")
+            out.write(_json_line(row).encode("utf-8", "replace") + b"\n")
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=plain_value, allow_nan=False)
+    except ValueError:  # JSON has no NaN and no infinity: null stands for them, as in JavaScript
+        return json.dumps(_finite(row), ensure_ascii=False, default=plain_value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _writer_of(path: Path) -> Writer:

@@ -26,15 +26,6 @@ def max_num_seqs(llm: Any) -> int:
     return int(llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
 
 
-def wait_for_step(llm: Any) -> None:
-    """Return once the engine is between two steps and has read everything sent to it.
-
-    An engine stopped in the middle of a step reports a crash. The question asked here has no effect; the engine
-    answers it between steps, in order.
-    """
-    llm.llm_engine.engine_core.get_supported_tasks()
-
-
 def is_cpu() -> bool:
     """Whether vLLM will run on the CPU."""
     from vllm.platforms import current_platform

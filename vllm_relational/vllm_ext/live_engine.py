@@ -1,0 +1,40 @@
+"""The calls into vLLM's engine that its documented interface does not have: step, abort, stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def dead_engine_error() -> type[Exception]:
+    """What vLLM raises when its engine process is gone."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    error: type[Exception] = EngineDeadError
+    return error
+
+
+def step(llm: Any) -> list[Any]:
+    """Wait for the next outputs of the engine; those with ``finished`` are whole answers."""
+    outputs: list[Any] = llm.llm_engine.step()
+    return outputs
+
+
+def external_id(internal_id: str) -> str:
+    """The id that outputs carry: vLLM adds a random suffix to the one it was given."""
+    return internal_id.partition("-")[0]
+
+
+def abort(llm: Any, internal_ids: Sequence[str]) -> None:
+    """Drop requests; returns once the engine is between two steps.
+
+    An engine stopped in the middle of a step reports a crash. The question asked last has no effect; the engine
+    answers it between steps, after everything sent before.
+    """
+    llm.llm_engine.abort_request(list(internal_ids), internal=True)
+    llm.llm_engine.engine_core.get_supported_tasks()
+
+
+def shutdown(llm: Any) -> None:
+    """Stop the engine process."""
+    llm.llm_engine.engine_core.shutdown()
