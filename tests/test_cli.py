@@ -208,3 +208,25 @@ def test_bench_compares_orders_and_appends_lines(table, tmp_path, engine):
     result = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines)])
     assert result.exit_code == 0, result.output
     assert read_table(lines)["order"].to_pylist() == ["published", "fixed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--engine-arg", "tokenizer=x"], "--tokenizer"),
+        (["--engine-arg", "max model=1"], "NAME=VALUE"),
+        (["--choices", '["a", null]'], "texts and numbers"),
+        (["--report", "/nowhere/r.html"], "folder"),
+        (["--base-url", "http://127.0.0.1:9/v1", "--engine-arg", "bogus=1"], "api_key"),
+    ],
+)
+def test_options_are_checked_before_anything_is_asked(table, options, reason):
+    assert reason in error_of(table, "-p", "{text}?", *options)
+
+
+def test_a_finished_job_is_not_asked_again_by_resume(table, tmp_path, engine):
+    output = tmp_path / "out.csv"
+    assert run(table, "-p", "{text}?", "-o", output).exit_code == 0
+    asked = len(engine.asked)
+    again = run(table, "-p", "{text}?", "-o", output, "--resume")
+    assert again.exit_code == 0 and "nothing to resume" in again.stderr and len(engine.asked) == asked

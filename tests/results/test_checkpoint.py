@@ -170,3 +170,21 @@ def test_memory_answers_have_the_same_interface():
     store.add(1, "yes")
     store.close()
     assert store.answers == {1: "yes"}
+
+
+def test_a_file_without_answers_is_begun_anew(path):
+    Checkpoint.open(path, JOB | {"model": "wrong"}, resume=False).close()
+    fill(path)
+    assert resumed(path) == ANSWERS
+
+
+def test_checking_says_what_opening_would_and_leaves_the_file(path):
+    fill(path)
+    with path.open("ab") as file:
+        file.write(b"[1, half a li")
+    before = path.read_bytes()
+    for job, resume, reason in ((JOB, False, "--resume"), (JOB | {"model": "large"}, True, "not the same: model")):
+        with pytest.raises(RelationalError, match=reason):
+            Checkpoint.check(path, job, resume)
+    Checkpoint.check(path, JOB, resume=True)
+    assert path.read_bytes() == before

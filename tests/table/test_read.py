@@ -226,3 +226,8 @@ def test_polars_objects_are_refused_by_name():
 @pytest.mark.parametrize("source", [[1], None, {"a": [1]}, pd.Series([1]), pl.Series([1])])
 def test_other_objects_are_refused_by_type(source):
     assert type(source).__name__ in error_of(source)
+
+
+def test_pandas_periods_are_read_as_their_text():
+    frame = pd.DataFrame({"month": pd.PeriodIndex(["2020-01", None], freq="M"), "n": [1, 2]})
+    assert read_table(frame).to_pylist() == [{"month": "2020-01", "n": 1}, {"month": None, "n": 2}]

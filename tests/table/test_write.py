@@ -84,3 +84,10 @@ def test_an_output_in_the_current_folder(tmp_path, monkeypatch):
     check_output(Path("t.csv"))
     write_table(pa.table({"a": ["x"]}), Path("t.csv"))
     assert (tmp_path / "t.csv").exists()
+
+
+def test_json_lines_have_no_nan(tmp_path):
+    table = pa.table({"f": [1.5, float("nan"), float("inf")], "l": [[float("-inf")], [2.0], None]})
+    write_table(table, tmp_path / "t.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert rows == [{"f": 1.5, "l": [None]}, {"f": None, "l": [2.0]}, {"f": None, "l": None}]
