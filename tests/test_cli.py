@@ -34,8 +34,12 @@ def engine(monkeypatch) -> FakeEngine:
     return engine
 
 
+def run_cli(*arguments: object):
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
 def run(*arguments: object):
-    return CliRunner().invoke(app, ["run", *map(str, arguments)])
+    return run_cli("run", *arguments)
 
 
 def error_of(*arguments: object) -> str:
@@ -230,3 +234,44 @@ def test_a_finished_job_is_not_asked_again_by_resume(table, tmp_path, engine):
     asked = len(engine.asked)
     again = run(table, "-p", "{text}?", "-o", output, "--resume")
     assert again.exit_code == 0 and "nothing to resume" in again.stderr and len(engine.asked) == asked
+
+
+# -------------------------------------------------------------------------------------------------------- plan
+def test_plan_compares_planners_as_json(table, tokenizer_folder):
+    result = run_cli("plan", table, "-m", tokenizer_folder, "--json", "--planner", "published,fixed")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 0 and [line["planner"] for line in lines] == ["published", "fixed"]
+    assert all(line["token_counts"] == "exact" and line["rows"] == 3 for line in lines)
+    assert {"seconds", "prompt_tokens", "hit_tokens", "hit_rate", "hit_rate_chars", "ceiling", "ceiling_chars"} <= set(
+        lines[0]
+    )
+
+
+def test_plan_counts_characters_over_all_rows(tmp_path):
+    (tmp_path / "t.csv").write_text("long,short\naaaaaaaa,x\naaaaaaaa,y\nbbbbbbbb,x\nbbbbbbbb,y\n")
+    result = run_cli("plan", tmp_path / "t.csv", "--json", "--planner", "fixed")
+    assert json.loads(result.stdout)["hit_rate_chars"] == round(16 / 36, 4)
+
+
+def test_a_small_cache_serves_less(tmp_path):
+    rows = "".join(f"{'long ' * 40}{i % 4},{i}\n" for i in range(40))
+    (tmp_path / "t.csv").write_text(f"text,n\n{rows}")
+    hits = [
+        json.loads(run_cli("plan", tmp_path / "t.csv", "--json", "--planner", "published", *more).stdout)["hit_tokens"]
+        for more in ([], ["--capacity", "64"])
+    ]
+    assert hits[1] < hits[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--planner", "best"], "best"),
+        (["--columns", "nothing"], "nothing"),
+        (["--capacity", "0"], "--capacity"),
+        (["-p", "{text}", "--columns", "text"], "exclude"),
+    ],
+)
+def test_plan_refuses_in_one_line(table, options, reason):
+    result = run_cli("plan", table, *options)
+    assert result.exit_code == 2 and reason in result.stderr and "Traceback" not in result.stderr

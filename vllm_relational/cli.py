@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -191,6 +192,45 @@ def bench(
     return status
 
 
+@_command
+def plan(
+    table: Table,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Question per row; default: all columns.")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Instead of a prompt: the columns to send, a,b.")] = None,
+    planners: Annotated[str, typer.Option("--planner", help="Planners to compare.")] = "published,fixed,fixed_v2,ggr",
+    model: Model = None,
+    tokenizer: Tokenizer = None,
+    pin: Pin = None,
+    capacity: Annotated[int | None, typer.Option(help="KV cache in tokens; default without limit.")] = None,
+    limit: Limit = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a planner on stdout.")] = False,
+) -> int:
+    """Compare planners on TABLE: what each would serve from the KV cache. Starts no engine."""
+    import dataclasses
+
+    from vllm_relational.planning import compare_planners, render, template_of
+
+    if prompt is not None and columns is not None:
+        raise RelationalError("--prompt and --columns exclude each other: give one")
+    if capacity is not None and capacity < 1:
+        raise RelationalError(f"--capacity is {capacity}: a cache holds at least 1 token")
+    data = cli_options.read_rows(table, limit)
+    llm = cli_options.make_llm(model, None, tokenizer, False, 1, {})
+    question = prompt or template_of(cli_options.parse_list(columns, "--columns") if columns else None)
+    info = dataclasses.replace(llm.expected_engine(), kv_cache_tokens=capacity, max_model_len=None)
+    options = {"pin": cli_options.parse_list(pin, "--pin") if pin else [], "nulls": "keep"}
+    names = cli_options.parse_list(planners, "--planner")
+    summaries = compare_planners(llm, data, question, names, options, info)
+    if as_json:
+        for summary in summaries:
+            print(json.dumps(dataclasses.asdict(summary), ensure_ascii=False))
+    else:
+        print(render(summaries))
+    return OK
+
+
 def _check_result_place(data: pa.Table, output: Path | None, *columns: str) -> None:
     """Before anything is asked: can the answers be added to the table and written?"""
     from vllm_relational.table import check_output
@@ -223,8 +263,6 @@ def _default_checkpoint(output: Path | None) -> Path | None:
 
 
 def _with_answers(data: pa.Table, result: QueryResult, options: dict[str, Any], answer: str, error: str) -> pa.Table:
-    import json
-
     import pyarrow as pa
 
     values: list[Any] = result.answers

@@ -109,7 +109,7 @@ class RelationalLLM:
         info: the engine to plan for; by default this one as it will most likely be, with an unlimited KV cache.
         """
         config, decision = self._settings(options)
-        info = info or self._expected_engine()
+        info = info or self.expected_engine()
         return plan_query(read_table(table), prompt, decision, config, info, self._load_tokenizer())
 
     # ------------------------------------------------------------------------------------------------ the engine
@@ -144,7 +144,8 @@ class RelationalLLM:
             raise RelationalError("df.llm needs a model: make one first, llm = RelationalLLM('PATH_OR_NAME')")
         return cls._newest
 
-    def _expected_engine(self) -> EngineInfo:
+    def expected_engine(self) -> EngineInfo:
+        """What the engine will most likely be, as far as that is known without starting it."""
         from vllm_relational.engine.vllm_engine import VllmEngine
 
         if self._engine is None and self._base_url is None and self._model is not None:
