@@ -14,6 +14,7 @@
 
 #include "prefix_cache.h"
 #include "row_sort.h"
+#include "tree_planner.h"
 
 namespace nb = nanobind;
 namespace vr = vllm_relational;
@@ -194,6 +195,46 @@ nb::tuple simulate_prefix_cache(const Array& header, const std::vector<Array>& c
   return nb::make_tuple(to_numpy(std::move(result.hit_tokens)), to_numpy(std::move(result.prompt_tokens)));
 }
 
+vr::PlanRequest plan_request(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned) {
+  const vr::CodeTable table = code_table(codes);
+  const auto num_columns = static_cast<size_t>(table.num_columns);
+  if (cell_tokens.size() != num_columns) {
+    fail("codes has " + std::to_string(num_columns) + " columns, cell_tokens " + std::to_string(cell_tokens.size()));
+  }
+  vr::PlanRequest request{table, {}, {}};
+  for (size_t c = 0; c < num_columns; ++c) {
+    request.lengths.push_back(list_of<int64_t>(cell_tokens[c], at("cell_tokens", static_cast<int64_t>(c))));
+  }
+  const auto columns = list_of<int32_t>(pinned, "pinned");
+  check_range(columns, "pinned", table.num_columns, "columns");
+  request.pinned.assign(columns.begin(), columns.end());
+  return request;
+}
+
+// No length is negative, and the sum over all cells stays far from the end of int64.
+void check_lengths(const vr::PlanRequest& request) {
+  constexpr int64_t kLongest = int64_t{1} << 30;
+  for (size_t c = 0; c < request.lengths.size(); ++c) {
+    check_range(request.lengths[c], at("cell_tokens", static_cast<int64_t>(c)), kLongest, "tokens at most");
+  }
+}
+
+nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned, double budget,
+                    uint64_t seed) {
+  if (!(budget >= 0)) fail("budget_seconds must be 0 or more, not " + std::to_string(budget));
+  const vr::PlanRequest request = plan_request(codes, cell_tokens, pinned);
+  vr::TreePlan plan;
+  {
+    nb::gil_scoped_release release;
+    check_lengths(request);
+    for (int64_t c = 0; c < request.codes.num_columns; ++c) {
+      check_codes(request.codes, c, static_cast<int64_t>(request.lengths[static_cast<size_t>(c)].size()));
+    }
+    plan = vr::plan_tree(request, budget, seed);
+  }
+  return nb::make_tuple(to_numpy(std::move(plan.rows)), to_numpy(std::move(plan.fields)));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -204,4 +245,7 @@ NB_MODULE(_native, m) {
         nb::arg("cell_offsets"), nb::arg("tail"), nb::arg("codes"), nb::arg("rows"), nb::arg("fields"),
         nb::arg("block_size"), nb::arg("capacity_blocks"),
         "Replays a planned batch against an LRU prefix cache: (hit_tokens, prompt_tokens), both int32 [num_asked].");
+  m.def("plan_tree", &plan_tree, nb::arg("codes"), nb::arg("cell_tokens"), nb::arg("pinned"),
+        nb::arg("budget_seconds"), nb::arg("seed"),
+        "The tree planner: (rows int64 [num_rows], fields int32 [num_rows * num_columns]).");
 }

@@ -1,12 +1,13 @@
 """The one place that chooses between the native loops (csrc/) and their references in NumPy and Python.
 
-Both give the same results; native code is faster. The references run when the package was built without native code,
+Both give the same results; native code is faster (``plan_tree`` alone has no reference). The references run when the package was built without native code,
 and when ``VLLM_RELATIONAL_NO_NATIVE=1`` is set as this module is imported.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -86,6 +87,37 @@ def simulate_prefix_cache(
         capacity_blocks=capacity_blocks,
     )
     return hit_tokens, prompt_tokens
+
+
+def plan_tree(
+    codes: np.ndarray, cell_tokens: Sequence[np.ndarray], pinned: Sequence[int], budget_seconds: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tree planner (csrc/tree_planner.h). There is no reference in Python: ask ``AVAILABLE`` first.
+
+    Args:
+        codes: int32 ``[num_columns, num_rows]``, every code >= 0 and below the number of values of its column.
+        cell_tokens: per column int64 ``[num_values]``, each from 0 to 2^30 - 1.
+        pinned: columns that stay at their published position.
+        budget_seconds: how much work to spend on local search, as seconds on one core of 2020; 0 for none.
+        seed: of the local search. The same arguments give the same plan on every machine.
+
+    Returns:
+        ``(rows int64 [num_rows], fields int32 [num_rows, num_columns])``; ``fields[i]`` belongs to ``rows[i]``.
+
+    Raises:
+        ValueError: a shape, code, length or pinned column out of range; the message names the argument and the index.
+        RuntimeError: native code is not there.
+    """
+    if _NATIVE is None:
+        raise RuntimeError("plan_tree needs native code")
+    rows, fields = _NATIVE.plan_tree(
+        codes=_packed(codes, np.int32),
+        cell_tokens=[_packed(lengths, np.int64) for lengths in cell_tokens],
+        pinned=_packed(np.asarray(pinned, dtype=np.int32), np.int32),
+        budget_seconds=budget_seconds,
+        seed=seed,
+    )
+    return rows, fields.reshape(codes.shape[1], codes.shape[0])
 
 
 def _packed(array: np.ndarray, dtype: type[np.integer]) -> np.ndarray:

@@ -1,0 +1,126 @@
+#include "regraft.h"
+
+#include <numeric>
+
+namespace vllm_relational {
+namespace {
+
+// Partners tried per value of a node: all rows of a rare value, a few of a frequent one.
+constexpr int32_t kPartnersPerValue = 8;
+
+size_t at(int32_t index) { return static_cast<size_t>(index); }
+
+uint64_t next_random(uint64_t& state) {  // splitmix64
+  uint64_t z = (state += 0x9e3779b97f4a7c15U);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
+  return z ^ (z >> 31);
+}
+
+struct Place {
+  int32_t node = -1;
+  int64_t weight = 0;  // what the subtree would share there
+};
+
+class Regrafter {
+ public:
+  Regrafter(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work)
+      : tree_(tree), index_(index), random_(seed), work_(work), width_(tree.table().num_factors) {}
+
+  int64_t run() {
+    int64_t saved = 0;
+    // New nodes may take the numbers of dissolved ones; a node is visited at most once a pass by its number.
+    const int32_t num_nodes = tree_.num_nodes();
+    for (int32_t node = 0; node < num_nodes && work_ > 0; ++node) {
+      if (node != tree_.root() && tree_.parent(node) >= 0) saved += move_if_better(node);
+    }
+    return saved;
+  }
+
+ private:
+  int64_t move_if_better(int32_t node) {
+    const int64_t now = tree_.weight(tree_.parent(node));
+    const Place place = best_place(node, now);
+    if (place.node < 0) return 0;
+    tree_.detach(node);
+    // Prefixes above the place may have grown with the node gone, beyond what the node has.
+    int32_t to = place.node;
+    while (!contains(tree_.codes(node), tree_.codes(tree_.parent(to)), width_)) to = tree_.parent(to);
+    tree_.attach(node, to);
+    return place.weight - now;
+  }
+
+  Place best_place(int32_t node, int64_t now) {
+    Place best{-1, now};
+    for (int32_t f = 0; f < width_; ++f) {
+      const int32_t code = tree_.codes(node)[f];
+      if (code < 0) continue;
+      const ValueIndex::Rows rows = index_.rows_of(f, code);
+      const int32_t tries = rows.size < kPartnersPerValue ? rows.size : kPartnersPerValue;
+      auto next = rows.size == tries ? 0 : static_cast<int32_t>(next_random(random_) % static_cast<uint64_t>(rows.size));
+      for (int32_t i = 0; i < tries; ++i, next = next + 1 == rows.size ? 0 : next + 1) {
+        try_partner(node, rows.first[next], best);
+      }
+    }
+    return best;
+  }
+
+  void try_partner(int32_t node, int32_t row, Place& best) {
+    if (row == node) return;
+    work_ -= width_;
+    const int32_t* codes = tree_.codes(node);
+    const int32_t* lengths = tree_.lengths(node);
+    if (shared_weight(codes, tree_.codes(row), lengths, width_) <= best.weight) return;
+    const int32_t place = deepest_place(node, row);
+    if (place < 0) return;
+    const int64_t weight = shared_weight(codes, tree_.codes(place), lengths, width_);
+    if (weight > best.weight) best = {place, weight};
+  }
+
+  // The lowest ancestor of `row` (or the row) whose parent's prefix `node` has; -1 inside the subtree of `node`.
+  int32_t deepest_place(int32_t node, int32_t row) {
+    int32_t place = row;
+    for (int32_t above = row; above != tree_.root();) {
+      if (above == node) return -1;
+      const int32_t parent = tree_.parent(above);
+      work_ -= width_;
+      if (place == above && !contains(tree_.codes(node), tree_.codes(parent), width_)) place = parent;
+      above = parent;
+    }
+    return place;
+  }
+
+  PrefixTree& tree_;
+  const ValueIndex& index_;
+  uint64_t random_;
+  int64_t& work_;
+  int32_t width_;
+};
+
+}  // namespace
+
+ValueIndex::ValueIndex(const PlanTable& table) {
+  int64_t num_values = 0;
+  for (const int32_t cardinality : table.cardinality) {
+    first_value_.push_back(num_values);
+    num_values += cardinality;
+  }
+  start_.assign(static_cast<size_t>(num_values) + 2, 0);  // one to spare: starts move up as values fill
+  const auto value_of = [&](int32_t row, int32_t f) {
+    return static_cast<size_t>(first_value_[at(f)] + table.codes_of(row)[f]);
+  };
+  for (int32_t row = 0; row < table.num_rows; ++row) {
+    for (int32_t f = 0; f < table.num_factors; ++f) ++start_[value_of(row, f) + 2];
+  }
+  std::partial_sum(start_.begin(), start_.end(), start_.begin());
+  rows_.resize(table.codes.size());
+  for (int32_t row = 0; row < table.num_rows; ++row) {
+    for (int32_t f = 0; f < table.num_factors; ++f) rows_[static_cast<size_t>(start_[value_of(row, f) + 1]++)] = row;
+  }
+}
+
+int64_t regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
+  return Regrafter(tree, index, seed, work).run();
+}
+
+}  // namespace vllm_relational

@@ -1,0 +1,28 @@
+"""The tree planner: every row has its own field order, chosen so that all rows together form the smallest prefix tree.
+
+The search is native code (csrc/tree_planner.h explains it). Never worse than the published and the fixed orders when
+hits are counted in whole cells and the cache has no limit.
+"""
+
+from __future__ import annotations
+
+from vllm_relational import native
+from vllm_relational.records import Plan, PlanInput, RelationalError
+
+DEFAULT_BUDGET_SECONDS = 1.0
+"""Local search stops after about this long on one core; the starting trees come on top."""
+
+
+def plan_tree(batch: PlanInput, budget_seconds: float = DEFAULT_BUDGET_SECONDS, seed: int = 0) -> Plan:
+    """Fields in an order per row, rows in depth-first order of the prefix tree.
+
+    The budget is counted in work, not in time: the same batch, budget and seed give the same plan on every machine.
+    With pinned columns all rows get one field order, the best that hill climbing finds.
+    Raises ``RelationalError`` when the package was built without native code.
+    """
+    if not native.AVAILABLE:
+        raise RelationalError(
+            "the order 'tree' needs native code: reinstall without VLLM_RELATIONAL_NO_NATIVE, or use the order 'fixed'"
+        )
+    rows, fields = native.plan_tree(batch.codes, batch.cell_tokens, sorted(batch.pinned), budget_seconds, seed)
+    return Plan(planner="tree", rows=rows, fields=fields)
