@@ -2,18 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "plan_table.h"
+#include "plan_writer.h"
 
 namespace vllm_relational {
-
-// rows: a permutation, in depth-first order of the prefix tree. fields: [num_rows][num_columns], fields[i] is the
-// column order of rows[i].
-struct TreePlan {
-  std::vector<int64_t> rows;
-  std::vector<int32_t> fields;
-};
 
 // budget_seconds sets how much work the local search may do, counted in cells, not in time: the same table, budget
 // and seed give the same plan on every machine. 0 gives the best of the starting trees.

@@ -9,14 +9,20 @@ from __future__ import annotations
 from vllm_relational import native
 from vllm_relational.records import Plan, PlanInput, RelationalError
 
-DEFAULT_BUDGET_SECONDS = 1.0
-"""Local search stops after about this long on one core; the starting trees come on top."""
+SECONDS_PER_CELL = 5e-7
+LEAST_SECONDS = 0.5
 
 
-def plan_tree(batch: PlanInput, budget_seconds: float = DEFAULT_BUDGET_SECONDS, seed: int = 0) -> Plan:
+def default_budget(batch: PlanInput) -> float:
+    """Seconds of local search on one core: half a second, more for a table with more than a million cells."""
+    return max(LEAST_SECONDS, batch.codes.size * SECONDS_PER_CELL)
+
+
+def plan_tree(batch: PlanInput, budget_seconds: float | None = None, seed: int = 0) -> Plan:
     """Fields in an order per row, rows in depth-first order of the prefix tree.
 
-    The budget is counted in work, not in time: the same batch, budget and seed give the same plan on every machine.
+    ``budget_seconds`` is for the local search (default: ``default_budget``); the starting trees come on top. It is
+    counted in work, not in time: the same batch, budget and seed give the same plan on every machine.
     With pinned columns all rows get one field order, the best that hill climbing finds.
     Raises ``RelationalError`` when the package was built without native code.
     """
@@ -24,5 +30,6 @@ def plan_tree(batch: PlanInput, budget_seconds: float = DEFAULT_BUDGET_SECONDS, 
         raise RelationalError(
             "the order 'tree' needs native code: reinstall without VLLM_RELATIONAL_NO_NATIVE, or use the order 'fixed'"
         )
-    rows, fields = native.plan_tree(batch.codes, batch.cell_tokens, sorted(batch.pinned), budget_seconds, seed)
+    budget = default_budget(batch) if budget_seconds is None else budget_seconds
+    rows, fields = native.plan_tree(batch.codes, batch.cell_tokens, sorted(batch.pinned), budget, seed)
     return Plan(planner="tree", rows=rows, fields=fields)
