@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "overlap.h"
 #include "prefix_cache.h"
 #include "row_sort.h"
 #include "tree_planner.h"
@@ -201,7 +202,7 @@ vr::PlanRequest plan_request(const Array& codes, const std::vector<Array>& cell_
   if (cell_tokens.size() != num_columns) {
     fail("codes has " + std::to_string(num_columns) + " columns, cell_tokens " + std::to_string(cell_tokens.size()));
   }
-  vr::PlanRequest request{table, {}, {}};
+  vr::PlanRequest request{table, {}, {}, {}};
   for (size_t c = 0; c < num_columns; ++c) {
     request.lengths.push_back(list_of<int64_t>(cell_tokens[c], at("cell_tokens", static_cast<int64_t>(c))));
   }
@@ -209,6 +210,36 @@ vr::PlanRequest plan_request(const Array& codes, const std::vector<Array>& cell_
   check_range(columns, "pinned", table.num_columns, "columns");
   request.pinned.assign(columns.begin(), columns.end());
   return request;
+}
+
+// Ranks and shared tokens of each column's values; empty lists: none are known.
+std::vector<vr::ValueOverlaps> value_overlaps(const vr::PlanRequest& request, const std::vector<Array>& ranks,
+                                              const std::vector<Array>& shared) {
+  std::vector<vr::ValueOverlaps> result;
+  if (ranks.empty() && shared.empty()) return result;
+  if (ranks.size() != request.lengths.size() || shared.size() != request.lengths.size()) {
+    fail("overlaps must be given for all " + std::to_string(request.lengths.size()) + " columns or for none");
+  }
+  for (size_t c = 0; c < ranks.size(); ++c) {
+    const auto column = static_cast<int64_t>(c);
+    result.push_back({list_of<int32_t>(ranks[c], at("ranks", column)), list_of<int64_t>(shared[c], at("shared", column))});
+    const auto num_values = static_cast<int64_t>(request.lengths[c].size());
+    if (result.back().rank.size() != request.lengths[c].size() || result.back().shared.size() != request.lengths[c].size()) {
+      fail(at("ranks", column) + " and " + at("shared", column) + " must have " + std::to_string(num_values) + " entries");
+    }
+    check_range(result.back().rank, at("ranks", column), num_values, "values");
+  }
+  return result;
+}
+
+nb::tuple sort_values(const Array& tokens, const Array& offsets) {
+  const vr::CellSegments cells = cell_segments(tokens, offsets, 0);
+  vr::SortedValues values;
+  {
+    nb::gil_scoped_release release;
+    values = vr::sort_values(cells.tokens, cells.offsets);
+  }
+  return nb::make_tuple(to_numpy(std::move(values.rank)), to_numpy(std::move(values.shared)));
 }
 
 // No length is negative, and the sum over all cells stays far from the end of int64.
@@ -219,10 +250,11 @@ void check_lengths(const vr::PlanRequest& request) {
   }
 }
 
-nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned, double budget,
-                    uint64_t seed) {
+nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned,
+                    const std::vector<Array>& ranks, const std::vector<Array>& shared, double budget, uint64_t seed) {
   if (!(budget >= 0)) fail("budget_seconds must be 0 or more, not " + std::to_string(budget));
-  const vr::PlanRequest request = plan_request(codes, cell_tokens, pinned);
+  vr::PlanRequest request = plan_request(codes, cell_tokens, pinned);
+  request.overlaps = value_overlaps(request, ranks, shared);
   vr::TreePlan plan;
   {
     nb::gil_scoped_release release;
@@ -245,7 +277,9 @@ NB_MODULE(_native, m) {
         nb::arg("cell_offsets"), nb::arg("tail"), nb::arg("codes"), nb::arg("rows"), nb::arg("fields"),
         nb::arg("block_size"), nb::arg("capacity_blocks"),
         "Replays a planned batch against an LRU prefix cache: (hit_tokens, prompt_tokens), both int32 [num_asked].");
+  m.def("sort_values", &sort_values, nb::arg("tokens"), nb::arg("offsets"),
+        "How values begin alike: (rank int32 [num_values], shared int64 [num_values], by rank).");
   m.def("plan_tree", &plan_tree, nb::arg("codes"), nb::arg("cell_tokens"), nb::arg("pinned"),
-        nb::arg("budget_seconds"), nb::arg("seed"),
+        nb::arg("ranks"), nb::arg("shared"), nb::arg("budget_seconds"), nb::arg("seed"),
         "The tree planner: (rows int64 [num_rows], fields int32 [num_rows * num_columns]).");
 }

@@ -12,12 +12,20 @@ namespace vllm_relational {
 // Code of a cell that equals no other cell: a column in which the rows below a tree node differ.
 constexpr int32_t kNoValue = -2;
 
+// How the values of a column begin alike, from sorting them. rank: of each value (by code) in sorted order.
+// shared: by rank, tokens at the start that the value shares with the one before it in sorted order (0 for the first).
+struct ValueOverlaps {
+  std::span<const int32_t> rank;
+  std::span<const int64_t> shared;
+};
+
 // A table to plan. Views: the memory is the caller's and must outlive the search.
 // codes: every code >= 0 and an index of its column's lengths. lengths: >= 0, tokens of a cell by code.
 struct PlanRequest {
   CodeTable codes;
   std::vector<std::span<const int64_t>> lengths;
   std::vector<int32_t> pinned;  // columns that stay at their published position in every row
+  std::vector<ValueOverlaps> overlaps;  // per column, or empty: cells count whole or not at all
 };
 
 // The request in the form that the search reads. Columns that split the rows in the same way (host_id, host_name) are

@@ -13,8 +13,8 @@ size_t at(int64_t index) { return static_cast<size_t>(index); }
 // Writes the rows depth first, each with the fields of its path from the root down, then the rest.
 class PlanWriter {
  public:
-  PlanWriter(const PrefixTree& tree, const FieldOrder& rank)
-      : tree_(tree), rank_(rank), position_(rank.size()), depth_of_(rank.size(), -1) {
+  PlanWriter(const PrefixTree& tree, const FieldOrder& rank, const std::vector<int32_t>& heads)
+      : tree_(tree), rank_(rank), heads_(heads), position_(rank.size()), depth_of_(rank.size(), -1) {
     for (size_t i = 0; i < rank.size(); ++i) position_[at(rank[i])] = i;
   }
 
@@ -62,13 +62,16 @@ class PlanWriter {
   void write_row(int32_t row) {
     plan_.rows.push_back(row);
     plan_.fields.insert(plan_.fields.end(), path_.begin(), path_.end());
+    const int32_t head = heads_[at(tree_.parent(row))];
+    if (head >= 0) plan_.fields.push_back(head);
     for (const int32_t column : rank_) {
-      if (depth_of_[at(column)] < 0) plan_.fields.push_back(column);
+      if (depth_of_[at(column)] < 0 && column != head) plan_.fields.push_back(column);
     }
   }
 
   const PrefixTree& tree_;
   const FieldOrder& rank_;         // the columns in the order of the unshared rest
+  const std::vector<int32_t>& heads_;
   std::vector<size_t> position_;   // of each column in rank_
   std::vector<int32_t> depth_of_;  // of each column on the path; -1 when not on it
   FieldOrder path_;
@@ -155,8 +158,9 @@ TreePlan in_order(const TreePlan& plan, const std::vector<int32_t>& order, size_
 
 }  // namespace
 
-TreePlan write_plan(const PrefixTree& tree, const FieldOrder& rank, const CodeTable& codes) {
-  const TreePlan plan = PlanWriter(tree, rank).run();
+TreePlan write_plan(const PrefixTree& tree, const FieldOrder& rank, const std::vector<int32_t>& heads,
+                    const CodeTable& codes) {
+  const TreePlan plan = PlanWriter(tree, rank, heads).run();
   return in_order(plan, Neighbours(plan, codes).run(), rank.size());
 }
 

@@ -16,8 +16,10 @@ struct TreePlan {
   std::vector<int32_t> fields;
 };
 
+// heads: by node, the column that the rest of its rows starts with, or -1.
 // Depth first; inside a node and in the unshared rest of a row the columns stand as in `rank` (all columns), so that
 // siblings tend to start with the same column. Rows with equal leading cells, shared on purpose or not, are neighbours.
-TreePlan write_plan(const PrefixTree& tree, const FieldOrder& rank, const CodeTable& codes);
+TreePlan write_plan(const PrefixTree& tree, const FieldOrder& rank, const std::vector<int32_t>& heads,
+                    const CodeTable& codes);
 
 }  // namespace vllm_relational

@@ -170,6 +170,20 @@ void PrefixTree::attach(int32_t node, int32_t place) {
   join({place, node});
 }
 
+void PrefixTree::flatten(int32_t node) {
+  for (int32_t child = first_child(node); child != kNone;) {
+    const int32_t current = child;
+    if (!is_leaf(current)) {
+      flatten(current);
+      child = next_sibling(current);  // before dissolving; its children go to the end of the list
+      dissolve(current);
+      if (child == kNone) return;
+      continue;
+    }
+    child = next_sibling(current);
+  }
+}
+
 int64_t PrefixTree::saved() const {
   int64_t sum = 0;
   std::vector<int32_t> open{root()};

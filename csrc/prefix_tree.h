@@ -43,6 +43,9 @@ class PrefixTree {
   // new node above `place`. Needs: `node` has the prefix of the parent of `place`.
   void attach(int32_t node, int32_t place);
 
+  // Makes all rows below the node its children.
+  void flatten(int32_t node);
+
   int64_t saved() const;  // the plan's saving, in the unit of the lengths
 
  private:

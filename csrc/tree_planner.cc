@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <numeric>
-#include <optional>
 
 #include "cluster.h"
 #include "field_order.h"
+#include "overlap.h"
 #include "plan_writer.h"
 #include "prefix_tree.h"
 #include "regraft.h"
@@ -15,6 +15,9 @@ namespace {
 
 // What one second of budget buys, measured: about 800 million units of regraft's work a second on one core.
 constexpr double kWorkPerSecond = 8e8;
+
+// Above this, one clustering has to do: the local search makes up for more than the choice among five is worth.
+constexpr size_t kManyCells = 4'000'000;
 
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
@@ -65,27 +68,25 @@ std::vector<int32_t> factor_order(const PlanTable& table, const FieldOrder& orde
   return result;
 }
 
-void keep_better(std::optional<PrefixTree>& best, PrefixTree&& tree) {
-  if (!best || tree.saved() > best->saved()) best.emplace(std::move(tree));
+PrefixTree tree_in_order(const PlanTable& table, const FieldOrder& order, CodeCounts& counts) {
+  PrefixTree tree(table);
+  cluster_in_order(tree, factor_order(table, order), counts);
+  return tree;
 }
 
-PrefixTree best_start(const PlanRequest& request, const PlanTable& table) {
-  CodeCounts counts = make_counts(table);
-  std::optional<PrefixTree> best;
-  for (const Choice choice : {Choice::kGreatestGain, Choice::kClosest, Choice::kBestFactor, Choice::kOneFactor,
-                              Choice::kGreedy}) {
-    PrefixTree tree(table);
-    cluster_below(tree, tree.root(), choice, counts);
-    keep_better(best, std::move(tree));
+bool saves_less(const PrefixTree& a, const PrefixTree& b) { return a.saved() < b.saved(); }
+
+PrefixTree best_clustering(const PlanTable& table, CodeCounts& counts) {
+  std::vector<Choice> choices{Choice::kGreatestGain};
+  if (table.codes.size() <= kManyCells) {
+    choices.insert(choices.end(), {Choice::kClosest, Choice::kBestFactor, Choice::kOneFactor, Choice::kGreedy});
   }
-  const ColumnScores scores = column_scores(request);
-  for (const FieldOrder& order :
-       {as_published(request), order_by_score(scores.fixed, {}), order_by_score(scores.fixed_v2, {})}) {
-    PrefixTree tree(table);
-    cluster_in_order(tree, factor_order(table, order), counts);
-    keep_better(best, std::move(tree));
+  std::vector<PrefixTree> trees;
+  for (const Choice choice : choices) {
+    trees.emplace_back(table);
+    cluster_below(trees.back(), trees.back().root(), choice, counts);
   }
-  return std::move(*best);
+  return std::move(*std::max_element(trees.begin(), trees.end(), saves_less));
 }
 
 void improve(PrefixTree& tree, double budget_seconds, uint64_t seed) {
@@ -105,10 +106,26 @@ void improve(PrefixTree& tree, double budget_seconds, uint64_t seed) {
 TreePlan plan_tree(const PlanRequest& request, double budget_seconds, uint64_t seed) {
   if (!request.pinned.empty()) return plan_of_order(request, best_shared_order(request, budget_seconds));
   const PlanTable table = make_plan_table(request);
-  PrefixTree tree = best_start(request, table);
-  improve(tree, budget_seconds, seed);
-  const FieldOrder rank = order_by_score(column_scores(request).fixed_v2, {});
-  return write_plan(tree, rank, request.codes);
+  CodeCounts counts = make_counts(table);
+  const ColumnScores scores = column_scores(request);
+  const FieldOrder rank = order_by_score(scores.fixed_v2, {});
+  PrefixTree best = best_clustering(table, counts);
+  const std::vector<FieldOrder> orders{as_published(request), order_by_score(scores.fixed, {}), rank};
+  for (const FieldOrder& order : orders) {
+    if (saved_by_order(request, order) > best.saved()) best = tree_in_order(table, order, counts);
+  }
+  improve(best, budget_seconds, seed);
+  Heads heads = choose_heads(best, request);
+  // An order shared by all rows has larger neighbourhoods, in which more cells begin alike.
+  for (const FieldOrder& order : orders) {
+    if (request.overlaps.empty()) break;
+    PrefixTree tree = tree_in_order(table, order, counts);
+    Heads of_order = choose_heads(tree, request);
+    if (of_order.saved <= heads.saved) continue;
+    best = std::move(tree);
+    heads = std::move(of_order);
+  }
+  return write_plan(best, rank, heads.column_of_node, request.codes);
 }
 
 }  // namespace vllm_relational

@@ -20,7 +20,7 @@ struct Table {
   std::vector<std::vector<int64_t>> lengths;
 
   PlanRequest request() const {
-    PlanRequest result{{codes.data(), num_columns, num_rows}, {}, {}};
+    PlanRequest result{{codes.data(), num_columns, num_rows}, {}, {}, {}};
     for (const auto& column : lengths) result.lengths.push_back(column);
     return result;
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 
@@ -149,11 +150,12 @@ def test_without_native_code_the_error_names_the_fix(monkeypatch):
         ({"cell_tokens": [np.array([1, -1])]}, r"cell_tokens\[0\]\[1\] = -1"),
         ({"cell_tokens": [np.array([1])]}, r"codes\[0, 1\] = 1, but the column has 1 values"),
         ({"cell_tokens": []}, "codes has 1 columns, cell_tokens 0"),
-        ({"pinned": [1]}, r"pinned\[0\] = 1, but there are 1 columns"),
+        ({"pinned": frozenset({1})}, r"pinned\[0\] = 1, but there are 1 columns"),
         ({"budget_seconds": -1.0}, "budget_seconds must be 0 or more"),
     ],
 )
 def test_errors_name_the_place(change, message):
-    arguments = {"codes": np.array([[0, 1]]), "cell_tokens": [np.array([1, 1])], "pinned": [], "budget_seconds": 0.0}
+    batch = PlanInput(np.array([[0, 1]], np.int32), (np.array([1, 1]),))
+    budget = change.pop("budget_seconds", 0.0)
     with pytest.raises(ValueError, match=message):
-        native.plan_tree(**{**arguments, **change}, seed=0)
+        plan_tree(dataclasses.replace(batch, **change), budget)

@@ -31,5 +31,5 @@ def plan_tree(batch: PlanInput, budget_seconds: float | None = None, seed: int =
             "the order 'tree' needs native code: reinstall without VLLM_RELATIONAL_NO_NATIVE, or use the order 'fixed'"
         )
     budget = default_budget(batch) if budget_seconds is None else budget_seconds
-    rows, fields = native.plan_tree(batch.codes, batch.cell_tokens, sorted(batch.pinned), budget, seed)
+    rows, fields = native.plan_tree(batch, budget, seed)
     return Plan(planner="tree", rows=rows, fields=fields)

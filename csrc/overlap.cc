@@ -1,0 +1,179 @@
+#include "overlap.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+
+namespace vllm_relational {
+namespace {
+
+// Columns tried as the first cell of the rest: those whose values begin alike most.
+constexpr size_t kMostHeads = 3;
+
+size_t at(int64_t index) { return static_cast<size_t>(index); }
+
+// Tokens that any two values of a column share at their start: the least between neighbours in sorted order.
+class Overlaps {
+ public:
+  explicit Overlaps(std::span<const int64_t> shared) : least_{{shared.begin(), shared.end()}} {
+    for (size_t width = 2; width <= shared.size(); width *= 2) {
+      const std::vector<int64_t>& half = least_.back();
+      std::vector<int64_t> next(shared.size() - width + 1);
+      for (size_t i = 0; i < next.size(); ++i) next[i] = std::min(half[i], half[i + width / 2]);
+      least_.push_back(std::move(next));
+    }
+  }
+
+  // Needs low < high, both ranks.
+  int64_t between(int32_t low, int32_t high) const {
+    const auto level = static_cast<size_t>(std::bit_width(static_cast<uint32_t>(high - low)) - 1);
+    return std::min(least_[level][at(low) + 1], least_[level][at(high) + 1 - (size_t{1} << level)]);
+  }
+
+ private:
+  std::vector<std::vector<int64_t>> least_;  // [level][i]: over shared[i .. i + 2^level)
+};
+
+// A column that may be the first cell of the rest.
+struct Candidate {
+  int32_t column;
+  int32_t factor;  // -1 when no two rows have the same value
+  std::vector<int32_t> rank_of_row;
+  std::vector<int64_t> length_of_rank;
+  Overlaps overlaps;
+};
+
+int64_t saved_by_sorting(const Candidate& candidate, const std::vector<int32_t>& rows, std::vector<int32_t>& ranks) {
+  ranks.clear();
+  for (const int32_t row : rows) ranks.push_back(candidate.rank_of_row[at(row)]);
+  std::sort(ranks.begin(), ranks.end());
+  int64_t sum = 0;
+  for (size_t i = 1; i < ranks.size(); ++i) {
+    const bool equal = ranks[i - 1] == ranks[i];
+    sum += equal ? candidate.length_of_rank[at(ranks[i])] : candidate.overlaps.between(ranks[i - 1], ranks[i]);
+  }
+  return sum;
+}
+
+Candidate make_candidate(const PlanRequest& request, const PlanTable& table, int32_t column) {
+  const ValueOverlaps& overlaps = request.overlaps[at(column)];
+  Candidate result{column, -1, {}, std::vector<int64_t>(overlaps.rank.size()), Overlaps(overlaps.shared)};
+  for (const int32_t code : request.codes.column(column)) result.rank_of_row.push_back(overlaps.rank[at(code)]);
+  for (size_t v = 0; v < overlaps.rank.size(); ++v) {
+    result.length_of_rank[at(overlaps.rank[v])] = request.lengths[at(column)][v];
+  }
+  for (int32_t f = 0; f < table.num_factors; ++f) {
+    const auto& columns = table.columns_of[at(f)];
+    if (std::find(columns.begin(), columns.end(), column) != columns.end()) result.factor = f;
+  }
+  return result;
+}
+
+std::vector<Candidate> most_alike(const PlanRequest& request, const PlanTable& table) {
+  std::vector<std::pair<int64_t, int32_t>> alike;
+  for (int32_t c = 0; c < static_cast<int32_t>(request.codes.num_columns); ++c) {
+    const auto& shared = request.overlaps[at(c)].shared;
+    if (const int64_t sum = std::accumulate(shared.begin(), shared.end(), int64_t{0}); sum > 0) alike.emplace_back(-sum, c);
+  }
+  std::sort(alike.begin(), alike.end());
+  std::vector<Candidate> result;
+  for (size_t i = 0; i < std::min(alike.size(), kMostHeads); ++i) {
+    result.push_back(make_candidate(request, table, alike[i].second));
+  }
+  return result;
+}
+
+struct Best {
+  int32_t column = -1;
+  int64_t saved = 0;
+};
+
+class HeadSearch {
+ public:
+  HeadSearch(PrefixTree& tree, std::vector<Candidate> candidates)
+      : tree_(tree), candidates_(std::move(candidates)), column_of_node_(at(tree.num_nodes()), -1) {}
+
+  Heads run() {
+    std::vector<int32_t> rows;
+    const int64_t saved = visit(tree_.root(), rows);
+    return {std::move(column_of_node_), saved};
+  }
+
+ private:
+  // The best head for rows directly below the node.
+  Best best_head(int32_t node, const std::vector<int32_t>& rows) {
+    Best best;
+    for (const Candidate& candidate : candidates_) {
+      if (candidate.factor >= 0 && tree_.codes(node)[candidate.factor] >= 0) continue;  // shared already
+      const int64_t saved = saved_by_sorting(candidate, rows, ranks_);
+      if (saved > best.saved) best = {candidate.column, saved};
+    }
+    return best;
+  }
+
+  // Settles the subtree; appends its rows. Returns what it saves in all: sharing below and at the node, and heads.
+  int64_t visit(int32_t node, std::vector<int32_t>& rows) {
+    std::vector<int32_t> leaves;
+    std::vector<int32_t> below;
+    int64_t saved = (tree_.num_children(node) - 1) * tree_.weight(node);
+    for (const int32_t child : tree_.children(node)) {
+      if (tree_.is_leaf(child)) {
+        leaves.push_back(child);
+      } else {
+        saved += visit(child, below);
+      }
+    }
+    Best best = best_head(node, leaves);
+    saved += best.saved;
+    if (!below.empty()) {
+      leaves.insert(leaves.end(), below.begin(), below.end());
+      const Best flat = best_head(node, leaves);
+      const int64_t flat_saved = (static_cast<int64_t>(leaves.size()) - 1) * tree_.weight(node) + flat.saved;
+      if (flat_saved > saved) {
+        tree_.flatten(node);
+        best = flat;
+        saved = flat_saved;
+      }
+    }
+    column_of_node_[at(node)] = best.column;
+    rows.insert(rows.end(), leaves.begin(), leaves.end());
+    return saved;
+  }
+
+  PrefixTree& tree_;
+  std::vector<Candidate> candidates_;
+  std::vector<int32_t> column_of_node_;
+  std::vector<int32_t> ranks_;
+};
+
+}  // namespace
+
+SortedValues sort_values(std::span<const int32_t> tokens, std::span<const int64_t> offsets) {
+  const size_t num_values = offsets.empty() ? 0 : offsets.size() - 1;
+  const auto value = [&](int32_t v) { return tokens.subspan(at(offsets[at(v)]), at(offsets[at(v) + 1] - offsets[at(v)])); };
+  std::vector<int32_t> sorted(num_values);
+  std::iota(sorted.begin(), sorted.end(), 0);
+  std::sort(sorted.begin(), sorted.end(), [&](int32_t a, int32_t b) {
+    const auto x = value(a), y = value(b);
+    const auto [i, j] = std::mismatch(x.begin(), x.end(), y.begin(), y.end());
+    if (i == x.end() || j == y.end()) return x.size() != y.size() ? x.size() < y.size() : a < b;
+    return *i < *j;
+  });
+  SortedValues result{std::vector<int32_t>(num_values), std::vector<int64_t>(num_values, 0)};
+  for (size_t r = 0; r < num_values; ++r) {
+    result.rank[at(sorted[r])] = static_cast<int32_t>(r);
+    if (r == 0) continue;
+    const auto x = value(sorted[r - 1]), y = value(sorted[r]);
+    result.shared[r] = std::mismatch(x.begin(), x.end(), y.begin(), y.end()).first - x.begin();
+  }
+  return result;
+}
+
+Heads choose_heads(PrefixTree& tree, const PlanRequest& request) {
+  if (request.overlaps.empty() || tree.table().num_rows < 2) {
+    return {std::vector<int32_t>(at(tree.num_nodes()), -1), tree.saved()};
+  }
+  return HeadSearch(tree, most_alike(request, tree.table())).run();
+}
+
+}  // namespace vllm_relational
