@@ -202,6 +202,7 @@ vr::PlanRequest plan_request(const Array& codes, const std::vector<Array>& cell_
   if (cell_tokens.size() != num_columns) {
     fail("codes has " + std::to_string(num_columns) + " columns, cell_tokens " + std::to_string(cell_tokens.size()));
   }
+  if (codes.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) fail("codes has 2^31 cells or more");
   vr::PlanRequest request{table, {}, {}, {}};
   for (size_t c = 0; c < num_columns; ++c) {
     request.lengths.push_back(list_of<int64_t>(cell_tokens[c], at("cell_tokens", static_cast<int64_t>(c))));

@@ -111,33 +111,94 @@ class HeadSearch {
     return best;
   }
 
+  // An inner child with the rows below it, and what its settled subtree saves.
+  struct Branch {
+    int32_t node;
+    std::vector<int32_t> rows;
+    int64_t saved;
+  };
+
   // Settles the subtree; appends its rows. Returns what it saves in all: sharing below and at the node, and heads.
   int64_t visit(int32_t node, std::vector<int32_t>& rows) {
     std::vector<int32_t> leaves;
-    std::vector<int32_t> below;
-    int64_t saved = (tree_.num_children(node) - 1) * tree_.weight(node);
+    std::vector<Branch> branches;
     for (const int32_t child : tree_.children(node)) {
       if (tree_.is_leaf(child)) {
         leaves.push_back(child);
       } else {
-        saved += visit(child, below);
+        Branch branch{child, {}, 0};
+        branch.saved = visit(child, branch.rows);
+        branches.push_back(std::move(branch));
       }
     }
-    Best best = best_head(node, leaves);
-    saved += best.saved;
-    if (!below.empty()) {
-      leaves.insert(leaves.end(), below.begin(), below.end());
-      const Best flat = best_head(node, leaves);
-      const int64_t flat_saved = (static_cast<int64_t>(leaves.size()) - 1) * tree_.weight(node) + flat.saved;
-      if (flat_saved > saved) {
-        tree_.flatten(node);
-        best = flat;
-        saved = flat_saved;
-      }
-    }
+    const Best best = dissolve_branches(node, leaves, branches);
     column_of_node_[at(node)] = best.column;
     rows.insert(rows.end(), leaves.begin(), leaves.end());
+    int64_t saved = (tree_.num_children(node) - 1) * tree_.weight(node) + best.saved;
+    for (const Branch& branch : branches) {
+      rows.insert(rows.end(), branch.rows.begin(), branch.rows.end());
+      saved += branch.saved;
+    }
     return saved;
+  }
+
+  // Moves the rows of branches that save more so directly below the node, into `leaves`.
+  Best dissolve_branches(int32_t node, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
+    const Best before = best_head(node, leaves);
+    std::vector<int32_t> pool = pool_of(leaves, branches);
+    const Best all = best_head(node, pool);
+    if (branches.empty() || all.column < 0) return before;
+    const Candidate& candidate = of_column(all.column);
+    std::vector<Branch> moving = branches;
+    while (keep_worthwhile(node, candidate, pool, moving)) pool = pool_of(leaves, moving);
+    const Best after = best_head(node, pool);
+    int64_t gain = after.saved - before.saved;
+    for (const Branch& branch : moving) gain += gain_without(node, branch);
+    if (moving.empty() || gain <= 0) return before;
+    for (const Branch& branch : moving) {
+      tree_.flatten(branch.node);
+      tree_.dissolve(branch.node);
+      std::erase_if(branches, [&](const Branch& b) { return b.node == branch.node; });
+    }
+    leaves = std::move(pool);
+    return after;
+  }
+
+  static std::vector<int32_t> pool_of(const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
+    std::vector<int32_t> pool = leaves;
+    for (const Branch& branch : branches) pool.insert(pool.end(), branch.rows.begin(), branch.rows.end());
+    return pool;
+  }
+
+  // What the sharing at the node gains less what the branch loses when its rows move up, heads not counted.
+  int64_t gain_without(int32_t node, const Branch& branch) const {
+    return (static_cast<int64_t>(branch.rows.size()) - 1) * tree_.weight(node) - branch.saved;
+  }
+
+  // Drops branches that lose by moving even among all of the pool. Returns whether any went: a smaller pool gains less.
+  bool keep_worthwhile(int32_t node, const Candidate& candidate, const std::vector<int32_t>& pool,
+                       std::vector<Branch>& moving) {
+    ranks_.clear();
+    for (const int32_t row : pool) ranks_.push_back(candidate.rank_of_row[at(row)]);
+    std::sort(ranks_.begin(), ranks_.end());
+    return std::erase_if(moving, [&](const Branch& branch) {
+             int64_t gain = gain_without(node, branch);
+             for (const int32_t row : branch.rows) gain += gain_among_ranks(candidate, candidate.rank_of_row[at(row)]);
+             return gain <= 0;
+           }) > 0;
+  }
+
+  // What a rank adds to the neighbours in ranks_: the greater of its overlaps with the two beside it.
+  int64_t gain_among_ranks(const Candidate& candidate, int32_t rank) const {
+    const auto here = std::lower_bound(ranks_.begin(), ranks_.end(), rank);
+    const auto next = here + 1;
+    if (next != ranks_.end() && *next == rank) return candidate.length_of_rank[at(rank)];
+    const int64_t above = next == ranks_.end() ? 0 : candidate.overlaps.between(rank, *next);
+    return here == ranks_.begin() ? above : std::max(above, candidate.overlaps.between(*(here - 1), rank));
+  }
+
+  const Candidate& of_column(int32_t column) const {
+    return *std::find_if(candidates_.begin(), candidates_.end(), [&](auto& c) { return c.column == column; });
   }
 
   PrefixTree& tree_;

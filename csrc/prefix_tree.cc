@@ -101,7 +101,6 @@ void PrefixTree::unlink(int32_t child) {
   parent_[at(child)] = kNone;
 }
 
-// The children move up to the parent; the node is free for reuse.
 void PrefixTree::dissolve(int32_t node) {
   const int32_t above = parent(node);
   for (const int32_t child : children(node)) {

@@ -43,6 +43,8 @@ class PrefixTree {
   // new node above `place`. Needs: `node` has the prefix of the parent of `place`.
   void attach(int32_t node, int32_t place);
 
+  // Removes an inner node other than the root; its children move up to its parent.
+  void dissolve(int32_t node);
   // Makes all rows below the node its children.
   void flatten(int32_t node);
 
@@ -52,7 +54,6 @@ class PrefixTree {
   int32_t new_node();
   void append_child(int32_t parent, int32_t child);
   void unlink(int32_t child);
-  void dissolve(int32_t node);
   void tighten(int32_t node);
   void set_prefix_from_children(int32_t node);
   int32_t* inner_codes(int32_t node);

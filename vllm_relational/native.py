@@ -1,7 +1,8 @@
 """The one place that chooses between the native loops (csrc/) and their references in NumPy and Python.
 
-Both give the same results; native code is faster (``plan_tree`` and ``sort_values`` have no reference). The references run when the package was built without native code,
-and when ``VLLM_RELATIONAL_NO_NATIVE=1`` is set as this module is imported.
+Both give the same results; native code is faster (``plan_tree`` and ``sort_values`` have no reference). The references
+run when the package was built without native code, and when ``VLLM_RELATIONAL_NO_NATIVE=1`` is set as this module is
+imported.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@
 #include <set>
 
 #include "check.h"
+#include "cluster.h"
 #include "field_order.h"
+#include "overlap.h"
 #include "prefix_tree.h"
 #include "regraft.h"
-#include "cluster.h"
 
 using namespace vllm_relational;
 
@@ -116,11 +117,38 @@ void trees_stay_sound(std::mt19937& random) {
   }
 }
 
+// Values of a few letters: the overlaps are those of random texts.
+void overlaps_keep_plans_valid(std::mt19937& random) {
+  Table table = random_table(4, 120, random);
+  PlanRequest request = table.request();
+  std::vector<SortedValues> sorted;
+  for (auto& lengths : table.lengths) {
+    std::vector<int32_t> tokens;
+    std::vector<int64_t> offsets{0};
+    for (int64_t& length : lengths) {
+      length = std::uniform_int_distribution<int64_t>(0, 12)(random);
+      for (int64_t i = 0; i < length; ++i) tokens.push_back(std::uniform_int_distribution<int32_t>(0, 1)(random));
+      offsets.push_back(static_cast<int64_t>(tokens.size()));
+    }
+    sorted.push_back(sort_values(tokens, offsets));
+  }
+  for (const SortedValues& values : sorted) request.overlaps.push_back({values.rank, values.shared});
+  is_permutation(plan_tree(request, 0.01, 0).rows, table.num_rows);
+  const PlanTable plan_table = make_plan_table(request);
+  CodeCounts counts(64, 0);
+  PrefixTree tree(plan_table);
+  cluster_below(tree, tree.root(), Choice::kGreatestGain, counts);
+  const int64_t before = tree.saved();
+  CHECK(choose_heads(tree, request).saved >= std::max(before, tree.saved()));
+  check_tree(tree);
+}
+
 }  // namespace
 
 int main() {
   std::mt19937 random(0);
   for (int i = 0; i < 60; ++i) plans_are_valid_and_beat_one_order(random);
   for (int i = 0; i < 20; ++i) trees_stay_sound(random);
+  for (int i = 0; i < 40; ++i) overlaps_keep_plans_valid(random);
   return 0;
 }

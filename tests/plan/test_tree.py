@@ -85,8 +85,10 @@ def test_valid_and_never_worse_than_one_order_for_all_rows(batch, budget):
 @given(batches())
 def test_equal_prefixes_are_adjacent(batch):
     plan = plan_tree(batch, 0.01)
-    codes = [batch.codes[fields, row] for row, fields in zip(plan.rows, plan.fields, strict=True)]
-    rows = [list(zip(fields.tolist(), cells.tolist(), strict=True)) for fields, cells in zip(plan.fields, codes, strict=True)]
+    rows = [
+        list(zip(fields.tolist(), batch.codes[fields, row].tolist(), strict=True))
+        for row, fields in zip(plan.rows, plan.fields, strict=True)
+    ]
     for depth in range(1, batch.num_columns + 1):
         prefixes = [tuple(row[:depth]) for row in rows]
         runs = sum(1 for _ in itertools.groupby(prefixes))
@@ -129,6 +131,49 @@ def test_degenerate_tables(shape, kind):
     plan = plan_tree(batch, 0.01)
     expected = max(num_rows - 1, 0) * num_columns * 1_000_000 if kind == "equal" else 0
     assert hit_tokens(batch, plan) == expected
+
+
+texts = st.lists(st.text("ab", max_size=6), min_size=1, max_size=40)
+
+
+def text_batch(columns: list[list[str]]) -> PlanInput:
+    """Cells are texts, a letter is a token; all columns have as many rows as the first."""
+    num_rows = len(columns[0])
+    codes, lengths, overlaps = [], [], []
+    for column in columns:
+        values = sorted(set(column))
+        codes.append([values.index(column[row % len(column)]) for row in range(num_rows)])
+        lengths.append(np.array([len(value) for value in values]))
+        tokens = np.array([ord(letter) for value in values for letter in value], np.int32)
+        overlaps.append(native.sort_values(tokens, np.append(0, np.cumsum(lengths[-1]))))
+    return PlanInput(np.array(codes, np.int32), tuple(lengths), overlaps=tuple(overlaps))
+
+
+@given(st.lists(texts, min_size=1, max_size=4))
+def test_overlaps_keep_the_plan_valid(columns):
+    batch = text_batch(columns)
+    plan = plan_tree(batch, 0.01)
+    assert sorted(plan.rows.tolist()) == list(range(batch.num_rows))
+    assert (np.sort(plan.fields, axis=1) == np.arange(batch.num_columns)).all()
+
+
+@given(texts)
+def test_sorted_values_know_how_they_begin_alike(column):
+    values = sorted(set(column))
+    [overlaps] = text_batch([column]).overlaps
+    assert overlaps.rank.tolist() == list(range(len(values)))
+    for position, (before, value) in enumerate(itertools.pairwise(values), start=1):
+        shared = int(overlaps.shared[position])
+        assert before[:shared] == value[:shared]
+        assert before[: shared + 1] != value[: shared + 1]
+
+
+def test_rows_that_begin_alike_become_neighbours():
+    """A column of one-letter groups against texts that share nine letters: the texts go first."""
+    texts = [f"begins a {n}" if n % 2 else f"often bb {n}" for n in range(8)]
+    batch = text_batch([list("aabbccdd"), texts])
+    assert (plan_tree(batch).fields[:, 0] == 1).all()
+    assert (plan_tree(dataclasses.replace(batch, overlaps=())).fields[:, 0] == 0).all()
 
 
 @settings(max_examples=20)
