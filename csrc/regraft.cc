@@ -2,22 +2,18 @@
 
 #include <numeric>
 
+#include "random.h"
+
 namespace vllm_relational {
 namespace {
 
 // Partners tried per value of a node: all rows of a rare value, a few of a frequent one.
 constexpr int32_t kPartnersPerValue = 8;
+constexpr int32_t kPartnersPerFrequentValue = 2;
 // What finding a row costs beside comparing its cells, in cells: measured.
 constexpr int32_t kFixedWork = 16;
 
 size_t at(int32_t index) { return static_cast<size_t>(index); }
-
-uint64_t next_random(uint64_t& state) {  // splitmix64
-  uint64_t z = (state += 0x9e3779b97f4a7c15U);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
-  return z ^ (z >> 31);
-}
 
 struct Place {
   int32_t node = -1;
@@ -30,27 +26,24 @@ class Regrafter {
       : tree_(tree), index_(index), random_(seed), work_(work), width_(tree.table().num_factors),
         work_per_comparison_(width_ + kFixedWork) {}
 
-  int64_t run() {
-    int64_t saved = 0;
+  void run() {
     // New nodes may take the numbers of dissolved ones; a node is visited at most once a pass by its number.
     const int32_t num_nodes = tree_.num_nodes();
     for (int32_t node = 0; node < num_nodes && work_ > 0; ++node) {
-      if (node != tree_.root() && tree_.parent(node) >= 0) saved += move_if_better(node);
+      if (node != tree_.root() && tree_.parent(node) >= 0) move_if_better(node);
     }
-    return saved;
   }
 
  private:
-  int64_t move_if_better(int32_t node) {
+  void move_if_better(int32_t node) {
     const int64_t now = tree_.weight(tree_.parent(node));
     const Place place = best_place(node, now);
-    if (place.node < 0) return 0;
+    if (place.node < 0) return;
     tree_.detach(node);
     // Prefixes above the place may have grown with the node gone, beyond what the node has.
     int32_t to = place.node;
     while (!contains(tree_.codes(node), tree_.codes(tree_.parent(to)), width_)) to = tree_.parent(to);
     tree_.attach(node, to);
-    return place.weight - now;
   }
 
   Place best_place(int32_t node, int64_t now) {
@@ -59,7 +52,7 @@ class Regrafter {
       const int32_t code = tree_.codes(node)[f];
       if (code < 0) continue;
       const ValueIndex::Rows rows = index_.rows_of(f, code);
-      const int32_t tries = rows.size < kPartnersPerValue ? rows.size : kPartnersPerValue;
+      const int32_t tries = rows.size <= kPartnersPerValue ? rows.size : kPartnersPerFrequentValue;
       auto next = rows.size == tries ? 0 : static_cast<int32_t>(next_random(random_) % static_cast<uint64_t>(rows.size));
       for (int32_t i = 0; i < tries; ++i, next = next + 1 == rows.size ? 0 : next + 1) {
         try_partner(node, rows.first[next], best);
@@ -123,8 +116,8 @@ ValueIndex::ValueIndex(const PlanTable& table) {
   }
 }
 
-int64_t regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
-  return Regrafter(tree, index, seed, work).run();
+void regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
+  Regrafter(tree, index, seed, work).run();
 }
 
 }  // namespace vllm_relational

@@ -29,7 +29,7 @@ class ValueIndex {
 };
 
 // One pass over all nodes below the root; every move saves more than it costs. `work` counts cells compared and ends
-// the pass between two nodes when it falls below zero. Returns what the moves saved. Deterministic for a seed.
-int64_t regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work);
+// the pass between two nodes when it falls below zero. Deterministic for a seed.
+void regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work);
 
 }  // namespace vllm_relational

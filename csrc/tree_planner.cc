@@ -18,6 +18,8 @@ constexpr double kWorkPerSecond = 8e8;
 
 // Above this, one clustering has to do: the local search makes up for more than the choice among five is worth.
 constexpr size_t kManyCells = 4'000'000;
+// Up to this, every starting tree is improved.
+constexpr size_t kFewCells = 20'000;
 
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
@@ -76,7 +78,7 @@ PrefixTree tree_in_order(const PlanTable& table, const FieldOrder& order, CodeCo
 
 bool saves_less(const PrefixTree& a, const PrefixTree& b) { return a.saved() < b.saved(); }
 
-PrefixTree best_clustering(const PlanTable& table, CodeCounts& counts) {
+std::vector<PrefixTree> clusterings(const PlanTable& table, CodeCounts& counts) {
   std::vector<Choice> choices{Choice::kGreatestGain};
   if (table.codes.size() <= kManyCells) {
     choices.insert(choices.end(), {Choice::kClosest, Choice::kBestFactor, Choice::kOneFactor, Choice::kGreedy});
@@ -86,6 +88,10 @@ PrefixTree best_clustering(const PlanTable& table, CodeCounts& counts) {
     trees.emplace_back(table);
     cluster_below(trees.back(), trees.back().root(), choice, counts);
   }
+  return trees;
+}
+
+PrefixTree best_of(std::vector<PrefixTree>&& trees) {
   return std::move(*std::max_element(trees.begin(), trees.end(), saves_less));
 }
 
@@ -96,9 +102,44 @@ void improve(PrefixTree& tree, double budget_seconds, uint64_t seed) {
   if (work <= 0) return;
   const ValueIndex index(tree.table());
   for (int pass = 0; pass < kMaxPasses && work > 0; ++pass) {
-    const int64_t gained = regraft(tree, index, seed + static_cast<uint64_t>(pass), work);
-    if (gained <= tree.saved() / kWorthAnotherPass) break;
+    const int64_t before = tree.saved();
+    regraft(tree, index, seed + static_cast<uint64_t>(pass), work);
+    const int64_t saved = tree.saved();
+    if (saved - before <= saved / kWorthAnotherPass) break;
   }
+}
+
+// The best of the starting trees, improved. A small table has time to improve them all.
+PrefixTree search(const PlanRequest& request, const PlanTable& table, const std::vector<FieldOrder>& orders,
+                  double budget_seconds, uint64_t seed) {
+  CodeCounts counts = make_counts(table);
+  std::vector<PrefixTree> trees = clusterings(table, counts);
+  if (table.codes.size() <= kFewCells) {
+    for (const FieldOrder& order : orders) trees.push_back(tree_in_order(table, order, counts));
+    for (PrefixTree& tree : trees) improve(tree, budget_seconds / static_cast<double>(trees.size()), seed);
+    return best_of(std::move(trees));
+  }
+  PrefixTree best = best_of(std::move(trees));
+  for (const FieldOrder& order : orders) {
+    if (saved_by_order(request, order) > best.saved()) best = tree_in_order(table, order, counts);
+  }
+  improve(best, budget_seconds, seed);
+  return best;
+}
+
+// With values that begin alike: an order shared by all rows has larger neighbourhoods, where more cells begin alike.
+Heads choose_tree_and_heads(const PlanRequest& request, const std::vector<FieldOrder>& orders, PrefixTree& best) {
+  Heads heads = choose_heads(best, request);
+  if (request.overlaps.empty()) return heads;
+  CodeCounts counts = make_counts(best.table());
+  for (const FieldOrder& order : orders) {
+    PrefixTree tree = tree_in_order(best.table(), order, counts);
+    Heads of_order = choose_heads(tree, request);
+    if (of_order.saved <= heads.saved) continue;
+    best = std::move(tree);
+    heads = std::move(of_order);
+  }
+  return heads;
 }
 
 }  // namespace
@@ -106,26 +147,12 @@ void improve(PrefixTree& tree, double budget_seconds, uint64_t seed) {
 TreePlan plan_tree(const PlanRequest& request, double budget_seconds, uint64_t seed) {
   if (!request.pinned.empty()) return plan_of_order(request, best_shared_order(request, budget_seconds));
   const PlanTable table = make_plan_table(request);
-  CodeCounts counts = make_counts(table);
   const ColumnScores scores = column_scores(request);
-  const FieldOrder rank = order_by_score(scores.fixed_v2, {});
-  PrefixTree best = best_clustering(table, counts);
-  const std::vector<FieldOrder> orders{as_published(request), order_by_score(scores.fixed, {}), rank};
-  for (const FieldOrder& order : orders) {
-    if (saved_by_order(request, order) > best.saved()) best = tree_in_order(table, order, counts);
-  }
-  improve(best, budget_seconds, seed);
-  Heads heads = choose_heads(best, request);
-  // An order shared by all rows has larger neighbourhoods, in which more cells begin alike.
-  for (const FieldOrder& order : orders) {
-    if (request.overlaps.empty()) break;
-    PrefixTree tree = tree_in_order(table, order, counts);
-    Heads of_order = choose_heads(tree, request);
-    if (of_order.saved <= heads.saved) continue;
-    best = std::move(tree);
-    heads = std::move(of_order);
-  }
-  return write_plan(best, rank, heads.column_of_node, request.codes);
+  const std::vector<FieldOrder> orders{order_by_score(scores.fixed_v2, {}), order_by_score(scores.fixed, {}),
+                                       as_published(request)};
+  PrefixTree best = search(request, table, orders, budget_seconds, seed);
+  const Heads heads = choose_tree_and_heads(request, orders, best);
+  return write_plan(best, orders.front(), heads.column_of_node, request.codes);
 }
 
 }  // namespace vllm_relational
