@@ -87,7 +87,7 @@ def run(
     max_tokens: MaxTokens = None,
     base_url: BaseUrl = None,
     concurrency: Concurrency = 32,
-    order: Annotated[str, typer.Option(help="Field and row order: fixed or published.")] = DEFAULT_ORDER,
+    order: Annotated[str, typer.Option(help="Field and row order: fixed, tree or published.")] = DEFAULT_ORDER,
     pin: Pin = None,
     system_prompt: SystemPrompt = DEFAULT_SYSTEM_PROMPT,
     nulls: Nulls = "error",

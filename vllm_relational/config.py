@@ -24,7 +24,7 @@ DEFAULT_SYSTEM_PROMPT = (
 class QueryConfig:
     """How a query is run; what is asked lives in ``Question``.
 
-    order:         the planner: 'published' or 'fixed'.
+    order:         the planner: 'published', 'fixed' or 'tree'.
     pin:           columns that keep their published position in every prompt.
     system_prompt: first message of every prompt; '' sends none.
     on_error:      'null' gives a failed row no answer and a reason; 'raise' stops at the first failed row.

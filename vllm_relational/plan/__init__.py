@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from vllm_relational.plan.fixed import plan_fixed
 from vllm_relational.plan.published import plan_published
-from vllm_relational.plan.tree import plan_tree
+from vllm_relational.plan.tree import plan_tree, value_overlaps
 from vllm_relational.records import Plan, PlanInput, RelationalError
 
 Planner = Callable[[PlanInput], Plan]
@@ -24,4 +24,4 @@ def planner(name: str) -> Planner:
     return PLANNERS[name]
 
 
-__all__ = ["PLANNERS", "Planner", "plan_fixed", "plan_published", "plan_tree", "planner"]
+__all__ = ["PLANNERS", "Planner", "plan_fixed", "plan_published", "plan_tree", "planner", "value_overlaps"]
