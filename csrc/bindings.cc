@@ -223,12 +223,15 @@ std::vector<vr::ValueOverlaps> value_overlaps(const vr::PlanRequest& request, co
   }
   for (size_t c = 0; c < ranks.size(); ++c) {
     const auto column = static_cast<int64_t>(c);
-    result.push_back({list_of<int32_t>(ranks[c], at("ranks", column)), list_of<int64_t>(shared[c], at("shared", column))});
-    const auto num_values = static_cast<int64_t>(request.lengths[c].size());
-    if (result.back().rank.size() != request.lengths[c].size() || result.back().shared.size() != request.lengths[c].size()) {
-      fail(at("ranks", column) + " and " + at("shared", column) + " must have " + std::to_string(num_values) + " entries");
+    const auto rank = list_of<int32_t>(ranks[c], at("ranks", column));
+    const auto overlap = list_of<int64_t>(shared[c], at("shared", column));
+    const size_t num_values = request.lengths[c].size();
+    if (rank.size() != num_values || overlap.size() != num_values) {
+      fail(at("ranks", column) + " and " + at("shared", column) + " must have " + std::to_string(num_values) +
+           " entries");
     }
-    check_range(result.back().rank, at("ranks", column), num_values, "values");
+    check_range(rank, at("ranks", column), static_cast<int64_t>(num_values), "values");
+    result.push_back({rank, overlap});
   }
   return result;
 }

@@ -73,7 +73,8 @@ std::vector<Candidate> most_alike(const PlanRequest& request, const PlanTable& t
   std::vector<std::pair<int64_t, int32_t>> alike;
   for (int32_t c = 0; c < static_cast<int32_t>(request.codes.num_columns); ++c) {
     const auto& shared = request.overlaps[at(c)].shared;
-    if (const int64_t sum = std::accumulate(shared.begin(), shared.end(), int64_t{0}); sum > 0) alike.emplace_back(-sum, c);
+    const int64_t sum = std::accumulate(shared.begin(), shared.end(), int64_t{0});
+    if (sum > 0) alike.emplace_back(-sum, c);
   }
   std::sort(alike.begin(), alike.end());
   std::vector<Candidate> result;
@@ -211,7 +212,9 @@ class HeadSearch {
 
 SortedValues sort_values(std::span<const int32_t> tokens, std::span<const int64_t> offsets) {
   const size_t num_values = offsets.empty() ? 0 : offsets.size() - 1;
-  const auto value = [&](int32_t v) { return tokens.subspan(at(offsets[at(v)]), at(offsets[at(v) + 1] - offsets[at(v)])); };
+  const auto value = [&](int32_t v) {
+    return tokens.subspan(at(offsets[at(v)]), at(offsets[at(v) + 1] - offsets[at(v)]));
+  };
   std::vector<int32_t> sorted(num_values);
   std::iota(sorted.begin(), sorted.end(), 0);
   std::sort(sorted.begin(), sorted.end(), [&](int32_t a, int32_t b) {

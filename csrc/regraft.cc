@@ -12,6 +12,9 @@ constexpr int32_t kPartnersPerValue = 8;
 constexpr int32_t kPartnersPerFrequentValue = 2;
 // What finding a row costs beside comparing its cells, in cells: measured.
 constexpr int32_t kFixedWork = 16;
+// And on top where the table outgrows the caches, so that a row is fetched from memory.
+constexpr size_t kCellsInCache = 1'000'000;
+constexpr int32_t kFetchWork = 64;
 
 size_t at(int32_t index) { return static_cast<size_t>(index); }
 
@@ -24,7 +27,7 @@ class Regrafter {
  public:
   Regrafter(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work)
       : tree_(tree), index_(index), random_(seed), work_(work), width_(tree.table().num_factors),
-        work_per_comparison_(width_ + kFixedWork) {}
+        work_per_comparison_(width_ + kFixedWork + (tree.table().codes.size() > kCellsInCache ? kFetchWork : 0)) {}
 
   void run() {
     // New nodes may take the numbers of dissolved ones; a node is visited at most once a pass by its number.

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from vllm_relational import native
 from vllm_relational.records import Plan, PlanInput, RelationalError, TokenSegments, ValueOverlaps
 
-SECONDS_PER_CELL = 5e-7
+SECONDS_PER_CELL = 1e-6
 LEAST_SECONDS = 0.5
 
 
 def default_budget(batch: PlanInput) -> float:
-    """Seconds of local search on one core: half a second, more for a table with more than a million cells."""
+    """Seconds of local search on one core: half a second, more for a table with more than half a million cells."""
     return max(LEAST_SECONDS, batch.codes.size * SECONDS_PER_CELL)
 
 
