@@ -12,8 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "overlap.h"
 #include "prefix_cache.h"
 #include "row_sort.h"
+#include "tree_planner.h"
 
 namespace nb = nanobind;
 namespace vr = vllm_relational;
@@ -194,6 +196,81 @@ nb::tuple simulate_prefix_cache(const Array& header, const std::vector<Array>& c
   return nb::make_tuple(to_numpy(std::move(result.hit_tokens)), to_numpy(std::move(result.prompt_tokens)));
 }
 
+vr::PlanRequest plan_request(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned) {
+  const vr::CodeTable table = code_table(codes);
+  const auto num_columns = static_cast<size_t>(table.num_columns);
+  if (cell_tokens.size() != num_columns) {
+    fail("codes has " + std::to_string(num_columns) + " columns, cell_tokens " + std::to_string(cell_tokens.size()));
+  }
+  if (codes.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) fail("codes has 2^31 cells or more");
+  vr::PlanRequest request{table, {}, {}, {}};
+  for (size_t c = 0; c < num_columns; ++c) {
+    request.lengths.push_back(list_of<int64_t>(cell_tokens[c], at("cell_tokens", static_cast<int64_t>(c))));
+  }
+  const auto columns = list_of<int32_t>(pinned, "pinned");
+  check_range(columns, "pinned", table.num_columns, "columns");
+  request.pinned.assign(columns.begin(), columns.end());
+  return request;
+}
+
+// Ranks and shared tokens of each column's values; empty lists: none are known.
+std::vector<vr::ValueOverlaps> value_overlaps(const vr::PlanRequest& request, const std::vector<Array>& ranks,
+                                              const std::vector<Array>& shared) {
+  std::vector<vr::ValueOverlaps> result;
+  if (ranks.empty() && shared.empty()) return result;
+  if (ranks.size() != request.lengths.size() || shared.size() != request.lengths.size()) {
+    fail("overlaps must be given for all " + std::to_string(request.lengths.size()) + " columns or for none");
+  }
+  for (size_t c = 0; c < ranks.size(); ++c) {
+    const auto column = static_cast<int64_t>(c);
+    const auto rank = list_of<int32_t>(ranks[c], at("ranks", column));
+    const auto overlap = list_of<int64_t>(shared[c], at("shared", column));
+    const size_t num_values = request.lengths[c].size();
+    if (rank.size() != num_values || overlap.size() != num_values) {
+      fail(at("ranks", column) + " and " + at("shared", column) + " must have " + std::to_string(num_values) +
+           " entries");
+    }
+    check_range(rank, at("ranks", column), static_cast<int64_t>(num_values), "values");
+    result.push_back({rank, overlap});
+  }
+  return result;
+}
+
+nb::tuple sort_values(const Array& tokens, const Array& offsets) {
+  const vr::CellSegments cells = cell_segments(tokens, offsets, 0);
+  vr::SortedValues values;
+  {
+    nb::gil_scoped_release release;
+    values = vr::sort_values(cells.tokens, cells.offsets);
+  }
+  return nb::make_tuple(to_numpy(std::move(values.rank)), to_numpy(std::move(values.shared)));
+}
+
+// No length is negative, and the sum over all cells stays far from the end of int64.
+void check_lengths(const vr::PlanRequest& request) {
+  constexpr int64_t kLongest = int64_t{1} << 30;
+  for (size_t c = 0; c < request.lengths.size(); ++c) {
+    check_range(request.lengths[c], at("cell_tokens", static_cast<int64_t>(c)), kLongest, "tokens at most");
+  }
+}
+
+nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned,
+                    const std::vector<Array>& ranks, const std::vector<Array>& shared, double budget, uint64_t seed) {
+  if (!(budget >= 0)) fail("budget_seconds must be 0 or more, not " + std::to_string(budget));
+  vr::PlanRequest request = plan_request(codes, cell_tokens, pinned);
+  request.overlaps = value_overlaps(request, ranks, shared);
+  vr::TreePlan plan;
+  {
+    nb::gil_scoped_release release;
+    check_lengths(request);
+    for (int64_t c = 0; c < request.codes.num_columns; ++c) {
+      check_codes(request.codes, c, static_cast<int64_t>(request.lengths[static_cast<size_t>(c)].size()));
+    }
+    plan = vr::plan_tree(request, budget, seed);
+  }
+  return nb::make_tuple(to_numpy(std::move(plan.rows)), to_numpy(std::move(plan.fields)));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -204,4 +281,9 @@ NB_MODULE(_native, m) {
         nb::arg("cell_offsets"), nb::arg("tail"), nb::arg("codes"), nb::arg("rows"), nb::arg("fields"),
         nb::arg("block_size"), nb::arg("capacity_blocks"),
         "Replays a planned batch against an LRU prefix cache: (hit_tokens, prompt_tokens), both int32 [num_asked].");
+  m.def("sort_values", &sort_values, nb::arg("tokens"), nb::arg("offsets"),
+        "How values begin alike: (rank int32 [num_values], shared int64 [num_values], by rank).");
+  m.def("plan_tree", &plan_tree, nb::arg("codes"), nb::arg("cell_tokens"), nb::arg("pinned"),
+        nb::arg("ranks"), nb::arg("shared"), nb::arg("budget_seconds"), nb::arg("seed"),
+        "The tree planner: (rows int64 [num_rows], fields int32 [num_rows * num_columns]).");
 }

@@ -33,7 +33,7 @@ from vllm_relational.records import (
 cells = st.none() | st.sampled_from(["x", "y", 'q"\n,', "é😀", "", "a much longer text " * 5])
 records = st.fixed_dictionaries({"a": cells, "b": cells, "c": cells})
 tables = st.lists(records, min_size=1, max_size=15)
-orders = st.sampled_from(["fixed", "published"])
+orders = st.sampled_from(["fixed", "published", "tree"])
 TEXT = FreeText()
 TABLE = [{"a": str(i % 3), "b": "same", "c": str(i % 2)} for i in range(12)]  # 6 distinct rows
 

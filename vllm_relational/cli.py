@@ -89,7 +89,9 @@ def run(
     max_tokens: MaxTokens = None,
     base_url: BaseUrl = None,
     concurrency: Concurrency = 32,
-    order: Annotated[str, typer.Option(help="Field and row order: fixed, fixed_v2, ggr, published.")] = DEFAULT_ORDER,
+    order: Annotated[
+        str, typer.Option(help="Field and row order: tree, fixed, fixed_v2, ggr, published.")
+    ] = DEFAULT_ORDER,
     pin: Pin = None,
     system_prompt: SystemPrompt = DEFAULT_SYSTEM_PROMPT,
     nulls: Nulls = "error",
@@ -199,7 +201,9 @@ def plan(
         str | None, typer.Option("--prompt", "-p", help="Question per row; default: all columns.")
     ] = None,
     columns: Annotated[str | None, typer.Option(help="Instead of a prompt: the columns to send, a,b.")] = None,
-    planners: Annotated[str, typer.Option("--planner", help="Planners to compare.")] = "published,fixed,fixed_v2,ggr",
+    planners: Annotated[
+        str, typer.Option("--planner", help="Planners to compare.")
+    ] = "published,fixed,fixed_v2,ggr,tree",
     model: Model = None,
     tokenizer: Tokenizer = None,
     pin: Pin = None,

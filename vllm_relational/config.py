@@ -24,7 +24,7 @@ DEFAULT_SYSTEM_PROMPT = (
 class QueryConfig:
     """How a query is run; what is asked lives in ``Question``.
 
-    order:         the planner, one of ``plan.PLANNERS``: 'fixed', 'fixed_v2', 'ggr', 'published', 'exhaustive'.
+    order:         the planner, one of ``plan.PLANNERS``: 'tree', 'fixed', 'fixed_v2', 'ggr', 'published', 'exhaustive'.
     pin:           columns that keep their published position in every prompt.
     system_prompt: first message of every prompt; '' sends none.
     on_error:      'null' gives a failed row no answer and a reason; 'raise' stops at the first failed row.

@@ -1,7 +1,8 @@
 """The one place that chooses between the native loops (csrc/) and their references in NumPy and Python.
 
-Both give the same results; native code is faster. The references run when the package was built without native code,
-and when ``VLLM_RELATIONAL_NO_NATIVE=1`` is set as this module is imported.
+Both give the same results; native code is faster (``plan_tree`` and ``sort_values`` have no reference). The references
+run when the package was built without native code, and when ``VLLM_RELATIONAL_NO_NATIVE=1`` is set as this module is
+imported.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 
-from vllm_relational.records import Plan, PromptSegments
+from vllm_relational.records import Plan, PlanInput, PromptSegments, ValueOverlaps
 
 
 def _load() -> ModuleType | None:
@@ -86,6 +87,45 @@ def simulate_prefix_cache(
         capacity_blocks=capacity_blocks,
     )
     return hit_tokens, prompt_tokens
+
+
+def sort_values(tokens: np.ndarray, offsets: np.ndarray) -> ValueOverlaps:
+    """How values begin alike; value v is ``tokens[offsets[v]:offsets[v + 1]]`` (int32; int64).
+
+    Raises ``ValueError`` for offsets that do not fit the tokens, ``RuntimeError`` when native code is not there.
+    """
+    if _NATIVE is None:
+        raise RuntimeError("sort_values needs native code")
+    return ValueOverlaps(*_NATIVE.sort_values(_packed(tokens, np.int32), _packed(offsets, np.int64)))
+
+
+def plan_tree(batch: PlanInput, budget_seconds: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tree planner (csrc/tree_planner.h). There is no reference in Python: ask ``AVAILABLE`` first.
+
+    Args:
+        batch: every code below the number of values of its column; lengths from 0 to 2^30 - 1.
+        budget_seconds: how much work to spend on local search, as seconds on one core; 0 for none.
+        seed: of the local search. The same arguments give the same plan on every machine.
+
+    Returns:
+        ``(rows int64 [num_rows], fields int32 [num_rows, num_columns])``; ``fields[i]`` belongs to ``rows[i]``.
+
+    Raises:
+        ValueError: a shape, code, length or pinned column out of range; the message names the argument and the index.
+        RuntimeError: native code is not there.
+    """
+    if _NATIVE is None:
+        raise RuntimeError("plan_tree needs native code")
+    rows, fields = _NATIVE.plan_tree(
+        codes=_packed(batch.codes, np.int32),
+        cell_tokens=[_packed(lengths, np.int64) for lengths in batch.cell_tokens],
+        pinned=np.array(sorted(batch.pinned), dtype=np.int32),
+        ranks=[_packed(overlaps.rank, np.int32) for overlaps in batch.overlaps],
+        shared=[_packed(overlaps.shared, np.int64) for overlaps in batch.overlaps],
+        budget_seconds=budget_seconds,
+        seed=seed,
+    )
+    return rows, fields.reshape(batch.num_rows, batch.num_columns)
 
 
 def _packed(array: np.ndarray, dtype: type[np.integer]) -> np.ndarray:

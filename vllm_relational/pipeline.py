@@ -17,7 +17,7 @@ from vllm_relational import native
 from vllm_relational.config import QueryConfig, check_decision
 from vllm_relational.dedup import distinct_rows, scatter
 from vllm_relational.engine.base import Engine
-from vllm_relational.plan import PLANNERS, planner
+from vllm_relational.plan import PLANNERS, planner, value_overlaps
 from vllm_relational.prompts import PromptBuilder, Question, Tokenizer, parse_template
 from vllm_relational.prompts.template import unknown_column
 from vllm_relational.records import (
@@ -156,7 +156,9 @@ class _Job:
             groups = np.asarray(todo, dtype=np.int64)
             keys = self.distinct.first_rows[groups]
             codes = np.ascontiguousarray(self.table.codes[:, keys])
-            batch = PlanInput(codes, tuple(cells.lengths for cells in self.prompts.segments.cells), self.pinned)
+            cells = self.prompts.segments.cells
+            overlaps = value_overlaps(cells) if self.config.order == "tree" else ()  # no other planner reads them
+            batch = PlanInput(codes, tuple(column.lengths for column in cells), self.pinned, overlaps)
             plan = planner(self.config.order)(batch)
         with self.clock("forecast"):
             predicted = self._forecast(plan, codes, info)

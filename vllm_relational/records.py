@@ -70,17 +70,31 @@ class Distinct:
 
 # --------------------------------------------------------------------------------------------- plan -> prompts
 @dataclass(frozen=True)
+class ValueOverlaps:
+    """How the distinct values of one column begin alike, from sorting their tokens.
+
+    rank:   int32 ``[num_values]``: the place of the value with that code in sorted order.
+    shared: int64 ``[num_values]``, by rank: the tokens that the value begins with like the one before it.
+    """
+
+    rank: np.ndarray
+    shared: np.ndarray
+
+
+@dataclass(frozen=True)
 class PlanInput:
     """What a planner sees: integers only.
 
     codes:        int32 ``[num_columns, num_distinct]``, no nulls, columns in published order.
     cell_tokens:  per column int64 ``[num_values]``: the prompt tokens of one cell, name and punctuation included.
     pinned:       columns (by published position) that must stay at that position in every row.
+    overlaps:     per column; or empty when not known: then cells count as shared whole or not at all.
     """
 
     codes: np.ndarray
     cell_tokens: tuple[np.ndarray, ...]
     pinned: frozenset[int] = frozenset()
+    overlaps: tuple[ValueOverlaps, ...] = ()
 
     @property
     def num_rows(self) -> int:

@@ -11,6 +11,7 @@ from vllm_relational.plan.exhaustive import plan_exhaustive
 from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
 from vllm_relational.plan.ggr import plan_ggr
 from vllm_relational.plan.published import plan_published
+from vllm_relational.plan.tree import plan_tree, value_overlaps
 from vllm_relational.records import Plan, PlanInput, RelationalError
 
 Planner = Callable[[PlanInput], Plan]
@@ -20,6 +21,7 @@ PLANNERS: Mapping[str, Planner] = {
     "fixed": plan_fixed,
     "fixed_v2": plan_fixed_v2,
     "ggr": plan_ggr,
+    "tree": plan_tree,
     "exhaustive": plan_exhaustive,
 }
 
@@ -39,5 +41,7 @@ __all__ = [
     "plan_fixed_v2",
     "plan_ggr",
     "plan_published",
+    "plan_tree",
     "planner",
+    "value_overlaps",
 ]

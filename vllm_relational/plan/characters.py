@@ -14,7 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from vllm_relational.records import NULL_CODE, EncodedTable, Plan, PlanInput
+from vllm_relational.plan.tree import value_overlaps
+from vllm_relational.records import NULL_CODE, EncodedTable, Plan, PlanInput, TokenSegments
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,13 @@ def character_table(table: EncodedTable) -> CharacterTable:
     codes = np.array([codes for codes, _ in columns], dtype=np.int32).reshape(table.codes.shape)
     texts = tuple(texts for _, texts in columns)
     lengths = tuple(np.array([len(text) for text in column], dtype=np.int64) for column in texts)
-    return CharacterTable(PlanInput(codes, lengths), texts)
+    return CharacterTable(PlanInput(codes, lengths, overlaps=value_overlaps(map(_segments, texts))), texts)
+
+
+def _segments(texts: tuple[str, ...]) -> TokenSegments:
+    """One token a character: its code point."""
+    tokens = np.concatenate([np.empty(0, np.uint32), *map(_code_points, texts)]).astype(np.int32)
+    return TokenSegments(tokens, np.cumsum([0, *map(len, texts)], dtype=np.int64))
 
 
 def _column(codes: np.ndarray, values: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -1,0 +1,51 @@
+// What the planners search over: columns that can share something, dictionary codes side by side per row.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "row_sort.h"
+
+namespace vllm_relational {
+
+// Code of a cell that equals no other cell: a column in which the rows below a tree node differ.
+constexpr int32_t kNoValue = -2;
+
+// How the values of a column begin alike, from sorting them. rank: of each value (by code) in sorted order.
+// shared: by rank, tokens at the start that the value shares with the one before it in sorted order (0 for the first).
+struct ValueOverlaps {
+  std::span<const int32_t> rank;
+  std::span<const int64_t> shared;
+};
+
+// A table to plan. Views: the memory is the caller's and must outlive the search.
+// codes: every code >= 0 and an index of its column's lengths. lengths: >= 0, tokens of a cell by code.
+struct PlanRequest {
+  CodeTable codes;
+  std::vector<std::span<const int64_t>> lengths;
+  std::vector<int32_t> pinned;  // columns that stay at their published position in every row
+  std::vector<ValueOverlaps> overlaps;  // per column, or empty: cells count whole or not at all
+};
+
+// The request in the form that the search reads. Columns that split the rows in the same way (host_id, host_name) are
+// one factor with the sum of their lengths; columns without a repeated value are in no factor, as they share nothing.
+struct PlanTable {
+  int32_t num_rows = 0;
+  int32_t num_factors = 0;
+  std::vector<std::vector<int32_t>> columns_of;  // per factor, ascending
+  std::vector<int32_t> unique_columns;           // in no factor
+  std::vector<int32_t> codes;                    // [num_rows][num_factors], dense per factor, by first appearance
+  std::vector<int32_t> lengths;                  // [num_rows][num_factors], saturated at 2^31 - 1
+  std::vector<int32_t> cardinality;              // per factor
+
+  const int32_t* codes_of(int32_t row) const { return codes.data() + offset(row); }
+  const int32_t* lengths_of(int32_t row) const { return lengths.data() + offset(row); }
+
+ private:
+  size_t offset(int32_t row) const { return static_cast<size_t>(row) * static_cast<size_t>(num_factors); }
+};
+
+PlanTable make_plan_table(const PlanRequest& request);
+
+}  // namespace vllm_relational

@@ -1,0 +1,126 @@
+#include "regraft.h"
+
+#include <numeric>
+
+#include "random.h"
+
+namespace vllm_relational {
+namespace {
+
+// Partners tried per value of a node: all rows of a rare value, a few of a frequent one.
+constexpr int32_t kPartnersPerValue = 8;
+constexpr int32_t kPartnersPerFrequentValue = 2;
+// What finding a row costs beside comparing its cells, in cells: measured.
+constexpr int32_t kFixedWork = 16;
+// And on top where the table outgrows the caches, so that a row is fetched from memory.
+constexpr size_t kCellsInCache = 1'000'000;
+constexpr int32_t kFetchWork = 64;
+
+size_t at(int32_t index) { return static_cast<size_t>(index); }
+
+struct Place {
+  int32_t node = -1;
+  int64_t weight = 0;  // what the subtree would share there
+};
+
+class Regrafter {
+ public:
+  Regrafter(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work)
+      : tree_(tree), index_(index), random_(seed), work_(work), width_(tree.table().num_factors),
+        work_per_comparison_(width_ + kFixedWork + (tree.table().codes.size() > kCellsInCache ? kFetchWork : 0)) {}
+
+  void run() {
+    // New nodes may take the numbers of dissolved ones; a node is visited at most once a pass by its number.
+    const int32_t num_nodes = tree_.num_nodes();
+    for (int32_t node = 0; node < num_nodes && work_ > 0; ++node) {
+      if (node != tree_.root() && tree_.parent(node) >= 0) move_if_better(node);
+    }
+  }
+
+ private:
+  void move_if_better(int32_t node) {
+    const int64_t now = tree_.weight(tree_.parent(node));
+    const Place place = best_place(node, now);
+    if (place.node < 0) return;
+    tree_.detach(node);
+    // Prefixes above the place may have grown with the node gone, beyond what the node has.
+    int32_t to = place.node;
+    while (!contains(tree_.codes(node), tree_.codes(tree_.parent(to)), width_)) to = tree_.parent(to);
+    tree_.attach(node, to);
+  }
+
+  Place best_place(int32_t node, int64_t now) {
+    Place best{-1, now};
+    for (int32_t f = 0; f < width_; ++f) {
+      const int32_t code = tree_.codes(node)[f];
+      if (code < 0) continue;
+      const ValueIndex::Rows rows = index_.rows_of(f, code);
+      const int32_t tries = rows.size <= kPartnersPerValue ? rows.size : kPartnersPerFrequentValue;
+      auto next = rows.size == tries ? 0 : static_cast<int32_t>(next_random(random_) % static_cast<uint64_t>(rows.size));
+      for (int32_t i = 0; i < tries; ++i, next = next + 1 == rows.size ? 0 : next + 1) {
+        try_partner(node, rows.first[next], best);
+      }
+    }
+    return best;
+  }
+
+  void try_partner(int32_t node, int32_t row, Place& best) {
+    if (row == node) return;
+    work_ -= work_per_comparison_;
+    const int32_t* codes = tree_.codes(node);
+    const int32_t* lengths = tree_.lengths(node);
+    if (shared_weight(codes, tree_.codes(row), lengths, width_) <= best.weight) return;
+    const int32_t place = deepest_place(node, row);
+    if (place < 0) return;
+    const int64_t weight = shared_weight(codes, tree_.codes(place), lengths, width_);
+    if (weight > best.weight) best = {place, weight};
+  }
+
+  // The lowest ancestor of `row` (or the row) whose parent's prefix `node` has; -1 inside the subtree of `node`.
+  int32_t deepest_place(int32_t node, int32_t row) {
+    int32_t place = row;
+    for (int32_t above = row; above != tree_.root();) {
+      if (above == node) return -1;
+      const int32_t parent = tree_.parent(above);
+      work_ -= work_per_comparison_;
+      if (place == above && !contains(tree_.codes(node), tree_.codes(parent), width_)) place = parent;
+      above = parent;
+    }
+    return place;
+  }
+
+  PrefixTree& tree_;
+  const ValueIndex& index_;
+  uint64_t random_;
+  int64_t& work_;
+  int32_t width_;
+  int32_t work_per_comparison_;
+};
+
+}  // namespace
+
+ValueIndex::ValueIndex(const PlanTable& table) {
+  int64_t num_values = 0;
+  for (const int32_t cardinality : table.cardinality) {
+    first_value_.push_back(num_values);
+    num_values += cardinality;
+  }
+  start_.assign(static_cast<size_t>(num_values) + 2, 0);  // one to spare: starts move up as values fill
+  const auto value_of = [&](int32_t row, int32_t f) {
+    return static_cast<size_t>(first_value_[at(f)] + table.codes_of(row)[f]);
+  };
+  for (int32_t row = 0; row < table.num_rows; ++row) {
+    for (int32_t f = 0; f < table.num_factors; ++f) ++start_[value_of(row, f) + 2];
+  }
+  std::partial_sum(start_.begin(), start_.end(), start_.begin());
+  rows_.resize(table.codes.size());
+  for (int32_t row = 0; row < table.num_rows; ++row) {
+    for (int32_t f = 0; f < table.num_factors; ++f) rows_[static_cast<size_t>(start_[value_of(row, f) + 1]++)] = row;
+  }
+}
+
+void regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
+  Regrafter(tree, index, seed, work).run();
+}
+
+}  // namespace vllm_relational

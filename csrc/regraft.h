@@ -1,0 +1,35 @@
+// Local search on a prefix tree: takes a row or a subtree out and puts it back where it shares more.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "prefix_tree.h"
+
+namespace vllm_relational {
+
+// The rows of each value, for finding rows that share something with a prefix. `table` must outlive it.
+class ValueIndex {
+ public:
+  explicit ValueIndex(const PlanTable& table);
+
+  struct Rows {
+    const int32_t* first;
+    int32_t size;
+  };
+  Rows rows_of(int32_t factor, int32_t code) const {
+    const auto value = static_cast<size_t>(first_value_[static_cast<size_t>(factor)] + code);
+    return {rows_.data() + start_[value], static_cast<int32_t>(start_[value + 1] - start_[value])};
+  }
+
+ private:
+  std::vector<int64_t> first_value_;  // [num_factors]
+  std::vector<int64_t> start_;        // [num_values + 1]
+  std::vector<int32_t> rows_;         // ascending per value
+};
+
+// One pass over all nodes below the root; every move saves more than it costs. `work` counts cells compared and ends
+// the pass between two nodes when it falls below zero. Deterministic for a seed.
+void regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work);
+
+}  // namespace vllm_relational
