@@ -10,7 +10,7 @@ mkdir -p demo
 .venv/bin/vllm-relational bench examples/airbnb_reviews.parquet --model "$model" \
   --prompt 'What does the guest praise most? Guest wrote: {comments} Home: {name} {property_type} {description} {neighborhood_overview}' \
   --choices location,cleanliness,host,comfort,value \
-  --orders published,fixed --budget "$seconds" \
+  --orders published,tree --budget "$seconds" \
   --output demo/answers.parquet --report demo/report.html
 .venv/bin/python - <<'PYTHON'
 import pandas as pd

@@ -146,7 +146,7 @@ def bench(
     table: Table,
     prompt: Prompt,
     model: Model = None,
-    orders: Annotated[str, typer.Option(help="Orders to compare, each from a cold cache.")] = "published,fixed",
+    orders: Annotated[str, typer.Option(help="Orders to compare, each from a cold cache.")] = "published,fixed,tree",
     output: Output = None,
     choices: Choices = None,
     bounds: Range = None,

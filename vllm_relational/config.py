@@ -13,7 +13,7 @@ from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, Js
 OnError = Literal["null", "raise"]
 Nulls = Literal["error", "keep"]
 
-DEFAULT_ORDER = "fixed"
+DEFAULT_ORDER = "tree"
 DEFAULT_SYSTEM_PROMPT = (
     "You answer a question about one record of a table. The record is given as JSON; names in double quotes in the "
     "question are its fields. Reply with the answer only."

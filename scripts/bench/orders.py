@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("tables", nargs="+")
     parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--orders", default="published,fixed")
+    parser.add_argument("--orders", default="published,fixed,tree")
     parser.add_argument("--engine-arg", action="append")
     args = parser.parse_args()
     with RelationalLLM(args.model, **engine_arguments(args.engine_arg)) as llm:
