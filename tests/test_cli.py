@@ -211,7 +211,7 @@ def test_bench_compares_orders_and_appends_lines(table, tmp_path, engine):
     lines = tmp_path / "bench.csv"
     result = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines)])
     assert result.exit_code == 0, result.output
-    assert read_table(lines)["order"].to_pylist() == ["published", "fixed"]
+    assert read_table(lines)["order"].to_pylist() == ["published", "fixed", "tree"]
 
 
 @pytest.mark.parametrize(
