@@ -42,6 +42,7 @@ class VllmEngine:
     def __init__(self, model: str, quiet: bool = True, **engine_args: Any) -> None:
         self.model = model
         self._one_query = threading.Lock()
+        self._one_start = threading.Lock()
         self._quiet = quiet
         self._args = engine_args
         self._llm: Any = None
@@ -49,26 +50,29 @@ class VllmEngine:
         self._dead = False
 
     def start(self) -> EngineInfo:
-        if self._info is None:
-            _refuse_second_run_of_script()
-            self._prepare_environment()
-            vllm = _import_vllm()
-            from vllm_relational.vllm_ext.facts import engine_info, is_cpu
-            from vllm_relational.vllm_ext.liveness import watch_engine
-            from vllm_relational.vllm_ext.orphans import owning_children
+        with self._one_start:
+            return self._info or self._start()
 
-            defaults = _cpu_defaults() if is_cpu() else {}
-            arguments = {**DEFAULTS, **defaults, **self._args}
-            try:
-                with starting_engine(), owning_children():
-                    self._llm = vllm.LLM(self.model, **arguments)
-            except KeyboardInterrupt:
-                self.close()
-                raise
-            except Exception as error:  # vLLM raises ValueError, RuntimeError, OSError, pydantic errors and its own
-                raise RelationalError(_start_message(self.model, error)) from error
-            watch_engine(self._llm)
-            self._info = engine_info(self._llm, self.model)
+    def _start(self) -> EngineInfo:
+        _refuse_second_run_of_script()
+        self._prepare_environment()
+        vllm = _import_vllm()
+        from vllm_relational.vllm_ext.facts import engine_info, is_cpu
+        from vllm_relational.vllm_ext.liveness import watch_engine
+        from vllm_relational.vllm_ext.orphans import owning_children
+
+        defaults = _cpu_defaults() if is_cpu() else {}
+        arguments = {**DEFAULTS, **defaults, **self._args}
+        try:
+            with starting_engine(), owning_children():
+                self._llm = vllm.LLM(self.model, **arguments)
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        except Exception as error:  # vLLM raises ValueError, RuntimeError, OSError, pydantic errors and its own
+            raise RelationalError(_start_message(self.model, error)) from error
+        watch_engine(self._llm)
+        self._info = engine_info(self._llm, self.model)
         return self._info
 
     def expected(self) -> EngineInfo:
