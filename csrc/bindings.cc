@@ -12,10 +12,11 @@
 #include <utility>
 #include <vector>
 
-#include "overlap.h"
 #include "prefix_cache.h"
 #include "row_sort.h"
 #include "tree_planner.h"
+#include "value_overlap.h"
+#include "workers.h"
 
 namespace nb = nanobind;
 namespace vr = vllm_relational;
@@ -115,6 +116,18 @@ void check_fields(const vr::PlannedBatch& batch) {
   }
 }
 
+void check_orders(const std::string& name, const int32_t* orders, size_t num_rows, size_t num_columns) {
+  std::vector<size_t> last_seen(num_columns, num_rows);
+  for (size_t i = 0; i < num_rows * num_columns; ++i) {
+    const int32_t column = orders[i];
+    const size_t row = i / num_columns;
+    const bool known = column >= 0 && static_cast<size_t>(column) < num_columns;
+    if (known && std::exchange(last_seen[static_cast<size_t>(column)], row) != row) continue;
+    fail(at(name, static_cast<int64_t>(row), static_cast<int64_t>(i % num_columns)) + " = " + std::to_string(column) +
+         (known ? " names a column twice" : ", but there are " + std::to_string(num_columns) + " columns"));
+  }
+}
+
 void check_length(const vr::PlannedBatch& batch) {
   auto longest = static_cast<int64_t>(batch.header.size() + batch.tail.size());
   for (const vr::CellSegments& column : batch.columns) longest += static_cast<int64_t>(column.tokens.size());
@@ -196,21 +209,61 @@ nb::tuple simulate_prefix_cache(const Array& header, const std::vector<Array>& c
   return nb::make_tuple(to_numpy(std::move(result.hit_tokens)), to_numpy(std::move(result.prompt_tokens)));
 }
 
-vr::PlanRequest plan_request(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned) {
+// Pairs of columns, the first published before the second.
+std::vector<std::pair<int32_t, int32_t>> column_pairs(const Array& before, int64_t num_columns) {
+  const auto* pairs = contiguous_elements<int32_t>(before, "before", 2);
+  if (before.shape(0) > 0 && before.shape(1) != 2) fail("before must be pairs of columns");
+  std::vector<std::pair<int32_t, int32_t>> result;
+  for (size_t i = 0; i < before.shape(0); ++i) {
+    const int32_t first = pairs[2 * i];
+    const int32_t second = pairs[2 * i + 1];
+    if (first < 0 || first >= second || second >= num_columns) {
+      fail(at("before", static_cast<int64_t>(i)) + " = (" + std::to_string(first) + ", " + std::to_string(second) +
+           "): the first must be published before the second, and there are " + std::to_string(num_columns) +
+           " columns");
+    }
+    result.emplace_back(first, second);
+  }
+  return result;
+}
+
+vr::PlanRequest plan_request(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned,
+                             const Array& before, int64_t header_tokens, int64_t block_size) {
   const vr::CodeTable table = code_table(codes);
   const auto num_columns = static_cast<size_t>(table.num_columns);
   if (cell_tokens.size() != num_columns) {
     fail("codes has " + std::to_string(num_columns) + " columns, cell_tokens " + std::to_string(cell_tokens.size()));
   }
   if (codes.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) fail("codes has 2^31 cells or more");
-  vr::PlanRequest request{table, {}, {}, {}};
+  if (block_size < 1) fail("block_size must be 1 token or more, not " + std::to_string(block_size));
+  if (header_tokens < 0) fail("header_tokens must be 0 or more, not " + std::to_string(header_tokens));
+  const auto columns = list_of<int32_t>(pinned, "pinned");
+  check_range(columns, "pinned", table.num_columns, "columns");
+  if (!std::is_sorted(columns.begin(), columns.end())) fail("pinned must be ascending");
+  const auto pairs = column_pairs(before, table.num_columns);
+  vr::PlanRequest request{table, {}, {columns.begin(), columns.end()}, {table.num_columns, pairs, columns}, {},
+                          {header_tokens, block_size}};
   for (size_t c = 0; c < num_columns; ++c) {
     request.lengths.push_back(list_of<int64_t>(cell_tokens[c], at("cell_tokens", static_cast<int64_t>(c))));
   }
-  const auto columns = list_of<int32_t>(pinned, "pinned");
-  check_range(columns, "pinned", table.num_columns, "columns");
-  request.pinned.assign(columns.begin(), columns.end());
   return request;
+}
+
+// Plans of others, by row number: each row names every column once.
+std::vector<vr::FieldOrders> field_orders(const std::vector<Array>& others, const vr::CodeTable& table) {
+  std::vector<vr::FieldOrders> result;
+  for (size_t i = 0; i < others.size(); ++i) {
+    const std::string name = at("others", static_cast<int64_t>(i));
+    const auto* fields = contiguous_elements<int32_t>(others[i], name, 2);
+    if (static_cast<int64_t>(others[i].shape(0)) != table.num_rows ||
+        static_cast<int64_t>(others[i].shape(1)) != table.num_columns) {
+      fail(name + " must be [" + std::to_string(table.num_rows) + " rows, " + std::to_string(table.num_columns) +
+           " columns]");
+    }
+    check_orders(name, fields, others[i].shape(0), others[i].shape(1));
+    result.push_back({table.num_columns, {fields, fields + others[i].size()}, false});
+  }
+  return result;
 }
 
 // Ranks and shared tokens of each column's values; empty lists: none are known.
@@ -254,19 +307,29 @@ void check_lengths(const vr::PlanRequest& request) {
   }
 }
 
+// Signals reach the interpreter between steps of a search: Ctrl-C raises KeyboardInterrupt there.
+void raise_pending_signal() {
+  const nb::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
 nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned,
-                    const std::vector<Array>& ranks, const std::vector<Array>& shared, double budget, uint64_t seed) {
+                    const Array& before, const std::vector<Array>& ranks, const std::vector<Array>& shared,
+                    const std::vector<Array>& others, int64_t header_tokens, int64_t block_size, double budget,
+                    uint64_t seed, int num_threads) {
   if (!(budget >= 0)) fail("budget_seconds must be 0 or more, not " + std::to_string(budget));
-  vr::PlanRequest request = plan_request(codes, cell_tokens, pinned);
+  vr::PlanRequest request = plan_request(codes, cell_tokens, pinned, before, header_tokens, block_size);
   request.overlaps = value_overlaps(request, ranks, shared);
+  const std::vector<vr::FieldOrders> plans = field_orders(others, request.codes);
   vr::TreePlan plan;
   {
-    nb::gil_scoped_release release;
+    const nb::gil_scoped_release release;
     check_lengths(request);
     for (int64_t c = 0; c < request.codes.num_columns; ++c) {
       check_codes(request.codes, c, static_cast<int64_t>(request.lengths[static_cast<size_t>(c)].size()));
     }
-    plan = vr::plan_tree(request, budget, seed);
+    vr::Workers workers(num_threads, raise_pending_signal);
+    plan = vr::plan_tree(request, {budget, seed}, plans, workers);
   }
   return nb::make_tuple(to_numpy(std::move(plan.rows)), to_numpy(std::move(plan.fields)));
 }
@@ -284,6 +347,7 @@ NB_MODULE(_native, m) {
   m.def("sort_values", &sort_values, nb::arg("tokens"), nb::arg("offsets"),
         "How values begin alike: (rank int32 [num_values], shared int64 [num_values], by rank).");
   m.def("plan_tree", &plan_tree, nb::arg("codes"), nb::arg("cell_tokens"), nb::arg("pinned"),
-        nb::arg("ranks"), nb::arg("shared"), nb::arg("budget_seconds"), nb::arg("seed"),
+        nb::arg("before"), nb::arg("ranks"), nb::arg("shared"), nb::arg("others"), nb::arg("header_tokens"),
+        nb::arg("block_size"), nb::arg("budget_seconds"), nb::arg("seed"), nb::arg("num_threads"),
         "The tree planner: (rows int64 [num_rows], fields int32 [num_rows * num_columns]).");
 }

@@ -65,11 +65,12 @@ void cluster_in_order(PrefixTree& tree, const std::vector<int32_t>& factors, Cod
   }
 }
 
-void cluster_below(PrefixTree& tree, int32_t node, Choice choice, CodeCounts& counts) {
+void cluster_below(PrefixTree& tree, int32_t node, Choice choice, CodeCounts& counts, Workers& workers) {
   std::vector<int32_t> open{node};
   while (!open.empty()) {
     const int32_t next = open.back();
     open.pop_back();
+    workers.check();
     while (join_children(tree, next, choice, counts)) {
     }
     for (const int32_t child : tree.children(next)) {

@@ -8,7 +8,7 @@
 namespace vllm_relational {
 
 // Clusters everything below `node`, whose children may be rows or finished subtrees.
-void cluster_below(PrefixTree& tree, int32_t node, Choice choice, CodeCounts& counts);
+void cluster_below(PrefixTree& tree, int32_t node, Choice choice, CodeCounts& counts, Workers& workers);
 
 // Clusters the rows below the root as sorting them by the factors in this order does.
 void cluster_in_order(PrefixTree& tree, const std::vector<int32_t>& factors, CodeCounts& counts);

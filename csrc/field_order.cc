@@ -73,8 +73,9 @@ class Refiner {
 // Hill climbing with the classes of every prefix of the current order at hand.
 class Climber {
  public:
-  Climber(const PlanRequest& request, FieldOrder start, int64_t work)
-      : request_(request), refiner_(request), order_(std::move(start)), work_(work), pinned_(order_.size(), false) {
+  Climber(const PlanRequest& request, FieldOrder start, int64_t work, Workers& workers)
+      : request_(request), workers_(workers), refiner_(request), order_(std::move(start)), work_(work),
+        pinned_(order_.size(), false) {
     for (const int32_t column : request.pinned) pinned_[at(column)] = true;
     for (size_t i = 0; i < order_.size(); ++i) {
       if (!pinned_[i]) movable_.push_back(i);  // a pinned column stands at its own position
@@ -101,7 +102,8 @@ class Climber {
     int64_t best = saved();
     size_t best_to = i;
     for (size_t to = 0; to < movable_.size() && work_ > 0; ++to) {
-      if (to == i) continue;
+      if (to == i || !request_.precedence.allows(moved(i, to))) continue;
+      workers_.check();
       const int64_t there = saved_by(moved(i, to), movable_[std::min(i, to)]);
       if (there > best) best = there, best_to = to;
     }
@@ -132,6 +134,7 @@ class Climber {
   }
 
   const PlanRequest& request_;
+  Workers& workers_;
   Refiner refiner_;
   FieldOrder order_;
   int64_t work_;
@@ -184,9 +187,9 @@ int64_t saved_by_order(const PlanRequest& request, std::span<const int32_t> orde
   return classes.saved;
 }
 
-FieldOrder climb(const PlanRequest& request, FieldOrder start, int64_t work) {
+FieldOrder climb(const PlanRequest& request, FieldOrder start, int64_t work, Workers& workers) {
   if (request.codes.num_rows < 2 || start.size() < 2) return start;
-  return Climber(request, std::move(start), work).run();
+  return Climber(request, std::move(start), work, workers).run();
 }
 
 }  // namespace vllm_relational

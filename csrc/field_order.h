@@ -9,8 +9,6 @@
 
 namespace vllm_relational {
 
-using FieldOrder = std::vector<int32_t>;  // every column once
-
 // What the planners know of a column: the scores of arXiv 2403.05821 (v1: average length / cardinality; the published
 // code of v2: average length^2 * (rows / cardinality - 1)).
 struct ColumnScores {
@@ -25,8 +23,8 @@ FieldOrder order_by_score(const std::vector<double>& scores, const std::vector<i
 // The cell lengths that sorting the rows of the request in that field order saves. Exact.
 int64_t saved_by_order(const PlanRequest& request, std::span<const int32_t> order);
 
-// Hill climbing over field orders: moves one column at a time to the position that saves most, pinned ones never.
-// Looks at every k-th row only, so that at most 4,096 are; `work` counts rows sorted and ends the climb below zero.
-FieldOrder climb(const PlanRequest& request, FieldOrder start, int64_t work);
+// Hill climbing over field orders that the request's precedence allows, from one that it allows: moves one column at a
+// time to the position that saves most, pinned ones never. Looks at every k-th row only, so that at most 4,096 are; `work` counts rows sorted and ends the climb below zero.
+FieldOrder climb(const PlanRequest& request, FieldOrder start, int64_t work, Workers& workers);
 
 }  // namespace vllm_relational

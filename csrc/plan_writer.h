@@ -1,4 +1,4 @@
-// From a prefix tree to the plan: which row comes when, with its fields in which order.
+// From a prefix tree to the order of the fields in each row.
 #pragma once
 
 #include <cstdint>
@@ -9,17 +9,19 @@
 
 namespace vllm_relational {
 
-// rows: a permutation, in depth-first order of the prefix tree. fields: [num_rows][num_columns], fields[i] is the
-// column order of rows[i].
-struct TreePlan {
-  std::vector<int64_t> rows;
-  std::vector<int32_t> fields;
+// The field order of each row, by row number: one that all rows share, or one a row.
+struct FieldOrders {
+  int64_t num_columns = 0;
+  std::vector<int32_t> fields;  // [num_columns] or [num_rows][num_columns]
+  bool shared = false;
+
+  const int32_t* of(int64_t row) const { return fields.data() + (shared ? 0 : row * num_columns); }
 };
 
 // heads: by node, the column that the rest of its rows starts with, or -1.
-// Depth first; inside a node and in the unshared rest of a row the columns stand as in `rank` (all columns), so that
-// siblings tend to start with the same column. Rows with equal leading cells, shared on purpose or not, are neighbours.
-TreePlan write_plan(const PrefixTree& tree, const FieldOrder& rank, const std::vector<int32_t>& heads,
-                    const CodeTable& codes);
+// First the cells of the path from the root down, inside a node and in the unshared rest as in `rank` (all columns), so
+// that siblings tend to start with the same column; then put off where the request's precedence asks for it.
+FieldOrders write_fields(const PrefixTree& tree, const FieldOrder& rank, const std::vector<int32_t>& heads,
+                         const Precedence& precedence);
 
 }  // namespace vllm_relational

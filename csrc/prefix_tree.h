@@ -2,7 +2,8 @@
 //
 // The order of the cells inside a node does not matter, so any hierarchical clustering of the rows is a plan. A node's
 // prefix is everything shared from the root down to it. Sharing it among k children saves (k - 1) times its weight
-// (the sum of its cell lengths), so the whole plan saves sum((k - 1) * weight) over the inner nodes.
+// (the sum of its cell lengths), so the whole plan saves sum((k - 1) * weight) over the inner nodes. Shared cells of
+// factors that need others to stand before them have no weight unless those are shared too.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,11 @@ class PrefixTree {
   std::vector<int32_t> children(int32_t node) const;
 
   // [num_factors]: codes of the prefix, kNoValue where the rows differ; and the cell lengths (valid where shared).
-  const int32_t* codes(int32_t node) const;
+  const int32_t* codes(int32_t node) const {
+    if (is_leaf(node)) return table_->codes_of(node);
+    return inner_codes_.data() +
+           static_cast<size_t>(node - table_->num_rows) * static_cast<size_t>(table_->num_factors);
+  }
   const int32_t* lengths(int32_t node) const { return table_->lengths_of(some_row_[static_cast<size_t>(node)]); }
   int64_t weight(int32_t node) const { return weight_[static_cast<size_t>(node)]; }
 
@@ -65,8 +70,11 @@ class PrefixTree {
   std::vector<int32_t> free_;         // inner nodes not in use
 };
 
-// The weight of what two prefixes share: codes `a` and `b`, lengths of either.
-int64_t shared_weight(const int32_t* a, const int32_t* b, const int32_t* lengths, int32_t width);
+// The weight of a prefix; and of what two share: codes `a` and `b`, lengths of either.
+int64_t prefix_weight(const PlanTable& table, const int32_t* codes, const int32_t* lengths);
+int64_t shared_weight(const PlanTable& table, const int32_t* a, const int32_t* b, const int32_t* lengths);
+// Whether factor f, shared by all that has the prefix, may stand in it.
+bool is_usable(const PlanTable& table, const int32_t* codes, int32_t f);
 // Whether every cell of `prefix` is in `codes`.
 bool contains(const int32_t* codes, const int32_t* prefix, int32_t width);
 

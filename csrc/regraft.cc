@@ -1,5 +1,6 @@
 #include "regraft.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "random.h"
@@ -18,45 +19,32 @@ constexpr int32_t kFetchWork = 64;
 
 size_t at(int32_t index) { return static_cast<size_t>(index); }
 
+// Places are looked for in parallel, for so many nodes, before any of them moves.
+constexpr int32_t kNodesAtATime = 1024;
+constexpr int32_t kNodesPerTask = 32;
+
+// Where a subtree would share most.
 struct Place {
   int32_t node = -1;
-  int64_t weight = 0;  // what the subtree would share there
+  int64_t weight = 0;
 };
 
-class Regrafter {
+// Reads the tree only: one for each thread's task.
+class PlaceFinder {
  public:
-  Regrafter(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work)
-      : tree_(tree), index_(index), random_(seed), work_(work), width_(tree.table().num_factors),
+  PlaceFinder(const PrefixTree& tree, const ValueIndex& index)
+      : tree_(tree), index_(index), width_(tree.table().num_factors),
         work_per_comparison_(width_ + kFixedWork + (tree.table().codes.size() > kCellsInCache ? kFetchWork : 0)) {}
 
-  void run() {
-    // New nodes may take the numbers of dissolved ones; a node is visited at most once a pass by its number.
-    const int32_t num_nodes = tree_.num_nodes();
-    for (int32_t node = 0; node < num_nodes && work_ > 0; ++node) {
-      if (node != tree_.root() && tree_.parent(node) >= 0) move_if_better(node);
-    }
-  }
-
- private:
-  void move_if_better(int32_t node) {
-    const int64_t now = tree_.weight(tree_.parent(node));
-    const Place place = best_place(node, now);
-    if (place.node < 0) return;
-    tree_.detach(node);
-    // Prefixes above the place may have grown with the node gone, beyond what the node has.
-    int32_t to = place.node;
-    while (!contains(tree_.codes(node), tree_.codes(tree_.parent(to)), width_)) to = tree_.parent(to);
-    tree_.attach(node, to);
-  }
-
-  Place best_place(int32_t node, int64_t now) {
+  // A place where `node` shares more than `now`; its node is -1 if none was found.
+  Place best_place(int32_t node, int64_t now, uint64_t random) {
     Place best{-1, now};
     for (int32_t f = 0; f < width_; ++f) {
       const int32_t code = tree_.codes(node)[f];
       if (code < 0) continue;
       const ValueIndex::Rows rows = index_.rows_of(f, code);
       const int32_t tries = rows.size <= kPartnersPerValue ? rows.size : kPartnersPerFrequentValue;
-      auto next = rows.size == tries ? 0 : static_cast<int32_t>(next_random(random_) % static_cast<uint64_t>(rows.size));
+      auto next = rows.size == tries ? 0 : static_cast<int32_t>(next_random(random) % static_cast<uint64_t>(rows.size));
       for (int32_t i = 0; i < tries; ++i, next = next + 1 == rows.size ? 0 : next + 1) {
         try_partner(node, rows.first[next], best);
       }
@@ -64,15 +52,18 @@ class Regrafter {
     return best;
   }
 
+  int64_t work() const { return work_; }
+
+ private:
   void try_partner(int32_t node, int32_t row, Place& best) {
     if (row == node) return;
-    work_ -= work_per_comparison_;
+    work_ += work_per_comparison_;
     const int32_t* codes = tree_.codes(node);
     const int32_t* lengths = tree_.lengths(node);
-    if (shared_weight(codes, tree_.codes(row), lengths, width_) <= best.weight) return;
+    if (shared_weight(tree_.table(), codes, tree_.codes(row), lengths) <= best.weight) return;
     const int32_t place = deepest_place(node, row);
     if (place < 0) return;
-    const int64_t weight = shared_weight(codes, tree_.codes(place), lengths, width_);
+    const int64_t weight = shared_weight(tree_.table(), codes, tree_.codes(place), lengths);
     if (weight > best.weight) best = {place, weight};
   }
 
@@ -82,19 +73,81 @@ class Regrafter {
     for (int32_t above = row; above != tree_.root();) {
       if (above == node) return -1;
       const int32_t parent = tree_.parent(above);
-      work_ -= work_per_comparison_;
+      work_ += work_per_comparison_;
       if (place == above && !contains(tree_.codes(node), tree_.codes(parent), width_)) place = parent;
       above = parent;
     }
     return place;
   }
 
-  PrefixTree& tree_;
+  const PrefixTree& tree_;
   const ValueIndex& index_;
-  uint64_t random_;
-  int64_t& work_;
   int32_t width_;
   int32_t work_per_comparison_;
+  int64_t work_ = 0;
+};
+
+class Regrafter {
+ public:
+  Regrafter(PrefixTree& tree, const ValueIndex& index, uint64_t seed, Workers& workers)
+      : tree_(tree), index_(index), seed_(seed), workers_(workers) {}
+
+  void run(int64_t& work) {
+    // New nodes may take the numbers of dissolved ones; a node is visited at most once a pass by its number.
+    const int32_t num_nodes = tree_.num_nodes();
+    for (int32_t begin = 0; begin < num_nodes && work > 0; begin += kNodesAtATime) {
+      const int32_t end = std::min(begin + kNodesAtATime, num_nodes);
+      work -= find_places(begin, end);
+      for (int32_t node = begin; node < end; ++node) move_if_better(node, places_[at(node - begin)].node);
+    }
+  }
+
+ private:
+  bool is_in_use(int32_t node) const { return node != tree_.root() && tree_.parent(node) >= 0; }
+
+  // Returns the work done.
+  int64_t find_places(int32_t begin, int32_t end) {
+    places_.assign(at(end - begin), {});
+    const int32_t num_tasks = (end - begin + kNodesPerTask - 1) / kNodesPerTask;
+    std::vector<int64_t> work(at(num_tasks), 0);
+    workers_.for_each(work.size(), [&](size_t task) {
+      PlaceFinder finder(tree_, index_);
+      const int32_t first = begin + static_cast<int32_t>(task) * kNodesPerTask;
+      for (int32_t node = first; node < std::min(first + kNodesPerTask, end); ++node) {
+        if (!is_in_use(node)) continue;
+        const uint64_t random = seed_ ^ (static_cast<uint64_t>(node) << 32);
+        places_[at(node - begin)] = finder.best_place(node, tree_.weight(tree_.parent(node)), random);
+      }
+      work[task] = finder.work();
+    });
+    return std::accumulate(work.begin(), work.end(), int64_t{0});
+  }
+
+  void move_if_better(int32_t node, int32_t place) {
+    if (place < 0 || !is_still_better(node, place)) return;
+    tree_.detach(node);
+    // Prefixes above the place may have grown with the node gone, beyond what the node has.
+    int32_t to = place;
+    while (!contains(tree_.codes(node), tree_.codes(tree_.parent(to)), tree_.table().num_factors)) to = tree_.parent(to);
+    tree_.attach(node, to);
+  }
+
+  // The tree has changed since the place was found: moves of other nodes.
+  bool is_still_better(int32_t node, int32_t place) const {
+    if (!is_in_use(node) || !is_in_use(place)) return false;
+    for (int32_t above = place; above != tree_.root(); above = tree_.parent(above)) {
+      if (above == node) return false;
+    }
+    if (!contains(tree_.codes(node), tree_.codes(tree_.parent(place)), tree_.table().num_factors)) return false;
+    const int64_t weight = shared_weight(tree_.table(), tree_.codes(node), tree_.codes(place), tree_.lengths(node));
+    return weight > tree_.weight(tree_.parent(node));
+  }
+
+  PrefixTree& tree_;
+  const ValueIndex& index_;
+  uint64_t seed_;
+  Workers& workers_;
+  std::vector<Place> places_;  // of the nodes at hand
 };
 
 }  // namespace
@@ -119,8 +172,8 @@ ValueIndex::ValueIndex(const PlanTable& table) {
   }
 }
 
-void regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
-  Regrafter(tree, index, seed, work).run();
+void regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work, Workers& workers) {
+  Regrafter(tree, index, seed, workers).run(work);
 }
 
 }  // namespace vllm_relational

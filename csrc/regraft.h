@@ -29,7 +29,7 @@ class ValueIndex {
 };
 
 // One pass over all nodes below the root; every move saves more than it costs. `work` counts cells compared and ends
-// the pass between two nodes when it falls below zero. Deterministic for a seed.
-void regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work);
+// the pass between two groups of nodes when it falls below zero. Deterministic for a seed, on any number of threads.
+void regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work, Workers& workers);
 
 }  // namespace vllm_relational

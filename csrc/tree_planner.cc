@@ -1,14 +1,17 @@
 #include "tree_planner.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <numeric>
+#include <utility>
 
 #include "cluster.h"
 #include "field_order.h"
-#include "overlap.h"
-#include "plan_writer.h"
+#include "heads.h"
 #include "prefix_tree.h"
 #include "regraft.h"
+#include "row_order.h"
 
 namespace vllm_relational {
 namespace {
@@ -23,39 +26,32 @@ constexpr size_t kFewCells = 20'000;
 
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
-// ------------------------------------------------------------------------------------- one order for all rows
+// ----------------------------------------------------------------------------------- one order for all rows
 FieldOrder as_published(const PlanRequest& request) {
   FieldOrder order(at(request.codes.num_columns));
   std::iota(order.begin(), order.end(), 0);
   return order;
 }
 
-FieldOrder best_shared_order(const PlanRequest& request, double budget_seconds) {
+// By v2's score, by v1's, and as published, as far as the constraints allow.
+std::vector<FieldOrder> shared_orders(const PlanRequest& request) {
   const ColumnScores scores = column_scores(request);
-  std::vector<FieldOrder> orders{as_published(request), order_by_score(scores.fixed, request.pinned),
-                                 order_by_score(scores.fixed_v2, request.pinned)};
-  const auto work = static_cast<int64_t>(budget_seconds * kWorkPerSecond / 8);  // sorting a row costs more than a cell
-  orders.push_back(climb(request, orders[1], work));
-  orders.push_back(climb(request, orders[2], work));
-  const auto worse = [&](const FieldOrder& a, const FieldOrder& b) {
-    return saved_by_order(request, a) < saved_by_order(request, b);
-  };
-  return *std::max_element(orders.begin(), orders.end(), worse);
+  std::vector<FieldOrder> orders;
+  for (const auto& score : {scores.fixed_v2, scores.fixed}) {
+    FieldOrder order = order_by_score(score, request.pinned);
+    request.precedence.repair(order);
+    orders.push_back(request.precedence.allows(order) ? std::move(order) : as_published(request));
+  }
+  orders.push_back(as_published(request));
+  return orders;
 }
 
-TreePlan plan_of_order(const PlanRequest& request, const FieldOrder& order) {
-  TreePlan plan{sort_rows(request.codes, order), {}};
-  for (size_t i = 0; i < plan.rows.size(); ++i) plan.fields.insert(plan.fields.end(), order.begin(), order.end());
-  return plan;
+FieldOrders same_for_all(FieldOrder order) {
+  const auto num_columns = static_cast<int64_t>(order.size());
+  return {num_columns, std::move(order), true};
 }
 
 // ------------------------------------------------------------------------------------------ an order for each row
-CodeCounts make_counts(const PlanTable& table) {
-  int32_t most = 0;
-  for (const int32_t cardinality : table.cardinality) most = std::max(most, cardinality);
-  return CodeCounts(at(most), 0);
-}
-
 // The factors in the order in which their first column stands.
 std::vector<int32_t> factor_order(const PlanTable& table, const FieldOrder& order) {
   std::vector<int32_t> factor_of(order.size(), -1);
@@ -70,89 +66,149 @@ std::vector<int32_t> factor_order(const PlanTable& table, const FieldOrder& orde
   return result;
 }
 
-PrefixTree tree_in_order(const PlanTable& table, const FieldOrder& order, CodeCounts& counts) {
-  PrefixTree tree(table);
-  cluster_in_order(tree, factor_order(table, order), counts);
-  return tree;
+class TreeSearch {
+ public:
+  TreeSearch(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrder>& orders,
+             Workers& workers)
+      : request_(request), options_(options), orders_(orders), workers_(workers),
+        table_(make_plan_table(request, workers)) {}
+
+  FieldOrders run() {
+    PrefixTree best = best_tree();
+    const Heads heads = choose_tree_and_heads(best);
+    return write_fields(best, orders_.front(), heads.column_of_node, request_.precedence);
+  }
+
+ private:
+  // The best of the starting trees, improved. A small table has time to improve them all.
+  PrefixTree best_tree() {
+    std::vector<PrefixTree> trees = clusterings();
+    if (table_.codes.size() <= kFewCells) {
+      for (const FieldOrder& order : orders_) trees.push_back(tree_in_order(order));
+      for (PrefixTree& tree : trees) improve(tree, options_.budget_seconds / static_cast<double>(trees.size()));
+      return best_of(std::move(trees));
+    }
+    PrefixTree best = best_of(std::move(trees));
+    for (const FieldOrder& order : orders_) {
+      if (saved_by_order(request_, order) > best.saved()) best = tree_in_order(order);
+    }
+    improve(best, options_.budget_seconds);
+    return best;
+  }
+
+  std::vector<PrefixTree> clusterings() {
+    std::vector<Choice> choices{Choice::kGreatestGain};
+    if (table_.codes.size() <= kManyCells) {
+      choices.insert(choices.end(), {Choice::kClosest, Choice::kBestFactor, Choice::kOneFactor, Choice::kGreedy});
+    }
+    std::vector<PrefixTree> trees(choices.size(), PrefixTree(table_));
+    workers_.for_each(choices.size(), [&](size_t i) {
+      CodeCounts counts = make_counts();
+      cluster_below(trees[i], trees[i].root(), choices[i], counts, workers_);
+    });
+    return trees;
+  }
+
+  PrefixTree tree_in_order(const FieldOrder& order) {
+    PrefixTree tree(table_);
+    CodeCounts counts = make_counts();
+    cluster_in_order(tree, factor_order(table_, order), counts);
+    return tree;
+  }
+
+  static PrefixTree best_of(std::vector<PrefixTree>&& trees) {
+    const auto saves_less = [](const PrefixTree& a, const PrefixTree& b) { return a.saved() < b.saved(); };
+    return std::move(*std::max_element(trees.begin(), trees.end(), saves_less));
+  }
+
+  void improve(PrefixTree& tree, double budget_seconds) {
+    constexpr int kMaxPasses = 64;
+    constexpr int64_t kWorthAnotherPass = 20000;  // a pass that gains less than this share of the savings is the last
+    auto work = static_cast<int64_t>(budget_seconds * kWorkPerSecond);
+    if (work <= 0) return;
+    const ValueIndex index(tree.table());
+    for (int pass = 0; pass < kMaxPasses && work > 0; ++pass) {
+      const int64_t before = tree.saved();
+      regraft(tree, index, options_.seed + static_cast<uint64_t>(pass), work, workers_);
+      const int64_t saved = tree.saved(); if (getenv("VRDBG")) fprintf(stderr, "pass %d saved %ld work left %ld\n", pass, saved, work);
+      if (saved - before <= saved / kWorthAnotherPass) break;
+    }
+  }
+
+  // With values that begin alike: an order shared by all rows has larger neighbourhoods, where more cells begin alike.
+  Heads choose_tree_and_heads(PrefixTree& best) {
+    Heads heads = choose_heads(best, request_);
+    if (request_.overlaps.empty()) return heads;
+    for (const FieldOrder& order : orders_) {
+      PrefixTree tree = tree_in_order(order);
+      Heads of_order = choose_heads(tree, request_);
+      if (of_order.saved <= heads.saved) continue;
+      best = std::move(tree);
+      heads = std::move(of_order);
+    }
+    return heads;
+  }
+
+  CodeCounts make_counts() const {
+    int32_t most = 0;
+    for (const int32_t cardinality : table_.cardinality) most = std::max(most, cardinality);
+    return CodeCounts(at(most), 0);
+  }
+
+  const PlanRequest& request_;
+  const SearchOptions& options_;
+  const std::vector<FieldOrder>& orders_;
+  Workers& workers_;
+  PlanTable table_;
+};
+
+// -------------------------------------------------------------------------------------------------- candidates
+std::vector<FieldOrders> candidates(const PlanRequest& request, const SearchOptions& options, Workers& workers) {
+  const std::vector<FieldOrder> orders = shared_orders(request);
+  std::vector<FieldOrders> result;
+  if (request.precedence.has_middle_pins()) {
+    // A row sorted costs about eight times a cell compared.
+    const auto work = static_cast<int64_t>(options.budget_seconds * kWorkPerSecond / 8);
+    for (const FieldOrder& order : orders) result.push_back(same_for_all(climb(request, order, work, workers)));
+  } else {
+    result.push_back(TreeSearch(request, options, orders, workers).run());
+  }
+  for (const FieldOrder& order : orders) result.push_back(same_for_all(order));
+  return result;
 }
 
-bool saves_less(const PrefixTree& a, const PrefixTree& b) { return a.saved() < b.saved(); }
-
-std::vector<PrefixTree> clusterings(const PlanTable& table, CodeCounts& counts) {
-  std::vector<Choice> choices{Choice::kGreatestGain};
-  if (table.codes.size() <= kManyCells) {
-    choices.insert(choices.end(), {Choice::kClosest, Choice::kBestFactor, Choice::kOneFactor, Choice::kGreedy});
-  }
-  std::vector<PrefixTree> trees;
-  for (const Choice choice : choices) {
-    trees.emplace_back(table);
-    cluster_below(trees.back(), trees.back().root(), choice, counts);
-  }
-  return trees;
+TreePlan to_plan(const FieldOrders& orders, const std::vector<int32_t>& rows) {
+  TreePlan plan{{rows.begin(), rows.end()}, {}};
+  plan.fields.reserve(rows.size() * at(orders.num_columns));
+  for (const int32_t row : rows) plan.fields.insert(plan.fields.end(), orders.of(row), orders.of(row) + orders.num_columns);
+  return plan;
 }
 
-PrefixTree best_of(std::vector<PrefixTree>&& trees) {
-  return std::move(*std::max_element(trees.begin(), trees.end(), saves_less));
-}
-
-void improve(PrefixTree& tree, double budget_seconds, uint64_t seed) {
-  constexpr int kMaxPasses = 64;
-  constexpr int64_t kWorthAnotherPass = 20000;  // a pass that gains less than this share of the savings is the last
-  auto work = static_cast<int64_t>(budget_seconds * kWorkPerSecond);
-  if (work <= 0) return;
-  const ValueIndex index(tree.table());
-  for (int pass = 0; pass < kMaxPasses && work > 0; ++pass) {
-    const int64_t before = tree.saved();
-    regraft(tree, index, seed + static_cast<uint64_t>(pass), work);
-    const int64_t saved = tree.saved();
-    if (saved - before <= saved / kWorthAnotherPass) break;
-  }
-}
-
-// The best of the starting trees, improved. A small table has time to improve them all.
-PrefixTree search(const PlanRequest& request, const PlanTable& table, const std::vector<FieldOrder>& orders,
-                  double budget_seconds, uint64_t seed) {
-  CodeCounts counts = make_counts(table);
-  std::vector<PrefixTree> trees = clusterings(table, counts);
-  if (table.codes.size() <= kFewCells) {
-    for (const FieldOrder& order : orders) trees.push_back(tree_in_order(table, order, counts));
-    for (PrefixTree& tree : trees) improve(tree, budget_seconds / static_cast<double>(trees.size()), seed);
-    return best_of(std::move(trees));
-  }
-  PrefixTree best = best_of(std::move(trees));
-  for (const FieldOrder& order : orders) {
-    if (saved_by_order(request, order) > best.saved()) best = tree_in_order(table, order, counts);
-  }
-  improve(best, budget_seconds, seed);
-  return best;
-}
-
-// With values that begin alike: an order shared by all rows has larger neighbourhoods, where more cells begin alike.
-Heads choose_tree_and_heads(const PlanRequest& request, const std::vector<FieldOrder>& orders, PrefixTree& best) {
-  Heads heads = choose_heads(best, request);
-  if (request.overlaps.empty()) return heads;
-  CodeCounts counts = make_counts(best.table());
-  for (const FieldOrder& order : orders) {
-    PrefixTree tree = tree_in_order(best.table(), order, counts);
-    Heads of_order = choose_heads(tree, request);
-    if (of_order.saved <= heads.saved) continue;
-    best = std::move(tree);
-    heads = std::move(of_order);
-  }
-  return heads;
+std::vector<OverlapOfRanks> overlaps_of(const PlanRequest& request) {
+  std::vector<OverlapOfRanks> result;
+  for (const ValueOverlaps& overlaps : request.overlaps) result.emplace_back(overlaps.shared);
+  return result;
 }
 
 }  // namespace
 
-TreePlan plan_tree(const PlanRequest& request, double budget_seconds, uint64_t seed) {
-  if (!request.pinned.empty()) return plan_of_order(request, best_shared_order(request, budget_seconds));
-  const PlanTable table = make_plan_table(request);
-  const ColumnScores scores = column_scores(request);
-  const std::vector<FieldOrder> orders{order_by_score(scores.fixed_v2, {}), order_by_score(scores.fixed, {}),
-                                       as_published(request)};
-  PrefixTree best = search(request, table, orders, budget_seconds, seed);
-  const Heads heads = choose_tree_and_heads(request, orders, best);
-  return write_plan(best, orders.front(), heads.column_of_node, request.codes);
+TreePlan plan_tree(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrders>& others,
+                   Workers& workers) {
+  std::vector<FieldOrders> orders = candidates(request, options, workers);
+  orders.insert(orders.end(), others.begin(), others.end());
+  const std::vector<OverlapOfRanks> overlaps = overlaps_of(request);
+  const FieldOrders* best = nullptr;
+  std::vector<int32_t> best_rows;
+  int64_t most_saved = -1;
+  for (const FieldOrders& candidate : orders) {
+    std::vector<int32_t> rows = depth_first_rows(request, candidate, workers);
+    const int64_t saved = saved_by_rows(request, candidate, rows, overlaps, workers);
+    if (saved <= most_saved) continue;
+    most_saved = saved;
+    best = &candidate;
+    best_rows = std::move(rows);
+  }
+  return to_plan(*best, best_rows);
 }
 
 }  // namespace vllm_relational

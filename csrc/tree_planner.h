@@ -2,19 +2,32 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "plan_writer.h"
 
 namespace vllm_relational {
 
-// budget_seconds sets how much work the local search may do, counted in cells, not in time: the same table, budget
-// and seed give the same plan on every machine. 0 gives the best of the starting trees.
-//
-// Saved are the lengths of a row's leading cells that an earlier row has too, with a cache without limit; with
-// request.overlaps also the tokens that the first differing cells begin with alike. The plan never saves less than the
-// published order and the two fixed orders of arXiv 2403.05821, which are among the starting trees (their own overlaps
-// are counted where cells directly follow a shared prefix). With pinned columns the search is over orders that all rows
-// share, and overlaps are not used.
-TreePlan plan_tree(const PlanRequest& request, double budget_seconds, uint64_t seed);
+struct SearchOptions {
+  // How much work the local search may do, counted in cells, not in time: the same table, budget and seed give the
+  // same plan on every machine, on any number of threads. In seconds of one core; 0 gives the best starting tree.
+  double budget_seconds = 0;
+  uint64_t seed = 0;
+};
+
+// rows: a permutation, in depth-first order of the prefix tree. fields: [num_rows][num_columns], fields[i] is the
+// column order of rows[i].
+struct TreePlan {
+  std::vector<int64_t> rows;
+  std::vector<int32_t> fields;
+};
+
+// Saved are the tokens at the start of a row that the row before has too, in the request's blocks: cells, and with
+// request.overlaps what the first differing cells begin with alike. The plan never saves less than the published order
+// and the two fixed orders of arXiv 2403.05821, nor than any of `others`, plans that the caller has; their rows are
+// put into depth-first order first. With columns pinned in the middle of the row the search is over orders that all
+// rows share.
+TreePlan plan_tree(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrders>& others,
+                   Workers& workers);
 
 }  // namespace vllm_relational

@@ -108,6 +108,19 @@ int64_t group_weight(const ItemCells& cells, const int32_t* first, const int32_t
   return sum;
 }
 
+// The same where factors need others: cells that the node shares already may come to count below it.
+int64_t group_weight_with_needs(const PrefixTree& tree, int32_t node, const std::vector<int32_t>& items,
+                                const int32_t* first, const int32_t* last, std::vector<int32_t>& prefix) {
+  const int32_t width = tree.table().num_factors;
+  const int32_t some_item = items[at(*first)];
+  prefix.assign(tree.codes(some_item), tree.codes(some_item) + width);
+  for (const int32_t* member = first + 1; member != last; ++member) {
+    const int32_t* codes = tree.codes(items[at(*member)]);
+    for (int32_t f = 0; f < width; ++f) prefix[at(f)] = prefix[at(f)] == codes[f] ? prefix[at(f)] : kNoValue;
+  }
+  return prefix_weight(tree.table(), prefix.data(), tree.lengths(some_item)) - tree.weight(node);
+}
+
 void number_items(ValueGroups& groups) {
   groups.group_of.assign(at(groups.num_items) * at(groups.width), -1);
   for (int32_t g = 0; g < groups.num_groups(); ++g) {
@@ -131,7 +144,9 @@ ValueGroups find_value_groups(const PrefixTree& tree, int32_t node, const std::v
   std::vector<int32_t> prefix;
   groups.weight.resize(groups.factor_of.size());
   for (int32_t g = 0; g < groups.num_groups(); ++g) {
-    groups.weight[at(g)] = group_weight(cells, groups.begin(g), groups.end(g), prefix);
+    groups.weight[at(g)] = tree.table().needy.empty()
+                               ? group_weight(cells, groups.begin(g), groups.end(g), prefix)
+                               : group_weight_with_needs(tree, node, items, groups.begin(g), groups.end(g), prefix);
   }
   number_items(groups);
   return groups;

@@ -8,6 +8,7 @@ imported.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -99,19 +100,25 @@ def sort_values(tokens: np.ndarray, offsets: np.ndarray) -> ValueOverlaps:
     return ValueOverlaps(*_NATIVE.sort_values(_packed(tokens, np.int32), _packed(offsets, np.int64)))
 
 
-def plan_tree(batch: PlanInput, budget_seconds: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def plan_tree(
+    batch: PlanInput, budget_seconds: float, seed: int, others: Sequence[Plan] = (), num_threads: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """The tree planner (csrc/tree_planner.h). There is no reference in Python: ask ``AVAILABLE`` first.
 
     Args:
         batch: every code below the number of values of its column; lengths from 0 to 2^30 - 1.
         budget_seconds: how much work to spend on local search, as seconds on one core; 0 for none.
         seed: of the local search. The same arguments give the same plan on every machine.
+        others: plans of the same batch; the result saves no less than any of them.
+        num_threads: 0 for all cores; the plan does not depend on it.
 
     Returns:
         ``(rows int64 [num_rows], fields int32 [num_rows, num_columns])``; ``fields[i]`` belongs to ``rows[i]``.
 
     Raises:
-        ValueError: a shape, code, length or pinned column out of range; the message names the argument and the index.
+        ValueError: a shape, code, length, column or block size out of range; the message names the argument and the
+            index.
+        KeyboardInterrupt: within a fraction of a second of Ctrl-C, when called in the main thread.
         RuntimeError: native code is not there.
     """
     if _NATIVE is None:
@@ -120,12 +127,24 @@ def plan_tree(batch: PlanInput, budget_seconds: float, seed: int) -> tuple[np.nd
         codes=_packed(batch.codes, np.int32),
         cell_tokens=[_packed(lengths, np.int64) for lengths in batch.cell_tokens],
         pinned=np.array(sorted(batch.pinned), dtype=np.int32),
+        before=np.array(batch.before, dtype=np.int32).reshape(-1, 2),
         ranks=[_packed(overlaps.rank, np.int32) for overlaps in batch.overlaps],
         shared=[_packed(overlaps.shared, np.int64) for overlaps in batch.overlaps],
+        others=[_fields_by_row(plan) for plan in others],
+        header_tokens=batch.header_tokens,
+        block_size=batch.block_size,
         budget_seconds=budget_seconds,
         seed=seed,
+        num_threads=num_threads,
     )
     return rows, fields.reshape(batch.num_rows, batch.num_columns)
+
+
+def _fields_by_row(plan: Plan) -> np.ndarray:
+    """int32 ``[num_rows, num_columns]``: the field order of each row by row number; a plan has them as asked."""
+    fields = np.empty(plan.fields.shape, dtype=np.int32)
+    fields[plan.rows] = plan.fields
+    return fields
 
 
 def _packed(array: np.ndarray, dtype: type[np.integer]) -> np.ndarray:

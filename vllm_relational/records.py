@@ -89,12 +89,17 @@ class PlanInput:
     cell_tokens:  per column int64 ``[num_values]``: the prompt tokens of one cell, name and punctuation included.
     pinned:       columns (by published position) that must stay at that position in every row.
     overlaps:     per column; or empty when not known: then cells count as shared whole or not at all.
+    before:       pairs of columns, published in this order, that keep it in every row.
+    header_tokens, block_size: what all prompts begin with, and the tokens a KV block: a prefix counts in whole blocks.
     """
 
     codes: np.ndarray
     cell_tokens: tuple[np.ndarray, ...]
     pinned: frozenset[int] = frozenset()
     overlaps: tuple[ValueOverlaps, ...] = ()
+    before: tuple[tuple[int, int], ...] = ()
+    header_tokens: int = 0
+    block_size: int = 1
 
     @property
     def num_rows(self) -> int:

@@ -7,7 +7,7 @@
 #include "check.h"
 #include "cluster.h"
 #include "field_order.h"
-#include "overlap.h"
+#include "heads.h"
 #include "prefix_tree.h"
 #include "regraft.h"
 

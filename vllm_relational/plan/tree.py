@@ -43,5 +43,5 @@ def plan_tree(batch: PlanInput, budget_seconds: float | None = None, seed: int =
         plans = [plan_fixed(batch), plan_fixed_v2(batch), plan_ggr(batch)]
         return max(plans, key=lambda plan: hit_tokens(batch, plan))
     budget = default_budget(batch) if budget_seconds is None else budget_seconds
-    rows, fields = native.plan_tree(batch, budget, seed)
+    rows, fields = native.plan_tree(batch, budget, seed, others=[plan_ggr(batch)])
     return Plan(planner="tree", rows=rows, fields=fields)

@@ -8,14 +8,6 @@
 
 namespace vllm_relational {
 
-// For each value the place in sorted order and the tokens shared with the value before: what ValueOverlaps views.
-struct SortedValues {
-  std::vector<int32_t> rank;
-  std::vector<int64_t> shared;
-};
-// tokens[offsets[v] .. offsets[v + 1]) is value v.
-SortedValues sort_values(std::span<const int32_t> tokens, std::span<const int64_t> offsets);
-
 // Which column the unshared rest of a node's rows starts with, by node; -1 for no preference.
 struct Heads {
   std::vector<int32_t> column_of_node;

@@ -1,8 +1,9 @@
-#include "overlap.h"
+#include "heads.h"
 
 #include <algorithm>
-#include <bit>
 #include <numeric>
+
+#include "value_overlap.h"
 
 namespace vllm_relational {
 namespace {
@@ -12,35 +13,14 @@ constexpr size_t kMostHeads = 3;
 
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
-// Tokens that any two values of a column share at their start: the least between neighbours in sorted order.
-class Overlaps {
- public:
-  explicit Overlaps(std::span<const int64_t> shared) : least_{{shared.begin(), shared.end()}} {
-    for (size_t width = 2; width <= shared.size(); width *= 2) {
-      const std::vector<int64_t>& half = least_.back();
-      std::vector<int64_t> next(shared.size() - width + 1);
-      for (size_t i = 0; i < next.size(); ++i) next[i] = std::min(half[i], half[i + width / 2]);
-      least_.push_back(std::move(next));
-    }
-  }
-
-  // Needs low < high, both ranks.
-  int64_t between(int32_t low, int32_t high) const {
-    const auto level = static_cast<size_t>(std::bit_width(static_cast<uint32_t>(high - low)) - 1);
-    return std::min(least_[level][at(low) + 1], least_[level][at(high) + 1 - (size_t{1} << level)]);
-  }
-
- private:
-  std::vector<std::vector<int64_t>> least_;  // [level][i]: over shared[i .. i + 2^level)
-};
-
 // A column that may be the first cell of the rest.
 struct Candidate {
   int32_t column;
-  int32_t factor;  // -1 when no two rows have the same value
+  int32_t factor;  // -1 when it is in none
+  std::vector<int32_t> needs;  // factors of the columns that must stand before, -1 for a column in none
   std::vector<int32_t> rank_of_row;
   std::vector<int64_t> length_of_rank;
-  Overlaps overlaps;
+  OverlapOfRanks overlaps;
 };
 
 int64_t saved_by_sorting(const Candidate& candidate, const std::vector<int32_t>& rows, std::vector<int32_t>& ranks) {
@@ -55,16 +35,22 @@ int64_t saved_by_sorting(const Candidate& candidate, const std::vector<int32_t>&
   return sum;
 }
 
-Candidate make_candidate(const PlanRequest& request, const PlanTable& table, int32_t column) {
-  const ValueOverlaps& overlaps = request.overlaps[at(column)];
-  Candidate result{column, -1, {}, std::vector<int64_t>(overlaps.rank.size()), Overlaps(overlaps.shared)};
-  for (const int32_t code : request.codes.column(column)) result.rank_of_row.push_back(overlaps.rank[at(code)]);
-  for (size_t v = 0; v < overlaps.rank.size(); ++v) {
-    result.length_of_rank[at(overlaps.rank[v])] = request.lengths[at(column)][v];
-  }
+int32_t factor_of(const PlanTable& table, int32_t column) {
   for (int32_t f = 0; f < table.num_factors; ++f) {
     const auto& columns = table.columns_of[at(f)];
-    if (std::find(columns.begin(), columns.end(), column) != columns.end()) result.factor = f;
+    if (std::find(columns.begin(), columns.end(), column) != columns.end()) return f;
+  }
+  return -1;
+}
+
+Candidate make_candidate(const PlanRequest& request, const PlanTable& table, int32_t column) {
+  const ValueOverlaps& overlaps = request.overlaps[at(column)];
+  Candidate result{column, factor_of(table, column), {}, {}, {}, OverlapOfRanks(overlaps.shared)};
+  for (const int32_t needed : request.precedence.needs(column)) result.needs.push_back(factor_of(table, needed));
+  for (const int32_t code : request.codes.column(column)) result.rank_of_row.push_back(overlaps.rank[at(code)]);
+  result.length_of_rank.resize(overlaps.rank.size());
+  for (size_t v = 0; v < overlaps.rank.size(); ++v) {
+    result.length_of_rank[at(overlaps.rank[v])] = request.lengths[at(column)][v];
   }
   return result;
 }
@@ -105,11 +91,20 @@ class HeadSearch {
   Best best_head(int32_t node, const std::vector<int32_t>& rows) {
     Best best;
     for (const Candidate& candidate : candidates_) {
-      if (candidate.factor >= 0 && tree_.codes(node)[candidate.factor] >= 0) continue;  // shared already
+      if (!may_be_head(candidate, node)) continue;
       const int64_t saved = saved_by_sorting(candidate, rows, ranks_);
       if (saved > best.saved) best = {candidate.column, saved};
     }
     return best;
+  }
+
+  // Not shared already, and what it needs is.
+  bool may_be_head(const Candidate& candidate, int32_t node) const {
+    const int32_t* codes = tree_.codes(node);
+    if (candidate.factor >= 0 && codes[candidate.factor] >= 0) return false;
+    return std::all_of(candidate.needs.begin(), candidate.needs.end(), [&](int32_t f) {
+      return f >= 0 && codes[f] >= 0 && is_usable(tree_.table(), codes, f);
+    });
   }
 
   // An inner child with the rows below it, and what its settled subtree saves.
@@ -209,29 +204,6 @@ class HeadSearch {
 };
 
 }  // namespace
-
-SortedValues sort_values(std::span<const int32_t> tokens, std::span<const int64_t> offsets) {
-  const size_t num_values = offsets.empty() ? 0 : offsets.size() - 1;
-  const auto value = [&](int32_t v) {
-    return tokens.subspan(at(offsets[at(v)]), at(offsets[at(v) + 1] - offsets[at(v)]));
-  };
-  std::vector<int32_t> sorted(num_values);
-  std::iota(sorted.begin(), sorted.end(), 0);
-  std::sort(sorted.begin(), sorted.end(), [&](int32_t a, int32_t b) {
-    const auto x = value(a), y = value(b);
-    const auto [i, j] = std::mismatch(x.begin(), x.end(), y.begin(), y.end());
-    if (i == x.end() || j == y.end()) return x.size() != y.size() ? x.size() < y.size() : a < b;
-    return *i < *j;
-  });
-  SortedValues result{std::vector<int32_t>(num_values), std::vector<int64_t>(num_values, 0)};
-  for (size_t r = 0; r < num_values; ++r) {
-    result.rank[at(sorted[r])] = static_cast<int32_t>(r);
-    if (r == 0) continue;
-    const auto x = value(sorted[r - 1]), y = value(sorted[r]);
-    result.shared[r] = std::mismatch(x.begin(), x.end(), y.begin(), y.end()).first - x.begin();
-  }
-  return result;
-}
 
 Heads choose_heads(PrefixTree& tree, const PlanRequest& request) {
   if (request.overlaps.empty() || tree.table().num_rows < 2) {
