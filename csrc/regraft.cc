@@ -42,6 +42,7 @@ class PlaceFinder {
     for (int32_t f = 0; f < width_; ++f) {
       const int32_t code = tree_.codes(node)[f];
       if (code < 0) continue;
+      work_ += kFixedWork;
       const ValueIndex::Rows rows = index_.rows_of(f, code);
       const int32_t tries = rows.size <= kPartnersPerValue ? rows.size : kPartnersPerFrequentValue;
       auto next = rows.size == tries ? 0 : static_cast<int32_t>(next_random(random) % static_cast<uint64_t>(rows.size));
@@ -87,6 +88,14 @@ class PlaceFinder {
   int64_t work_ = 0;
 };
 
+// The lowest ancestor of `place` (or the place) whose parent's prefix a detached `node` has.
+int32_t deepest_open_place(const PrefixTree& tree, int32_t node, int32_t place) {
+  while (!contains(tree.codes(node), tree.codes(tree.parent(place)), tree.table().num_factors)) {
+    place = tree.parent(place);
+  }
+  return place;
+}
+
 class Regrafter {
  public:
   Regrafter(PrefixTree& tree, const ValueIndex& index, uint64_t seed, Workers& workers)
@@ -125,11 +134,18 @@ class Regrafter {
 
   void move_if_better(int32_t node, int32_t place) {
     if (place < 0 || !is_still_better(node, place)) return;
+    const int32_t parent = tree_.parent(node);
+    const int32_t sibling = tree_.first_child(parent) != node ? tree_.first_child(parent) : tree_.next_sibling(node);
     tree_.detach(node);
-    // Prefixes above the place may have grown with the node gone, beyond what the node has.
-    int32_t to = place;
-    while (!contains(tree_.codes(node), tree_.codes(tree_.parent(to)), tree_.table().num_factors)) to = tree_.parent(to);
-    tree_.attach(node, to);
+    // With the node gone prefixes may have grown beyond what it has, so that it gets less there than it had before:
+    // then back to its sibling.
+    const int32_t there = deepest_open_place(tree_, node, place);
+    const int32_t back = deepest_open_place(tree_, node, sibling);
+    tree_.attach(node, weight_at(node, there) > weight_at(node, back) ? there : back);
+  }
+
+  int64_t weight_at(int32_t node, int32_t place) const {
+    return shared_weight(tree_.table(), tree_.codes(node), tree_.codes(place), tree_.lengths(node));
   }
 
   // The tree has changed since the place was found: moves of other nodes.
@@ -139,8 +155,7 @@ class Regrafter {
       if (above == node) return false;
     }
     if (!contains(tree_.codes(node), tree_.codes(tree_.parent(place)), tree_.table().num_factors)) return false;
-    const int64_t weight = shared_weight(tree_.table(), tree_.codes(node), tree_.codes(place), tree_.lengths(node));
-    return weight > tree_.weight(tree_.parent(node));
+    return weight_at(node, place) > tree_.weight(tree_.parent(node));
   }
 
   PrefixTree& tree_;
@@ -172,8 +187,25 @@ ValueIndex::ValueIndex(const PlanTable& table) {
   }
 }
 
-void regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work, Workers& workers) {
+int64_t regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work, Workers& workers) {
   Regrafter(tree, index, seed, workers).run(work);
+  return tree.saved();
+}
+
+void move_at_random(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
+  constexpr int32_t kOneRowIn = 200;
+  const PlanTable& table = tree.table();
+  const int32_t num_moves = table.num_rows / kOneRowIn + 1;
+  work -= static_cast<int64_t>(table.codes.size()) + int64_t{tree.num_nodes()} * kFixedWork;  // for the tree's copy
+  for (int32_t i = 0; i < num_moves; ++i) {
+    const auto row = static_cast<int32_t>(next_random(seed) % static_cast<uint64_t>(table.num_rows));
+    const auto factor = static_cast<int32_t>(next_random(seed) % static_cast<uint64_t>(table.num_factors));
+    const ValueIndex::Rows rows = index.rows_of(factor, table.codes_of(row)[factor]);
+    const int32_t partner = rows.first[next_random(seed) % static_cast<uint64_t>(rows.size)];
+    if (partner == row) continue;
+    tree.detach(row);
+    tree.attach(row, deepest_open_place(tree, row, partner));
+  }
 }
 
 }  // namespace vllm_relational
