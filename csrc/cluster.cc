@@ -5,6 +5,8 @@
 namespace vllm_relational {
 namespace {
 
+size_t at(int32_t index) { return static_cast<size_t>(index); }
+
 // Joins the children of `node` that chose the same group. Returns whether any did.
 bool join_children(PrefixTree& tree, int32_t node, Choice choice, CodeCounts& counts) {
   const std::vector<int32_t> items = tree.children(node);
@@ -25,8 +27,6 @@ bool join_children(PrefixTree& tree, int32_t node, Choice choice, CodeCounts& co
   }
   return joined;
 }
-
-size_t at(int32_t index) { return static_cast<size_t>(index); }
 
 // The children of `node` that share a value of the factor, value after value; values with one child are left out.
 std::vector<std::vector<int32_t>> children_by_value(const PrefixTree& tree, int32_t node, int32_t factor,
@@ -62,6 +62,32 @@ void cluster_in_order(PrefixTree& tree, const std::vector<int32_t>& factors, Cod
       }
     }
     level = std::move(next_level);
+  }
+}
+
+void cluster_as_planned(PrefixTree& tree, const CodeTable& codes, const FieldOrders& orders,
+                        const std::vector<int32_t>& rows) {
+  struct Run {
+    size_t begin, end;  // of rows that agree in so many cells
+    int64_t depth;
+  };
+  const auto same_cell = [&](int32_t a, int32_t b, int64_t depth) {
+    const int32_t column = orders.of(a)[depth];
+    return column == orders.of(b)[depth] && codes.column(column)[at(a)] == codes.column(column)[at(b)];
+  };
+  std::vector<Run> open{{0, rows.size(), 0}};
+  while (!open.empty()) {
+    Run run = open.back();
+    open.pop_back();
+    // In sorted rows the first and the last agree only if all do.
+    while (run.depth < orders.num_columns && same_cell(rows[run.begin], rows[run.end - 1], run.depth)) ++run.depth;
+    if (run.depth == orders.num_columns) continue;
+    for (size_t begin = run.begin, end = begin; begin < run.end; begin = end) {
+      while (end < run.end && same_cell(rows[begin], rows[end], run.depth)) ++end;
+      if (end - begin < 2) continue;
+      tree.join({rows.begin() + static_cast<std::ptrdiff_t>(begin), rows.begin() + static_cast<std::ptrdiff_t>(end)});
+      open.push_back({begin, end, run.depth + 1});
+    }
   }
 }
 

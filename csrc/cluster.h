@@ -2,6 +2,7 @@
 // are grouped again among their like until nothing is shared, then each group is treated in the same way.
 #pragma once
 
+#include "field_orders.h"
 #include "prefix_tree.h"
 #include "value_groups.h"
 
@@ -12,5 +13,9 @@ void cluster_below(PrefixTree& tree, int32_t node, Choice choice, CodeCounts& co
 
 // Clusters the rows below the root as sorting them by the factors in this order does.
 void cluster_in_order(PrefixTree& tree, const std::vector<int32_t>& factors, CodeCounts& counts);
+
+// Clusters the rows below the root as a plan does, whose rows stand in depth-first order.
+void cluster_as_planned(PrefixTree& tree, const CodeTable& codes, const FieldOrders& orders,
+                        const std::vector<int32_t>& rows);
 
 }  // namespace vllm_relational

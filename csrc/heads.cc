@@ -3,37 +3,15 @@
 #include <algorithm>
 #include <numeric>
 
-#include "value_overlap.h"
+#include "cluster.h"
 
 namespace vllm_relational {
 namespace {
 
-// Columns tried as the first cell of the rest: those whose values begin alike most.
-constexpr size_t kMostHeads = 3;
+// Columns tried as the first cell of the rest.
+constexpr size_t kMostHeads = 8;
 
 size_t at(int64_t index) { return static_cast<size_t>(index); }
-
-// A column that may be the first cell of the rest.
-struct Candidate {
-  int32_t column;
-  int32_t factor;  // -1 when it is in none
-  std::vector<int32_t> needs;  // factors of the columns that must stand before, -1 for a column in none
-  std::vector<int32_t> rank_of_row;
-  std::vector<int64_t> length_of_rank;
-  OverlapOfRanks overlaps;
-};
-
-int64_t saved_by_sorting(const Candidate& candidate, const std::vector<int32_t>& rows, std::vector<int32_t>& ranks) {
-  ranks.clear();
-  for (const int32_t row : rows) ranks.push_back(candidate.rank_of_row[at(row)]);
-  std::sort(ranks.begin(), ranks.end());
-  int64_t sum = 0;
-  for (size_t i = 1; i < ranks.size(); ++i) {
-    const bool equal = ranks[i - 1] == ranks[i];
-    sum += equal ? candidate.length_of_rank[at(ranks[i])] : candidate.overlaps.between(ranks[i - 1], ranks[i]);
-  }
-  return sum;
-}
 
 int32_t factor_of(const PlanTable& table, int32_t column) {
   for (int32_t f = 0; f < table.num_factors; ++f) {
@@ -43,70 +21,50 @@ int32_t factor_of(const PlanTable& table, int32_t column) {
   return -1;
 }
 
-Candidate make_candidate(const PlanRequest& request, const PlanTable& table, int32_t column) {
+HeadColumn make_head(const PlanRequest& request, const PlanTable& table, int32_t column) {
   const ValueOverlaps& overlaps = request.overlaps[at(column)];
-  Candidate result{column, factor_of(table, column), {}, {}, {}, OverlapOfRanks(overlaps.shared)};
-  for (const int32_t needed : request.precedence.needs(column)) result.needs.push_back(factor_of(table, needed));
-  for (const int32_t code : request.codes.column(column)) result.rank_of_row.push_back(overlaps.rank[at(code)]);
-  result.length_of_rank.resize(overlaps.rank.size());
+  HeadColumn head{column, factor_of(table, column), {}, {}, {}, OverlapOfRanks(overlaps.shared)};
+  for (const int32_t needed : request.precedence.needs(column)) head.needs.push_back(factor_of(table, needed));
+  for (const int32_t code : request.codes.column(column)) head.rank_of_row.push_back(overlaps.rank[at(code)]);
+  head.length_of_rank.resize(overlaps.rank.size());
   for (size_t v = 0; v < overlaps.rank.size(); ++v) {
-    result.length_of_rank[at(overlaps.rank[v])] = request.lengths[at(column)][v];
+    head.length_of_rank[at(overlaps.rank[v])] = request.lengths[at(column)][v];
   }
-  return result;
+  return head;
 }
 
-std::vector<Candidate> most_alike(const PlanRequest& request, const PlanTable& table) {
-  std::vector<std::pair<int64_t, int32_t>> alike;
-  for (int32_t c = 0; c < static_cast<int32_t>(request.codes.num_columns); ++c) {
-    const auto& shared = request.overlaps[at(c)].shared;
-    const int64_t sum = std::accumulate(shared.begin(), shared.end(), int64_t{0});
-    if (sum > 0) alike.emplace_back(-sum, c);
+// What rows with these ranks save when sorted.
+int64_t saved_by_sorting(const HeadColumn& head, std::vector<int32_t>& ranks) {
+  std::sort(ranks.begin(), ranks.end());
+  int64_t sum = 0;
+  for (size_t i = 1; i < ranks.size(); ++i) {
+    const bool equal = ranks[i - 1] == ranks[i];
+    sum += equal ? head.length_of_rank[at(ranks[i])] : head.overlaps.between(ranks[i - 1], ranks[i]);
   }
-  std::sort(alike.begin(), alike.end());
-  std::vector<Candidate> result;
-  for (size_t i = 0; i < std::min(alike.size(), kMostHeads); ++i) {
-    result.push_back(make_candidate(request, table, alike[i].second));
-  }
-  return result;
+  return sum;
 }
 
-struct Best {
-  int32_t column = -1;
-  int64_t saved = 0;
-};
+// How the values alone begin alike, each once.
+bool any_alike(const ValueOverlaps& overlaps) {
+  return std::any_of(overlaps.shared.begin(), overlaps.shared.end(), [](int64_t shared) { return shared > 0; });
+}
 
 class HeadSearch {
  public:
-  HeadSearch(PrefixTree& tree, std::vector<Candidate> candidates)
-      : tree_(tree), candidates_(std::move(candidates)), column_of_node_(at(tree.num_nodes()), -1) {}
+  HeadSearch(PrefixTree& tree, const std::vector<HeadColumn>& columns, bool branches_count, Workers& workers)
+      : tree_(tree), columns_(columns), branches_count_(branches_count), workers_(workers) {
+    int32_t most = 0;
+    for (const int32_t cardinality : tree.table().cardinality) most = std::max(most, cardinality);
+    counts_.assign(at(most), 0);
+  }
 
   Heads run() {
     std::vector<int32_t> rows;
-    const int64_t saved = visit(tree_.root(), rows);
+    const int64_t saved = visit(tree_.root(), true, rows);
     return {std::move(column_of_node_), saved};
   }
 
  private:
-  // The best head for rows directly below the node.
-  Best best_head(int32_t node, const std::vector<int32_t>& rows) {
-    Best best;
-    for (const Candidate& candidate : candidates_) {
-      if (!may_be_head(candidate, node)) continue;
-      const int64_t saved = saved_by_sorting(candidate, rows, ranks_);
-      if (saved > best.saved) best = {candidate.column, saved};
-    }
-    return best;
-  }
-
-  // Not shared already, and what it needs is.
-  bool may_be_head(const Candidate& candidate, int32_t node) const {
-    const int32_t* codes = tree_.codes(node);
-    if (candidate.factor >= 0 && codes[candidate.factor] >= 0) return false;
-    return std::all_of(candidate.needs.begin(), candidate.needs.end(), [&](int32_t f) {
-      return f >= 0 && codes[f] >= 0 && is_usable(tree_.table(), codes, f);
-    });
-  }
-
   // An inner child with the rows below it, and what its settled subtree saves.
   struct Branch {
     int32_t node;
@@ -114,23 +72,31 @@ class HeadSearch {
     int64_t saved;
   };
 
+  struct Best {
+    const HeadColumn* head = nullptr;
+    int64_t saved = 0;
+  };
+
   // Settles the subtree; appends its rows. Returns what it saves in all: sharing below and at the node, and heads.
-  int64_t visit(int32_t node, std::vector<int32_t>& rows) {
+  int64_t visit(int32_t node, bool may_dissolve, std::vector<int32_t>& rows) {
+    workers_.check();
     std::vector<int32_t> leaves;
     std::vector<Branch> branches;
     for (const int32_t child : tree_.children(node)) {
       if (tree_.is_leaf(child)) {
         leaves.push_back(child);
       } else {
-        Branch branch{child, {}, 0};
-        branch.saved = visit(child, branch.rows);
-        branches.push_back(std::move(branch));
+        branches.push_back(settled(child, may_dissolve));
       }
     }
-    const Best best = dissolve_branches(node, leaves, branches);
-    column_of_node_[at(node)] = best.column;
-    rows.insert(rows.end(), leaves.begin(), leaves.end());
+    Best best = best_head(node, leaves, branches);
+    if (may_dissolve && !branches.empty() && dissolve_branches(node, best, leaves, branches)) {
+      cluster_anew(node, *best.head, leaves, branches);
+      best.saved = saved_as_head(*best.head, leaves, branches);
+    }
+    set_head(node, best);
     int64_t saved = (tree_.num_children(node) - 1) * tree_.weight(node) + best.saved;
+    rows.insert(rows.end(), leaves.begin(), leaves.end());
     for (const Branch& branch : branches) {
       rows.insert(rows.end(), branch.rows.begin(), branch.rows.end());
       saved += branch.saved;
@@ -138,26 +104,75 @@ class HeadSearch {
     return saved;
   }
 
-  // Moves the rows of branches that save more so directly below the node, into `leaves`.
-  Best dissolve_branches(int32_t node, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
-    const Best before = best_head(node, leaves);
+  Branch settled(int32_t node, bool may_dissolve) {
+    Branch branch{node, {}, 0};
+    branch.saved = visit(node, may_dissolve, branch.rows);
+    return branch;
+  }
+
+  void set_head(int32_t node, const Best& best) {
+    if (column_of_node_.size() <= at(node)) column_of_node_.resize(at(node) + 1, -1);
+    column_of_node_[at(node)] = best.head == nullptr ? -1 : best.head->column;
+  }
+
+  Best best_head(int32_t node, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
+    Best best;
+    for (const HeadColumn& head : columns_) {
+      if (!may_be_head(head, node)) continue;
+      const int64_t saved = saved_as_head(head, leaves, branches);
+      if (saved > best.saved) best = {&head, saved};
+    }
+    return best;
+  }
+
+  // Not shared already, and what it needs is.
+  bool may_be_head(const HeadColumn& head, int32_t node) const {
+    const int32_t* codes = tree_.codes(node);
+    if (head.factor >= 0 && codes[head.factor] >= 0) return false;
+    return std::all_of(head.needs.begin(), head.needs.end(), [&](int32_t f) {
+      return f >= 0 && codes[f] >= 0 && is_usable(tree_.table(), codes, f);
+    });
+  }
+
+  // A branch that shares the column can start with it too, but then not with what its siblings start with.
+  int64_t saved_as_head(const HeadColumn& head, const std::vector<int32_t>& leaves,
+                        const std::vector<Branch>& branches) {
+    ranks_.clear();
+    for (const int32_t row : leaves) ranks_.push_back(head.rank_of_row[at(row)]);
+    for (const Branch& branch : branches) {
+      const int32_t* codes = tree_.codes(branch.node);
+      if (!branches_count_) break;
+      if (head.factor < 0 || codes[head.factor] < 0) continue;
+      ranks_.push_back(head.rank_of_row[at(branch.rows.front())]);
+    }
+    return saved_by_sorting(head, ranks_);
+  }
+
+  // Moves the rows of branches that save more so directly below the node, into `leaves`. Returns whether any did.
+  bool dissolve_branches(int32_t node, Best& best, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
     std::vector<int32_t> pool = pool_of(leaves, branches);
-    const Best all = best_head(node, pool);
-    if (branches.empty() || all.column < 0) return before;
-    const Candidate& candidate = of_column(all.column);
+    const Best all = best_head(node, pool, {});
+    if (all.head == nullptr) return false;
     std::vector<Branch> moving = branches;
-    while (keep_worthwhile(node, candidate, pool, moving)) pool = pool_of(leaves, moving);
-    const Best after = best_head(node, pool);
-    int64_t gain = after.saved - before.saved;
+    while (keep_worthwhile(node, *all.head, pool, moving)) pool = pool_of(leaves, moving);
+    if (moving.empty()) return false;
+    std::vector<Branch> staying;
+    for (const Branch& branch : branches) {
+      const auto is_it = [&](const Branch& other) { return other.node == branch.node; };
+      if (std::none_of(moving.begin(), moving.end(), is_it)) staying.push_back(branch);
+    }
+    const Best after = best_head(node, pool, staying);
+    int64_t gain = after.saved - best.saved;
     for (const Branch& branch : moving) gain += gain_without(node, branch);
-    if (moving.empty() || gain <= 0) return before;
+    if (gain <= 0) return false;
     for (const Branch& branch : moving) {
       tree_.flatten(branch.node);
       tree_.dissolve(branch.node);
-      std::erase_if(branches, [&](const Branch& b) { return b.node == branch.node; });
     }
+    best = after;
     leaves = std::move(pool);
-    return after;
+    branches = std::move(staying);
+    return true;
   }
 
   static std::vector<int32_t> pool_of(const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
@@ -172,44 +187,82 @@ class HeadSearch {
   }
 
   // Drops branches that lose by moving even among all of the pool. Returns whether any went: a smaller pool gains less.
-  bool keep_worthwhile(int32_t node, const Candidate& candidate, const std::vector<int32_t>& pool,
+  bool keep_worthwhile(int32_t node, const HeadColumn& head, const std::vector<int32_t>& pool,
                        std::vector<Branch>& moving) {
     ranks_.clear();
-    for (const int32_t row : pool) ranks_.push_back(candidate.rank_of_row[at(row)]);
+    for (const int32_t row : pool) ranks_.push_back(head.rank_of_row[at(row)]);
     std::sort(ranks_.begin(), ranks_.end());
     return std::erase_if(moving, [&](const Branch& branch) {
              int64_t gain = gain_without(node, branch);
-             for (const int32_t row : branch.rows) gain += gain_among_ranks(candidate, candidate.rank_of_row[at(row)]);
+             for (const int32_t row : branch.rows) gain += gain_among_ranks(head, head.rank_of_row[at(row)]);
              return gain <= 0;
            }) > 0;
   }
 
   // What a rank adds to the neighbours in ranks_: the greater of its overlaps with the two beside it.
-  int64_t gain_among_ranks(const Candidate& candidate, int32_t rank) const {
+  int64_t gain_among_ranks(const HeadColumn& head, int32_t rank) const {
     const auto here = std::lower_bound(ranks_.begin(), ranks_.end(), rank);
     const auto next = here + 1;
-    if (next != ranks_.end() && *next == rank) return candidate.length_of_rank[at(rank)];
-    const int64_t above = next == ranks_.end() ? 0 : candidate.overlaps.between(rank, *next);
-    return here == ranks_.begin() ? above : std::max(above, candidate.overlaps.between(*(here - 1), rank));
+    if (next != ranks_.end() && *next == rank) return head.length_of_rank[at(rank)];
+    const int64_t above = next == ranks_.end() ? 0 : head.overlaps.between(rank, *next);
+    return here == ranks_.begin() ? above : std::max(above, head.overlaps.between(*(here - 1), rank));
   }
 
-  const Candidate& of_column(int32_t column) const {
-    return *std::find_if(candidates_.begin(), candidates_.end(), [&](auto& c) { return c.column == column; });
+  // Leaves with the same first cell share it, and may share more: they become branches.
+  void cluster_anew(int32_t node, const HeadColumn& head, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
+    if (head.factor < 0) return;
+    const auto code = [&](int32_t row) { return tree_.codes(row)[head.factor]; };
+    std::stable_sort(leaves.begin(), leaves.end(), [&](int32_t a, int32_t b) { return code(a) < code(b); });
+    std::vector<int32_t> alone;
+    for (size_t begin = 0, end = 0; begin < leaves.size(); begin = end) {
+      while (end < leaves.size() && code(leaves[end]) == code(leaves[begin])) ++end;
+      const std::vector<int32_t> members(leaves.begin() + static_cast<std::ptrdiff_t>(begin),
+                                         leaves.begin() + static_cast<std::ptrdiff_t>(end));
+      if (members.size() == 1 || members.size() == at(tree_.num_children(node))) {
+        alone.insert(alone.end(), members.begin(), members.end());
+        continue;
+      }
+      const int32_t joined = tree_.join(members);
+      cluster_below(tree_, joined, Choice::kGreatestGain, counts_, workers_);
+      branches.push_back(settled(joined, false));
+    }
+    leaves = std::move(alone);
   }
 
   PrefixTree& tree_;
-  std::vector<Candidate> candidates_;
+  const std::vector<HeadColumn>& columns_;
+  bool branches_count_;
+  Workers& workers_;
+  CodeCounts counts_;
   std::vector<int32_t> column_of_node_;
   std::vector<int32_t> ranks_;
 };
 
 }  // namespace
 
-Heads choose_heads(PrefixTree& tree, const PlanRequest& request) {
-  if (request.overlaps.empty() || tree.table().num_rows < 2) {
-    return {std::vector<int32_t>(at(tree.num_nodes()), -1), tree.saved()};
+std::vector<HeadColumn> head_columns(const PlanRequest& request, const PlanTable& table, Workers& workers) {
+  if (request.overlaps.empty() || table.num_rows < 2) return {};
+  std::vector<std::pair<int64_t, int32_t>> worth(request.overlaps.size());
+  workers.for_each(worth.size(), [&](size_t c) {
+    const auto column = static_cast<int32_t>(c);
+    worth[c] = {0, column};
+    if (!any_alike(request.overlaps[c])) return;
+    const HeadColumn head = make_head(request, table, column);
+    std::vector<int32_t> ranks = head.rank_of_row;
+    worth[c].first = -saved_by_sorting(head, ranks);
+  });
+  std::erase_if(worth, [](const auto& entry) { return entry.first == 0; });
+  std::sort(worth.begin(), worth.end());
+  std::vector<HeadColumn> result;
+  for (size_t i = 0; i < std::min(worth.size(), kMostHeads); ++i) {
+    result.push_back(make_head(request, table, worth[i].second));
   }
-  return HeadSearch(tree, most_alike(request, tree.table())).run();
+  return result;
+}
+
+Heads choose_heads(PrefixTree& tree, const std::vector<HeadColumn>& columns, bool branches_count, Workers& workers) {
+  if (columns.empty()) return {{}, tree.saved()};
+  return HeadSearch(tree, columns, branches_count, workers).run();
 }
 
 }  // namespace vllm_relational

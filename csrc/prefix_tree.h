@@ -53,7 +53,7 @@ class PrefixTree {
   // Makes all rows below the node its children.
   void flatten(int32_t node);
 
-  int64_t saved() const;  // the plan's saving, in the unit of the lengths
+  int64_t saved() const;  // the plan's saving: sum((k - 1) * weight)
 
  private:
   int32_t new_node();

@@ -26,8 +26,13 @@ constexpr int32_t kNodesPerTask = 32;
 // Where a subtree would share most.
 struct Place {
   int32_t node = -1;
-  int64_t weight = 0;
+  int64_t weight = 0;  // of what it shares there
 };
+
+// What a subtree would share with the place, or with a row.
+int64_t weight_at(const PrefixTree& tree, int32_t node, int32_t place) {
+  return shared_weight(tree.table(), tree.codes(node), tree.codes(place), tree.lengths(node));
+}
 
 // Reads the tree only: one for each thread's task.
 class PlaceFinder {
@@ -59,12 +64,10 @@ class PlaceFinder {
   void try_partner(int32_t node, int32_t row, Place& best) {
     if (row == node) return;
     work_ += work_per_comparison_;
-    const int32_t* codes = tree_.codes(node);
-    const int32_t* lengths = tree_.lengths(node);
-    if (shared_weight(tree_.table(), codes, tree_.codes(row), lengths) <= best.weight) return;
+    if (weight_at(tree_, node, row) <= best.weight) return;
     const int32_t place = deepest_place(node, row);
     if (place < 0) return;
-    const int64_t weight = shared_weight(tree_.table(), codes, tree_.codes(place), lengths);
+    const int64_t weight = weight_at(tree_, node, place);
     if (weight > best.weight) best = {place, weight};
   }
 
@@ -125,7 +128,7 @@ class Regrafter {
       for (int32_t node = first; node < std::min(first + kNodesPerTask, end); ++node) {
         if (!is_in_use(node)) continue;
         const uint64_t random = seed_ ^ (static_cast<uint64_t>(node) << 32);
-        places_[at(node - begin)] = finder.best_place(node, tree_.weight(tree_.parent(node)), random);
+        places_[at(node - begin)] = finder.best_place(node, weight_now(node), random);
       }
       work[task] = finder.work();
     });
@@ -141,12 +144,10 @@ class Regrafter {
     // then back to its sibling.
     const int32_t there = deepest_open_place(tree_, node, place);
     const int32_t back = deepest_open_place(tree_, node, sibling);
-    tree_.attach(node, weight_at(node, there) > weight_at(node, back) ? there : back);
+    tree_.attach(node, weight_at(tree_, node, there) > weight_at(tree_, node, back) ? there : back);
   }
 
-  int64_t weight_at(int32_t node, int32_t place) const {
-    return shared_weight(tree_.table(), tree_.codes(node), tree_.codes(place), tree_.lengths(node));
-  }
+  int64_t weight_now(int32_t node) const { return tree_.weight(tree_.parent(node)); }
 
   // The tree has changed since the place was found: moves of other nodes.
   bool is_still_better(int32_t node, int32_t place) const {
@@ -155,7 +156,7 @@ class Regrafter {
       if (above == node) return false;
     }
     if (!contains(tree_.codes(node), tree_.codes(tree_.parent(place)), tree_.table().num_factors)) return false;
-    return weight_at(node, place) > tree_.weight(tree_.parent(node));
+    return weight_at(tree_, node, place) > weight_now(node);
   }
 
   PrefixTree& tree_;

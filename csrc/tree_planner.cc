@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "cluster.h"
@@ -19,8 +20,10 @@ constexpr double kWorkPerSecond = 1.6e9;
 
 // Above this, one clustering has to do: the local search makes up for more than the choice among five is worth.
 constexpr size_t kManyCells = 4'000'000;
-// Up to this, every starting tree is improved.
+// Up to so many, every starting tree is a contender for the first place; up to more, several; else the best one only.
 constexpr size_t kFewCells = 20'000;
+constexpr size_t kSomeCells = 200'000;
+constexpr size_t kContenders = 4;
 
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
@@ -67,31 +70,71 @@ std::vector<int32_t> factor_order(const PlanTable& table, const FieldOrder& orde
 class TreeSearch {
  public:
   TreeSearch(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrder>& orders,
-             Workers& workers)
-      : request_(request), options_(options), orders_(orders), workers_(workers),
-        table_(make_plan_table(request, workers)) {}
+             const std::vector<FieldOrders>& others, Workers& workers)
+      : request_(request), options_(options), orders_(orders), others_(others), workers_(workers),
+        table_(make_plan_table(request, workers)), heads_(head_columns(request, table_, workers)) {}
 
-  FieldOrders run() {
-    PrefixTree best = best_tree();
-    const Heads heads = choose_tree_and_heads(best);
-    return write_fields(best, orders_.front(), heads.column_of_node, request_.precedence);
+  // The plans of the best starting tree.
+  std::vector<FieldOrders> start() {
+    trees_ = clusterings();
+    for (const FieldOrder& order : orders_) {
+      if (is_small() || saves_more(order)) trees_.push_back(tree_in_order(order));
+    }
+    for (const FieldOrders& other : others_) trees_.push_back(tree_as_planned(other));
+    keep_best(is_small() ? trees_.size() : table_.codes.size() <= kSomeCells ? kContenders : 1);
+    return plans_of(trees_.front());
+  }
+
+  // The plans of the tree that is best once improved: which start leads furthest shows only then, so half of the budget
+  // goes to all contenders, half of the rest to the better half of them, and so on.
+  std::vector<FieldOrders> improved() {
+    if (options_.budget_seconds == 0) return {};
+    double seconds = options_.budget_seconds;
+    for (; trees_.size() > 1; seconds /= 2) {
+      for (PrefixTree& tree : trees_) improve(tree, seconds / 2 / static_cast<double>(trees_.size()));
+      keep_best(trees_.size() / 2);
+    }
+    improve(trees_.front(), seconds);
+    return plans_of(trees_.front());
   }
 
  private:
-  // The best of the starting trees, improved. A small table has time to improve them all.
-  PrefixTree best_tree() {
-    std::vector<PrefixTree> trees = clusterings();
-    if (table_.codes.size() <= kFewCells) {
-      for (const FieldOrder& order : orders_) trees.push_back(tree_in_order(order));
-      for (PrefixTree& tree : trees) improve(tree, options_.budget_seconds / static_cast<double>(trees.size()));
-      return best_of(std::move(trees));
+  bool is_small() const { return table_.codes.size() <= kFewCells; }
+
+  // Of equal trees the first.
+  void keep_best(size_t num_trees) {
+    std::vector<std::pair<int64_t, size_t>> ranking;
+    for (size_t i = 0; i < trees_.size(); ++i) ranking.emplace_back(-trees_[i].saved(), i);
+    std::sort(ranking.begin(), ranking.end());
+    std::vector<PrefixTree> best;
+    for (size_t i = 0; i < num_trees; ++i) best.push_back(std::move(trees_[ranking[i].second]));
+    trees_ = std::move(best);
+  }
+
+  // With heads, in both ways to choose them. An order shared by all rows has larger neighbourhoods, where more cells
+  // begin alike: tried too.
+  std::vector<FieldOrders> plans_of(const PrefixTree& tree) {
+    if (heads_.empty()) return {write_fields(tree, orders_.front(), {}, request_.precedence)};
+    const size_t num_trees = orders_.size() + 1;
+    std::vector<std::optional<PrefixTree>> trees(2 * num_trees);
+    std::vector<Heads> heads(trees.size());
+    workers_.for_each(trees.size(), [&](size_t i) {
+      const size_t order = i % num_trees;
+      trees[i] = order == orders_.size() ? tree : tree_in_order(orders_[order]);
+      heads[i] = choose_heads(*trees[i], heads_, i < num_trees, workers_);
+    });
+    std::vector<FieldOrders> plans;
+    for (const size_t first : {size_t{0}, num_trees}) {
+      size_t best = first;
+      for (size_t i = first; i < first + num_trees; ++i) best = heads[i].saved >= heads[best].saved ? i : best;
+      plans.push_back(write_fields(*trees[best], orders_.front(), heads[best], request_.precedence));
     }
-    PrefixTree best = best_of(std::move(trees));
-    for (const FieldOrder& order : orders_) {
-      if (saved_by_order(request_, order) > best.saved()) best = tree_in_order(order);
-    }
-    improve(best, options_.budget_seconds);
-    return best;
+    return plans;
+  }
+
+  bool saves_more(const FieldOrder& order) const {
+    const int64_t saved = saved_by_order(request_, order);
+    return std::all_of(trees_.begin(), trees_.end(), [&](const PrefixTree& tree) { return saved > tree.saved(); });
   }
 
   std::vector<PrefixTree> clusterings() {
@@ -107,16 +150,17 @@ class TreeSearch {
     return trees;
   }
 
-  PrefixTree tree_in_order(const FieldOrder& order) {
+  PrefixTree tree_in_order(const FieldOrder& order) const {
     PrefixTree tree(table_);
     CodeCounts counts = make_counts();
     cluster_in_order(tree, factor_order(table_, order), counts);
     return tree;
   }
 
-  static PrefixTree best_of(std::vector<PrefixTree>&& trees) {
-    const auto saves_less = [](const PrefixTree& a, const PrefixTree& b) { return a.saved() < b.saved(); };
-    return std::move(*std::max_element(trees.begin(), trees.end(), saves_less));
+  PrefixTree tree_as_planned(const FieldOrders& orders) const {
+    PrefixTree tree(table_);
+    if (table_.num_rows > 1) cluster_as_planned(tree, request_.codes, orders, depth_first_rows(request_, orders, workers_));
+    return tree;
   }
 
   // Regrafts until little is gained; what is left of the budget goes into restarts: a few rows are moved at random and
@@ -149,20 +193,6 @@ class TreeSearch {
     }
   }
 
-  // With values that begin alike: an order shared by all rows has larger neighbourhoods, where more cells begin alike.
-  Heads choose_tree_and_heads(PrefixTree& best) {
-    Heads heads = choose_heads(best, request_);
-    if (request_.overlaps.empty()) return heads;
-    for (const FieldOrder& order : orders_) {
-      PrefixTree tree = tree_in_order(order);
-      Heads of_order = choose_heads(tree, request_);
-      if (of_order.saved <= heads.saved) continue;
-      best = std::move(tree);
-      heads = std::move(of_order);
-    }
-    return heads;
-  }
-
   CodeCounts make_counts() const {
     int32_t most = 0;
     for (const int32_t cardinality : table_.cardinality) most = std::max(most, cardinality);
@@ -172,57 +202,79 @@ class TreeSearch {
   const PlanRequest& request_;
   const SearchOptions& options_;
   const std::vector<FieldOrder>& orders_;
+  const std::vector<FieldOrders>& others_;
   Workers& workers_;
   PlanTable table_;
+  std::vector<HeadColumn> heads_;
+  std::vector<PrefixTree> trees_;  // the contenders, best first
 };
 
 // -------------------------------------------------------------------------------------------------- candidates
-std::vector<FieldOrders> candidates(const PlanRequest& request, const SearchOptions& options, Workers& workers) {
-  const std::vector<FieldOrder> orders = shared_orders(request);
-  std::vector<FieldOrders> result;
-  if (request.precedence.has_middle_pins()) {
-    // A row sorted costs about eight times a cell compared.
-    const auto work = static_cast<int64_t>(options.budget_seconds * kWorkPerSecond / 8);
-    for (const FieldOrder& order : orders) result.push_back(same_for_all(climb(request, order, work, workers)));
-  } else {
-    result.push_back(TreeSearch(request, options, orders, workers).run());
+// Keeps the plan that saves most of those it has seen; of equal ones the first.
+class Best {
+ public:
+  Best(const PlanRequest& request, Workers& workers) : request_(request), workers_(workers) {
+    for (const ValueOverlaps& overlaps : request.overlaps) overlaps_.emplace_back(overlaps.shared);
   }
-  for (const FieldOrder& order : orders) result.push_back(same_for_all(order));
-  return result;
+
+  void see(const std::vector<FieldOrders>& plans) {
+    for (const FieldOrders& plan : plans) see(plan);
+  }
+
+  void see(const FieldOrders& orders) {
+    std::vector<int32_t> rows = depth_first_rows(request_, orders, workers_);
+    const int64_t saved = saved_by_rows(request_, orders, rows, overlaps_, workers_);
+    if (saved <= saved_) return;
+    saved_ = saved;
+    orders_ = orders;
+    rows_ = std::move(rows);
+  }
+
+  TreePlan plan() && {
+    TreePlan plan{{rows_.begin(), rows_.end()}, {}};
+    plan.fields.reserve(rows_.size() * at(orders_.num_columns));
+    for (const int32_t row : rows_) {
+      plan.fields.insert(plan.fields.end(), orders_.of(row), orders_.of(row) + orders_.num_columns);
+    }
+    return plan;
+  }
+
+  const PlanRequest& request_;
+  Workers& workers_;
+  std::vector<OverlapOfRanks> overlaps_;
+  FieldOrders orders_;
+  std::vector<int32_t> rows_;
+  int64_t saved_ = -1;
+};
+
+void search_trees(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrder>& orders,
+                  const std::vector<FieldOrders>& others, Workers& workers, Best& best) {
+  TreeSearch search(request, options, orders, others, workers);
+  best.see(search.start());
+  best.see(search.improved());
 }
 
-TreePlan to_plan(const FieldOrders& orders, const std::vector<int32_t>& rows) {
-  TreePlan plan{{rows.begin(), rows.end()}, {}};
-  plan.fields.reserve(rows.size() * at(orders.num_columns));
-  for (const int32_t row : rows) plan.fields.insert(plan.fields.end(), orders.of(row), orders.of(row) + orders.num_columns);
-  return plan;
-}
-
-std::vector<OverlapOfRanks> overlaps_of(const PlanRequest& request) {
-  std::vector<OverlapOfRanks> result;
-  for (const ValueOverlaps& overlaps : request.overlaps) result.emplace_back(overlaps.shared);
-  return result;
+void climb_orders(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrder>& orders,
+                  Workers& workers, Best& best) {
+  // A row sorted costs about eight times a cell compared.
+  const auto work = static_cast<int64_t>(options.budget_seconds * kWorkPerSecond / 8);
+  for (const FieldOrder& order : orders) best.see(same_for_all(climb(request, order, work, workers)));
 }
 
 }  // namespace
 
 TreePlan plan_tree(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrders>& others,
                    Workers& workers) {
-  std::vector<FieldOrders> orders = candidates(request, options, workers);
-  orders.insert(orders.end(), others.begin(), others.end());
-  const std::vector<OverlapOfRanks> overlaps = overlaps_of(request);
-  const FieldOrders* best = nullptr;
-  std::vector<int32_t> best_rows;
-  int64_t most_saved = -1;
-  for (const FieldOrders& candidate : orders) {
-    std::vector<int32_t> rows = depth_first_rows(request, candidate, workers);
-    const int64_t saved = saved_by_rows(request, candidate, rows, overlaps, workers);
-    if (saved <= most_saved) continue;
-    most_saved = saved;
-    best = &candidate;
-    best_rows = std::move(rows);
+  const std::vector<FieldOrder> orders = shared_orders(request);
+  Best best(request, workers);
+  if (request.precedence.has_middle_pins()) {
+    climb_orders(request, options, orders, workers, best);
+  } else {
+    search_trees(request, options, orders, others, workers, best);
   }
-  return to_plan(*best, best_rows);
+  for (const FieldOrder& order : orders) best.see(same_for_all(order));
+  best.see(others);
+  return std::move(best).plan();
 }
 
 }  // namespace vllm_relational
