@@ -54,7 +54,12 @@ def sort_rows(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def simulate_prefix_cache(
-    segments: PromptSegments, codes: np.ndarray, plan: Plan, block_size: int, capacity_blocks: int
+    segments: PromptSegments,
+    codes: np.ndarray,
+    plan: Plan,
+    block_size: int,
+    capacity_blocks: int,
+    policy: str = "lru",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replay a planned batch against vLLM's prefix cache; the rules are in ``kv/simulate.py``.
 
@@ -64,17 +69,22 @@ def simulate_prefix_cache(
         plan: the rows to ask, in order, and the field order of each; ``plan.fields`` may be a broadcast view.
         block_size: tokens a KV block, 1 or more.
         capacity_blocks: KV blocks in the cache; 0 means without limit.
+        policy: which block goes when the cache is full: ``lru`` (stock vLLM), ``fifo`` or ``belady``; they are
+            explained in ``kv/policy.py``.
 
     Returns:
         ``(hit_tokens, prompt_tokens)``, both int32 ``[len(plan.rows)]``, in the order asked.
 
     Raises:
         ValueError: a shape, code, offset, row or field out of range; the message names the argument and the index.
+            Or a policy that there is not; the message names those there are.
     """
-    if _NATIVE is None:
-        from vllm_relational.kv import simulate
+    from vllm_relational.kv import policy as policies
+    from vllm_relational.kv import simulate
 
-        return simulate.simulate_prefix_cache(segments, codes, plan, block_size, capacity_blocks)
+    policies.sort_key(policy)
+    if _NATIVE is None:
+        return simulate.simulate_prefix_cache(segments, codes, plan, block_size, capacity_blocks, policy)
     hit_tokens, prompt_tokens = _NATIVE.simulate_prefix_cache(
         header=_packed(segments.header, np.int32),
         cell_tokens=[_packed(column.tokens, np.int32) for column in segments.cells],
@@ -85,6 +95,7 @@ def simulate_prefix_cache(
         fields=np.asarray(plan.fields, dtype=np.int32),  # as it is: a broadcast view stays one row of memory
         block_size=block_size,
         capacity_blocks=capacity_blocks,
+        policy=getattr(_NATIVE.EvictionPolicy, policy),
     )
     return hit_tokens, prompt_tokens
 
