@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "dependencies.h"
 #include "overlap.h"
 #include "prefix_cache.h"
 #include "row_sort.h"
@@ -197,6 +198,27 @@ nb::tuple simulate_prefix_cache(const Array& header, const std::vector<Array>& c
   return nb::make_tuple(to_numpy(std::move(result.hit_tokens)), to_numpy(std::move(result.prompt_tokens)));
 }
 
+nb::tuple find_pair_dependencies(const Array& codes, const Array& num_values, double most_wrong,
+                                 double most_unexplained, double most_distinct) {
+  const vr::CodeTable table = code_table(codes);
+  const auto limits = list_of<int64_t>(num_values, "num_values");
+  if (limits.size() != static_cast<size_t>(table.num_columns)) fail("num_values must have an entry a column");
+  std::vector<int32_t> determinants, dependents;
+  std::vector<int64_t> num_wrong;
+  {
+    nb::gil_scoped_release release;
+    check_range(limits, "num_values", std::numeric_limits<int32_t>::max(), "values at most");
+    for (int64_t c = 0; c < table.num_columns; ++c) check_codes(table, c, limits[static_cast<size_t>(c)]);
+    for (const auto& pair : vr::find_pair_dependencies(table, {most_wrong, most_unexplained, most_distinct})) {
+      determinants.push_back(pair.determinant);
+      dependents.push_back(pair.dependent);
+      num_wrong.push_back(pair.num_wrong);
+    }
+  }
+  return nb::make_tuple(to_numpy(std::move(determinants)), to_numpy(std::move(dependents)),
+                        to_numpy(std::move(num_wrong)));
+}
+
 vr::PlanRequest plan_request(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned) {
   const vr::CodeTable table = code_table(codes);
   const auto num_columns = static_cast<size_t>(table.num_columns);
@@ -286,6 +308,9 @@ NB_MODULE(_native, m) {
         nb::arg("cell_offsets"), nb::arg("tail"), nb::arg("codes"), nb::arg("rows"), nb::arg("fields"),
         nb::arg("block_size"), nb::arg("capacity_blocks"), nb::arg("policy"),
         "Replays a planned batch against a prefix cache: (hit_tokens, prompt_tokens), both int32 [num_asked].");
+  m.def("find_pair_dependencies", &find_pair_dependencies, nb::arg("codes"), nb::arg("num_values"),
+        nb::arg("most_wrong"), nb::arg("most_unexplained"), nb::arg("most_distinct"),
+        "Pairs of columns: (determinant int32, dependent int32, rows that break it int64), all [num_pairs].");
   m.def("sort_values", &sort_values, nb::arg("tokens"), nb::arg("offsets"),
         "How values begin alike: (rank int32 [num_values], shared int64 [num_values], by rank).");
   m.def("plan_tree", &plan_tree, nb::arg("codes"), nb::arg("cell_tokens"), nb::arg("pinned"),

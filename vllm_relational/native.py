@@ -100,6 +100,37 @@ def simulate_prefix_cache(
     return hit_tokens, prompt_tokens
 
 
+def pair_dependencies(
+    codes: np.ndarray, num_values: np.ndarray, most_wrong: float, most_unexplained: float, most_distinct: float
+) -> np.ndarray:
+    """Which columns follow from which other column; the limits are explained in ``plan/dependencies.py``.
+
+    Args:
+        codes: int32 ``[num_columns, num_rows]``, every code >= 0; fewer than 2^31 rows.
+        num_values: int64 ``[num_columns]``, more than the greatest code of the column; fewer than 2^31.
+        most_wrong: share of the rows that may break a dependency.
+        most_unexplained: the same as a share of the rows that differ from the dependent's commonest value.
+        most_distinct: distinct values of a determinant as a share of the rows.
+
+    Returns:
+        int64 ``[num_columns, num_columns]``: rows in which the second column does not follow from the first; -1 where
+        a limit is passed, and on the diagonal.
+
+    Raises:
+        ValueError: a code or number out of range; the message names the argument and the index.
+    """
+    if _NATIVE is None:
+        from vllm_relational.plan import dependencies
+
+        return dependencies.pair_dependencies(codes, num_values, most_wrong, most_unexplained, most_distinct)
+    determinants, dependents, num_wrong = _NATIVE.find_pair_dependencies(
+        _packed(codes, np.int32), _packed(num_values, np.int64), most_wrong, most_unexplained, most_distinct
+    )
+    result = np.full((len(codes), len(codes)), -1, dtype=np.int64)
+    result[determinants, dependents] = num_wrong
+    return result
+
+
 def sort_values(tokens: np.ndarray, offsets: np.ndarray) -> ValueOverlaps:
     """How values begin alike; value v is ``tokens[offsets[v]:offsets[v + 1]]`` (int32; int64).
 
