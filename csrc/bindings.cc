@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "dependencies.h"
 #include "prefix_cache.h"
 #include "row_sort.h"
 #include "tree_planner.h"
@@ -190,7 +191,8 @@ vr::PlannedBatch planned_batch(const Array& header, const std::vector<Array>& ce
 
 nb::tuple simulate_prefix_cache(const Array& header, const std::vector<Array>& cell_tokens,
                                 const std::vector<Array>& cell_offsets, const Array& tail, const Array& codes,
-                                const Array& rows, const Array& fields, int64_t block_size, int64_t capacity_blocks) {
+                                const Array& rows, const Array& fields, int64_t block_size, int64_t capacity_blocks,
+                                vr::EvictionPolicy policy) {
   if (block_size < 1) fail("block_size must be 1 token or more, not " + std::to_string(block_size));
   if (capacity_blocks < 0) fail("capacity_blocks must be 0 (no limit) or more, not " + std::to_string(capacity_blocks));
   const vr::CodeTable table = code_table(codes);
@@ -204,9 +206,30 @@ nb::tuple simulate_prefix_cache(const Array& header, const std::vector<Array>& c
     check_range(batch.rows, "rows", table.num_rows, "rows of codes");
     check_fields(batch);
     check_length(batch);
-    result = vr::simulate_prefix_cache(batch, block_size, capacity_blocks);
+    result = vr::simulate_prefix_cache(batch, block_size, capacity_blocks, policy);
   }
   return nb::make_tuple(to_numpy(std::move(result.hit_tokens)), to_numpy(std::move(result.prompt_tokens)));
+}
+
+nb::tuple find_pair_dependencies(const Array& codes, const Array& num_values, double most_wrong,
+                                 double most_unexplained, double most_distinct) {
+  const vr::CodeTable table = code_table(codes);
+  const auto limits = list_of<int64_t>(num_values, "num_values");
+  if (limits.size() != static_cast<size_t>(table.num_columns)) fail("num_values must have an entry a column");
+  std::vector<int32_t> determinants, dependents;
+  std::vector<int64_t> num_wrong;
+  {
+    nb::gil_scoped_release release;
+    check_range(limits, "num_values", std::numeric_limits<int32_t>::max(), "values at most");
+    for (int64_t c = 0; c < table.num_columns; ++c) check_codes(table, c, limits[static_cast<size_t>(c)]);
+    for (const auto& pair : vr::find_pair_dependencies(table, {most_wrong, most_unexplained, most_distinct})) {
+      determinants.push_back(pair.determinant);
+      dependents.push_back(pair.dependent);
+      num_wrong.push_back(pair.num_wrong);
+    }
+  }
+  return nb::make_tuple(to_numpy(std::move(determinants)), to_numpy(std::move(dependents)),
+                        to_numpy(std::move(num_wrong)));
 }
 
 // Pairs of columns, the first published before the second.
@@ -340,10 +363,17 @@ NB_MODULE(_native, m) {
   m.doc() = "Native loops of vllm_relational: call them through vllm_relational.native.";
   m.def("sort_rows", &sort_rows, nb::arg("codes"), nb::arg("order"),
         "Stable lexicographic order: codes int32 [num_columns, num_rows], order int32 -> int64 [num_rows].");
+  nb::enum_<vr::EvictionPolicy>(m, "EvictionPolicy", "Which block goes when the prefix cache is full.")
+      .value("lru", vr::EvictionPolicy::kLru)
+      .value("fifo", vr::EvictionPolicy::kFifo)
+      .value("belady", vr::EvictionPolicy::kBelady);
   m.def("simulate_prefix_cache", &simulate_prefix_cache, nb::arg("header"), nb::arg("cell_tokens"),
         nb::arg("cell_offsets"), nb::arg("tail"), nb::arg("codes"), nb::arg("rows"), nb::arg("fields"),
-        nb::arg("block_size"), nb::arg("capacity_blocks"),
-        "Replays a planned batch against an LRU prefix cache: (hit_tokens, prompt_tokens), both int32 [num_asked].");
+        nb::arg("block_size"), nb::arg("capacity_blocks"), nb::arg("policy"),
+        "Replays a planned batch against a prefix cache: (hit_tokens, prompt_tokens), both int32 [num_asked].");
+  m.def("find_pair_dependencies", &find_pair_dependencies, nb::arg("codes"), nb::arg("num_values"),
+        nb::arg("most_wrong"), nb::arg("most_unexplained"), nb::arg("most_distinct"),
+        "Pairs of columns: (determinant int32, dependent int32, rows that break it int64), all [num_pairs].");
   m.def("sort_values", &sort_values, nb::arg("tokens"), nb::arg("offsets"),
         "How values begin alike: (rank int32 [num_values], shared int64 [num_values], by rank).");
   m.def("plan_tree", &plan_tree, nb::arg("codes"), nb::arg("cell_tokens"), nb::arg("pinned"),

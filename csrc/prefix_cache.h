@@ -1,10 +1,12 @@
-// Replays a planned batch against a prefix cache of KV blocks, as vLLM 0.32 keeps it.
+// Replays a planned batch against a prefix cache of KV blocks: as vLLM 0.32 keeps it, or under another policy.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <utility>
 #include <vector>
+
+#include "planned_batch.h"
 
 namespace vllm_relational {
 
@@ -59,37 +61,8 @@ class PrefixCache {
   std::vector<Index> path_;      // the nodes of the request before, root first
 };
 
-// The token ids of one column's distinct cells, end to end: code c is tokens[offsets[c], offsets[c + 1]).
-struct CellSegments {
-  std::span<const int32_t> tokens;
-  std::span<const int64_t> offsets;
-
-  std::span<const int32_t> cell(int32_t code) const {
-    const auto c = static_cast<size_t>(code);
-    const auto begin = static_cast<size_t>(offsets[c]);
-    return tokens.subspan(begin, static_cast<size_t>(offsets[c + 1]) - begin);
-  }
-};
-
-// A planned batch; all memory is the caller's and must outlive the replay. Needs: every row, code and field in range,
-// every row of `fields` a permutation of the columns, every prompt shorter than 2^31 tokens.
-struct PlannedBatch {
-  std::span<const int32_t> header;
-  std::vector<CellSegments> columns;
-  std::span<const int32_t> tail;
-  const int32_t* codes;  // [num_columns][num_rows]
-  int64_t num_rows;
-  std::span<const int64_t> rows;  // the rows in the order asked
-  const int32_t* fields;          // [rows.size()][num_columns], with the strides below, counted in elements
-  int64_t field_row_stride;       // 0 when all rows share one order
-  int64_t field_column_stride;
-
-  int32_t field(size_t asked, size_t position) const {
-    return fields[static_cast<int64_t>(asked) * field_row_stride +
-                  static_cast<int64_t>(position) * field_column_stride];
-  }
-  int32_t code(int32_t column, int64_t row) const { return codes[column * num_rows + row]; }
-};
+// Which block goes when the cache is full. The sort keys and their reasons are in vllm_relational/kv/policy.py.
+enum class EvictionPolicy { kLru, kFifo, kBelady };
 
 // Per request, in the order asked: tokens served from the cache, and tokens of the prompt.
 struct ReplayResult {
@@ -100,7 +73,9 @@ struct ReplayResult {
 // The prompt of a row is header + its cells in planned order + tail, cut in blocks of `block_size` tokens. A request
 // reuses its leading cached blocks, though at most (prompt_len - 1) / block_size of them, because vLLM always
 // recomputes one token or more; then all its full blocks are cached. Of a prompt larger than the cache the first
-// capacity_blocks blocks stay. Needs block_size >= 1, capacity_blocks >= 0 (0: without limit).
-ReplayResult simulate_prefix_cache(const PlannedBatch& batch, int64_t block_size, int64_t capacity_blocks);
+// capacity_blocks blocks stay. Needs block_size >= 1, capacity_blocks >= 0 (0: without limit), fewer than 2^32 - 1
+// requests.
+ReplayResult simulate_prefix_cache(const PlannedBatch& batch, int64_t block_size, int64_t capacity_blocks,
+                                   EvictionPolicy policy = EvictionPolicy::kLru);
 
 }  // namespace vllm_relational

@@ -55,7 +55,12 @@ def sort_rows(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def simulate_prefix_cache(
-    segments: PromptSegments, codes: np.ndarray, plan: Plan, block_size: int, capacity_blocks: int
+    segments: PromptSegments,
+    codes: np.ndarray,
+    plan: Plan,
+    block_size: int,
+    capacity_blocks: int,
+    policy: str = "lru",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replay a planned batch against vLLM's prefix cache; the rules are in ``kv/simulate.py``.
 
@@ -65,17 +70,22 @@ def simulate_prefix_cache(
         plan: the rows to ask, in order, and the field order of each; ``plan.fields`` may be a broadcast view.
         block_size: tokens a KV block, 1 or more.
         capacity_blocks: KV blocks in the cache; 0 means without limit.
+        policy: which block goes when the cache is full: ``lru`` (stock vLLM), ``fifo`` or ``belady``; they are
+            explained in ``kv/policy.py``.
 
     Returns:
         ``(hit_tokens, prompt_tokens)``, both int32 ``[len(plan.rows)]``, in the order asked.
 
     Raises:
         ValueError: a shape, code, offset, row or field out of range; the message names the argument and the index.
+            Or a policy that there is not; the message names those there are.
     """
-    if _NATIVE is None:
-        from vllm_relational.kv import simulate
+    from vllm_relational.kv import policy as policies
+    from vllm_relational.kv import simulate
 
-        return simulate.simulate_prefix_cache(segments, codes, plan, block_size, capacity_blocks)
+    policies.sort_key(policy)
+    if _NATIVE is None:
+        return simulate.simulate_prefix_cache(segments, codes, plan, block_size, capacity_blocks, policy)
     hit_tokens, prompt_tokens = _NATIVE.simulate_prefix_cache(
         header=_packed(segments.header, np.int32),
         cell_tokens=[_packed(column.tokens, np.int32) for column in segments.cells],
@@ -86,8 +96,40 @@ def simulate_prefix_cache(
         fields=np.asarray(plan.fields, dtype=np.int32),  # as it is: a broadcast view stays one row of memory
         block_size=block_size,
         capacity_blocks=capacity_blocks,
+        policy=getattr(_NATIVE.EvictionPolicy, policy),
     )
     return hit_tokens, prompt_tokens
+
+
+def pair_dependencies(
+    codes: np.ndarray, num_values: np.ndarray, most_wrong: float, most_unexplained: float, most_distinct: float
+) -> np.ndarray:
+    """Which columns follow from which other column; the limits are explained in ``plan/dependencies.py``.
+
+    Args:
+        codes: int32 ``[num_columns, num_rows]``, every code >= 0; fewer than 2^31 rows.
+        num_values: int64 ``[num_columns]``, more than the greatest code of the column; fewer than 2^31.
+        most_wrong: share of the rows that may break a dependency.
+        most_unexplained: the same as a share of the rows that differ from the dependent's commonest value.
+        most_distinct: distinct values of a determinant as a share of the rows.
+
+    Returns:
+        int64 ``[num_columns, num_columns]``: rows in which the second column does not follow from the first; -1 where
+        a limit is passed, and on the diagonal.
+
+    Raises:
+        ValueError: a code or number out of range; the message names the argument and the index.
+    """
+    if _NATIVE is None:
+        from vllm_relational.plan import dependencies
+
+        return dependencies.pair_dependencies(codes, num_values, most_wrong, most_unexplained, most_distinct)
+    determinants, dependents, num_wrong = _NATIVE.find_pair_dependencies(
+        _packed(codes, np.int32), _packed(num_values, np.int64), most_wrong, most_unexplained, most_distinct
+    )
+    result = np.full((len(codes), len(codes)), -1, dtype=np.int64)
+    result[determinants, dependents] = num_wrong
+    return result
 
 
 def sort_values(tokens: np.ndarray, offsets: np.ndarray) -> ValueOverlaps:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <list>
+#include <numeric>
 #include <random>
 
 #include "check.h"
@@ -104,6 +105,55 @@ void no_columns() {
   CHECK(result.hit_tokens == (Counts{0, 2, 2, 2}));
 }
 
+// Prompts of one block of two tokens and one token more, asked as `rows` says; hits in blocks.
+Counts single_block_hits(std::vector<int64_t> rows, int64_t capacity_blocks, EvictionPolicy policy) {
+  const std::vector<int32_t> tokens{1, 1, 2, 2, 3, 3}, tail{9}, codes{0, 1, 2}, fields{0};
+  const std::vector<int64_t> offsets{0, 2, 4, 6};
+  const PlannedBatch batch{{}, {{tokens, offsets}}, tail, codes.data(), 3, rows, fields.data(), 0, 1};
+  Counts hits = simulate_prefix_cache(batch, 2, capacity_blocks, policy).hit_tokens;
+  for (int32_t& tokens_served : hits) tokens_served /= 2;
+  return hits;
+}
+
+void policies_differ() {
+  const std::vector<int64_t> rows{0, 1, 0, 2, 0, 1, 2};
+  CHECK(single_block_hits(rows, 2, EvictionPolicy::kLru) == (Counts{0, 0, 1, 0, 1, 0, 0}));
+  CHECK(single_block_hits(rows, 2, EvictionPolicy::kFifo) == (Counts{0, 0, 1, 0, 0, 0, 0}));
+  CHECK(single_block_hits(rows, 2, EvictionPolicy::kBelady) == (Counts{0, 0, 1, 0, 1, 0, 1}));
+  for (const auto policy : {EvictionPolicy::kLru, EvictionPolicy::kFifo, EvictionPolicy::kBelady}) {
+    CHECK(single_block_hits(rows, 3, policy) == (Counts{0, 0, 1, 0, 1, 1, 1}));
+    CHECK(single_block_hits({}, 1, policy).empty());
+  }
+}
+
+int64_t sum(const Counts& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
+
+// Columns of few values, whole blocks long, in an order of its own for each row: paths meet and part at all depths.
+void belady_serves_most(std::mt19937& random) {
+  constexpr size_t kColumns = 4, kRows = 300;
+  std::vector<int32_t> tokens, codes, fields;
+  for (int32_t code = 0; code < 3; ++code) tokens.insert(tokens.end(), {code, code, code + 1, code});
+  const std::vector<int64_t> offsets{0, 4, 8, 12};
+  const std::vector<int32_t> tail{9};
+  for (size_t i = 0; i < kColumns * kRows; ++i) codes.push_back(static_cast<int32_t>(random() % 3));
+  std::vector<int64_t> rows;
+  std::vector<int32_t> order{0, 1, 2, 3};
+  for (size_t i = 0; i < kRows; ++i) {
+    rows.push_back(static_cast<int64_t>(random() % kRows));
+    std::swap(order[random() % kColumns], order[random() % kColumns]);
+    fields.insert(fields.end(), order.begin(), order.end());
+  }
+  const CellSegments cells{tokens, offsets};
+  const PlannedBatch batch{{}, {cells, cells, cells, cells}, tail, codes.data(), kRows, rows, fields.data(), 4, 1};
+  for (int64_t capacity = 1; capacity < 200; ++capacity) {
+    const auto served = [&](EvictionPolicy policy) {
+      return sum(simulate_prefix_cache(batch, 2, capacity, policy).hit_tokens);
+    };
+    CHECK(served(EvictionPolicy::kBelady) >= served(EvictionPolicy::kLru));
+    CHECK(served(EvictionPolicy::kBelady) >= served(EvictionPolicy::kFifo));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -113,5 +163,7 @@ int main() {
   colliding_hashes_keep_the_list_whole();
   small_batch();
   no_columns();
+  policies_differ();
+  belady_serves_most(random);
   return 0;
 }

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vllm_relational import native
 from vllm_relational.kv import simulate
+from vllm_relational.kv.policy import POLICIES
 from vllm_relational.records import Plan, PromptSegments, TokenSegments
 
 SIMULATORS = [pytest.param(native.simulate_prefix_cache, id="native" if native.AVAILABLE else "fallback")]
@@ -60,10 +61,11 @@ def batches(draw):
     return segments, codes, Plan("test", rows, np.array(fields, dtype=np.int32).reshape(len(rows), num_columns))
 
 
-@given(batches(), st.integers(1, 16), st.sampled_from([0, 1, 2, 3, 5, 8, 20, 100]))
-def test_native_equals_reference(batch, block_size, capacity_blocks):
-    hits, lengths = native.simulate_prefix_cache(*batch, block_size, capacity_blocks)
-    expected_hits, expected_lengths = simulate.simulate_prefix_cache(*batch, block_size, capacity_blocks)
+@pytest.mark.parametrize("policy", POLICIES)
+@given(batch=batches(), block_size=st.integers(1, 16), capacity_blocks=st.sampled_from([0, 1, 2, 3, 5, 8, 20, 100]))
+def test_native_equals_reference(policy, batch, block_size, capacity_blocks):
+    hits, lengths = native.simulate_prefix_cache(*batch, block_size, capacity_blocks, policy)
+    expected_hits, expected_lengths = simulate.simulate_prefix_cache(*batch, block_size, capacity_blocks, policy)
     assert hits.dtype == lengths.dtype == np.int32
     np.testing.assert_array_equal(hits, expected_hits)
     np.testing.assert_array_equal(lengths, expected_lengths)
@@ -84,6 +86,30 @@ def test_counted_by_hand(simulator, block_size, capacity_blocks, hits):
     hit_tokens, prompt_tokens = simulator(SEGMENTS, CODES, PLAN, block_size, capacity_blocks)
     assert hit_tokens.tolist() == hits
     assert prompt_tokens.tolist() == [7, 7, 7, 7]
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize(
+    ("policy", "hits"),
+    [
+        ("lru", [0, 0, 1, 0, 1, 0, 0]),  # 0 stays for its use in the third request; 1 goes, then 2
+        ("fifo", [0, 0, 1, 0, 0, 0, 0]),  # 0 goes, although used just before
+        ("belady", [0, 0, 1, 0, 1, 0, 1]),  # 0 goes when it is used no more, 2 stays
+    ],
+)
+def test_policies_counted_by_hand(simulator, policy, hits):
+    """Prompts of one block and one token more; room for two blocks."""
+    segments = PromptSegments(ids([]), (column([1, 1], [2, 2], [3, 3]),), ids([9]))
+    plan = one_order([0, 1, 0, 2, 0, 1, 2], [0])
+    hit_tokens, _ = simulator(segments, ids([[0, 1, 2]]), plan, 2, 2, policy)
+    assert (hit_tokens // 2).tolist() == hits
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@given(batch=batches(), block_size=st.integers(1, 16))
+def test_policies_agree_without_limit(policy, batch, block_size):
+    hits, _ = native.simulate_prefix_cache(*batch, block_size, 0, policy)
+    np.testing.assert_array_equal(hits, simulate.simulate_prefix_cache(*batch, block_size, 10**6, policy)[0])
 
 
 @pytest.mark.parametrize("simulator", SIMULATORS)
@@ -118,6 +144,7 @@ def with_cells(first):
     [
         ({"block_size": 0}, "block_size must be 1"),
         ({"capacity_blocks": -1}, "capacity_blocks must be 0"),
+        ({"policy": "random"}, "'random': use one of lru, fifo, belady"),
         ({"codes": ids([[0, 2], [0, 1]])}, r"codes\[0, 1\] = 2"),
         ({"codes": ids([[0, 1], [-1, 1]])}, r"codes\[1, 0\] = -1"),
         ({"codes": ids([[0, 1]])}, "codes has 1 columns"),

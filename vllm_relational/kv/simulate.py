@@ -11,6 +11,9 @@ Clear rather than fast: call it through ``vllm_relational.native``. The rules ar
   become most recent, the deepest the least recent among them, and a block never outlives the block before it.
 - Blocks of the request at hand are not evicted. A prompt larger than the cache keeps its first blocks.
 
+So much for ``lru``, what vLLM does. Under another policy of ``kv/policy.py`` the third rule reads: when a request has
+ended, leaves go in the order of the policy's sort key until the rest fits. The other rules stay.
+
 What is left out: requests run one after the other rather than many at a time; generated tokens and the partly filled
 last block take no room; and the block that vLLM computes again although it is cached, when the whole prompt is, is
 not held twice. vLLM sets one block of its pool aside, so its capacity is ``num_gpu_blocks - 1``.
@@ -23,6 +26,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from vllm_relational.kv.policy import NEVER, BlockUse, SortKey, sort_key
 from vllm_relational.records import Plan, PromptSegments
 
 _BlockKey = tuple[int, tuple[int, ...]]  # number of the block before it (0: none), own tokens
@@ -77,21 +81,100 @@ class PrefixCache:
         return path, num_hits
 
 
+class PolicyCache:
+    """Set of KV blocks under any policy, with the blocks of all requests known beforehand.
+
+    Blocks are known by number. A request is its path: the numbers of its full blocks, root first, at most
+    ``capacity_blocks`` of them (0: without limit). Time: all blocks of the cache for each that goes.
+    """
+
+    def __init__(self, key: SortKey, paths: Sequence[Sequence[int]], capacity_blocks: int) -> None:
+        self._key, self._paths, self._capacity = key, paths, capacity_blocks
+        self._next_uses = next_uses(paths)
+        self._parents = {
+            block: parent for path in paths for parent, block in zip((_NO_BLOCK, *path), path, strict=False)
+        }
+        self._blocks: dict[int, BlockUse] = {}
+
+    def __len__(self) -> int:
+        """Blocks in the cache."""
+        return len(self._blocks)
+
+    def request(self, number: int) -> int:
+        """Serve the request of that number, counted from 0 and in order; returns how many blocks the cache held."""
+        path = self._paths[number]
+        num_hits = sum(block in self._blocks for block in path)
+        for depth, (block, next_use) in enumerate(zip(path, self._next_uses[number], strict=True), start=1):
+            use = self._blocks.setdefault(block, BlockUse(depth, inserted=number, last_use=number))
+            use.last_use, use.next_use = number, next_use
+        while self._capacity and len(self._blocks) > self._capacity:
+            self._evict(held=set(path))
+        return num_hits
+
+    def _evict(self, held: set[int]) -> None:
+        inner = {self._parents[block] for block in self._blocks}
+        leaves = [block for block in self._blocks if block not in inner and block not in held]
+        del self._blocks[min(leaves, key=lambda block: self._key(self._blocks[block]))]
+
+
+def next_uses(paths: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Per request and block of its path: the next request that holds the block, ``NEVER`` if none does."""
+    later: dict[int, float] = {}
+    uses = []
+    for number in reversed(range(len(paths))):
+        uses.append([later.get(block, NEVER) for block in paths[number]])
+        later.update(dict.fromkeys(paths[number], number))
+    return uses[::-1]
+
+
+def block_paths(prompts: Iterable[Sequence[int]], block_size: int, capacity_blocks: int) -> list[list[int]]:
+    """The full blocks of each prompt, root first, numbered from 1; at most ``capacity_blocks`` (0: all)."""
+    numbers: dict[_BlockKey, int] = {}
+    paths = []
+    for prompt in prompts:
+        num_blocks = len(prompt) // block_size
+        path = [_NO_BLOCK]
+        for i in range(min(num_blocks, capacity_blocks) if capacity_blocks else num_blocks):
+            key = (path[-1], tuple(prompt[i * block_size : (i + 1) * block_size]))
+            path.append(numbers.setdefault(key, len(numbers) + 1))
+        paths.append(path[1:])
+    return paths
+
+
 def simulate_prefix_cache(
-    segments: PromptSegments, codes: np.ndarray, plan: Plan, block_size: int, capacity_blocks: int
+    segments: PromptSegments,
+    codes: np.ndarray,
+    plan: Plan,
+    block_size: int,
+    capacity_blocks: int,
+    policy: str = "lru",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replay ``plan``: ``(hit_tokens, prompt_tokens)``, both int32 ``[len(plan.rows)]``, in the order asked.
 
-    codes: int32 ``[num_columns, num_rows]``. capacity_blocks: 0 means without limit. Raises ``ValueError`` for a
-    shape, code, row or field out of range.
+    codes: int32 ``[num_columns, num_rows]``. capacity_blocks: 0 means without limit. policy: see ``kv/policy.py``.
+    Raises ``ValueError`` for a shape, code, row or field out of range, or a policy that there is not.
     """
-    cache = PrefixCache(block_size, capacity_blocks)
+    key, cache = sort_key(policy), PrefixCache(block_size, capacity_blocks)
     _check(segments, codes, plan)
-    hits, lengths = [], []
-    for prompt in planned_prompts(segments, codes, plan):
-        hits.append(cache.request(prompt))
-        lengths.append(len(prompt))
+    prompts = planned_prompts(segments, codes, plan)
+    served = _replay_lru(cache, prompts) if policy == "lru" else _replay(key, prompts, block_size, capacity_blocks)
+    hits, lengths = zip(*served, strict=True) if len(plan.rows) else ((), ())
     return np.array(hits, dtype=np.int32), np.array(lengths, dtype=np.int32)
+
+
+def _replay_lru(cache: PrefixCache, prompts: Iterable[Sequence[int]]) -> Iterable[tuple[int, int]]:
+    """Hits and length of each prompt; holds one prompt at a time."""
+    return ((cache.request(prompt), len(prompt)) for prompt in prompts)
+
+
+def _replay(
+    key: SortKey, prompts: Iterable[Sequence[int]], block_size: int, capacity_blocks: int
+) -> Iterable[tuple[int, int]]:
+    kept = list(prompts)
+    cache = PolicyCache(key, block_paths(kept, block_size, capacity_blocks), capacity_blocks)
+    for number, prompt in enumerate(kept):
+        reusable = max(len(prompt) - 1, 0) // block_size
+        yield min(cache.request(number), reusable) * block_size, len(prompt)
 
 
 def planned_prompts(segments: PromptSegments, codes: np.ndarray, plan: Plan) -> Iterable[list[int]]:

@@ -7,7 +7,8 @@ order.
 
 Lengths are whatever ``PlanInput.cell_tokens`` holds: tokens of the prompt, or characters (``plan/characters.py``).
 Hits in KV blocks, and with a cache of limited capacity, are counted from token ids by
-``native.simulate_prefix_cache``; its rules are in ``kv/simulate.py``.
+``native.simulate_prefix_cache``; its rules are in ``kv/simulate.py``. ``kv/replay.py`` sums them up, under the eviction
+policy of vLLM and under the best that there can be.
 """
 
 from __future__ import annotations

@@ -1,0 +1,74 @@
+"""Eviction policies as sort keys: of the blocks that may go, the one with the least key goes first.
+
+Only leaves may go: blocks without a child in the cache that the request at hand does not hold. vLLM's block pool does
+not check this: it takes the head of its queue, and a child can outlive its parent there. But a request reuses leading
+blocks only, so such a child serves nobody, and once its parent is computed again vLLM computes the child again too: it
+is dead room. A policy that lets the child go instead of the parent has at least the same hits, and stock vLLM's queue
+does just that. So the rule takes nothing from any policy, and ``belady`` bounds those that break it too.
+
+Under ``lru`` and ``belady`` a parent's key is never below its child's, so the least key of all is always a leaf's.
+Under ``fifo`` it is not: a parent is as old as its child or older, and waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+NEVER = math.inf
+"""The next use of a block that no later request holds."""
+
+
+@dataclass(slots=True)
+class BlockUse:
+    """What a policy may know of a block. Requests are counted from 0 in the order asked.
+
+    depth:    blocks of the prompt up to this one, itself included.
+    inserted: the request that computed it.
+    last_use: the latest request that held it.
+    next_use: the next request that will, as far as the queue of requests is known; ``NEVER`` if none will.
+    """
+
+    depth: int
+    inserted: int
+    last_use: int
+    next_use: float = NEVER
+
+
+SortKey = Callable[[BlockUse], tuple[float, ...]]
+
+
+def lru(block: BlockUse) -> tuple[float, ...]:
+    """Least recently used first, of one request the deepest first: stock vLLM."""
+    return (block.last_use, -block.depth)
+
+
+def fifo(block: BlockUse) -> tuple[float, ...]:
+    """Oldest insertion first, of one request the deepest first (arXiv 2403.05821 v1, section 6.2).
+
+    Where every prompt ends with a block of its own, it does what ``lru`` does: that block is as young as the request,
+    and the blocks before it wait for it. The two differ when whole prompts, or prompts but for the last block, return.
+    """
+    return (block.inserted, -block.depth)
+
+
+def belady(block: BlockUse) -> tuple[float, ...]:
+    """Farthest next use first, never again first of all, of one request the deepest first.
+
+    With all requests known no policy finds more blocks in the cache (L. A. Belady, A study of replacement algorithms
+    for a virtual-storage computer, 1966). In tokens served this holds as long as no prompt ends with a whole block
+    and starts another prompt: vLLM computes such a block again although it is cached, and its hit counts for nothing.
+    Distinct rows with a text after them, as the pipeline sends them, are never so.
+    """
+    return (-block.next_use, -block.depth)
+
+
+POLICIES: Mapping[str, SortKey] = {"lru": lru, "fifo": fifo, "belady": belady}
+
+
+def sort_key(policy: str) -> SortKey:
+    """The sort key of the policy of that name; ``ValueError`` with the names there are."""
+    if policy not in POLICIES:
+        raise ValueError(f"there is no eviction policy {policy!r}: use one of {', '.join(POLICIES)}")
+    return POLICIES[policy]
