@@ -214,6 +214,17 @@ def test_bench_compares_orders_and_appends_lines(table, tmp_path, engine):
     assert read_table(lines)["order"].to_pylist() == ["published", "fixed", "tree"]
 
 
+def test_bench_within_a_budget_reads_the_table_once_to_choose_the_rows(tmp_path, engine, monkeypatch):
+    (tmp_path / "t.csv").write_text("text,n\n" + "".join(f"row,{n}\n" for n in range(40)))
+    prepared = []
+    prepare = RelationalLLM.prepare
+    monkeypatch.setattr(RelationalLLM, "prepare", lambda *a, **k: prepared.append(1) or prepare(*a, **k))
+    arguments = ["bench", str(tmp_path / "t.csv"), "-p", "{*}?", "--orders", "published,fixed", "--budget", "1000"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0 and "40 of 40 rows fit into 1000 s" in result.stderr
+    assert len(prepared) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -257,7 +268,7 @@ def test_plan_names_dependencies_in_json(table):
 def test_plan_shows_the_planners_and_what_rows_share(table):
     result = run_cli("plan", table, "--budget", "0.1")
     assert result.exit_code == 0 and result.stderr == ""
-    for shown in ("3 rows x 2 columns", "tree", "tokens saved", "the question", "Columns found dependent"):
+    for shown in ("3 rows (2 distinct) x 2 columns", "tree", "tokens saved", "the question", "Columns found dependent"):
         assert shown in result.stdout, shown
 
 

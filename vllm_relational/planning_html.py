@@ -49,7 +49,7 @@ def write_page(comparison: PlanComparison, title: str, path: Path) -> None:
     text = page.render(
         title=title,
         best=comparison.best,
-        size=f"{rows_of(nodes[0])} to ask of {planned.table.num_rows:,}",
+        size=f"{planned.table.num_rows:,} rows, {nodes[0].num_rows:,} distinct",
         whole_cells=_share_saved(planned, nodes[0]),
         picture=_picture(planned, nodes),
         dependencies=dependency_lines(comparison.best.dependencies, SHOWN_DEPENDENCIES),

@@ -29,7 +29,7 @@ def render(comparison: PlanComparison) -> str:
     out = io.StringIO()
     console = Console(width=WIDTH, file=out, color_system=None, markup=False, emoji=False, highlight=False)
     best = comparison.best
-    console.print(_facts(best))
+    console.print(_facts(best, comparison.planned.batch.num_rows))
     console.print(_table(comparison.summaries))
     start = f"{best.planner}, fields of the first row asked: "
     console.print(start + listed([shorten(name, NAME_WIDTH) for name in best.field_order], WIDTH - len(start)))
@@ -39,8 +39,9 @@ def render(comparison: PlanComparison) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def _facts(best: PlanSummary) -> str:
-    size = f"{best.rows:,} {plural('row', best.rows)} x {best.columns} {plural('column', best.columns)}"
+def _facts(best: PlanSummary, num_distinct: int) -> str:
+    distinct = f" ({num_distinct:,} distinct)" if num_distinct < best.rows else ""
+    size = f"{best.rows:,} {plural('row', best.rows)}{distinct} x {best.columns} {plural('column', best.columns)}"
     tokens = f"{best.prompt_tokens:,} prompt tokens ({best.token_counts})"
     return f"{size}, {tokens}\nceiling {best.ceiling:.1%} of tokens, {best.ceiling_chars:.1%} of characters"
 
@@ -67,7 +68,9 @@ def _tree(planned: PlannedQuery) -> Tree:
 
 
 def _tree_heads() -> str:
-    return f"{'shared by all rows of a branch':<{LABEL_WIDTH}}  {'':>14}  {'tokens saved':>13}  {'of all':>6}"
+    return (
+        f"{'shared by all rows of a branch':<{LABEL_WIDTH}}  {'distinct rows':>14}  {'tokens saved':>13}  {'of all':>6}"
+    )
 
 
 def _line(planned: PlannedQuery, node: PrefixNode, width: int) -> str:
@@ -96,7 +99,7 @@ def node_label(planned: PlannedQuery, node: PrefixNode, width: int) -> str:
 def sum_label(node: PrefixNode) -> str:
     """What a node is that sums up branches: with all below them, they are in its numbers."""
     if node.merged == node.num_rows:
-        return "(nothing more)"
+        return "(rows that share nothing more)"
     return f"({node.merged:,} more {plural('branch', node.merged)})"
 
 
