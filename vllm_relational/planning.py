@@ -1,5 +1,7 @@
-"""What each planner would make of a table, side by side: the ``plan`` command. ``planning_text`` and ``planning_html``
-show it."""
+"""What each planner would make of a table, side by side: the ``plan`` command.
+
+``planning_text`` shows it on a terminal, ``planning_html`` as a page.
+"""
 
 from __future__ import annotations
 
