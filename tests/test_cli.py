@@ -214,6 +214,17 @@ def test_bench_compares_orders_and_appends_lines(table, tmp_path, engine):
     assert read_table(lines)["order"].to_pylist() == ["published", "fixed", "tree"]
 
 
+def test_bench_within_a_budget_reads_the_table_once_to_choose_the_rows(tmp_path, engine, monkeypatch):
+    (tmp_path / "t.csv").write_text("text,n\n" + "".join(f"row,{n}\n" for n in range(40)))
+    prepared = []
+    prepare = RelationalLLM.prepare
+    monkeypatch.setattr(RelationalLLM, "prepare", lambda *a, **k: prepared.append(1) or prepare(*a, **k))
+    arguments = ["bench", str(tmp_path / "t.csv"), "-p", "{*}?", "--orders", "published,fixed", "--budget", "1000"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0 and "40 of 40 rows fit into 1000 s" in result.stderr
+    assert len(prepared) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -247,6 +258,39 @@ def test_plan_compares_planners_as_json(table, tokenizer_folder):
     )
 
 
+def test_plan_names_dependencies_in_json(table):
+    line = json.loads(run_cli("plan", table, "--json", "--planner", "fixed").stdout)
+    assert isinstance(line["dependencies"], list)
+    for dependency in line["dependencies"]:
+        assert set(dependency) == {"determinants", "dependents", "share"}
+
+
+def test_plan_shows_the_planners_and_what_rows_share(table):
+    result = run_cli("plan", table, "--budget", "0.1")
+    assert result.exit_code == 0 and result.stderr == ""
+    for shown in ("3 rows (2 distinct) x 2 columns", "tree", "tokens saved", "the question", "Columns found dependent"):
+        assert shown in result.stdout, shown
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_plan_draws_a_page(table, tmp_path, more):
+    pytest.importorskip("plotly")
+    page = tmp_path / "tree.html"
+    result = run_cli("plan", table, "--html", page, *more)
+    assert result.exit_code == 0 and str(page) in result.stderr and str(page) not in result.stdout
+    assert "t.csv" in page.read_text() and "</html>" in page.read_text()
+
+
+def test_plan_looks_for_plotly_before_it_plans(table, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setattr("vllm_relational.planning.compare_planners", None)
+    result = run_cli("plan", table, "--html", tmp_path / "tree.html")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        f"error: {tmp_path}/tree.html is drawn with plotly: pip install 'vllm-relational[report]'"
+    ]
+
+
 def test_plan_counts_characters_over_all_rows(tmp_path):
     (tmp_path / "t.csv").write_text("long,short\naaaaaaaa,x\naaaaaaaa,y\nbbbbbbbb,x\nbbbbbbbb,y\n")
     result = run_cli("plan", tmp_path / "t.csv", "--json", "--planner", "fixed")
@@ -270,8 +314,14 @@ def test_a_small_cache_serves_less(tmp_path):
         (["--columns", "nothing"], "nothing"),
         (["--capacity", "0"], "--capacity"),
         (["-p", "{text}", "--columns", "text"], "exclude"),
+        (["--budget", "-1"], "the budget is -1 seconds: give 0 to 86,400"),
+        (["--budget", "1", "--planner", "fixed,ggr"], "--budget is for the planner tree: name it with --planner"),
+        (["--html", "/no/such/folder/t.html"], "mkdir -p /no/such/folder"),
+        (["--html", "/"], "it is a folder; name a file in it"),
+        (["--planner", "[]"], "names no planner"),
     ],
 )
 def test_plan_refuses_in_one_line(table, options, reason):
     result = run_cli("plan", table, *options)
-    assert result.exit_code == 2 and reason in result.stderr and "Traceback" not in result.stderr
+    assert result.exit_code == 2 and reason in result.stderr and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_relational.config import QueryConfig
-from vllm_relational.pipeline import plan_query, run_query
+from vllm_relational.pipeline import plan_query, prepare, run_query
+from vllm_relational.plan.objective import total_tokens
 from vllm_relational.prompts import FourByteEstimate
 from vllm_relational.records import (
     Choice,
@@ -28,6 +29,7 @@ from vllm_relational.records import (
     QueryResult,
     RelationalError,
     RowFailedError,
+    RunReport,
 )
 
 cells = st.none() | st.sampled_from(["x", "y", 'q"\n,', "é😀", "", "a much longer text " * 5])
@@ -304,6 +306,53 @@ def test_engines_without_prefix_cache_are_predicted_no_hits():
     info = EngineInfo("fake", prefix_caching=False)
     report = plan_query(arrow(TABLE), "{*}?", FreeText(), QueryConfig(), info, FourByteEstimate())
     assert report.predicted.hit_tokens == 0 < report.predicted.prompt_tokens
+
+
+# ------------------------------------------------------------------------------------------------ prepared queries
+def facts_of(report: RunReport) -> dict:
+    return {**vars(report), "stage_seconds": set(report.stage_seconds)}
+
+
+@given(tables, st.lists(orders, min_size=1, max_size=3))
+def test_a_query_prepared_once_is_planned_as_if_prepared_for_each_plan(rows, names):
+    info = EngineInfo("fake", max_model_len=300)
+    prepared = prepare(arrow(rows), "{*}?", TEXT, QueryConfig(), ByteTokenizer())
+    for name in names:
+        alone = plan_query(arrow(rows), "{*}?", TEXT, QueryConfig(order=name), info, ByteTokenizer())
+        assert facts_of(prepared.plan(info, name).report) == facts_of(alone)
+
+
+@given(tables, orders, st.integers(1, 15))
+def test_the_first_rows_of_a_prepared_query_are_a_query_of_their_own(rows, name, num_rows):
+    info = EngineInfo("fake", block_size=1)
+    prepared = prepare(arrow(rows), "{*}?", TEXT, QueryConfig(order=name), ByteTokenizer())
+    alone = plan_query(arrow(rows[:num_rows]), "{*}?", TEXT, QueryConfig(order=name), info, ByteTokenizer())
+    assert facts_of(prepared.first(num_rows).plan(info).report) == facts_of(alone)
+
+
+def test_preparing_is_measured_once():
+    prepared = prepare(arrow(TABLE), "{*}?", TEXT, QueryConfig(), ByteTokenizer())
+    first, second = (prepared.plan(EngineInfo("fake"), "fixed").report.stage_seconds for _ in range(2))
+    for stage in ("read columns", "deduplicate", "tokenise"):
+        assert first[stage] == second[stage] > 0
+
+
+def test_a_plan_comes_with_what_it_was_made_from():
+    planned = prepare(arrow(TABLE), "{a} {c}?", TEXT, QueryConfig(), ByteTokenizer()).plan(EngineInfo("fake"))
+    assert planned.table.names == ("a", "c") and planned.table.num_rows == 12
+    assert planned.batch.num_rows == len(planned.plan.rows) == planned.report.num_distinct == 6
+    assert 0 < 6 * planned.header_tokens + total_tokens(planned.batch) < planned.report.predicted.prompt_tokens
+
+
+def test_only_planners_that_read_overlaps_have_them_computed(monkeypatch):
+    asked = []
+    monkeypatch.setattr("vllm_relational.pipeline.value_overlaps", lambda cells: asked.append(1) or ())
+    prepared = prepare(arrow(TABLE), "{*}?", TEXT, QueryConfig(), ByteTokenizer())
+    for name in ("published", "fixed", "ggr"):
+        prepared.plan(EngineInfo("fake"), name)
+    assert not asked
+    prepared.plan(EngineInfo("fake"), "tree")
+    assert asked
 
 
 def test_a_finished_job_resumed_asks_nothing(tmp_path):

@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from vllm_relational.llm import RelationalLLM
-from vllm_relational.records import QueryResult, RelationalError
+from vllm_relational.pipeline import PreparedQuery
+from vllm_relational.records import EngineInfo, QueryResult, RelationalError
 
 # Rows asked to measure the engine's speed before a comparison with a time budget.
 SAMPLE_ROWS = 8
@@ -137,21 +138,19 @@ def rows_within(
     report = llm.run(table.slice(0, SAMPLE_ROWS), prompt, progress=False, **options).report
     tokens = (report.measured_prompt_tokens or 0) - (report.measured_cached_tokens or 0)
     affordable = seconds * tokens / max(report.stage_seconds["ask"], 1e-9)
+    prepared, info = llm.prepare(table, prompt, **options), llm.expected_engine()
     low, high = 2, table.num_rows
     while low < high:
         middle = (low + high + 1) // 2
-        if _computed_tokens(llm, table.slice(0, middle), prompt, orders, options) <= affordable:
+        if _computed_tokens(prepared.first(middle), info, orders) <= affordable:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _computed_tokens(
-    llm: RelationalLLM, table: pa.Table, prompt: str, orders: Sequence[str], options: Mapping[str, Any]
-) -> int:
-    plans = [llm.plan(table, prompt, order=order, **options) for order in orders]
-    return sum(plan.predicted.computed_tokens for plan in plans)
+def _computed_tokens(prepared: PreparedQuery, info: EngineInfo, orders: Sequence[str]) -> int:
+    return sum(prepared.plan(info, order).report.predicted.computed_tokens for order in orders)
 
 
 def _empty_cache(llm: RelationalLLM) -> None:

@@ -112,7 +112,7 @@ def run(
     options = cli_options.query_options(choices, bounds, schema, max_tokens, pin, system_prompt, nulls)
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
-    _check_report(report)
+    _check_page(report)
     if dry_run:
         return _finish(llm.plan(data, prompt, order=order, **options), report)
     _check_result_place(data, output, answer_column, error_column)
@@ -172,7 +172,7 @@ def bench(
     options = cli_options.query_options(choices, bounds, schema, max_tokens, pin, system_prompt, nulls)
     arguments = cli_options.engine_arguments(engine_arg)
     _check_result_place(data, output, "answer", "error")
-    _check_report(report)
+    _check_page(report)
     _check_folder(csv)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
@@ -209,29 +209,40 @@ def plan(
     pin: Pin = None,
     capacity: Annotated[int | None, typer.Option(help="KV cache in tokens; default without limit.")] = None,
     limit: Limit = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds that tree may search; default 0.5 or more.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a planner on stdout.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also draw the best plan's prefix tree as one HTML file.")] = None,
 ) -> int:
-    """Compare planners on TABLE: what each would serve from the KV cache. Starts no engine."""
+    """Compare planners on TABLE: what each would serve from the KV cache, and why. Starts no engine."""
     import dataclasses
 
-    from vllm_relational.planning import compare_planners, render, template_of
+    from vllm_relational.planning import compare_planners, template_of
 
     if prompt is not None and columns is not None:
         raise RelationalError("--prompt and --columns exclude each other: give one")
     if capacity is not None and capacity < 1:
         raise RelationalError(f"--capacity is {capacity}: a cache holds at least 1 token")
+    _check_page(html, "plotly")
     data = cli_options.read_rows(table, limit)
     llm = cli_options.make_llm(model, None, tokenizer, False, 1, {})
     question = prompt or template_of(cli_options.parse_list(columns, "--columns") if columns else None)
     info = dataclasses.replace(llm.expected_engine(), kv_cache_tokens=capacity, max_model_len=None)
     options = {"pin": cli_options.parse_list(pin, "--pin") if pin else [], "nulls": "keep"}
     names = cli_options.parse_list(planners, "--planner")
-    summaries = compare_planners(llm, data, question, names, options, info)
+    comparison = compare_planners(llm, data, question, names, options, info, budget)
+    if html is not None:
+        from vllm_relational.planning_html import write_page
+
+        write_page(comparison, table.name, html)
     if as_json:
-        for summary in summaries:
+        for summary in comparison.summaries:
             print(json.dumps(dataclasses.asdict(summary), ensure_ascii=False))
     else:
-        print(render(summaries))
+        from vllm_relational.planning_text import render
+
+        print(render(comparison))
+    if html is not None:
+        _say(f"prefix tree: {html}")
     return OK
 
 
@@ -250,16 +261,20 @@ def _check_result_place(data: pa.Table, output: Path | None, *columns: str) -> N
         check_output(output)
 
 
-def _check_report(report: Path | None) -> None:
-    """Before anything is asked: can the report be drawn and written?"""
-    _check_folder(report)
-    if report is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RelationalError("the HTML report needs matplotlib: pip install 'vllm-relational[report]'")
+def _check_page(page: Path | None, library: str = "matplotlib") -> None:
+    """Before anything is asked or planned: can the page be drawn and written?"""
+    _check_folder(page)
+    if page is not None and importlib.util.find_spec(library) is None:
+        raise RelationalError(f"{page} is drawn with {library}: pip install 'vllm-relational[report]'")
 
 
 def _check_folder(file: Path | None) -> None:
-    if file is not None and (not file.parent.is_dir() or file.is_dir()):
-        raise RelationalError(f"cannot write {file}: its folder does not exist, or it is a folder")
+    if file is None:
+        return
+    if file.is_dir():
+        raise RelationalError(f"cannot write {file}: it is a folder; name a file in it")
+    if not file.parent.is_dir():
+        raise RelationalError(f"cannot write {file}: the folder {file.parent} does not exist; mkdir -p {file.parent}")
 
 
 def _default_checkpoint(output: Path | None) -> Path | None:

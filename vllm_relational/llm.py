@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from vllm_relational.config import DEFAULT_ORDER, DEFAULT_SYSTEM_PROMPT, Nulls, OnError, QueryConfig
 from vllm_relational.engine.base import Engine
-from vllm_relational.pipeline import plan_query, run_query
+from vllm_relational.pipeline import PreparedQuery, prepare, run_query
 from vllm_relational.prompts import FourByteEstimate, Tokenizer, load_tokenizer
 from vllm_relational.records import (
     Choice,
@@ -108,9 +108,16 @@ class RelationalLLM:
 
         info: the engine to plan for; by default this one as it will most likely be, with an unlimited KV cache.
         """
-        config, decision = self._settings(options)
         info = info or self.expected_engine()
-        return plan_query(read_table(table), prompt, decision, config, info, self._load_tokenizer())
+        return self.prepare(table, prompt, **options).plan(info).report
+
+    def prepare(self, table: Any, prompt: str, **options: Any) -> PreparedQuery:
+        """Read, deduplicate and tokenise a query that is then planned several times; options of ``run``.
+
+        ``prepare(...).plan(llm.expected_engine(), order)`` forecasts one order.
+        """
+        config, decision = self._settings(options)
+        return prepare(read_table(table), prompt, decision, config, self._load_tokenizer())
 
     # ------------------------------------------------------------------------------------------------ the engine
     @property

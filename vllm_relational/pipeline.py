@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import time
@@ -35,6 +36,7 @@ from vllm_relational.records import (
     JsonSchema,
     Plan,
     PlanInput,
+    PlannedQuery,
     QueryResult,
     RelationalError,
     RowFailedError,
@@ -76,8 +78,35 @@ def plan_query(
     table: pa.Table, template: str, decision: Decision, config: QueryConfig, info: EngineInfo, tokenizer: Tokenizer
 ) -> RunReport:
     """Plan the query and forecast the cache without an engine (``--dry-run``)."""
-    job = _Job(table, template, decision, config, tokenizer)
-    return job.report(job.plan(info, {}), info, Measured())
+    return prepare(table, template, decision, config, tokenizer).plan(info).report
+
+
+def prepare(
+    table: pa.Table, template: str, decision: Decision, config: QueryConfig, tokenizer: Tokenizer
+) -> PreparedQuery:
+    """Encode, deduplicate and tokenise once what is then planned several times. Raises as ``run_query`` does."""
+    return PreparedQuery(_Job(table, template, decision, config, tokenizer))
+
+
+class PreparedQuery:
+    """A query that was encoded, deduplicated and tokenised; plans do not affect each other."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+
+    def plan(self, info: EngineInfo, order: str | None = None, budget_seconds: float | None = None) -> PlannedQuery:
+        """Plan for that engine, by default in the order that the query was prepared with.
+
+        budget_seconds: for planners that search, see ``plan.planner``; None for the planner's default.
+        """
+        job = self._job.again(order)
+        batch = job.plan(info, {}, budget_seconds)
+        header = len(job.prompts.segments.header)
+        return PlannedQuery(job.report(batch, info, Measured()), job.table, batch.input, batch.plan, header)
+
+    def first(self, num_rows: int) -> PreparedQuery:
+        """The same query over the first rows of the table only."""
+        return PreparedQuery(self._job.first(num_rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +114,13 @@ class Batch:
     """The distinct rows of this run, planned.
 
     groups: int64 ``[n]``, their numbers in ``Distinct``; codes: int32 ``[num_columns, n]``; keys: int64 ``[n]``.
+    input:  what the planner saw.
     """
 
     groups: np.ndarray
     codes: np.ndarray
     keys: np.ndarray
+    input: PlanInput
     plan: Plan
     predicted: CacheForecast
     published: CacheForecast
@@ -134,6 +165,22 @@ class _Job:
         with self.clock("tokenise"):
             self.prompts = PromptBuilder(self.question, self.table, decision, config.system_prompt, tokenizer)
 
+    def again(self, order: str | None) -> _Job:
+        """This job as it was before planning, in that order (None: its own)."""
+        job = copy.copy(self)
+        job.config = dataclasses.replace(self.config, order=order or self.config.order)
+        job.seconds, job.group_errors, job.measured = dict(self.seconds), {}, Measured()
+        return job
+
+    def first(self, num_rows: int) -> _Job:
+        """This job as it was before planning, over the first rows: groups are numbered by their first row."""
+        job = self.again(None)
+        first_rows, inverse = self.distinct.first_rows, self.distinct.inverse
+        job.table = dataclasses.replace(self.table, codes=self.table.codes[:, :num_rows])
+        job.distinct = Distinct(first_rows[first_rows < num_rows], inverse[:num_rows])
+        job.row_errors = {row: reason for row, reason in self.row_errors.items() if row < num_rows}
+        return job
+
     # ------------------------------------------------------------------------------------------- table, dedup
     def _encode(self, table: pa.Table) -> EncodedTable:
         encoded = encode_columns(table, self.question.columns)
@@ -147,8 +194,9 @@ class _Job:
         return distinct_rows(self.table.codes, ~nulls.any(axis=0))
 
     # ------------------------------------------------------------------------------------------- plan, prompts
-    def plan(self, info: EngineInfo, answered: dict[int, str]) -> Batch:
+    def plan(self, info: EngineInfo, answered: dict[int, str], budget_seconds: float | None = None) -> Batch:
         """Plan the groups that still need an answer and fit into the engine's context."""
+        chosen = planner(self.config.order, budget_seconds)
         with self.clock("plan"):
             self._drop_too_long(info, answered)
             first = self.distinct.first_rows.tolist()
@@ -157,14 +205,15 @@ class _Job:
             keys = self.distinct.first_rows[groups]
             codes = np.ascontiguousarray(self.table.codes[:, keys])
             cells = self.prompts.segments.cells
-            overlaps = value_overlaps(cells) if self.config.order == "tree" else ()  # no other planner reads them
+            overlaps = value_overlaps(cells) if chosen.reads_overlaps else ()
             batch = PlanInput(codes, tuple(column.lengths for column in cells), self.pinned, overlaps)
-            plan = planner(self.config.order)(batch)
+            plan = chosen(batch)
         with self.clock("forecast"):
             predicted = self._forecast(plan, codes, info)
             published = self._forecast(PLANNERS["published"](batch), codes, info)
             ceiling = self._ceiling(codes)
-        return Batch(groups, codes, keys, plan, predicted, published, ceiling, sum(row in answered for row in first))
+        num_resumed = sum(row in answered for row in first)
+        return Batch(groups, codes, keys, batch, plan, predicted, published, ceiling, num_resumed)
 
     def _drop_too_long(self, info: EngineInfo, answered: dict[int, str]) -> None:
         if info.max_model_len is None or self.prompts.counts != "exact":

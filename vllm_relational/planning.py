@@ -1,8 +1,11 @@
-"""What each planner would make of a table, side by side: the ``plan`` command."""
+"""What each planner would make of a table, side by side: the ``plan`` command.
+
+``planning_text`` shows it on a terminal, ``planning_html`` as a page.
+"""
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +13,25 @@ from typing import Any
 import pyarrow as pa
 
 from vllm_relational.llm import RelationalLLM
-from vllm_relational.plan import planner
+from vllm_relational.plan import PLANNERS, planner
 from vllm_relational.plan.characters import CharacterTable, character_table, hit_characters
+from vllm_relational.plan.dependencies import Dependency, find_dependencies
 from vllm_relational.plan.objective import ceiling, total_tokens
 from vllm_relational.prompts import parse_template
-from vllm_relational.records import EngineInfo, RelationalError
+from vllm_relational.records import EngineInfo, PlannedQuery, RelationalError, RunReport
 from vllm_relational.table import encode_columns
 
 PLANNING_STAGES = ("read columns", "deduplicate", "plan")
+
+
+@dataclass(frozen=True)
+class NamedDependency:
+    """Columns that determine each other one to one, columns that they determine (maybe none), and the least share of
+    rows that agree: 1.0 is exact, anything less is rounded down to four digits."""
+
+    determinants: tuple[str, ...]
+    dependents: tuple[str, ...]
+    share: float
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,7 @@ class PlanSummary:
     hit_rate_chars: cells joined without names or separators, all rows, in characters, cache without limit.
     ceiling, ceiling_chars: share of tokens, of characters, in cells that occurred before in their column.
     token_counts:   'exact', or how tokens were estimated.
+    dependencies:   of the table, the same for every planner; those over most columns first.
     """
 
     rows: int
@@ -43,6 +58,19 @@ class PlanSummary:
     ceiling_chars: float
     token_counts: str
     field_order: tuple[str, ...]
+    dependencies: tuple[NamedDependency, ...]
+
+
+@dataclass(frozen=True)
+class PlanComparison:
+    """The planners as they were named, one or more, and the plan of ``best``: the most hit tokens, the first of equals.
+
+    The other plans are not kept: a plan of a wide table is as large as the table.
+    """
+
+    summaries: tuple[PlanSummary, ...]
+    best: PlanSummary
+    planned: PlannedQuery
 
 
 def template_of(columns: Sequence[str] | None) -> str:
@@ -63,59 +91,76 @@ def compare_planners(
     prompt: str,
     planners: Sequence[str],
     options: Mapping[str, Any],
-    info: EngineInfo | None,
-) -> list[PlanSummary]:
-    """Plan ``table`` with each planner; nothing is asked."""
-    for name in planners:
-        planner(name)
-    columns = parse_template(prompt, table.column_names).columns
-    characters = character_table(encode_columns(table, columns))
-    return [_summary(llm, table, prompt, name, options, info, characters) for name in planners]
+    info: EngineInfo,
+    budget_seconds: float | None = None,
+) -> PlanComparison:
+    """Plan ``table`` with each planner; nothing is asked.
+
+    budget_seconds: for the planners that search, see ``plan.planner``; None for their default.
+    """
+    budgets = _budgets(planners, budget_seconds)
+    prepared = llm.prepare(table, prompt, **options)
+    characters = character_table(encode_columns(table, parse_template(prompt, table.column_names).columns))
+    summaries: list[PlanSummary] = []
+    best, best_planned, dependencies = 0, None, None
+    for place, (name, budget) in enumerate(zip(planners, budgets, strict=True)):
+        planned = prepared.plan(info, name, budget)
+        dependencies = _named_dependencies(planned) if dependencies is None else dependencies
+        summaries.append(_summary(name, budget, planned.report, characters, dependencies))
+        if best_planned is None or summaries[place].hit_tokens > summaries[best].hit_tokens:
+            best, best_planned = place, planned
+    assert best_planned is not None  # one planner or more
+    return PlanComparison(tuple(summaries), summaries[best], best_planned)
+
+
+def _budgets(planners: Sequence[str], seconds: float | None) -> list[float | None]:
+    """The budget of each planner; all names and the budget are checked."""
+    if not planners:
+        raise RelationalError("--planner names no planner: leave it out, or name one or more")
+    searching = [planner(name).takes_budget for name in planners]
+    if seconds is not None and not any(searching):
+        known = " or ".join(name for name, plan in PLANNERS.items() if plan.takes_budget)
+        raise RelationalError(f"--budget is for the planner {known}: name it with --planner, or leave --budget out")
+    budgets = [seconds if searches else None for searches in searching]
+    for name, budget in zip(planners, budgets, strict=True):
+        planner(name, budget)
+    return budgets
 
 
 def _summary(
-    llm: RelationalLLM,
-    table: pa.Table,
-    prompt: str,
     name: str,
-    options: Mapping[str, Any],
-    info: EngineInfo | None,
+    budget: float | None,
+    report: RunReport,
     characters: CharacterTable,
+    dependencies: tuple[NamedDependency, ...],
 ) -> PlanSummary:
-    report = llm.plan(table, prompt, info=info, order=name, **options)
-    total = max(total_tokens(characters.batch), 1)
+    hits = hit_characters(characters, planner(name, budget)(characters.batch))
     return PlanSummary(
-        rows=table.num_rows,
+        rows=report.num_rows,
         columns=characters.batch.num_columns,
         planner=name,
         seconds=round(sum(report.stage_seconds.get(stage, 0.0) for stage in PLANNING_STAGES), 4),
         prompt_tokens=report.predicted.prompt_tokens,
         hit_tokens=report.predicted.hit_tokens,
         hit_rate=round(report.predicted.hit_rate, 4),
-        hit_rate_chars=round(hit_characters(characters, planner(name)(characters.batch)) / total, 4),
+        hit_rate_chars=round(hits / max(total_tokens(characters.batch), 1), 4),
         ceiling=round(report.ceiling, 4),
         ceiling_chars=round(ceiling(characters.batch), 4),
         token_counts=report.token_counts,
         field_order=report.field_order,
+        dependencies=dependencies,
     )
 
 
-def render(summaries: Sequence[PlanSummary]) -> str:
-    """The planners as a table for a terminal, then the field order of the best."""
-    from rich.console import Console
-    from rich.table import Table
+def _named_dependencies(planned: PlannedQuery) -> tuple[NamedDependency, ...]:
+    names = planned.table.names
 
-    best = max(summaries, key=lambda summary: summary.hit_tokens)
-    table = Table("planner", "hit rate", "hit tokens", "in characters", "seconds")
-    for summary in summaries:
-        cells = (f"{summary.hit_rate:.1%}", f"{summary.hit_tokens:,}", f"{summary.hit_rate_chars:.1%}")
-        table.add_row(summary.planner, *cells, f"{summary.seconds:.3f}")
-    out = io.StringIO()
-    console = Console(file=out, width=110)
-    console.print(f"{best.rows:,} rows x {best.columns} columns, {best.prompt_tokens:,} prompt tokens ", end="")
-    console.print(
-        f"({best.token_counts}), ceiling {best.ceiling:.1%} of tokens, {best.ceiling_chars:.1%} of characters"
-    )
-    console.print(table)
-    console.print(f"{best.planner}, fields of the first row asked: {', '.join(best.field_order)}")
-    return out.getvalue().rstrip()
+    def named(found: Dependency) -> NamedDependency:
+        share = 1.0 if found.share >= 1 else math.floor(found.share * 1e4) / 1e4
+        determinants, dependents = (
+            tuple(names[column] for column in columns) for columns in (found.determinants, found.dependents)
+        )
+        return NamedDependency(determinants, dependents, share)
+
+    dependencies = map(named, find_dependencies(planned.batch))
+    return tuple(sorted(dependencies, key=lambda found: -len(found.determinants) - len(found.dependents)))

@@ -295,6 +295,23 @@ class RunReport:
 
 
 @dataclass(frozen=True)
+class PlannedQuery:
+    """One plan of a query and what it was made from; nothing was asked.
+
+    report:        the forecast; the seconds of preparing are in it as if this plan had been the only one.
+    table:         the used columns of all rows, encoded; ``batch.codes`` are its codes for the distinct rows to ask.
+    batch, plan:   what the planner saw and what it said.
+    header_tokens: of the prompt before its first cell, the same for all rows.
+    """
+
+    report: RunReport
+    table: EncodedTable
+    batch: PlanInput
+    plan: Plan
+    header_tokens: int
+
+
+@dataclass(frozen=True)
 class QueryResult:
     """Answers in input order, one an input row, and what was done.
 

@@ -136,3 +136,20 @@ def test_published_is_the_input_order():
 def test_an_unknown_planner_lists_those_there_are():
     with pytest.raises(RelationalError, match="no order 'best': use one of published, fixed"):
         planner("best")
+
+
+def test_a_budget_goes_to_the_planner_that_searches():
+    batch = batch_of([[0, 1, 0], [0, 1, 2]], [[5, 7], [1, 1, 1]])
+    assert planner("tree", 0.01)(batch).rows.tolist() == planner("tree")(batch).rows.tolist()
+    assert planner("tree", 0.01).reads_overlaps and not planner("fixed").reads_overlaps
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 1e12])
+def test_a_budget_that_cannot_be_kept_is_refused(seconds):
+    with pytest.raises(RelationalError, match="give 0 to 86,400"):
+        planner("tree", seconds)
+
+
+def test_a_planner_that_does_not_search_takes_no_budget():
+    with pytest.raises(RelationalError, match=r"order 'fixed' does not search and takes no budget: .* 'tree'"):
+        planner("fixed", 1.0)

@@ -1,11 +1,14 @@
 """Orders for rows and fields that let neighbours share the longest prefixes.
 
-A planner is a function ``PlanInput -> Plan``. Register it in ``PLANNERS`` and it can be chosen by name everywhere.
+A planner is a function ``PlanInput -> Plan``. Register it in ``PLANNERS``, with what it needs, and it can be chosen by
+name everywhere.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from vllm_relational.plan.exhaustive import plan_exhaustive
 from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
@@ -14,23 +17,56 @@ from vllm_relational.plan.published import plan_published
 from vllm_relational.plan.tree import plan_tree, value_overlaps
 from vllm_relational.records import Plan, PlanInput, RelationalError
 
-Planner = Callable[[PlanInput], Plan]
+# A day: beyond it a number is a slip, and far beyond it does not fit the planner's count of work.
+MOST_BUDGET_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True)
+class Planner:
+    """A planning function and what it declares about itself; called like the function.
+
+    plan:           ``PlanInput -> Plan``; where ``takes_budget``, also ``budget_seconds=``.
+    reads_overlaps: it reads ``PlanInput.overlaps``; for other planners they need not be computed.
+    takes_budget:   its search can be given a number of seconds.
+    """
+
+    plan: Callable[..., Plan]
+    reads_overlaps: bool = False
+    takes_budget: bool = False
+
+    def __call__(self, batch: PlanInput) -> Plan:
+        return self.plan(batch)
+
 
 PLANNERS: Mapping[str, Planner] = {
-    "published": plan_published,
-    "fixed": plan_fixed,
-    "fixed_v2": plan_fixed_v2,
-    "ggr": plan_ggr,
-    "tree": plan_tree,
-    "exhaustive": plan_exhaustive,
+    "published": Planner(plan_published),
+    "fixed": Planner(plan_fixed),
+    "fixed_v2": Planner(plan_fixed_v2),
+    "ggr": Planner(plan_ggr),
+    "tree": Planner(plan_tree, reads_overlaps=True, takes_budget=True),
+    "exhaustive": Planner(plan_exhaustive),
 }
 
 
-def planner(name: str) -> Planner:
-    """The planner of that name, or ``RelationalError`` with the names there are."""
+def planner(name: str, budget_seconds: float | None = None) -> Planner:
+    """The planner of that name, its search bounded by ``budget_seconds`` (None: its own default).
+
+    Raises ``RelationalError`` with the names there are, or when the planner takes no budget or not this one.
+    """
     if name not in PLANNERS:
         raise RelationalError(f"there is no order {name!r}: use one of {', '.join(PLANNERS)}")
-    return PLANNERS[name]
+    if budget_seconds is None:
+        return PLANNERS[name]
+    if not PLANNERS[name].takes_budget:
+        raise RelationalError(f"order {name!r} does not search and takes no budget: give none, or use {_searching()}")
+    if not 0 <= budget_seconds <= MOST_BUDGET_SECONDS:  # NaN fails too
+        raise RelationalError(f"the budget is {budget_seconds:g} seconds: give 0 to {MOST_BUDGET_SECONDS:,.0f}")
+    bounded = functools.partial(PLANNERS[name].plan, budget_seconds=budget_seconds)
+    return replace(PLANNERS[name], plan=bounded)
+
+
+def _searching() -> str:
+    return " or ".join(repr(name) for name, known in PLANNERS.items() if known.takes_budget)
 
 
 __all__ = [
