@@ -32,7 +32,7 @@ from vllm_relational import native
 from vllm_relational.records import PlanInput
 
 MOST_UNEXPLAINED = 0.1
-MOST_DISTINCT = 0.5
+MOST_DISTINCT = 0.8
 _ROUNDING = 1e-6  # 1 - 0.9 is a little less than 0.1
 _NOT_DEPENDENT = -1
 
