@@ -20,7 +20,7 @@ SECONDS, SECONDS_PER_CELL = 0.5, 1e-6
 
 
 def default_budget(batch: PlanInput) -> float:
-    """Seconds of local search on one core, by cells: 0.25 s and more for small tables, about 1e-6 s a cell for large ones.
+    """Seconds of local search on one core, by cells: 0.25 s and more; about 1e-6 s a cell for large tables.
 
     Measured: most tables settle in that time. All cores share the work.
     """
