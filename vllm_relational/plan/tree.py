@@ -17,12 +17,12 @@ from vllm_relational.plan.ggr import plan_ggr
 from vllm_relational.plan.objective import hit_tokens
 from vllm_relational.records import Plan, PlanInput, TokenSegments, ValueOverlaps
 
-LEAST_SECONDS, MOST_SECONDS_PER_CELL = 0.25, 2e-6
+LEAST_SECONDS, MOST_SECONDS_PER_CELL = 0.5, 2e-6
 SECONDS, SECONDS_PER_CELL = 0.5, 1e-6
 
 
 def default_budget(batch: PlanInput) -> float:
-    """Seconds of local search on one core, by cells: 0.25 s and more; about 1e-6 s a cell for large tables.
+    """Seconds of local search on one core, by cells: 0.5 s and more; about 1e-6 s a cell for large tables.
 
     Measured: most tables settle in that time. All cores share the work.
     """
