@@ -300,11 +300,42 @@ def test_plan_counts_characters_over_all_rows(tmp_path):
 def test_a_small_cache_serves_less(tmp_path):
     rows = "".join(f"{'long ' * 40}{i % 4},{i}\n" for i in range(40))
     (tmp_path / "t.csv").write_text(f"text,n\n{rows}")
-    hits = [
-        json.loads(run_cli("plan", tmp_path / "t.csv", "--json", "--planner", "published", *more).stdout)["hit_tokens"]
-        for more in ([], ["--capacity", "64"])
-    ]
-    assert hits[1] < hits[0]
+    roomy, small = (
+        json.loads(run_cli("plan", tmp_path / "t.csv", "--json", "--planner", "published", *more).stdout)
+        for more in ([], ["--capacity", "144"])
+    )
+    assert small["hit_tokens"] < roomy["hit_tokens"]
+    assert roomy["hit_rate_bound"] is None
+    assert small["hit_rate"] < small["hit_rate_bound"] <= roomy["hit_rate"]
+
+
+def test_plan_keeps_orders_and_weighs_columns(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b,c\n" + "".join(f"{i},{'x' * 40},{'y' * 20}\n" for i in range(4)))
+
+    def order(*options: str) -> list[str]:
+        result = run_cli("plan", tmp_path / "t.csv", "--json", "--planner", "tree", *options)
+        return json.loads(result.stdout)["field_order"]
+
+    assert order()[-1] == "a"
+    kept = order("--keep-order", "b,a")
+    assert kept.index("a") < kept.index("b")
+    assert order("--weight", "b=0", "--weight", "c=3") == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--keep-order", "a"], "two columns or more"),
+        (["--keep-order", "a,z"], "names the column 'z', which the table does not have"),
+        (["--weight", "a"], "write COLUMN=NUMBER"),
+        (["--weight", "a=-1"], "the weight of column 'a' is -1.0: give 0 to 1000"),
+        (["--weight", "z=1"], "names the column 'z', which the table does not have"),
+    ],
+)
+def test_plan_refuses_constraints_that_make_no_sense(tmp_path, options, reason):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    result = run_cli("plan", tmp_path / "t.csv", *options)
+    assert result.exit_code == 2 and reason in result.stderr and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

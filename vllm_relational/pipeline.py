@@ -102,8 +102,9 @@ class PreparedQuery:
         """
         job = self._job.again(order)
         batch = job.plan(info, {}, budget_seconds)
-        header = len(job.prompts.segments.header)
-        return PlannedQuery(job.report(batch, info, Measured()), job.table, batch.input, batch.plan, header)
+        report = job.report(batch, info, Measured())
+        bound = job.forecast(batch.plan, batch.codes, info, "belady") if info.kv_cache_tokens else None
+        return PlannedQuery(report, job.table, batch.input, batch.plan, len(job.prompts.segments.header), bound)
 
     def first(self, num_rows: int) -> PreparedQuery:
         """The same query over the first rows of the table only."""
@@ -221,8 +222,8 @@ class _Job:
             )
             plan = chosen(weighted(batch, self.weights))
         with self.clock("forecast"):
-            predicted = self._forecast(plan, codes, info)
-            published = self._forecast(PLANNERS["published"](batch), codes, info)
+            predicted = self.forecast(plan, codes, info)
+            published = self.forecast(PLANNERS["published"](batch), codes, info)
             ceiling = self._ceiling(codes)
         num_resumed = sum(row in answered for row in first)
         return Batch(groups, codes, keys, batch, plan, predicted, published, ceiling, num_resumed)
@@ -243,9 +244,11 @@ class _Job:
                 f"{name!r} has {tokens}: shorten it",
             )
 
-    def _forecast(self, plan: Plan, codes: np.ndarray, info: EngineInfo) -> CacheForecast:
+    def forecast(self, plan: Plan, codes: np.ndarray, info: EngineInfo, policy: str = "lru") -> CacheForecast:
+        """What the engine's prefix cache will serve; policy: what it evicts first, one of ``kv.policy.POLICIES``."""
         capacity = (info.kv_cache_tokens or 0) // info.block_size
-        hits, lengths = native.simulate_prefix_cache(self.prompts.segments, codes, plan, info.block_size, capacity)
+        segments = self.prompts.segments
+        hits, lengths = native.simulate_prefix_cache(segments, codes, plan, info.block_size, capacity, policy)
         return CacheForecast(int(lengths.sum()), int(hits.sum()) if info.prefix_caching else 0)
 
     def _ceiling(self, codes: np.ndarray) -> float:

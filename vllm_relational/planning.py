@@ -18,7 +18,7 @@ from vllm_relational.plan.characters import CharacterTable, character_table, hit
 from vllm_relational.plan.dependencies import Dependency, find_dependencies
 from vllm_relational.plan.objective import ceiling, total_tokens
 from vllm_relational.prompts import parse_template
-from vllm_relational.records import EngineInfo, PlannedQuery, RelationalError, RunReport
+from vllm_relational.records import EngineInfo, PlannedQuery, RelationalError
 from vllm_relational.table import encode_columns
 
 PLANNING_STAGES = ("read columns", "deduplicate", "plan")
@@ -40,6 +40,7 @@ class PlanSummary:
 
     seconds:        encoding, deduplication and planning; reading the file and tokenising are not in it.
     prompt_tokens, hit_tokens, hit_rate: of the real prompts, in whole KV blocks, from a cold cache.
+    hit_rate_bound: the same with the best possible eviction (Belady); None for a cache without limit.
     hit_rate_chars: cells joined without names or separators, all rows, in characters, cache without limit.
     ceiling, ceiling_chars: share of tokens, of characters, in cells that occurred before in their column.
     token_counts:   'exact', or how tokens were estimated.
@@ -53,6 +54,7 @@ class PlanSummary:
     prompt_tokens: int
     hit_tokens: int
     hit_rate: float
+    hit_rate_bound: float | None
     hit_rate_chars: float
     ceiling: float
     ceiling_chars: float
@@ -106,7 +108,7 @@ def compare_planners(
     for place, (name, budget) in enumerate(zip(planners, budgets, strict=True)):
         planned = prepared.plan(info, name, budget)
         dependencies = _named_dependencies(planned) if dependencies is None else dependencies
-        summaries.append(_summary(name, budget, planned.report, characters, dependencies))
+        summaries.append(_summary(name, budget, planned, characters, dependencies))
         if best_planned is None or summaries[place].hit_tokens > summaries[best].hit_tokens:
             best, best_planned = place, planned
     assert best_planned is not None  # one planner or more
@@ -130,10 +132,11 @@ def _budgets(planners: Sequence[str], seconds: float | None) -> list[float | Non
 def _summary(
     name: str,
     budget: float | None,
-    report: RunReport,
+    planned: PlannedQuery,
     characters: CharacterTable,
     dependencies: tuple[NamedDependency, ...],
 ) -> PlanSummary:
+    report = planned.report
     hits = hit_characters(characters, planner(name, budget)(characters.batch))
     return PlanSummary(
         rows=report.num_rows,
@@ -143,6 +146,7 @@ def _summary(
         prompt_tokens=report.predicted.prompt_tokens,
         hit_tokens=report.predicted.hit_tokens,
         hit_rate=round(report.predicted.hit_rate, 4),
+        hit_rate_bound=None if planned.bound is None else round(planned.bound.hit_rate, 4),
         hit_rate_chars=round(hits / max(total_tokens(characters.batch), 1), 4),
         ceiling=round(report.ceiling, 4),
         ceiling_chars=round(ceiling(characters.batch), 4),

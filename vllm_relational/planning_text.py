@@ -47,9 +47,11 @@ def _facts(best: PlanSummary, num_distinct: int) -> str:
 
 
 def _table(summaries: Sequence[PlanSummary]) -> Table:
-    table = Table("planner", "hit rate", "hit tokens", "in characters", "seconds")
+    bounds = ["best eviction"] if summaries[0].hit_rate_bound is not None else []
+    table = Table("planner", "hit rate", *bounds, "hit tokens", "in characters", "seconds")
     for summary in summaries:
-        cells = (f"{summary.hit_rate:.1%}", f"{summary.hit_tokens:,}", f"{summary.hit_rate_chars:.1%}")
+        rates = [rate for rate in (summary.hit_rate, summary.hit_rate_bound) if rate is not None]
+        cells = (*(f"{rate:.1%}" for rate in rates), f"{summary.hit_tokens:,}", f"{summary.hit_rate_chars:.1%}")
         table.add_row(summary.planner, *cells, f"{summary.seconds:.3f}")
     return table
 

@@ -302,6 +302,7 @@ class PlannedQuery:
     table:         the used columns of all rows, encoded; ``batch.codes`` are its codes for the distinct rows to ask.
     batch, plan:   what the planner saw and what it said.
     header_tokens: of the prompt before its first cell, the same for all rows.
+    bound:         the forecast with the best possible eviction (Belady); None for a cache without limit.
     """
 
     report: RunReport
@@ -309,6 +310,7 @@ class PlannedQuery:
     batch: PlanInput
     plan: Plan
     header_tokens: int
+    bound: CacheForecast | None = None
 
 
 @dataclass(frozen=True)

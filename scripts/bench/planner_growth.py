@@ -63,7 +63,17 @@ def measure(path: Path, name: str, num_rows: int, num_columns: int) -> dict[str,
 
 
 def in_own_process(path: Path, name: str, num_rows: int, num_columns: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, str(path), "--one", name, "--rows", str(num_rows), "--columns", str(num_columns)]
+    command = [
+        sys.executable,
+        __file__,
+        str(path),
+        "--one",
+        name,
+        "--rows",
+        str(num_rows),
+        "--columns",
+        str(num_columns),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     line: dict[str, Any] = json.loads(done.stdout)
     print(*line.values(), flush=True)
@@ -76,9 +86,11 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     _, axes = plt.subplots(figsize=(6, 4))
     for key in sorted({(line["planner"], line["columns"]) for line in lines}):
         points = [line for line in lines if (line["planner"], line["columns"]) == key]
-        axes.loglog([p["cells"] for p in points], [p["seconds"] for p in points], "o-", label=f"{key[0]}, {key[1]} columns")
-    cells = np.array([min(line["cells"] for line in lines), max(line["cells"] for line in lines)])
-    axes.loglog(cells, cells * 1e-6, "k:", label="1 µs a cell")
+        axes.loglog(
+            [p["cells"] for p in points], [p["seconds"] for p in points], "o-", label=f"{key[0]}, {key[1]} columns"
+        )
+    ends = np.array([min(line["cells"] for line in lines), max(line["cells"] for line in lines)])
+    axes.loglog(ends, ends * 1e-6, "k:", label="1 µs a cell")
     axes.set(xlabel="cells", ylabel="seconds")
     axes.legend()
     plt.savefig(path, bbox_inches="tight", metadata={"Date": None})
