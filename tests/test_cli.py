@@ -298,11 +298,11 @@ def test_plan_counts_characters_over_all_rows(tmp_path):
 
 
 def test_a_small_cache_serves_less(tmp_path):
-    rows = "".join(f"{'long ' * 40}{i % 4},{i}\n" for i in range(40))
+    rows = "".join(f"{i % 4}{' long' * 40},{i}\n" for i in range(40))
     (tmp_path / "t.csv").write_text(f"text,n\n{rows}")
     roomy, small = (
         json.loads(run_cli("plan", tmp_path / "t.csv", "--json", "--planner", "published", *more).stdout)
-        for more in ([], ["--capacity", "144"])
+        for more in ([], ["--capacity", "192"])
     )
     assert small["hit_tokens"] < roomy["hit_tokens"]
     assert roomy["hit_rate_bound"] is None
