@@ -20,7 +20,7 @@ constexpr int32_t kFetchWork = 64;
 size_t at(int32_t index) { return static_cast<size_t>(index); }
 
 // Places are looked for in parallel, for so many nodes, before any of them moves.
-constexpr int32_t kNodesAtATime = 1024;
+constexpr int32_t kNodesAtATime = 4096;
 constexpr int32_t kNodesPerTask = 32;
 
 // Where a subtree would share most.

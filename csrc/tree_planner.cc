@@ -83,7 +83,7 @@ class TreeSearch {
     for (const FieldOrders& other : others_) trees_.push_back(tree_as_planned(other));
     keep_best(is_small() ? trees_.size() : table_.codes.size() <= kSomeCells ? kContenders : 1);
     const bool will_improve = options_.budget_seconds > 0;
-    return is_large() && will_improve ? std::vector<FieldOrders>{} : plans_of(trees_.front());
+    return !is_small() && will_improve ? std::vector<FieldOrders>{} : plans_of(trees_.front());
   }
 
   // The plans of the tree that is best once improved: which start leads furthest shows only then, so half of the budget

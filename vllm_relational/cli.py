@@ -225,7 +225,7 @@ def plan(
     weight: Weight = None,
     capacity: Annotated[int | None, typer.Option(help="KV cache in tokens; default without limit.")] = None,
     limit: Limit = None,
-    budget: Annotated[float | None, typer.Option(help="Seconds of search for tree; default 0.5 or more.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds of search for tree; default by table size.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a planner on stdout.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also draw the best plan's prefix tree as one HTML file.")] = None,
 ) -> int:

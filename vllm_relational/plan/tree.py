@@ -17,17 +17,20 @@ from vllm_relational.plan.ggr import plan_ggr
 from vllm_relational.plan.objective import hit_tokens
 from vllm_relational.records import Plan, PlanInput, TokenSegments, ValueOverlaps
 
-LEAST_SECONDS, MOST_SECONDS_PER_CELL = 0.5, 2e-6
+# One pass of the local search compares a row with a few others for each of its cells, and a comparison reads a row.
+LEAST_SECONDS, SECONDS_PER_READ, COLUMNS_WORTH_A_ROW = 0.1, 5e-8, 16
+# Large tables settle for less.
 SECONDS, SECONDS_PER_CELL = 0.5, 1e-6
 
 
 def default_budget(batch: PlanInput) -> float:
-    """Seconds of local search on one core, by cells: 0.5 s and more; about 1e-6 s a cell for large tables.
+    """Seconds of local search on one core: enough for most tables to settle, and 0.5 s + 1 us a cell at most.
 
-    Measured: most tables settle in that time. All cores share the work.
+    All cores share the work.
     """
     cells = batch.codes.size
-    return max(LEAST_SECONDS, min(cells * MOST_SECONDS_PER_CELL, SECONDS + cells * SECONDS_PER_CELL))
+    passes = SECONDS_PER_READ * cells * (batch.num_columns + COLUMNS_WORTH_A_ROW)
+    return min(LEAST_SECONDS + passes, SECONDS + SECONDS_PER_CELL * cells)
 
 
 def value_overlaps(cells: Iterable[TokenSegments]) -> tuple[ValueOverlaps, ...]:
