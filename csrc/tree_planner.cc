@@ -88,7 +88,8 @@ class TreeSearch {
     }
     for (const FieldOrders& other : others_) trees_.push_back(tree_as_planned(other));
     keep_best(is_small() ? trees_.size() : table_.codes.size() <= kSomeCells ? kContenders : 1);
-    return plans_of(trees_.front());
+    const bool will_improve = options_.budget_seconds > 0;
+    return is_large() && will_improve ? std::vector<FieldOrders>{} : plans_of(trees_.front());
   }
 
   // The plans of the tree that is best once improved: which start leads furthest shows only then, so half of the budget
@@ -106,6 +107,7 @@ class TreeSearch {
 
  private:
   bool is_small() const { return table_.codes.size() <= kFewCells; }
+  bool is_large() const { return table_.codes.size() > kManyCells; }
 
   // Of equal trees the first.
   void keep_best(size_t num_trees) {
@@ -118,19 +120,20 @@ class TreeSearch {
   }
 
   // With heads, in both ways to choose them. An order shared by all rows has larger neighbourhoods, where more cells
-  // begin alike: tried too.
+  // begin alike: tried too. Of a large table one tree in one way.
   std::vector<FieldOrders> plans_of(const PrefixTree& tree) {
     if (heads_.empty()) return {write_fields(tree, orders_.front(), {}, request_.precedence)};
-    const size_t num_trees = orders_.size() + 1;
-    std::vector<std::optional<PrefixTree>> trees(2 * num_trees);
+    const size_t num_trees = is_large() ? 1 : orders_.size() + 1;
+    const size_t num_ways = is_large() ? 1 : 2;
+    std::vector<std::optional<PrefixTree>> trees(num_ways * num_trees);
     std::vector<Heads> heads(trees.size());
     workers_.for_each(trees.size(), [&](size_t i) {
       const size_t order = i % num_trees;
-      trees[i] = order == orders_.size() ? tree : tree_in_order(orders_[order]);
+      trees[i] = order == num_trees - 1 ? tree : tree_in_order(orders_[order]);
       heads[i] = choose_heads(*trees[i], heads_, i < num_trees, workers_);
     });
     std::vector<FieldOrders> plans;
-    for (const size_t first : {size_t{0}, num_trees}) {
+    for (size_t first = 0; first < trees.size(); first += num_trees) {
       size_t best = first;
       for (size_t i = first; i < first + num_trees; ++i) best = heads[i].saved >= heads[best].saved ? i : best;
       plans.push_back(write_fields(*trees[best], orders_.front(), heads[best], request_.precedence));
@@ -145,7 +148,7 @@ class TreeSearch {
 
   std::vector<PrefixTree> clusterings() {
     std::vector<Choice> choices{Choice::kGreatestGain};
-    if (table_.codes.size() <= kManyCells) {
+    if (!is_large()) {
       choices.insert(choices.end(), {Choice::kClosest, Choice::kBestFactor, Choice::kOneFactor, Choice::kGreedy});
     }
     std::vector<PrefixTree> trees(choices.size(), PrefixTree(table_));

@@ -43,6 +43,12 @@ Schema = Annotated[Path | None, typer.Option(help="JSON schema file that every a
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens: text 64, JSON 256 by default.")]
 SystemPrompt = Annotated[str, typer.Option(help="First message of every prompt; '' for none.", show_default=False)]
 Pin = Annotated[str | None, typer.Option(help="Columns that keep their published position: a,b.")]
+KeepOrder = Annotated[
+    list[str] | None, typer.Option(help="Columns that keep their published order among themselves: a,b. Repeatable.")
+]
+Weight = Annotated[
+    list[str] | None, typer.Option(help="COLUMN=NUMBER: how much its tokens count in planning; 1 by default.")
+]
 Nulls = Annotated[str, typer.Option(help="error: a null in a used column fails the row; keep: the model sees null.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N rows.")]
 EngineArg = Annotated[list[str] | None, typer.Option(help="vLLM engine argument NAME=VALUE, repeatable.")]
@@ -93,6 +99,8 @@ def run(
         str, typer.Option(help="Field and row order: tree, fixed, fixed_v2, ggr, published.")
     ] = DEFAULT_ORDER,
     pin: Pin = None,
+    keep_order: KeepOrder = None,
+    weight: Weight = None,
     system_prompt: SystemPrompt = DEFAULT_SYSTEM_PROMPT,
     nulls: Nulls = "error",
     on_error: Annotated[str, typer.Option(help="null: a failed row gets a reason; raise: stop at the first.")] = "null",
@@ -109,7 +117,9 @@ def run(
 ) -> int:
     """Ask one question of every row of TABLE."""
     data = cli_options.read_rows(table, limit)
-    options = cli_options.query_options(choices, bounds, schema, max_tokens, pin, system_prompt, nulls)
+    options = cli_options.query_options(
+        choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls
+    )
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     _check_page(report)
@@ -155,6 +165,8 @@ def bench(
     base_url: BaseUrl = None,
     concurrency: Concurrency = 32,
     pin: Pin = None,
+    keep_order: KeepOrder = None,
+    weight: Weight = None,
     system_prompt: SystemPrompt = DEFAULT_SYSTEM_PROMPT,
     nulls: Nulls = "error",
     report: Report = None,
@@ -169,7 +181,9 @@ def bench(
     from vllm_relational.bench import compare_orders, rows_within
 
     data = cli_options.read_rows(table, limit)
-    options = cli_options.query_options(choices, bounds, schema, max_tokens, pin, system_prompt, nulls)
+    options = cli_options.query_options(
+        choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls
+    )
     arguments = cli_options.engine_arguments(engine_arg)
     _check_result_place(data, output, "answer", "error")
     _check_page(report)
@@ -207,9 +221,11 @@ def plan(
     model: Model = None,
     tokenizer: Tokenizer = None,
     pin: Pin = None,
+    keep_order: KeepOrder = None,
+    weight: Weight = None,
     capacity: Annotated[int | None, typer.Option(help="KV cache in tokens; default without limit.")] = None,
     limit: Limit = None,
-    budget: Annotated[float | None, typer.Option(help="Seconds that tree may search; default 0.5 or more.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds of search for tree; default 0.25 or more.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a planner on stdout.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also draw the best plan's prefix tree as one HTML file.")] = None,
 ) -> int:
@@ -227,7 +243,7 @@ def plan(
     llm = cli_options.make_llm(model, None, tokenizer, False, 1, {})
     question = prompt or template_of(cli_options.parse_list(columns, "--columns") if columns else None)
     info = dataclasses.replace(llm.expected_engine(), kv_cache_tokens=capacity, max_model_len=None)
-    options = {"pin": cli_options.parse_list(pin, "--pin") if pin else [], "nulls": "keep"}
+    options = {**cli_options.order_options(pin, keep_order, weight), "nulls": "keep"}
     names = cli_options.parse_list(planners, "--planner")
     comparison = compare_planners(llm, data, question, names, options, info, budget)
     if html is not None:

@@ -34,6 +34,8 @@ def query_options(
     schema: Path | None,
     max_tokens: int | None,
     pin: str | None,
+    keep_order: list[str] | None,
+    weight: list[str] | None,
     system_prompt: str,
     nulls: str,
 ) -> dict[str, Any]:
@@ -43,10 +45,30 @@ def query_options(
         "range": parse_range(bounds) if bounds is not None else None,
         "schema": read_schema(schema) if schema is not None else None,
         "max_tokens": max_tokens,
-        "pin": parse_list(pin, "--pin") if pin else [],
+        **order_options(pin, keep_order, weight),
         "system_prompt": system_prompt,
         "nulls": nulls,
     }
+
+
+def order_options(pin: str | None, keep_order: list[str] | None, weight: list[str] | None) -> dict[str, Any]:
+    """What the user asks of the order of the fields."""
+    return {
+        "pin": parse_list(pin, "--pin") if pin else [],
+        "keep_order": [parse_list(group, "--keep-order") for group in keep_order or []],
+        "column_weights": dict(map(parse_weight, weight or [])),
+    }
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """``COLUMN=NUMBER``; the last equals sign counts, as a column's name may hold one."""
+    name, equals, number = text.rpartition("=")
+    try:
+        if not equals:
+            raise ValueError
+        return name.strip(), float(number)
+    except ValueError:
+        raise RelationalError(f"--weight {text!r}: write COLUMN=NUMBER, e.g. --weight description=2") from None
 
 
 def parse_list(text: str, option: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ OnError = Literal["null", "raise"]
 Nulls = Literal["error", "keep"]
 
 DEFAULT_ORDER = "tree"
+MOST_WEIGHT = 1000
 DEFAULT_SYSTEM_PROMPT = (
     "You answer a question about one record of a table. The record is given as JSON; names in double quotes in the "
     "question are its fields. Reply with the answer only."
@@ -26,6 +27,9 @@ class QueryConfig:
 
     order:         the planner, one of ``plan.PLANNERS``: 'tree', 'fixed', 'fixed_v2', 'ggr', 'published', 'exhaustive'.
     pin:           columns that keep their published position in every prompt.
+    keep_order:    groups of columns; those of a group keep their published order among themselves in every prompt.
+    column_weights: by column, how much its tokens count in planning: 1 by default, 0 not at all. More than 1 draws a
+                   column to the front where it repeats, less than 1 to the back.
     system_prompt: first message of every prompt; '' sends none.
     on_error:      'null' gives a failed row no answer and a reason; 'raise' stops at the first failed row.
     nulls:         'error' fails rows with a null in a used column; 'keep' sends the null to the model.
@@ -36,6 +40,8 @@ class QueryConfig:
 
     order: str = DEFAULT_ORDER
     pin: tuple[str, ...] = ()
+    keep_order: tuple[tuple[str, ...], ...] = ()
+    column_weights: Mapping[str, float] = field(default_factory=dict)
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
     on_error: OnError = "null"
     nulls: Nulls = "error"
@@ -46,6 +52,8 @@ class QueryConfig:
     def __post_init__(self) -> None:
         _one_of("on_error", self.on_error, get_args(OnError))
         _one_of("nulls", self.nulls, get_args(Nulls))
+        _check_groups(self.keep_order)
+        _check_weights(self.column_weights)
         if self.resume and self.checkpoint is None:
             raise RelationalError("resume needs a checkpoint: name the file with checkpoint=... or use -o with the CLI")
 
@@ -53,6 +61,18 @@ class QueryConfig:
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise RelationalError(f"{name} is {value!r}: use one of {', '.join(allowed)}")
+
+
+def _check_groups(groups: tuple[tuple[str, ...], ...]) -> None:
+    for group in groups:
+        if len(set(group)) < 2:
+            raise RelationalError(f"keep_order names {list(group)}: give two columns or more that keep their order")
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        if not 0 <= weight <= MOST_WEIGHT:  # NaN fails too
+            raise RelationalError(f"the weight of column {name!r} is {weight}: give 0 to {MOST_WEIGHT}; 1 is neutral")
 
 
 def check_decision(decision: Decision) -> None:

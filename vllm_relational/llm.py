@@ -179,6 +179,8 @@ class RelationalLLM:
         *,
         order: str | None = None,
         pin: str | Sequence[str] = (),
+        keep_order: Sequence[str] | Sequence[Sequence[str]] = (),
+        column_weights: Mapping[str, float] | None = None,
         system_prompt: str = DEFAULT_SYSTEM_PROMPT,
         on_error: OnError = "null",
         nulls: Nulls = "error",
@@ -189,6 +191,8 @@ class RelationalLLM:
         return QueryConfig(
             order=order or self.order,
             pin=(pin,) if isinstance(pin, str) else tuple(pin),
+            keep_order=_groups(keep_order),
+            column_weights=dict(column_weights or {}),
             system_prompt=system_prompt,
             on_error=on_error,
             nulls=nulls,
@@ -199,6 +203,15 @@ class RelationalLLM:
 
 
 _DECISION_OPTIONS = ("choices", "range", "schema", "max_tokens")
+
+
+def _groups(keep_order: Sequence[str] | Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """One group of columns, or several."""
+    if isinstance(keep_order, str):
+        raise RelationalError(f"keep_order is the text {keep_order!r}: give a list of columns, or a list of such lists")
+    if all(isinstance(item, str) for item in keep_order):
+        return (tuple(map(str, keep_order)),) if keep_order else ()
+    return tuple(tuple(group) for group in keep_order)
 
 
 def _decision(options: Mapping[str, Any]) -> Decision:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from vllm_relational import native
 from vllm_relational.config import QueryConfig, check_decision
 from vllm_relational.dedup import distinct_rows, scatter
 from vllm_relational.engine.base import Engine
-from vllm_relational.plan import PLANNERS, planner, value_overlaps
+from vllm_relational.plan import PLANNERS, planner, value_overlaps, weighted
 from vllm_relational.prompts import PromptBuilder, Question, Tokenizer, parse_template
 from vllm_relational.prompts.template import unknown_column
 from vllm_relational.records import (
@@ -157,7 +158,10 @@ class _Job:
         check_decision(decision)
         planner(config.order)
         self.question = parse_template(template, table.column_names)
-        self.pinned = _pinned(config.pin, self.question, table.column_names)
+        columns = _Columns(self.question, table.column_names)
+        self.pinned = frozenset(columns.number(name, "pin") for name in config.pin)
+        self.before = columns.kept_pairs(config.keep_order)
+        self.weights = {columns.number(name, "weight"): weight for name, weight in config.column_weights.items()}
         with self.clock("read columns"):
             self.table = self._encode(table)
         with self.clock("deduplicate"):
@@ -206,8 +210,16 @@ class _Job:
             codes = np.ascontiguousarray(self.table.codes[:, keys])
             cells = self.prompts.segments.cells
             overlaps = value_overlaps(cells) if chosen.reads_overlaps else ()
-            batch = PlanInput(codes, tuple(column.lengths for column in cells), self.pinned, overlaps)
-            plan = chosen(batch)
+            batch = PlanInput(
+                codes,
+                tuple(column.lengths for column in cells),
+                self.pinned,
+                overlaps,
+                self.before,
+                header_tokens=len(self.prompts.segments.header),
+                block_size=info.block_size,
+            )
+            plan = chosen(weighted(batch, self.weights))
         with self.clock("forecast"):
             predicted = self._forecast(plan, codes, info)
             published = self._forecast(PLANNERS["published"](batch), codes, info)
@@ -400,13 +412,25 @@ def _longest_label(decision: Choice | IntegerRange) -> int:
     return max(len(str(decision.low)), len(str(decision.high)))
 
 
-def _pinned(pin: tuple[str, ...], question: Question, table_columns: list[str]) -> frozenset[int]:
-    for name in pin:
-        if name not in question.columns:
-            if name not in table_columns:
-                raise unknown_column(name, table_columns, "pin")
-            raise RelationalError(f"pin names {name!r}, which the prompt does not use: name it in the prompt or unpin")
-    return frozenset(question.columns.index(name) for name in pin)
+class _Columns:
+    """Names of columns in options -> their place in the question."""
+
+    def __init__(self, question: Question, table_columns: list[str]) -> None:
+        self.used, self.all = question.columns, table_columns
+
+    def number(self, name: str, option: str) -> int:
+        if name in self.used:
+            return self.used.index(name)
+        if name not in self.all:
+            raise unknown_column(name, self.all, option)
+        raise RelationalError(
+            f"{option} names {name!r}, which the prompt does not use: name it in the prompt or leave it"
+        )
+
+    def kept_pairs(self, groups: tuple[tuple[str, ...], ...]) -> tuple[tuple[int, int], ...]:
+        """Neighbours, in published order, in each group of columns that keep it."""
+        placed = (sorted({self.number(name, "keep_order") for name in group}) for group in groups)
+        return tuple(sorted({pair for group in placed for pair in pairwise(group)}))
 
 
 def _nulls_as_values(table: EncodedTable) -> EncodedTable:

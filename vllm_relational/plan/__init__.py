@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from vllm_relational.plan.constraints import weighted
 from vllm_relational.plan.exhaustive import plan_exhaustive
 from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
 from vllm_relational.plan.ggr import plan_ggr
@@ -80,4 +81,5 @@ __all__ = [
     "plan_tree",
     "planner",
     "value_overlaps",
+    "weighted",
 ]

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from vllm_relational.plan.tree import value_overlaps
-from vllm_relational.records import NULL_CODE, EncodedTable, Plan, PlanInput, TokenSegments
+from vllm_relational.records import NULL_CODE, EncodedTable, Plan, PlanInput, TokenSegments, ValueOverlaps
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,12 @@ def character_table(table: EncodedTable) -> CharacterTable:
     codes = np.array([codes for codes, _ in columns], dtype=np.int32).reshape(table.codes.shape)
     texts = tuple(texts for _, texts in columns)
     lengths = tuple(np.array([len(text) for text in column], dtype=np.int64) for column in texts)
-    return CharacterTable(PlanInput(codes, lengths, overlaps=value_overlaps(map(_segments, texts))), texts)
+    return CharacterTable(PlanInput(codes, lengths, overlaps=character_overlaps(texts)), texts)
+
+
+def character_overlaps(texts: Iterable[tuple[str, ...]]) -> tuple[ValueOverlaps, ...]:
+    """``PlanInput.overlaps`` of columns given as texts, in characters."""
+    return value_overlaps([_segments(column) for column in texts])
 
 
 def _segments(texts: tuple[str, ...]) -> TokenSegments:

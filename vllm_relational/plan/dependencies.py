@@ -13,7 +13,7 @@ A high share alone says little. What counts besides:
   value gets wrong, a dependency leaves at most ``MOST_UNEXPLAINED`` wrong; a constant follows from nothing.
 - A few odd rows follow by chance from any column that is almost a key there. So the determinant's values that say
   something else than the commonest value are at most ``MOST_DISTINCT`` of the rows that do: like the key's values, each
-  must speak for two rows or more on average.
+  must speak for more than one row on average.
 - A join repeats the rows of its dimensions, and with them every accident among their columns: in 15,000 reviews of 372
   listings the price of a listing gives the day it was scraped. So columns that follow exactly from one key are judged
   once more with one row for each value of that key, as they stood in the dimension's own table.
@@ -63,8 +63,7 @@ def find_dependencies(
     before it, behind it, or both. Exact and approximate dependents of the same determinants make two entries. Columns
     that determine each other stand together, as determinants and as dependents.
 
-    most_distinct: distinct values that a determinant may have, as a share of the rows (see above). For a table with
-    few rows a value, such as one row a listing where most hosts have one listing, try 0.8.
+    most_distinct: distinct values that a determinant may have, as a share of the rows (see above).
     Entries come by first determinant, exact before approximate. Lengths and pinned columns do not matter.
     Raises ``ValueError`` when an argument is not from 0 to 1, or a code is out of range.
     """

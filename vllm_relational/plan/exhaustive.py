@@ -40,7 +40,7 @@ def plan_exhaustive(batch: PlanInput) -> Plan:
             f"order 'exhaustive' takes exponential time: {distinct.shape[1]} distinct rows x {batch.num_columns} "
             f"columns exceed {MAX_DISTINCT_ROWS} x {MAX_COLUMNS}; use another order, e.g. 'ggr'"
         )
-    paths = _Search(PlanInput(distinct, batch.cell_tokens, batch.pinned)).paths()
+    paths = _Search(PlanInput(distinct, batch.cell_tokens, batch.pinned, before=batch.before)).paths()
     fields = np.asarray(paths, dtype=np.int32).reshape(len(paths), batch.num_columns)[inverse.reshape(-1)]
     rows = depth_first_rows(batch, fields)
     return Plan("exhaustive", rows, fields[rows])
@@ -53,6 +53,9 @@ class _Search:
         self.batch = batch
         self.codes = batch.codes.tolist()
         self.lengths = [tokens[codes].tolist() for tokens, codes in zip(batch.cell_tokens, batch.codes, strict=True)]
+        self.needs = [0] * batch.num_columns  # per column the set of those that must stand before it
+        for first, second in batch.before:
+            self.needs[second] |= 1 << first
         self.solve = cache(self._solve)
 
     def paths(self) -> list[list[int]]:
@@ -98,8 +101,9 @@ class _Search:
         """Columns that may come next: the pinned one of this position, or any other unused one."""
         position = used.bit_count()
         if position in self.batch.pinned:
-            return [position]
-        return [c for c in range(self.batch.num_columns) if not used >> c & 1 and c not in self.batch.pinned]
+            return [] if self.needs[position] & ~used else [position]
+        free = (c for c in range(self.batch.num_columns) if not used >> c & 1 and c not in self.batch.pinned)
+        return [c for c in free if not self.needs[c] & ~used]
 
     def _groups(self, rows: int, column: int, first: int) -> Iterator[int]:
         """Sets of ``rows`` that hold the value of ``first`` in ``column``, ``first`` among them, largest first."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from vllm_relational import native
+from vllm_relational.plan.constraints import in_allowed_order
 from vllm_relational.plan.published import same_fields
 from vllm_relational.records import Plan, PlanInput
 
@@ -29,7 +30,7 @@ def plan_fixed_v2(batch: PlanInput) -> Plan:
 
 
 def _plan(name: str, batch: PlanInput, scores: np.ndarray) -> Plan:
-    order = fixed_field_order(batch, scores)
+    order = in_allowed_order(batch, fixed_field_order(batch, scores))
     return same_fields(name, native.sort_rows(batch.codes, np.asarray(order, dtype=np.int32)), order)
 
 

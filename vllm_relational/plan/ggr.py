@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vllm_relational.plan.constraints import in_allowed_orders
 from vllm_relational.plan.fixed import plan_fixed_v2, repeat_score
 from vllm_relational.plan.objective import depth_first_rows
 from vllm_relational.records import Plan, PlanInput
@@ -64,7 +65,7 @@ def plan_ggr(batch: PlanInput, options: GgrOptions | None = None) -> Plan:
 
     Pinned columns keep their position: the recursion orders the others, which then fill the positions between.
     """
-    fields = _with_pinned(batch, _Recursion(batch, options or GgrOptions()).paths())
+    fields = in_allowed_orders(batch, _with_pinned(batch, _Recursion(batch, options or GgrOptions()).paths()))
     rows = depth_first_rows(batch, fields)
     return Plan("ggr", rows, fields[rows])
 

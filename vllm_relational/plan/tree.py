@@ -7,7 +7,9 @@ differing cells begin with alike: a few hits in whole cells may go for more of t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from vllm_relational import native
 from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
@@ -20,7 +22,7 @@ SECONDS, SECONDS_PER_CELL = 0.5, 1e-6
 
 
 def default_budget(batch: PlanInput) -> float:
-    """Seconds of local search on one core, by cells: 0.25 s and more for small tables, about 1e-6 s a cell for large ones.
+    """Seconds of local search on one core, by cells: 0.25 s and more; about 1e-6 s a cell for large tables.
 
     Measured: most tables settle in that time. All cores share the work.
     """
@@ -32,7 +34,8 @@ def value_overlaps(cells: Iterable[TokenSegments]) -> tuple[ValueOverlaps, ...]:
     """``PlanInput.overlaps`` for the token ids of the cells, per column; empty without native code."""
     if not native.AVAILABLE:
         return ()
-    return tuple(native.sort_values(column.tokens, column.offsets) for column in cells)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # sorting holds no lock
+        return tuple(threads.map(lambda column: native.sort_values(column.tokens, column.offsets), cells))
 
 
 def plan_tree(batch: PlanInput, budget_seconds: float | None = None, seed: int = 0) -> Plan:
