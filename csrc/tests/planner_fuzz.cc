@@ -1,5 +1,6 @@
 // Odd tables through everything that reads a table: planner_fuzz [SEED [TABLES | SECONDS"s"]]. A failure is repeated by
 // giving the seed last printed, and 1 table.
+#include <algorithm>
 #include <cinttypes>
 #include <chrono>
 #include <cstdio>
@@ -25,14 +26,14 @@ enum Kind { kRandom, kTexts, kAllEqual, kAllDistinct, kLongCells, kUnusedCodes, 
 
 // Every row like the first.
 void make_equal(Table& table) {
-  for (int64_t c = 0; c < table.num_columns; ++c) {
-    for (int64_t row = 1; row < table.num_rows; ++row) table.codes[at(c * table.num_rows + row)] = table.codes[at(c * table.num_rows)];
+  for (int64_t c = 0; c < table.num_columns && table.num_rows > 0; ++c) {
+    std::fill_n(table.codes.begin() + c * table.num_rows, table.num_rows, table.code(static_cast<int32_t>(c), 0));
   }
 }
 
 void make_distinct(Table& table, int64_t longest, std::mt19937& random) {
   for (int64_t c = 0; c < table.num_columns; ++c) {
-    for (int64_t row = 0; row < table.num_rows; ++row) table.codes[at(c * table.num_rows + row)] = static_cast<int32_t>(row);
+    std::iota(table.codes.begin() + c * table.num_rows, table.codes.begin() + (c + 1) * table.num_rows, 0);
     table.lengths[at(c)].assign(at(std::max<int64_t>(table.num_rows, 1)), draw(random, 0, longest));
   }
 }
@@ -171,7 +172,7 @@ void fuzz(uint32_t seed) {
 
 int main(int argc, char** argv) {
   const auto seed = static_cast<uint32_t>(argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 0);
-  const std::string limit = argc > 2 ? argv[2] : "100";
+  const std::string limit = argc > 2 ? argv[2] : "80";
   const auto most = std::strtoul(limit.c_str(), nullptr, 10);
   const bool in_seconds = limit.back() == 's';
   const auto start = std::chrono::steady_clock::now();

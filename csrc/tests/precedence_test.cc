@@ -1,6 +1,7 @@
 #include "precedence.h"
 
 #include <algorithm>
+#include <numeric>
 #include <random>
 
 #include "check.h"

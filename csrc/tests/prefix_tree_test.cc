@@ -1,6 +1,7 @@
 // Trees under all that changes them: clustering, regrafting, random moves, heads.
 #include "prefix_tree.h"
 
+#include <algorithm>
 #include <random>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "heads.h"
 #include "random_tables.h"
 #include "regraft.h"
+#include "row_order.h"
 
 using namespace vllm_relational;
 
@@ -95,7 +97,8 @@ void trees_of_plans_are_sound(std::mt19937& random) {
   const PlanTable plan_table = make_plan_table(request, workers);
   const FieldOrders orders = random_orders(table, random);
   PrefixTree planned(plan_table);
-  if (table.num_rows > 1) cluster_as_planned(planned, request.codes, orders, depth_first_rows(request, orders, workers));
+  const std::vector<int32_t> rows = depth_first_rows(request, orders, workers);
+  if (table.num_rows > 1) cluster_as_planned(planned, request.codes, orders, rows);
   check_tree(planned);
   if (table.before.empty()) {
     CHECK(planned.saved() >= saved_by_plan(table, as_plan(request, orders, workers)));

@@ -2,6 +2,7 @@
 #include "tree_planner.h"
 
 #include <limits>
+#include <numeric>
 #include <random>
 
 #include "check.h"
@@ -175,7 +176,7 @@ void an_interrupt_ends_a_long_search(Table table) {
 
 // Pinned in the middle: the climb. Columns of few values, so that no order is much better than another.
 void an_interrupt_ends_a_long_climb(std::mt19937& random) {
-  Table table = random_table(100, 3000, 6, 60, random);
+  Table table = random_table(100, 2000, 6, 60, random);
   table.pinned = {50};
   is_interrupted(table, 1);
 }
@@ -200,8 +201,8 @@ void a_pin_at_the_start_leaves_rows_their_orders() {
 
 int main() {
   std::mt19937 random(0);
-  for (int i = 0; i < 15; ++i) pins_and_pairs(random);
-  for (int i = 0; i < 12; ++i) overlaps_and_blocks(random);
+  for (int i = 0; i < 10; ++i) pins_and_pairs(random);
+  for (int i = 0; i < 8; ++i) overlaps_and_blocks(random);
   others_that_break_a_pair_do_not_count();
   const Table table = large_table(random);
   threads_do_not_change_the_plan(table);

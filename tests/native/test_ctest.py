@@ -16,21 +16,27 @@ MISSING = [tool for tool, names in TOOLS.items() if not any(map(shutil.which, na
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not found: {', '.join(MISSING)}")
 
 
-def test_cpp_tests_pass(tmp_path):
-    build_and_run(tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One for both builds: CMake looks at the compiler once."""
+    return tmp_path_factory.mktemp("csrc")
 
 
-def test_cpp_tests_pass_under_sanitizers(tmp_path):
+def test_cpp_tests_pass(folder):
+    build_and_run(folder, sanitizers="OFF")
+
+
+def test_cpp_tests_pass_under_sanitizers(folder, tmp_path):
     """No bad address, no leak, no undefined behaviour; the fuzz program is one of the tests."""
     if reason := why_no_sanitizer(tmp_path):
-        pytest.skip(f"the compiler has no AddressSanitizer: {reason}")
-    build_and_run(tmp_path / "build", "-DVLLM_RELATIONAL_ASAN=ON")
+        pytest.skip(f"the compiler has no sanitizers: {reason}")
+    build_and_run(folder, sanitizers="ON")
 
 
-def build_and_run(folder, *more_options):
+def build_and_run(folder, sanitizers):
     options = ["-DVLLM_RELATIONAL_PYTHON=OFF", "-DVLLM_RELATIONAL_TESTS=ON", "-DCMAKE_CXX_FLAGS=-Werror"]
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    run("cmake", "-S", SOURCE, "-B", folder, *generator, *options, *more_options)
+    run("cmake", "-S", SOURCE, "-B", folder, *generator, *options, f"-DVLLM_RELATIONAL_ASAN={sanitizers}")
     run("cmake", "--build", folder, "--parallel")
     run("ctest", "--test-dir", folder, "--parallel", "2", "--output-on-failure", "--no-tests=error")
 
