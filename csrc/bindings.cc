@@ -86,6 +86,16 @@ void check_range(std::span<const T> list, const std::string& name, int64_t limit
   }
 }
 
+// Needs entries that are indices of the list.
+void check_distinct(std::span<const int32_t> list, const std::string& name) {
+  std::vector<bool> seen(list.size(), false);
+  for (size_t i = 0; i < list.size(); ++i) {
+    const auto entry = static_cast<size_t>(list[i]);
+    if (seen[entry]) fail(at(name, static_cast<int64_t>(i)) + " = " + std::to_string(list[i]) + " is there twice");
+    seen[entry] = true;
+  }
+}
+
 vr::CellSegments cell_segments(const Array& tokens, const Array& offsets, int64_t c) {
   const vr::CellSegments cells{list_of<int32_t>(tokens, at("cell_tokens", c)),
                                list_of<int64_t>(offsets, at("cell_offsets", c))};
@@ -259,7 +269,9 @@ vr::PlanRequest plan_request(const Array& codes, const std::vector<Array>& cell_
   }
   if (codes.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) fail("codes has 2^31 cells or more");
   if (block_size < 1) fail("block_size must be 1 token or more, not " + std::to_string(block_size));
-  if (header_tokens < 0) fail("header_tokens must be 0 or more, not " + std::to_string(header_tokens));
+  if (header_tokens < 0 || header_tokens > std::numeric_limits<int32_t>::max()) {
+    fail("header_tokens must be from 0 to 2^31 - 1, not " + std::to_string(header_tokens));
+  }
   const auto columns = list_of<int32_t>(pinned, "pinned");
   check_range(columns, "pinned", table.num_columns, "columns");
   if (!std::is_sorted(columns.begin(), columns.end())) fail("pinned must be ascending");
@@ -307,6 +319,7 @@ std::vector<vr::ValueOverlaps> value_overlaps(const vr::PlanRequest& request, co
            " entries");
     }
     check_range(rank, at("ranks", column), static_cast<int64_t>(num_values), "values");
+    check_distinct(rank, at("ranks", column));
     result.push_back({rank, overlap});
   }
   return result;
@@ -343,7 +356,7 @@ nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, c
   if (!(budget >= 0)) fail("budget_seconds must be 0 or more, not " + std::to_string(budget));
   vr::PlanRequest request = plan_request(codes, cell_tokens, pinned, before, header_tokens, block_size);
   request.overlaps = value_overlaps(request, ranks, shared);
-  const std::vector<vr::FieldOrders> plans = field_orders(others, request.codes);
+  std::vector<vr::FieldOrders> plans = field_orders(others, request.codes);
   vr::TreePlan plan;
   {
     const nb::gil_scoped_release release;
@@ -352,7 +365,7 @@ nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, c
       check_codes(request.codes, c, static_cast<int64_t>(request.lengths[static_cast<size_t>(c)].size()));
     }
     vr::Workers workers(num_threads, raise_pending_signal);
-    plan = vr::plan_tree(request, {budget, seed}, plans, workers);
+    plan = vr::plan_tree(request, {budget, seed}, std::move(plans), workers);
   }
   return nb::make_tuple(to_numpy(std::move(plan.rows)), to_numpy(std::move(plan.fields)));
 }

@@ -27,6 +27,12 @@ constexpr size_t kContenders = 4;
 
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
+// A budget in units of work; an endless one is as much as 64 bits can count.
+int64_t work_of(double budget_seconds, double work_per_second) {
+  constexpr double kMost = 0x1p62;
+  return static_cast<int64_t>(std::min(budget_seconds * work_per_second, kMost));
+}
+
 // ----------------------------------------------------------------------------------- one order for all rows
 FieldOrder as_published(const PlanRequest& request) {
   FieldOrder order(at(request.codes.num_columns));
@@ -170,7 +176,7 @@ class TreeSearch {
   // the tree regrafted again. Of all trees the best is kept.
   void improve(PrefixTree& tree, double budget_seconds) {
     constexpr int kMostInVain = 32;  // restarts in a row that gain nothing
-    auto work = static_cast<int64_t>(budget_seconds * kWorkPerSecond);
+    int64_t work = work_of(budget_seconds, kWorkPerSecond);
     if (work <= 0 || table_.codes.empty()) return;
     const ValueIndex index(table_);
     settle(tree, index, options_.seed, work);
@@ -260,14 +266,23 @@ void search_trees(const PlanRequest& request, const SearchOptions& options, cons
 void climb_orders(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrder>& orders,
                   Workers& workers, Best& best) {
   // A row sorted costs about eight times a cell compared.
-  const auto work = static_cast<int64_t>(options.budget_seconds * kWorkPerSecond / 8);
+  const int64_t work = work_of(options.budget_seconds, kWorkPerSecond / 8);
   for (const FieldOrder& order : orders) best.see(same_for_all(climb(request, order, work, workers)));
+}
+
+bool is_allowed(const PlanRequest& request, const FieldOrders& orders) {
+  const int64_t num_orders = orders.shared ? 1 : request.codes.num_rows;
+  for (int64_t row = 0; row < num_orders && !request.precedence.empty(); ++row) {
+    if (!request.precedence.allows({orders.of(row), at(orders.num_columns)})) return false;
+  }
+  return true;
 }
 
 }  // namespace
 
-TreePlan plan_tree(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrders>& others,
+TreePlan plan_tree(const PlanRequest& request, const SearchOptions& options, std::vector<FieldOrders> others,
                    Workers& workers) {
+  std::erase_if(others, [&](const FieldOrders& other) { return !is_allowed(request, other); });
   const std::vector<FieldOrder> orders = shared_orders(request);
   Best best(request, workers);
   if (request.precedence.has_middle_pins()) {

@@ -1,154 +1,216 @@
+// Whole plans: valid under every constraint, never below the plans they are held against, the same on all threads.
 #include "tree_planner.h"
 
-#include <algorithm>
+#include <limits>
+#include <numeric>
 #include <random>
-#include <set>
 
 #include "check.h"
-#include "cluster.h"
 #include "field_order.h"
-#include "heads.h"
-#include "prefix_tree.h"
-#include "regraft.h"
+#include "random_tables.h"
 
 using namespace vllm_relational;
 
 namespace {
 
-struct Table {
-  int64_t num_columns, num_rows;
-  std::vector<int32_t> codes;
-  std::vector<std::vector<int64_t>> lengths;
+constexpr SearchOptions kSearch{0.0005, 3};
 
-  PlanRequest request() const {
-    PlanRequest result{{codes.data(), num_columns, num_rows}, {}, {}, {}};
-    for (const auto& column : lengths) result.lengths.push_back(column);
-    return result;
+// The plans that a result never falls below: as published, by both scores, and those of the caller.
+std::vector<FieldOrders> baselines(const PlanRequest& request, const std::vector<FieldOrders>& others) {
+  const ColumnScores scores = column_scores(request);
+  FieldOrder published(at(request.codes.num_columns));
+  std::iota(published.begin(), published.end(), 0);
+  std::vector<FieldOrders> result = others;
+  for (const FieldOrder& order :
+       {published, order_by_score(scores.fixed, request.pinned), order_by_score(scores.fixed_v2, request.pinned)}) {
+    if (request.precedence.allows(order)) result.push_back({request.codes.num_columns, order, true});
   }
-};
+  return result;
+}
 
-Table random_table(int64_t num_columns, int64_t num_rows, std::mt19937& random) {
-  Table table{num_columns, num_rows, {}, {}};
-  for (int64_t c = 0; c < num_columns; ++c) {
-    std::uniform_int_distribution<int32_t> code(0, std::uniform_int_distribution<int32_t>(0, 50)(random));
-    for (int64_t row = 0; row < num_rows; ++row) table.codes.push_back(code(random));
-    table.lengths.emplace_back();
-    for (int32_t v = 0; v <= 50; ++v) {
-      table.lengths.back().push_back(std::uniform_int_distribution<int64_t>(0, 1'000'000)(random));
+void check_against_baselines(const Table& table, const std::vector<FieldOrders>& others, const TreePlan& plan) {
+  const PlanRequest request = table.request();
+  Workers workers(1);
+  const int64_t saved = saved_by_plan(table, plan);
+  CHECK(measured(request, plan, workers) == saved);
+  for (const FieldOrders& orders : baselines(request, others)) {
+    const TreePlan baseline = as_plan(request, orders, workers);
+    CHECK(measured(request, baseline, workers) == saved_by_plan(table, baseline));
+    CHECK(saved >= saved_by_plan(table, baseline));
+    if (!table.overlaps.empty() || table.blocks.size > 1) continue;
+    CHECK(saved_in_whole_cells(table, plan) >= saved_in_whole_cells(table, baseline));
+  }
+}
+
+TreePlan checked_plan(const Table& table, const std::vector<FieldOrders>& others, int num_threads) {
+  Workers workers(num_threads);
+  TreePlan plan = plan_tree(table.request(), kSearch, others, workers);
+  check_plan(table, plan);
+  check_against_baselines(table, others, plan);
+  return plan;
+}
+
+// ------------------------------------------------------------------------------------------------- random tables
+Table some_table(std::mt19937& random) {
+  return random_table(draw(random, 0, 10), draw(random, 0, 120), 50, draw(random, 0, 1) == 0 ? 12 : 1'000'000, random);
+}
+
+std::vector<int32_t> pins(int64_t num_columns, int kind, std::mt19937& random) {
+  std::vector<int32_t> pinned;
+  const auto last = static_cast<int32_t>(num_columns - 1);
+  if (kind == 1) return some_columns(num_columns, 3, random);  // anywhere, the middle too
+  if (kind == 2 && last > 1) pinned = {0, 1};
+  if (kind == 3 && last > 0) pinned = {last};
+  if (kind == 4 && last > 0) pinned = {0, last};
+  if (kind == 5 && last > 1) pinned = {1};
+  return pinned;
+}
+
+void pins_and_pairs(std::mt19937& random) {
+  Table table = some_table(random);
+  for (int kind = 0; kind < 6; ++kind) {
+    table.pinned = pins(table.num_columns, kind, random);
+    table.before = some_pairs(table.num_columns, draw(random, 0, 1) * draw(random, 1, 6), random);
+    checked_plan(table, {}, 2);
+    checked_plan(table, {random_orders(table, random), random_orders(table, random)}, 2);
+  }
+}
+
+void overlaps_and_blocks(std::mt19937& random) {
+  Table table = random_table(draw(random, 1, 5), draw(random, 0, 100), 40, 30, random);
+  add_texts(table, draw(random, 1, 3), random);
+  for (const bool with_overlaps : {false, true}) {
+    if (with_overlaps) add_overlaps(table);
+    for (const Blocks blocks : {Blocks{0, 1}, Blocks{0, 16}, Blocks{37, 16}}) {
+      table.blocks = blocks;
+      table.before = some_pairs(table.num_columns, draw(random, 0, 2), random);
+      checked_plan(table, {random_orders(table, random)}, 2);
     }
   }
+}
+
+// Plans of the caller that break its own constraints are no candidates, however much they save.
+void others_that_break_a_pair_do_not_count() {
+  Table table{2, 4, {0, 1, 2, 3, 0, 0, 0, 0}, {{1, 1, 1, 1}, {100}}, {}, {}, {{0, 1}}, {}, {}};
+  checked_plan(table, {}, 1);
+  Workers workers(1);
+  const FieldOrders other{2, {1, 0, 1, 0, 1, 0, 1, 0}, false};
+  check_plan(table, plan_tree(table.request(), kSearch, {other}, workers));
+}
+
+// ---------------------------------------------------------------------------------------------------- the search
+// A table for which the local search, its parallel batches included, has something to do.
+Table large_table(std::mt19937& random) {
+  Table table = random_table(8, 1000, 40, 60, random);
+  add_texts(table, 3, random);
+  add_overlaps(table);
+  table.before = {{1, 4}};
+  table.blocks = {21, 16};
   return table;
 }
 
-// Straight from the definition: the lengths of leading cells that an earlier row has too.
-int64_t saved_by(const Table& table, const TreePlan& plan) {
-  std::set<std::vector<int32_t>> seen;
-  int64_t saved = 0;
-  for (size_t i = 0; i < plan.rows.size(); ++i) {
-    std::vector<int32_t> prefix;
-    for (int64_t j = 0; j < table.num_columns; ++j) {
-      const int32_t column = plan.fields[i * static_cast<size_t>(table.num_columns) + static_cast<size_t>(j)];
-      const int32_t code = table.codes[static_cast<size_t>(column * table.num_rows + plan.rows[i])];
-      prefix.push_back(column);
-      prefix.push_back(code);
-      if (!seen.insert(prefix).second) saved += table.lengths[static_cast<size_t>(column)][static_cast<size_t>(code)];
-    }
-  }
-  return saved;
-}
-
-void is_permutation(std::vector<int64_t> rows, int64_t num_rows) {
-  std::sort(rows.begin(), rows.end());
-  CHECK(static_cast<int64_t>(rows.size()) == num_rows);
-  for (int64_t i = 0; i < num_rows; ++i) CHECK(rows[static_cast<size_t>(i)] == i);
-}
-
-void plans_are_valid_and_beat_one_order(std::mt19937& random) {
-  const auto num_columns = std::uniform_int_distribution<int64_t>(0, 12)(random);
-  const auto num_rows = std::uniform_int_distribution<int64_t>(0, 200)(random);
-  const Table table = random_table(num_columns, num_rows, random);
-  PlanRequest request = table.request();
-  for (const bool pin : {false, true}) {
-    if (pin && num_columns > 1) request.pinned = {1};
-    const TreePlan plan = plan_tree(request, 0.01, 0);
-    is_permutation(plan.rows, num_rows);
-    const int64_t saved = saved_by(table, plan);
-    const ColumnScores scores = column_scores(request);
-    CHECK(saved >= saved_by_order(request, order_by_score(scores.fixed, request.pinned)));
-    CHECK(saved >= saved_by_order(request, order_by_score(scores.fixed_v2, request.pinned)));
+void threads_do_not_change_the_plan(const Table& table) {
+  Workers one(1);
+  const FieldOrders other = [&] {
+    std::mt19937 random(5);
+    return random_orders(table, random);
+  }();
+  const TreePlan expected = plan_tree(table.request(), {0.004, 7}, {other}, one);
+  for (const int num_threads : {2, 3, 7}) {
+    Workers workers(num_threads);
+    const TreePlan plan = plan_tree(table.request(), {0.004, 7}, {other}, workers);
+    CHECK(plan.rows == expected.rows);
+    CHECK(plan.fields == expected.fields);
   }
 }
 
-// Every inner node has two children or more, its prefix holds its parent's, and is in every row below.
-void check_tree(const PrefixTree& tree) {
-  const int32_t width = tree.table().num_factors;
-  int32_t rows = 0;
-  std::vector<int32_t> open{tree.root()};
-  while (!open.empty()) {
-    const int32_t node = open.back();
-    open.pop_back();
-    rows += tree.is_leaf(node) ? 1 : 0;
-    CHECK(tree.is_leaf(node) || node == tree.root() || tree.num_children(node) >= 2);
-    for (const int32_t child : tree.children(node)) {
-      CHECK(tree.parent(child) == node);
-      CHECK(contains(tree.codes(child), tree.codes(node), width));
-      open.push_back(child);
-    }
+// Restarts: much more work than the first descent needs, and the plan improves on it.
+void restarts_find_more(std::mt19937& random) {
+  Workers workers(2);
+  int64_t none = 0, some = 0, many = 0;
+  for (int i = 0; i < 8; ++i) {
+    const Table table = random_table(6, 60, 12, 100, random);
+    const int64_t start = saved_by_plan(table, plan_tree(table.request(), {0, 1}, {}, workers));
+    const int64_t short_search = saved_by_plan(table, plan_tree(table.request(), {2e-4, 1}, {}, workers));
+    const int64_t long_search = saved_by_plan(table, plan_tree(table.request(), {0.01, 1}, {}, workers));
+    CHECK(short_search >= start);
+    CHECK(long_search >= start);
+    none += start, some += short_search, many += long_search;
   }
-  CHECK(rows == tree.table().num_rows);
+  CHECK(some > none);
+  CHECK(many > some);
 }
 
-void trees_stay_sound(std::mt19937& random) {
-  const Table table = random_table(6, 150, random);
-  const PlanTable plan_table = make_plan_table(table.request());
-  CodeCounts counts(64, 0);
-  for (const Choice choice : {Choice::kClosest, Choice::kGreatestGain, Choice::kBestFactor, Choice::kGreedy}) {
-    PrefixTree tree(plan_table);
-    cluster_below(tree, tree.root(), choice, counts);
-    check_tree(tree);
-    const ValueIndex index(plan_table);
-    for (uint64_t pass = 0; pass < 4; ++pass) {
-      const int64_t before = tree.saved();
-      int64_t work = 1'000'000;
-      regraft(tree, index, pass, work);
-      check_tree(tree);
-      CHECK(tree.saved() >= before);
-    }
+// Ends by itself on a small table: restarts that gain nothing are the last.
+void any_budget_is_taken() {
+  std::mt19937 random(2);
+  const Table table = random_table(3, 12, 4, 10, random);
+  Workers workers(1);
+  const int64_t saved = saved_by_plan(table, plan_tree(table.request(), {0.001, 0}, {}, workers));
+  for (const double budget : {1e9, 1e300, std::numeric_limits<double>::infinity()}) {
+    CHECK(saved_by_plan(table, plan_tree(table.request(), {budget, 0}, {}, workers)) >= saved);
   }
 }
 
-// Values of a few letters: the overlaps are those of random texts.
-void overlaps_keep_plans_valid(std::mt19937& random) {
-  Table table = random_table(4, 120, random);
-  PlanRequest request = table.request();
-  std::vector<SortedValues> sorted;
-  for (auto& lengths : table.lengths) {
-    std::vector<int32_t> tokens;
-    std::vector<int64_t> offsets{0};
-    for (int64_t& length : lengths) {
-      length = std::uniform_int_distribution<int64_t>(0, 12)(random);
-      for (int64_t i = 0; i < length; ++i) tokens.push_back(std::uniform_int_distribution<int32_t>(0, 1)(random));
-      offsets.push_back(static_cast<int64_t>(tokens.size()));
-    }
-    sorted.push_back(sort_values(tokens, offsets));
+struct Interrupted {};
+
+// With this budget the search goes on for minutes unless the interrupt ends it, at its third call.
+void is_interrupted(const Table& table, int num_threads) {
+  int calls = 0;
+  Workers workers(num_threads, [&] {
+    if (++calls == 3) throw Interrupted();
+  });
+  bool interrupted = false;
+  try {
+    plan_tree(table.request(), {600, 0}, {}, workers);
+  } catch (const Interrupted&) {
+    interrupted = true;
   }
-  for (const SortedValues& values : sorted) request.overlaps.push_back({values.rank, values.shared});
-  is_permutation(plan_tree(request, 0.01, 0).rows, table.num_rows);
-  const PlanTable plan_table = make_plan_table(request);
-  CodeCounts counts(64, 0);
-  PrefixTree tree(plan_table);
-  cluster_below(tree, tree.root(), Choice::kGreatestGain, counts);
-  const int64_t before = tree.saved();
-  CHECK(choose_heads(tree, request).saved >= std::max(before, tree.saved()));
-  check_tree(tree);
+  CHECK(interrupted);
+  CHECK(calls == 3);
+}
+
+void an_interrupt_ends_a_long_search(Table table) {
+  for (const int num_threads : {1, 3}) is_interrupted(table, num_threads);
+}
+
+// Pinned in the middle: the climb. Columns of few values, so that no order is much better than another.
+void an_interrupt_ends_a_long_climb(std::mt19937& random) {
+  Table table = random_table(100, 2000, 6, 60, random);
+  table.pinned = {50};
+  is_interrupted(table, 1);
+}
+
+// --------------------------------------------------------------------------------------------------- odd tables
+// 2^30 - 1 tokens in every cell: the sums need more than 32 bits.
+void longest_cells() {
+  constexpr int64_t kLongest = (int64_t{1} << 30) - 1;
+  Table table{300, 5, std::vector<int32_t>(1500, 0), {}, {}, {}, {}, {}, {}};
+  table.lengths.assign(300, {kLongest});
+  CHECK(saved_by_plan(table, checked_plan(table, {}, 1)) == 4 * 300 * kLongest);
+}
+
+// The first column pinned, each row still shares most in an order of its own (tests/plan/test_tree.py has the words).
+void a_pin_at_the_start_leaves_rows_their_orders() {
+  Table table{3, 6, {}, {{1}, {10, 10, 10, 10}, {10, 10, 10, 10}}, {}, {}, {}, {0}, {}};
+  table.codes = {0, 0, 0, 0, 0, 0, /* claims */ 0, 0, 0, 1, 2, 3, /* evidence */ 0, 1, 2, 3, 3, 3};
+  CHECK(saved_by_plan(table, checked_plan(table, {}, 1)) == 5 + 40);
 }
 
 }  // namespace
 
 int main() {
   std::mt19937 random(0);
-  for (int i = 0; i < 60; ++i) plans_are_valid_and_beat_one_order(random);
-  for (int i = 0; i < 20; ++i) trees_stay_sound(random);
-  for (int i = 0; i < 40; ++i) overlaps_keep_plans_valid(random);
+  for (int i = 0; i < 10; ++i) pins_and_pairs(random);
+  for (int i = 0; i < 8; ++i) overlaps_and_blocks(random);
+  others_that_break_a_pair_do_not_count();
+  const Table table = large_table(random);
+  threads_do_not_change_the_plan(table);
+  restarts_find_more(random);
+  any_budget_is_taken();
+  an_interrupt_ends_a_long_search(table);
+  an_interrupt_ends_a_long_climb(random);
+  longest_cells();
+  a_pin_at_the_start_leaves_rows_their_orders();
   return 0;
 }
