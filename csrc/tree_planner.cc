@@ -20,6 +20,7 @@ constexpr double kWorkPerSecond = 1.6e9;
 
 // Above this, one clustering has to do: the local search makes up for more than the choice among five is worth.
 constexpr size_t kManyCells = 4'000'000;
+constexpr int32_t kManyRows = 50'000;
 // Up to so many, every starting tree is a contender for the first place; up to more, several; else the best one only.
 constexpr size_t kFewCells = 20'000;
 constexpr size_t kSomeCells = 200'000;
@@ -107,7 +108,7 @@ class TreeSearch {
 
  private:
   bool is_small() const { return table_.codes.size() <= kFewCells; }
-  bool is_large() const { return table_.codes.size() > kManyCells; }
+  bool is_large() const { return table_.codes.size() > kManyCells || table_.num_rows > kManyRows; }
 
   // Of equal trees the first.
   void keep_best(size_t num_trees) {

@@ -20,11 +20,11 @@ from vllm_relational.records import Plan, PlanInput, TokenSegments, ValueOverlap
 # One pass of the local search compares a row with a few others for each of its cells, and a comparison reads a row.
 LEAST_SECONDS, SECONDS_PER_READ, COLUMNS_WORTH_A_ROW = 0.1, 5e-8, 16
 # Large tables settle for less.
-SECONDS, SECONDS_PER_CELL = 0.5, 1e-6
+SECONDS, SECONDS_PER_CELL = 0.5, 7e-7
 
 
 def default_budget(batch: PlanInput) -> float:
-    """Seconds of local search on one core: enough for most tables to settle, and 0.5 s + 1 us a cell at most.
+    """Seconds of local search on one core: enough for most tables to settle, and 0.5 s + 0.7 us a cell at most.
 
     All cores share the work.
     """
