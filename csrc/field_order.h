@@ -24,7 +24,8 @@ FieldOrder order_by_score(const std::vector<double>& scores, const std::vector<i
 int64_t saved_by_order(const PlanRequest& request, std::span<const int32_t> order);
 
 // Hill climbing over field orders that the request's precedence allows, from one that it allows: moves one column at a
-// time to the position that saves most, pinned ones never. Looks at every k-th row only, so that at most 4,096 are; `work` counts rows sorted and ends the climb below zero.
+// time to the position that saves most, pinned ones never. Looks at every k-th row only, so that at most 4,096 are;
+// `work` counts rows sorted and ends the climb below zero.
 FieldOrder climb(const PlanRequest& request, FieldOrder start, int64_t work, Workers& workers);
 
 }  // namespace vllm_relational

@@ -20,7 +20,9 @@ std::vector<int32_t> add_pins(std::span<const int32_t> pinned, std::vector<std::
     for (int32_t c = 0; c < last; ++c) needed[at(last)][at(c)] = true;
   }
   std::vector<int32_t> middle;
-  std::copy_if(pinned.begin(), pinned.end(), std::back_inserter(middle), [&](int32_t c) { return first <= c && c <= last; });
+  for (const int32_t c : pinned) {
+    if (first <= c && c <= last) middle.push_back(c);
+  }
   return middle;
 }
 
@@ -61,7 +63,8 @@ class Queue {
 
   int32_t out(int32_t column) {
     for (const int32_t c : followers_[at(column)]) {
-      if (--missing_[at(c)] == 0) num_ready_ += std::find(put_off_.begin(), put_off_.end(), c) != put_off_.end() ? 1 : 0;
+      if (--missing_[at(c)] > 0) continue;
+      num_ready_ += std::find(put_off_.begin(), put_off_.end(), c) != put_off_.end() ? 1 : 0;
     }
     return column;
   }

@@ -169,7 +169,8 @@ class TreeSearch {
 
   PrefixTree tree_as_planned(const FieldOrders& orders) const {
     PrefixTree tree(table_);
-    if (table_.num_rows > 1) cluster_as_planned(tree, request_.codes, orders, depth_first_rows(request_, orders, workers_));
+    if (table_.num_rows < 2) return tree;
+    cluster_as_planned(tree, request_.codes, orders, depth_first_rows(request_, orders, workers_));
     return tree;
   }
 
@@ -249,6 +250,7 @@ class Best {
     return plan;
   }
 
+ private:
   const PlanRequest& request_;
   Workers& workers_;
   std::vector<OverlapOfRanks> overlaps_;

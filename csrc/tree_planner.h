@@ -10,8 +10,8 @@ namespace vllm_relational {
 
 struct SearchOptions {
   // How much work the local search may do, counted in cells, not in time: the same table, budget and seed give the
-  // same plan on every machine, on any number of threads. In seconds of one core; 0 gives the best starting tree, infinity a
-  // search that ends when it gains nothing any more.
+  // same plan on every machine, on any number of threads. In seconds of one core; 0 gives the best starting tree,
+  // infinity a search that ends when it gains nothing any more.
   double budget_seconds = 0;
   uint64_t seed = 0;
 };
@@ -25,9 +25,9 @@ struct TreePlan {
 
 // Saved are the tokens at the start of a row that the row before has too, in the request's blocks: cells, and with
 // request.overlaps what the first differing cells begin with alike. The plan never saves less than the published order
-// and the two fixed orders of arXiv 2403.05821, nor than any of `others`, plans that the caller has; their rows are
-// put into depth-first order first. Of `others` those count whose rows all keep the request's constraints. With columns pinned in the middle of the row the search is over orders that all
-// rows share.
+// and the two fixed orders of arXiv 2403.05821, nor than any of `others`, plans that the caller has, as far as all
+// their rows keep the request's constraints; their rows are put into depth-first order first. With columns pinned in
+// the middle of the row the search is over orders that all rows share.
 TreePlan plan_tree(const PlanRequest& request, const SearchOptions& options, std::vector<FieldOrders> others,
                    Workers& workers);
 
