@@ -269,7 +269,7 @@ void search_trees(const PlanRequest& request, const SearchOptions& options, cons
 void climb_orders(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrder>& orders,
                   Workers& workers, Best& best) {
   // A row sorted costs about eight times a cell compared.
-  const int64_t work = work_of(options.budget_seconds, kWorkPerSecond / 8);
+  const int64_t work = work_of(options.budget_seconds / static_cast<double>(orders.size()), kWorkPerSecond / 8);
   for (const FieldOrder& order : orders) best.see(same_for_all(climb(request, order, work, workers)));
 }
 

@@ -309,6 +309,24 @@ def test_a_small_cache_serves_less(tmp_path):
     assert small["hit_rate"] < small["hit_rate_bound"] <= roomy["hit_rate"]
 
 
+def test_the_measure_in_characters_knows_the_constraints(tmp_path):
+    (tmp_path / "t.csv").write_text("id,text\n" + "".join(f"{i},{'x' * 40}\n" for i in range(4)))
+    free, pinned = (
+        json.loads(run_cli("plan", tmp_path / "t.csv", "--json", "--planner", "tree", *options).stdout)
+        for options in ([], ["--pin", "id"])
+    )
+    assert free["hit_rate_chars"] > 0.7
+    assert pinned["hit_rate_chars"] == 0
+    assert (free["rows"], free["distinct_rows"]) == (4, 4)
+
+
+def test_plan_says_where_it_cannot_write_after_it_has_printed(table, tokenizer_folder):
+    pytest.importorskip("plotly")
+    result = run_cli("plan", table, "--planner", "published", "--html", "/proc/tree.html")
+    assert result.exit_code == 2 and "published" in result.stdout
+    assert result.stderr.startswith("error: ") and "/proc/tree.html" in result.stderr
+
+
 def test_plan_keeps_orders_and_weighs_columns(tmp_path):
     (tmp_path / "t.csv").write_text("a,b,c\n" + "".join(f"{i},{'x' * 40},{'y' * 20}\n" for i in range(4)))
 

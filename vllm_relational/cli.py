@@ -75,8 +75,11 @@ def _command(function: Callable[..., int]) -> Callable[..., None]:
             raise typer.Exit(COULD_NOT_RUN) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:  # the reader of our output went away: nothing left to say
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):  # the reader of our output went away: nothing left to say
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            else:
+                _say(f"error: {error}")
             raise typer.Exit(COULD_NOT_RUN) from None
 
     app.command()(wrapped)
@@ -236,20 +239,16 @@ def plan(
 
     if prompt is not None and columns is not None:
         raise RelationalError("--prompt and --columns exclude each other: give one")
-    if capacity is not None and capacity < 1:
-        raise RelationalError(f"--capacity is {capacity}: a cache holds at least 1 token")
     _check_page(html, "plotly")
     data = cli_options.read_rows(table, limit)
     llm = cli_options.make_llm(model, None, tokenizer, False, 1, {})
     question = prompt or template_of(cli_options.parse_list(columns, "--columns") if columns else None)
     info = dataclasses.replace(llm.expected_engine(), kv_cache_tokens=capacity, max_model_len=None)
+    if capacity is not None and capacity < info.block_size:
+        raise RelationalError(f"--capacity is {capacity}: a cache holds a block of {info.block_size} tokens or more")
     options = {**cli_options.order_options(pin, keep_order, weight), "nulls": "keep"}
     names = cli_options.parse_list(planners, "--planner")
     comparison = compare_planners(llm, data, question, names, options, info, budget)
-    if html is not None:
-        from vllm_relational.planning_html import write_page
-
-        write_page(comparison, table.name, html)
     if as_json:
         for summary in comparison.summaries:
             print(json.dumps(dataclasses.asdict(summary), ensure_ascii=False))
@@ -258,6 +257,9 @@ def plan(
 
         print(render(comparison))
     if html is not None:
+        from vllm_relational.planning_html import write_page
+
+        write_page(comparison, table.name, html)
         _say(f"prefix tree: {html}")
     return OK
 

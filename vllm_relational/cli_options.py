@@ -66,7 +66,7 @@ def parse_weight(text: str) -> tuple[str, float]:
     try:
         if not equals:
             raise ValueError
-        return name.strip(), float(number)
+        return name, float(number)
     except ValueError:
         raise RelationalError(f"--weight {text!r}: write COLUMN=NUMBER, e.g. --weight description=2") from None
 

@@ -106,6 +106,11 @@ class PreparedQuery:
         bound = job.forecast(batch.plan, batch.codes, info, "belady") if info.kv_cache_tokens else None
         return PlannedQuery(report, job.table, batch.input, batch.plan, len(job.prompts.segments.header), bound)
 
+    def constrain(self, batch: PlanInput) -> PlanInput:
+        """Another batch over the same columns, such as one in characters, as this query's planner shall see it."""
+        pinned, before = self._job.pinned, self._job.before
+        return weighted(dataclasses.replace(batch, pinned=pinned, before=before), self._job.weights)
+
     def first(self, num_rows: int) -> PreparedQuery:
         """The same query over the first rows of the table only."""
         return PreparedQuery(self._job.first(num_rows))
@@ -249,6 +254,8 @@ class _Job:
         capacity = (info.kv_cache_tokens or 0) // info.block_size
         segments = self.prompts.segments
         hits, lengths = native.simulate_prefix_cache(segments, codes, plan, info.block_size, capacity, policy)
+        if info.kv_cache_tokens is not None and not capacity:  # less than a block; 0 means without limit above
+            hits[:] = 0
         return CacheForecast(int(lengths.sum()), int(hits.sum()) if info.prefix_caching else 0)
 
     def _ceiling(self, codes: np.ndarray) -> float:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from vllm_relational.llm import RelationalLLM
 from vllm_relational.plan import PLANNERS, planner
-from vllm_relational.plan.characters import CharacterTable, character_table, hit_characters
+from vllm_relational.plan.characters import character_table, hit_characters
 from vllm_relational.plan.dependencies import Dependency, find_dependencies
 from vllm_relational.plan.objective import ceiling, total_tokens
 from vllm_relational.prompts import parse_template
@@ -38,16 +38,19 @@ class NamedDependency:
 class PlanSummary:
     """One planner's plan of one table.
 
+    rows, distinct_rows: of the table; prompts are of distinct rows.
     seconds:        encoding, deduplication and planning; reading the file and tokenising are not in it.
     prompt_tokens, hit_tokens, hit_rate: of the real prompts, in whole KV blocks, from a cold cache.
     hit_rate_bound: the same with the best possible eviction (Belady); None for a cache without limit.
-    hit_rate_chars: cells joined without names or separators, all rows, in characters, cache without limit.
+    hit_rate_chars: cells joined without names or separators, all rows, in characters, cache without limit. Of a plan of
+                    its own, made for characters under the same constraints.
     ceiling, ceiling_chars: share of tokens, of characters, in cells that occurred before in their column.
     token_counts:   'exact', or how tokens were estimated.
     dependencies:   of the table, the same for every planner; those over most columns first.
     """
 
     rows: int
+    distinct_rows: int
     columns: int
     planner: str
     seconds: float
@@ -108,7 +111,9 @@ def compare_planners(
     for place, (name, budget) in enumerate(zip(planners, budgets, strict=True)):
         planned = prepared.plan(info, name, budget)
         dependencies = _named_dependencies(planned) if dependencies is None else dependencies
-        summaries.append(_summary(name, budget, planned, characters, dependencies))
+        in_characters = planner(name, budget)(prepared.constrain(characters.batch))
+        hit_rate_chars = hit_characters(characters, in_characters) / max(total_tokens(characters.batch), 1)
+        summaries.append(_summary(name, planned, hit_rate_chars, ceiling(characters.batch), dependencies))
         if best_planned is None or summaries[place].hit_tokens > summaries[best].hit_tokens:
             best, best_planned = place, planned
     assert best_planned is not None  # one planner or more
@@ -131,25 +136,25 @@ def _budgets(planners: Sequence[str], seconds: float | None) -> list[float | Non
 
 def _summary(
     name: str,
-    budget: float | None,
     planned: PlannedQuery,
-    characters: CharacterTable,
+    hit_rate_chars: float,
+    ceiling_chars: float,
     dependencies: tuple[NamedDependency, ...],
 ) -> PlanSummary:
     report = planned.report
-    hits = hit_characters(characters, planner(name, budget)(characters.batch))
     return PlanSummary(
         rows=report.num_rows,
-        columns=characters.batch.num_columns,
+        distinct_rows=report.num_distinct,
+        columns=planned.batch.num_columns,
         planner=name,
         seconds=round(sum(report.stage_seconds.get(stage, 0.0) for stage in PLANNING_STAGES), 4),
         prompt_tokens=report.predicted.prompt_tokens,
         hit_tokens=report.predicted.hit_tokens,
         hit_rate=round(report.predicted.hit_rate, 4),
         hit_rate_bound=None if planned.bound is None else round(planned.bound.hit_rate, 4),
-        hit_rate_chars=round(hits / max(total_tokens(characters.batch), 1), 4),
+        hit_rate_chars=round(hit_rate_chars, 4),
         ceiling=round(report.ceiling, 4),
-        ceiling_chars=round(ceiling(characters.batch), 4),
+        ceiling_chars=round(ceiling_chars, 4),
         token_counts=report.token_counts,
         field_order=report.field_order,
         dependencies=dependencies,

@@ -85,3 +85,8 @@ def test_weighted_tokens_stay_whole_and_none_vanishes():
     assert light.overlaps[0].shared.tolist() == [0, 0, 0]
     assert (light.header_tokens, light.block_size) == (0, 1)
     assert weighted(batch, {0: 1.0}) is batch
+
+
+def test_a_long_cell_times_a_great_weight_stays_what_native_code_takes():
+    batch = batch_of([[0, 1]], [[5_000_000, 1]])
+    assert weighted(batch, {0: 1000.0}).cell_tokens[0].tolist() == [2**30 - 1, 1000]

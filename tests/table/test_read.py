@@ -231,3 +231,11 @@ def test_other_objects_are_refused_by_type(source):
 def test_pandas_periods_are_read_as_their_text():
     frame = pd.DataFrame({"month": pd.PeriodIndex(["2020-01", None], freq="M"), "n": [1, 2]})
     assert read_table(frame).to_pylist() == [{"month": "2020-01", "n": 1}, {"month": None, "n": 2}]
+
+
+def test_parquet_with_two_columns_of_one_name_names_the_fix(tmp_path):
+    pa.parquet.write_table(
+        pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "t.parquet"
+    )
+    with pytest.raises(RelationalError, match="rename"):
+        read_table(tmp_path / "t.parquet")

@@ -12,6 +12,8 @@ import numpy as np
 
 from vllm_relational.records import PlanInput, ValueOverlaps
 
+MOST_TOKENS = 2**30 - 1  # of a cell, in native code
+
 
 def weighted(batch: PlanInput, weights: Mapping[int, float]) -> PlanInput:
     """``batch`` as a planner shall see it: tokens times the weight of their column, rounded, 1 or more unless 0.
@@ -33,7 +35,8 @@ def weighted(batch: PlanInput, weights: Mapping[int, float]) -> PlanInput:
 def _scaled(lengths: np.ndarray, factor: float) -> np.ndarray:
     if factor == 0:
         return np.zeros_like(lengths)
-    return np.where(lengths > 0, np.maximum(np.rint(lengths * factor), 1), 0).astype(np.int64)
+    scaled = np.clip(np.rint(lengths * factor), 1, MOST_TOKENS)
+    return np.where(lengths > 0, scaled, 0).astype(np.int64)
 
 
 def in_allowed_order(batch: PlanInput, order: list[int]) -> list[int]:

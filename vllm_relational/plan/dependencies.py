@@ -120,9 +120,19 @@ def _reduced(wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     there are no cycles, and nothing is left out for the sake of something that is left out for its own.
     """
     exact, approximate = wrong == 0, wrong > 0
-    before = exact @ approximate  # of bool: some column lies between
-    behind = approximate @ exact
-    return exact & ~(exact @ exact), approximate & ~(before | behind | before @ exact)
+    concerned = np.flatnonzero((wrong >= 0).any(axis=0) | (wrong >= 0).any(axis=1))  # of many columns few are
+    part = np.ix_(concerned, concerned)
+    one, other = exact[part], approximate[part]
+    before, behind = _between(one, other), _between(other, one)
+    exact[part] &= ~_between(one, one)
+    approximate[part] &= ~(before | behind | _between(before, one))
+    return exact, approximate
+
+
+def _between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whether some column lies between two: the product of two relations, bool ``[n, n]``."""
+    product: np.ndarray = first.astype(np.float32) @ second.astype(np.float32) > 0  # NumPy multiplies bools slowly
+    return product
 
 
 def _columns(groups: list[tuple[int, ...]], chosen: np.ndarray) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """The tree planner: every row has its own field order, chosen so that all rows together form the smallest prefix tree.
 
-The search is native code (csrc/tree_planner.h explains it). Never worse than the published and the fixed orders when
-hits are counted in whole cells and the cache has no limit. With ``PlanInput.overlaps`` it also counts the tokens that
-differing cells begin with alike: a few hits in whole cells may go for more of those.
+The search is native code (csrc/tree_planner.h explains it). Its plan never serves less than the published order, the
+fixed orders and GGR's plan, counted in whole blocks of what each row shares with the row before; with
+``PlanInput.overlaps`` also the tokens that differing cells begin with alike: a few hits in whole cells may go for more
+of those.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from vllm_relational import native
 from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
 from vllm_relational.plan.ggr import plan_ggr
 from vllm_relational.plan.objective import hit_tokens
+from vllm_relational.plan.published import plan_published
 from vllm_relational.records import Plan, PlanInput, TokenSegments, ValueOverlaps
 
 # One pass of the local search compares a row with a few others for each of its cells, and a comparison reads a row.
@@ -46,11 +48,12 @@ def plan_tree(batch: PlanInput, budget_seconds: float | None = None, seed: int =
 
     ``budget_seconds`` is for the local search (default: ``default_budget``); the starting trees come on top. It is
     counted in work, not in time: the same batch, budget and seed give the same plan on every machine.
-    With pinned columns all rows get one field order, the best that hill climbing finds.
-    Without native code: the best of the reference planners ``fixed``, ``fixed_v2`` and ``ggr``, under its own name.
+    With columns pinned in the middle of the row all rows get one field order, the best that hill climbing finds, or
+    GGR's. Without native code there is no search: the best of ``fixed``, ``fixed_v2``, ``ggr`` and ``published`` is
+    taken, under its own name.
     """
     if not native.AVAILABLE:
-        plans = [plan_fixed(batch), plan_fixed_v2(batch), plan_ggr(batch)]
+        plans = [plan_fixed(batch), plan_fixed_v2(batch), plan_ggr(batch), plan_published(batch)]
         return max(plans, key=lambda plan: hit_tokens(batch, plan))
     budget = default_budget(batch) if budget_seconds is None else budget_seconds
     rows, fields = native.plan_tree(batch, budget, seed, others=[plan_ggr(batch)])

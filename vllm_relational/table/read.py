@@ -58,7 +58,7 @@ def _read_file(path: Path) -> pa.Table:
 def _reader_of(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix in PARQUET_SUFFIXES:
-        return pa.parquet.read_table
+        return _read_parquet
     if suffix in CSV_SUFFIXES:
         return _read_csv
     if suffix in JSON_LINES_SUFFIXES:
@@ -66,6 +66,11 @@ def _reader_of(path: Path) -> Any:
     if suffix in ARROW_SUFFIXES:
         return pa.feather.read_table
     raise RelationalError(f"{path}: unknown table format {suffix or '(no suffix)'!r}: use {READABLE}")
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    _check_names(pa.parquet.read_schema(path).names)  # read_table would name the fault, but not the fix
+    return pa.parquet.read_table(path)
 
 
 def _read_csv(path: Path) -> pa.Table:
