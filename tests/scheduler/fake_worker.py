@@ -145,6 +145,7 @@ class Engine:
         self.in_flight = in_flight
         self.steps: deque[tuple[Any, ModelRunnerOutput]] = deque()
         self.answers: dict[str, list[int]] = {}
+        self.preemptions = 0
 
     def add(self, request: Request) -> None:
         self.worker.salts[request.request_id] = (
@@ -156,6 +157,7 @@ class Engine:
     def step(self) -> None:
         """Schedule one step and take in the answers of the oldest, once more steps are in flight than allowed."""
         step = self.scheduler.schedule()
+        self.preemptions += len(step.preempted_req_ids or ())
         if step.total_num_scheduled_tokens:
             self.steps.append((step, self.worker.execute(step)))
         if self.steps and (len(self.steps) > self.in_flight or not step.total_num_scheduled_tokens):
