@@ -121,6 +121,30 @@ def test_a_request_as_large_as_the_pool_is_run_without_copies(model_folder):
     assert engine.scheduler.partial_reuse.counters.declined == 1
 
 
+def preempted_in_its_own_step(scheduler_cls, model_folder):
+    """``low`` gets its last blocks, then ``high`` needs one in the same step: ``low`` is preempted, uncomputed."""
+    limits = {"policy": "priority", "max_num_batched_tokens": 16, "long_prefill_token_threshold": 8}
+    engine = Engine(make_scheduler(scheduler_cls, model_folder, 11, **limits), in_flight=0)
+    engine.add(make_request("low", list(range(43)), priority=1))
+    engine.step()
+    engine.add(make_request("high", [50, 51, 52], max_tokens=5))
+    return engine
+
+
+def test_blocks_cached_in_the_step_that_preempts_their_request_are_not_found(model_folder):
+    engine = preempted_in_its_own_step(PartialReuseScheduler, model_folder)
+
+    assert engine.run() and engine.preemptions == 1
+
+
+def test_stock_finds_them(model_folder):
+    """When this fails, vLLM has mended it and ``PartialReuse._withdraw`` can go."""
+    engine = preempted_in_its_own_step(AsyncScheduler, model_folder)
+
+    with pytest.raises(AssertionError, match="low reads None at 32"):
+        engine.run()
+
+
 def test_reset_forgets_all_sources(engine):
     engine.add(make_request("a", SHARED))
     engine.run()

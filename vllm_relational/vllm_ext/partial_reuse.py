@@ -10,8 +10,8 @@ the request to the copy (``SingleTypeKVCacheManager._apply_cow``) and sends the 
 Why the copied tokens are right:
 1. The source holds them. A block is entered in the index when the *next* scheduling step begins, so it was filled in a
    step that was sent to the workers before. Workers run steps in the order sent, on one stream, and copy at the start
-   of a step: earlier steps, also those still in flight under asynchronous scheduling, have been computed by then. A
-   request that is preempted in the very step that cached its blocks was never computed: its blocks are not entered.
+   of a step: earlier steps, also those still in flight under asynchronous scheduling, have been computed by then. What
+   a request cached in a step that preempted it was never computed, and is taken out of the cache.
 2. Whole cached blocks are never written again: their owners only write after them.
 3. The source is not reused too early. vLLM holds a reference on source and copy until the step is put together, so no
    allocation of this step can hand them out. From then on the source may be evicted; whoever gets it writes in a later
@@ -146,9 +146,20 @@ class PartialReuse:
         return self._stock["take_kv_cache_block_copies"]()
 
     def _free(self, request: Any) -> None:
-        if self._scheduling:  # preempted: what it cached in this step will not be computed
-            self._new = [cached for cached in self._new if cached.request_id != request.request_id]
+        if self._scheduling:
+            self._withdraw(request.request_id)
         self._stock["free"](request)
+
+    def _withdraw(self, request_id: str) -> None:
+        """A request is preempted in the step that scheduled it: what it cached in this step will not be computed.
+
+        Happens under priority scheduling. vLLM 0.32.0 leaves such blocks in the cache, where the same request or
+        another finds them and reads whatever was in memory; so they leave the cache here, whole blocks too.
+        """
+        lost = {cached.block.block_id for cached in self._new if cached.request_id == request_id}
+        if lost:
+            self._new = [cached for cached in self._new if cached.request_id != request_id]
+            self._pool.evict_blocks(lost)
 
     def _remove_cached_block_hashes(self, block: Any) -> Any:
         self._index.remove(block.block_id)
@@ -214,5 +225,8 @@ class PartialReuse:
 def _may_share(request: Any) -> bool:
     """Text only: keys and values that depend on nothing but tokens, adapter and salt."""
     return not (
-        request.mm_features or request.prompt_embeds is not None or request.prompt_token_ids is None or request.resumable
+        request.mm_features
+        or request.prompt_embeds is not None
+        or request.prompt_token_ids is None
+        or request.resumable
     )
