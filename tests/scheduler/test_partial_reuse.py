@@ -105,7 +105,7 @@ def test_a_step_in_flight_is_a_source(model_folder):
 )
 @pytest.mark.parametrize("length", [3, 10])
 def test_nothing_is_shared_across_salts_and_adapters(engine, one, other, length):
-    prompt = SHARED[:length] + [50, 51, 52]
+    prompt = [*SHARED[:length], 50, 51, 52]
     first, second = make_request("a", prompt, **one), make_request("b", prompt, **other)
 
     assert computed_after(engine, first, second) == len(prompt)

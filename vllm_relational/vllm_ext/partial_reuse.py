@@ -101,7 +101,7 @@ class PartialReuse:
         self._index = PartialIndex(self._block_size)
         self._new: list[_Cached] = []  # not yet sources
         self._scheduling = False
-        self._stock = {}
+        self._stock: dict[str, Any] = {}
         for owner, name in (
             (manager, "get_computed_blocks"),
             (manager, "new_step_starts"),
@@ -154,7 +154,7 @@ class PartialReuse:
         """A request is preempted in the step that scheduled it: what it cached in this step will not be computed.
 
         Happens under priority scheduling. vLLM 0.32.0 leaves such blocks in the cache, where the same request or
-        another finds them and reads whatever was in memory; so they leave the cache here, whole blocks too.
+        another finds them and reads whatever was in memory (vllm#43569). They leave the cache here, whole blocks too.
         """
         lost = {cached.block.block_id for cached in self._new if cached.request_id == request_id}
         if lost:
@@ -166,7 +166,7 @@ class PartialReuse:
         return self._stock["_remove_cached_block_hashes"](block)
 
     def _reset_prefix_cache(self) -> bool:
-        done: bool = self._stock["reset_prefix_cache"]()
+        done = bool(self._stock["reset_prefix_cache"]())
         if done:
             self._index.clear()
             self._new.clear()
@@ -204,7 +204,7 @@ class PartialReuse:
         if total + 1 <= free:
             return True
         idle = sum(block.ref_cnt == 0 for block in hit)
-        return total - (len(hit) - 1) + idle <= free
+        return bool(total - (len(hit) - 1) + idle <= free)
 
     def _record_prefix_cache_stats(self, request: Any, num_hits: int) -> None:
         """Called when a request is admitted, with the tokens it found: a rest of a block is our doing."""
