@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from vllm_relational.kv.partial_index import PartialIndex
+from vllm_relational.kv.partial_index import PartialIndex, token_bytes
 
 BLOCK_SIZE = 5
 TOKENS = st.sampled_from([0, 1, 2, 255, 256, 151_935, 2**31 - 1])
@@ -30,12 +30,12 @@ class AgainstAScan(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.index = PartialIndex(BLOCK_SIZE)
+        self.index = PartialIndex()
         self.held: dict[int, tuple[object, list[int]]] = {}
 
     @rule(prefix=PREFIXES, tokens=WHOLE, block=BLOCKS)
     def add(self, prefix, tokens, block):
-        self.index.add(prefix, tokens, block)
+        self.index.add(prefix, token_bytes(tokens), block)
         self.held[block] = (prefix, tokens)
 
     @rule(block=BLOCKS)
@@ -53,7 +53,7 @@ class AgainstAScan(RuleBasedStateMachine):
         lengths = {block: shared_tokens(tokens, query) for block, (at, tokens) in self.held.items() if at == prefix}
         best = max(lengths.values(), default=0)
 
-        block, shared = self.index.longest(prefix, query)
+        block, shared = self.index.longest(prefix, token_bytes(query))
 
         assert shared == best
         assert lengths[block] == best if best else block == -1
@@ -70,20 +70,29 @@ TestAgainstAScan = AgainstAScan.TestCase
 
 
 def test_equal_blocks_stand_in_for_each_other():
-    index = PartialIndex(2)
+    index = PartialIndex()
     for block in (7, 3):
-        index.add(b"p", [1, 2], block)
+        index.add(b"p", token_bytes([1, 2]), block)
 
-    index.remove(index.longest(b"p", [1, 2])[0])
+    index.remove(index.longest(b"p", token_bytes([1, 2]))[0])
 
-    assert index.longest(b"p", [1, 9])[1] == 1
+    assert index.longest(b"p", token_bytes([1, 9]))[1] == 1
     assert len(index) == 1
 
 
 @given(query=WHOLE)
 def test_another_prefix_is_never_matched(query):
-    index = PartialIndex(BLOCK_SIZE)
-    index.add((b"a", ("cache_salt", "one")), query, 0)
+    index = PartialIndex()
+    tokens = token_bytes(query)
+    index.add((b"a", ("cache_salt", "one")), tokens, 0)
 
-    assert index.longest((b"a", ("cache_salt", "two")), query) == (-1, 0)
-    assert index.longest(b"a", query) == (-1, 0)
+    assert index.longest((b"a", ("cache_salt", "two")), tokens) == (-1, 0)
+    assert index.longest(b"a", tokens) == (-1, 0)
+
+
+@given(rows=st.lists(WHOLE, max_size=4))
+def test_bytes_of_many_blocks_are_those_of_each(rows):
+    together = token_bytes([token for row in rows for token in row])
+
+    assert together == b"".join(map(token_bytes, rows))
+    assert sorted(rows) == sorted(rows, key=token_bytes)

@@ -26,14 +26,14 @@ Drop this file when vLLM's UnitaryKVCacheCoordinator matches inside a block.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
 
-from vllm_relational.kv.partial_index import PartialIndex
+from vllm_relational.kv.partial_index import TOKEN_BYTES, PartialIndex, token_bytes
 from vllm_relational.vllm_ext.partial_support import unsupported
 
 logger = init_logger(__name__)
@@ -77,13 +77,16 @@ def install(scheduler: Any, settings: PartialReuseSettings | None = None) -> Par
 
 
 class _Cached(NamedTuple):
-    """A block that was given a hash in this step. block_hash: the hash, with its group, that it must still have."""
+    """Blocks that a request was given hashes for in this step.
+
+    hashes: with their group, as the blocks must still have them. tokens: of all blocks, as ``token_bytes``.
+    """
 
     request_id: str
-    block: Any
-    block_hash: bytes
-    prefix: Hashable
-    tokens: Sequence[int]
+    blocks: list[Any]
+    hashes: list[bytes]
+    prefixes: list[Hashable]
+    tokens: bytes
 
 
 @dataclass(eq=False)
@@ -98,7 +101,7 @@ class PartialReuse:
         manager, pool = self.manager, self.manager.block_pool
         self._pool = pool
         self._block_size: int = pool.hash_block_size
-        self._index = PartialIndex(self._block_size)
+        self._index = PartialIndex()
         self._new: list[_Cached] = []  # not yet sources
         self._scheduling = False
         self._stock: dict[str, Any] = {}
@@ -121,24 +124,34 @@ class PartialReuse:
         self, request: Any, blocks: Any, num_cached_blocks: int, num_full_blocks: int, *args: Any, **kwargs: Any
     ) -> None:
         self._stock["cache_full_blocks"](request, blocks, num_cached_blocks, num_full_blocks, *args, **kwargs)
-        if not _may_share(request):
+        if num_full_blocks <= num_cached_blocks or not _may_share(request):
             return
-        size, tokens = self._block_size, request._all_token_ids
-        for index in range(num_cached_blocks, num_full_blocks):
-            block = blocks[index]
-            prefix = self._prefix(request, index)
-            start = index * size
-            cached = _Cached(request.request_id, block, block.block_hash, prefix, tokens[start : start + size])
-            self._new.append(cached)
+        filled = blocks[num_cached_blocks:num_full_blocks]
+        size = self._block_size
+        self._new.append(
+            _Cached(
+                request.request_id,
+                filled,
+                [block.block_hash for block in filled],
+                self._prefixes(request, num_cached_blocks, num_full_blocks),
+                token_bytes(request._all_token_ids[num_cached_blocks * size : num_full_blocks * size]),
+            )
+        )
 
     def _new_step_starts(self) -> None:
         """What the steps before this one cached are sources from now on."""
         for cached in self._new:
-            if cached.block.block_hash == cached.block_hash:  # else evicted since, or given to another request
-                self._index.add(cached.prefix, cached.tokens, cached.block.block_id)
+            self._enter(cached)
         self._new.clear()
         self._scheduling = True
         self._stock["new_step_starts"]()
+
+    def _enter(self, cached: _Cached) -> None:
+        width, start = self._block_size * TOKEN_BYTES, 0
+        for block, block_hash, prefix in zip(cached.blocks, cached.hashes, cached.prefixes, strict=True):
+            if block.block_hash == block_hash:  # else evicted since, or given to another request
+                self._index.add(prefix, cached.tokens[start : start + width], block.block_id)
+            start += width
 
     def _take_kv_cache_block_copies(self) -> Any:
         """The last thing that a scheduling step asks of the manager."""
@@ -156,7 +169,7 @@ class PartialReuse:
         Happens under priority scheduling. vLLM 0.32.0 leaves such blocks in the cache, where the same request or
         another finds them and reads whatever was in memory (vllm#43569). They leave the cache here, whole blocks too.
         """
-        lost = {cached.block.block_id for cached in self._new if cached.request_id == request_id}
+        lost = {block.block_id for cached in self._new if cached.request_id == request_id for block in cached.blocks}
         if lost:
             self._new = [cached for cached in self._new if cached.request_id != request_id]
             self._pool.evict_blocks(lost)
@@ -190,8 +203,9 @@ class PartialReuse:
     def _longest(self, request: Any, num_tokens: int) -> tuple[Any, int]:
         """The block that continues the hit of ``num_tokens``, and for how many tokens; the last token is left over."""
         end = min(num_tokens + self._block_size, request.num_tokens - 1)
-        prefix = self._prefix(request, num_tokens // self._block_size)
-        block_id, shared = self._index.longest(prefix, request._all_token_ids[num_tokens:end])
+        index = num_tokens // self._block_size
+        (prefix,) = self._prefixes(request, index, index + 1)
+        block_id, shared = self._index.longest(prefix, token_bytes(request._all_token_ids[num_tokens:end]))
         return (self._pool.blocks[block_id], shared) if shared else (None, 0)
 
     def _fits(self, request: Any, hit: list[Any]) -> bool:
@@ -214,12 +228,18 @@ class PartialReuse:
         self.counters.tokens_saved += saved
         self._stock["record_prefix_cache_stats"](request, num_hits)
 
-    def _prefix(self, request: Any, index: int) -> Hashable:
-        """What block ``index`` of a request continues: equal only for equal tokens before it and equal extra keys."""
-        before = request.block_hashes[index - 1] if index else b""
+    def _prefixes(self, request: Any, first: int, end: int) -> list[Hashable]:
+        """What blocks ``first`` to ``end`` of a request continue: equal only after equal tokens and extra keys."""
+        before: list[Hashable] = request.block_hashes[first - 1 : end - 1] if first else [b""]
+        if not first:
+            before += request.block_hashes[: end - 1]
+        if request.lora_request is None and request.cache_salt is None:
+            return before
+        return [(prefix, self._extra_keys(request, index)) for index, prefix in enumerate(before, first)]
+
+    def _extra_keys(self, request: Any, index: int) -> Any:
         start = index * self._block_size
-        extra, _ = generate_block_hash_extra_keys(request, start, start + self._block_size, 0)
-        return before if extra is None else (before, extra)
+        return generate_block_hash_extra_keys(request, start, start + self._block_size, 0)[0]
 
 
 def _may_share(request: Any) -> bool:
