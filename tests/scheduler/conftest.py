@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-collect_ignore = [] if importlib.util.find_spec("vllm") else ["test_partial_reuse.py"]
+collect_ignore = [] if importlib.util.find_spec("vllm") else ["test_partial_reuse.py", "test_block_copies.py"]
 
 
 @pytest.fixture(scope="session")
