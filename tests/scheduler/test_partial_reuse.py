@@ -154,16 +154,33 @@ def test_reset_forgets_all_sources(engine):
     assert computed_after(engine, make_request("b", SHARED)) == len(SHARED)
 
 
-def test_copies_below_the_minimum_are_not_made(model_folder):
-    class Frugal(AsyncScheduler):
+def with_settings(model_folder, num_blocks=40, **settings):
+    class Configured(AsyncScheduler):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            install(self, PartialReuseSettings(min_tokens=3))
+            self.partial_reuse = install(self, PartialReuseSettings(**settings))
 
-    engine = Engine(make_scheduler(Frugal, model_folder, 40))
+    return Engine(make_scheduler(Configured, model_folder, num_blocks))
+
+
+def test_copies_below_the_minimum_are_not_made(model_folder):
+    engine = with_settings(model_folder, min_tokens=3)
 
     assert computed_after(engine, make_request("a", [*SHARED, 20, 21]), make_request("b", [*SHARED, 30])) == 3
     assert computed_after(engine, make_request("c", [*SHARED, 20, 31])) == 1
+
+
+def test_a_step_makes_no_more_copies_than_memory_is_given_to(model_folder):
+    engine = with_settings(model_folder, max_copy_mebibytes=2 * full_attention().page_size_bytes / 2**20)
+    engine.add(make_request("a", [*SHARED, 20, 21]))
+    engine.run()
+    for name in "bcd":
+        engine.add(make_request(name, [*SHARED, ord(name)]))
+    engine.run()
+
+    assert [engine.worker.computed[name] for name in "bcd"] == [1, 1, 3]
+    assert engine.scheduler.partial_reuse.counters.declined == 1
+    assert computed_after(engine, make_request("e", [*SHARED, 50])) == 1, "the next step copies again"
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
+from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from vllm_relational.kv.partial_index import TOKEN_BYTES, PartialIndex, token_bytes
 from vllm_relational.vllm_ext.partial_support import unsupported
@@ -41,10 +42,16 @@ logger = init_logger(__name__)
 
 @dataclass(frozen=True)
 class PartialReuseSettings:
-    """enabled: off means stock vLLM. min_tokens: copy a block only when it saves at least so many tokens."""
+    """enabled: off means stock vLLM. min_tokens: copy a block only when it saves at least so many tokens.
+
+    max_copy_mebibytes: memory that the copies of one step may take on the accelerator while they run, at least one.
+    vLLM gathers all sources of a layer first (of all layers, in layouts with the block outermost) and does not
+    set memory aside for that. Rows beyond it fall back to whole blocks.
+    """
 
     enabled: bool = True
     min_tokens: int = 1
+    max_copy_mebibytes: float = 256
 
 
 @dataclass
@@ -53,7 +60,7 @@ class PartialReuseCounters:
 
     lookups: requests admitted after a lookup in the prefix cache, again after a preemption. hits: those that started
     inside a block, each with one block copied. tokens_saved: prompt tokens they did not compute beyond whole blocks.
-    declined: lookups that fell back to whole blocks because the pool had no block to spare for the copy.
+    declined: lookups that fell back to whole blocks, as the pool had no block to spare or the step copies enough.
     """
 
     lookups: int = 0
@@ -73,7 +80,15 @@ def install(scheduler: Any, settings: PartialReuseSettings | None = None) -> Par
     if reason:
         logger.info("Token-exact prefix reuse is off: %s", reason)
         return None
-    return PartialReuse(scheduler.kv_cache_manager, settings)
+    return PartialReuse(scheduler.kv_cache_manager, settings, _max_copies(scheduler, settings))
+
+
+def _max_copies(scheduler: Any, settings: PartialReuseSettings) -> int:
+    (group,) = scheduler.kv_cache_config.kv_cache_groups
+    layout = scheduler.cache_config.kv_cache_layout
+    apart = layout is not None and not KVCacheLayout[layout].is_block_outermost
+    size = group.kv_cache_spec.page_size_bytes * (1 if apart else len(group.layer_names))
+    return max(1, int(settings.max_copy_mebibytes * 2**20 // size))
 
 
 class _Cached(NamedTuple):
@@ -95,6 +110,7 @@ class PartialReuse:
 
     manager: Any
     settings: PartialReuseSettings
+    max_copies: int  # in one step
     counters: PartialReuseCounters = field(default_factory=PartialReuseCounters)
 
     def __post_init__(self) -> None:
@@ -195,7 +211,7 @@ class PartialReuse:
         if shared < self.settings.min_tokens:
             return blocks, num_tokens, boundary
         whole = list(blocks.blocks[0])
-        if not self._fits(request, [*whole, source]):
+        if self._num_copies() >= self.max_copies or not self._fits(request, [*whole, source]):
             self.counters.declined += 1
             return blocks, num_tokens, boundary
         return self.manager.create_kv_cache_blocks(([*whole, source],)), num_tokens + shared, boundary
@@ -207,6 +223,10 @@ class PartialReuse:
         (prefix,) = self._prefixes(request, index, index + 1)
         block_id, shared = self._index.longest(prefix, token_bytes(request._all_token_ids[num_tokens:end]))
         return (self._pool.blocks[block_id], shared) if shared else (None, 0)
+
+    def _num_copies(self) -> int:
+        """Copies that this step makes so far."""
+        return len(self.manager.coordinator.single_type_managers[0]._pending_cow_copies)
 
     def _fits(self, request: Any, hit: list[Any]) -> bool:
         """Whether the whole request and the copy's source find room, as vLLM will count it.
