@@ -145,6 +145,16 @@ def test_stock_finds_them(model_folder):
         engine.run()
 
 
+def test_a_block_evicted_before_it_became_a_source_is_none(engine):
+    engine.add(make_request("a", SHARED))
+    engine.step()
+    manager, cached = engine.scheduler.kv_cache_manager, engine.scheduler.partial_reuse._new
+    manager.evict_blocks({block.block_id for each in cached for block in each.blocks})
+
+    assert cached, "the test is to evict between two steps"
+    assert computed_after(engine, make_request("b", SHARED)) == len(SHARED)
+
+
 def test_reset_forgets_all_sources(engine):
     engine.add(make_request("a", SHARED))
     engine.run()
