@@ -64,12 +64,6 @@ def test_a_block_that_nobody_waits_for():
     assert list(index.remove("a")) == []
 
 
-def test_a_hash_that_a_request_holds_twice_counts_once():
-    index = FutureUse()
-    index.add("a", [b"1", b"1"])
-    assert index.count(b"1") == 1
-
-
 def test_a_request_waits_once():
     index = FutureUse()
     index.add("a", [])

@@ -32,12 +32,14 @@ class FutureUse:
         return len(self._places)
 
     def add(self, request: Hashable, hashes: Sequence[Hashable], front: bool = False) -> None:
-        """A request waits at the back of the queue, or at its front. ``KeyError`` if it waits already."""
+        """A request waits at the back of the queue, or at its front; hashes: all different.
+
+        ``KeyError`` if it waits already.
+        """
         if request in self._places:
             raise KeyError(f"request {request!r} waits already")
         place = self._take_place(front)
-        hashes = tuple(dict.fromkeys(hashes))
-        self._places[request] = (place, hashes)
+        self._places[request] = (place, tuple(hashes))
         self._live.add(place)
         users = self._users
         for block in hashes:
