@@ -203,7 +203,7 @@ def test_wrong_settings_are_named(relational, message):
 
 @pytest.mark.parametrize("relational", [{"order": "prefix-tree"}, {"order": "arrival", "eviction": "batch"}])
 def test_priorities_are_left_to_vllm(relational):
-    with pytest.raises(RelationalError, match="priority|fcfs"):
+    with pytest.raises(RelationalError, match=r"priority|fcfs"):
         make_scheduler(RelationalScheduler, 9, relational, policy="priority")
     assert make_scheduler(RelationalScheduler, 9, {"order": "arrival"}, policy="priority").queue is None
 

@@ -8,7 +8,8 @@ of the users of one block rise as they come, and no structure has to be kept sor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, KeysView, Sequence
+from typing import Any
 
 from vllm_relational.kv.policy import NEVER
 
@@ -25,7 +26,7 @@ class FutureUse:
         self._first_place = self._next_place = 0
         self._places: dict[Hashable, tuple[int, Sequence[Hashable]]] = {}
         self._live: set[int] = set()
-        self._users: dict[Hashable, int | _Line] = {}
+        self._users: dict[Hashable, Any] = {}  # a place, or a _Line of several
 
     def __len__(self) -> int:
         """Waiting requests."""
@@ -46,10 +47,10 @@ class FutureUse:
             there = users.get(block)
             if there is None:
                 users[block] = place
-            elif isinstance(there, _Line):
-                there.add(place, front)
-            else:
+            elif type(there) is int:
                 users[block] = _Line(there, place, front)
+            else:
+                there.add(place, front)
 
     def remove(self, request: Hashable) -> Sequence[Hashable]:
         """A request waits no longer, because it starts or was aborted; returns its hashes, () if it did not wait."""
@@ -58,12 +59,10 @@ class FutureUse:
         users = self._users
         for block in hashes:
             there = users[block]
-            if isinstance(there, _Line):
-                there.count -= 1
-                if not there.count:
-                    del users[block]
-            else:
+            if type(there) is int or there.count == 1:
                 del users[block]
+            else:
+                there.count -= 1
         return hashes
 
     def reorder(self, requests: Iterable[Hashable]) -> None:
@@ -71,7 +70,8 @@ class FutureUse:
         waiting = {request: self._places[request][1] for request in requests}
         if len(waiting) != len(self._places):
             raise KeyError(f"the new order names {len(waiting)} of {len(self._places)} waiting requests")
-        self._places, self._live, self._users = {}, set(), {}
+        self._places, self._live = {}, set()
+        self._users.clear()
         for request, hashes in waiting.items():
             self.add(request, hashes)
 
@@ -80,14 +80,19 @@ class FutureUse:
         there = self._users.get(block)
         if there is None:
             return NEVER
-        return there if isinstance(there, int) else there.first(self._live)
+        return there if type(there) is int else there.first(self._live)
 
     def count(self, block: Hashable) -> int:
         """Waiting requests that hold the block."""
         there = self._users.get(block)
         if there is None:
             return 0
-        return 1 if isinstance(there, int) else there.count
+        return 1 if type(there) is int else there.count
+
+    @property
+    def needed(self) -> KeysView[Hashable]:
+        """The blocks that waiting requests hold: a view that stays up to date."""
+        return self._users.keys()
 
     def _take_place(self, front: bool) -> int:
         if front:

@@ -19,9 +19,9 @@ become worth more (a request for it arrived) stays; of those that have become wo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.kv_cache_utils import (
     BlockHash,
@@ -46,11 +46,13 @@ _Entry = tuple[float, int, int]  # rank, clock when freed, block id
 class PolicyFreeQueue(FreeKVCacheBlockQueue):
     """Least recently used first, as stock vLLM; subclasses rank blocks.
 
+    needed:    hashes, without group, of the blocks that somebody needs; all others have rank ``IDLE``.
     evictions: blocks handed out so far: ``unhashed``, ``no_future_use`` (cached, rank ``IDLE``), ``future_use``.
     """
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, needed: Container[Any] = ()) -> None:
         super().__init__(pool.free_block_queue.get_all_free_blocks())
+        self._needed = needed
         self.evictions = {"unhashed": 0, "no_future_use": 0, "future_use": 0}
         self._pool = pool
         self._hash_map = pool.cached_block_hash_to_block
@@ -75,7 +77,29 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
         assert self.num_free_blocks >= n
         if self._hash_map is not self._pool.cached_block_hash_to_block:
             self._after_reset()
-        return [self._pop() for _ in range(n)]
+        taken: list[KVCacheBlock] = []
+        while len(taken) < n:
+            run = self._idle_run(n - len(taken))
+            taken += super().popleft_n(run) if run else [self._pop()]
+        return taken
+
+    def _idle_run(self, most: int) -> int:
+        """How many blocks at the head of the list may go as they stand: what makes the common case fast."""
+        if self._heap and self._heap[0][0] == IDLE:
+            return 0
+        needed, tail = self._needed, self.fake_free_list_tail
+        block, run, unhashed = self.fake_free_list_head.next_free_block, 0, 0
+        while run < most and block is not None and block is not tail:
+            block_hash = block._block_hash
+            if block_hash is None:
+                unhashed += 1
+            elif block_hash[:-GROUP_BYTES] in needed:
+                break
+            run += 1
+            block = block.next_free_block
+        self.evictions["unhashed"] += unhashed
+        self.evictions["no_future_use"] += run - unhashed
+        return run
 
     def _pop(self) -> KVCacheBlock:
         block = self._next()
@@ -142,15 +166,16 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
         """Blocks are free, the most recently used one last."""
-        idle = []
+        idle, needed, freed, clock = [], self._needed, self._freed, self._clock
         for block in blocks:
-            self._clock += 1
-            rank = self._rank(block)
-            if rank == IDLE:
-                self._freed[block.block_id] = self._clock
+            clock += 1
+            block_hash = block._block_hash
+            if block_hash is None or block_hash[:-GROUP_BYTES] not in needed:
+                freed[block.block_id] = clock
                 idle.append(block)
             else:
-                self._keep(block, rank, self._clock)
+                self._keep(block, self._rank(block), clock)
+        self._clock = clock
         super().append_n(idle)
 
     def _keep(self, block: KVCacheBlock, rank: float, clock: int) -> None:
@@ -217,12 +242,17 @@ class BatchFreeQueue(PolicyFreeQueue):
     """
 
     def __init__(self, pool: BlockPool, future: FutureUse) -> None:
-        super().__init__(pool)
+        super().__init__(pool, future.needed)
         self._next_use = future.next_use
 
     def _rank(self, block: KVCacheBlock) -> float:
         block_hash = block._block_hash
         return -self._next_use(block_hash[:-GROUP_BYTES]) if block_hash is not None else IDLE
+
+
+class _Everything:
+    def __contains__(self, item: object) -> bool:
+        return True
 
 
 class FifoFreeQueue(PolicyFreeQueue):
@@ -233,17 +263,19 @@ class FifoFreeQueue(PolicyFreeQueue):
     """
 
     def __init__(self, pool: BlockPool) -> None:
-        super().__init__(pool)
+        super().__init__(pool, _Everything())
         self._inserted = [0] * len(pool.blocks)
 
     def _rank(self, block: KVCacheBlock) -> float:
         return self._inserted[block.block_id] if block._block_hash is not None else IDLE
 
-    def _pop(self) -> KVCacheBlock:
-        block = super()._pop()
+    def popleft_n(self, n: int) -> list[KVCacheBlock]:
+        """The next n blocks, which are inserted now; so many must be free."""
+        taken = super().popleft_n(n)
         self._clock += 1
-        self._inserted[block.block_id] = self._clock
-        return block
+        for block in taken:
+            self._inserted[block.block_id] = self._clock
+        return taken
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
         """Blocks of one request are free, deepest first."""
