@@ -11,6 +11,7 @@ The best of the repeats is reported.
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import sys
 import time
@@ -50,6 +51,8 @@ def measure(settings: dict | None, prompts: list[list[int]], num_blocks: int, so
     if sort:
         prompts = sorted(prompts)
     requests = [make_request(str(i), prompt, block_size=16) for i, prompt in enumerate(prompts)]
+    gc.collect()
+    gc.freeze()  # as vLLM's engine does after its start: what was there before is not gone through again
     hits, spent = 0, time.perf_counter()
     for request in requests:
         scheduler.add_request(request)

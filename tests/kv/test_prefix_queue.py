@@ -92,19 +92,25 @@ TestTraffic = Traffic.TestCase
 TestTraffic.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
-def test_a_request_alone_costs_one_node_and_is_spelt_out_as_far_as_shared():
+def nodes(node):
+    return 1 + sum(nodes(child) for child in (node.children or {}).values())
+
+
+def test_a_request_adds_two_nodes_at_most():
     queue = PrefixQueue()
-    queue.add("a", list(range(1000)))
-    assert queue._nodes["a"].depth == 1
-    queue.add("b", [*range(10), "other"])
-    assert queue._nodes["a"].depth == queue._nodes["b"].depth == 11
+    queue.add("a", [("same", i) for i in range(1000)])
+    assert nodes(queue._root) == 2
+    queue.add("b", [*(("same", i) for i in range(10)), "other"])
+    assert nodes(queue._root) == 4
+    drain(queue)
+    assert nodes(queue._root) == 1
 
 
 def test_seek_goes_on_where_another_queue_stopped():
     queue = PrefixQueue()
-    for name, hashes in {"a": "12", "b": "34", "c": "35"}.items():
+    for name, hashes in {"a": ["1", "12"], "b": ["3", "34"], "c": ["3", "35"]}.items():
         queue.add(name, hashes)
-    queue.seek("356")
+    queue.seek(["3", "35", "356"])
     assert drain(queue) == ["c", "b", "a"]
 
 

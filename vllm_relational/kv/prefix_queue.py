@@ -1,7 +1,8 @@
 """Waiting requests in depth-first order of their common prefixes, kept while requests come and go.
 
-A prefix tree of block hashes in which a request sits as high as it can: its hashes are spelt out only as far as another
-request shares them. So a request with a prefix of its own costs one node, however long it is.
+A compressed prefix tree of block hashes: a node stands for a prefix at which requests end or part, so a request adds
+two nodes at most, however long it is. A block hash stands for the whole prefix up to its block. So two requests share
+the first n blocks exactly where their n-th hashes are equal, and one comparison decides about an edge of any length.
 """
 
 from __future__ import annotations
@@ -9,96 +10,103 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 
+Hashes = Sequence[Hashable]
+
 
 class _Node:
-    """Requests that end here (or, without children, one that goes on alone), and the nodes below by next hash."""
+    """The first ``depth`` of ``hashes``; the requests that end here, and the nodes below by their next hash.
 
-    __slots__ = ("children", "depth", "name", "parent", "requests")
+    Ordered dictionaries: the first key of a plain one takes linear time once many before it were deleted.
+    """
 
-    def __init__(self, parent: _Node | None, name: Hashable, depth: int) -> None:
-        self.parent, self.name, self.depth = parent, name, depth
-        self.requests: OrderedDict[Hashable, Sequence[Hashable]] = OrderedDict()
-        # OrderedDict: the first key of a plain dict is found in linear time after many deletions at its head.
+    __slots__ = ("children", "depth", "hashes", "parent", "requests")
+
+    def __init__(self, parent: _Node | None, hashes: Hashes, depth: int) -> None:
+        self.parent, self.hashes, self.depth = parent, hashes, depth
+        self.requests: OrderedDict[Hashable, None] | None = None
         self.children: OrderedDict[Hashable, _Node] | None = None
+
+    def child(self, hashes: Hashes) -> _Node | None:
+        """The node below on the way of ``hashes``, which may part from it on the edge."""
+        if not self.children or len(hashes) == self.depth:
+            return None
+        return self.children.get(hashes[self.depth])
+
+    def is_prefix_of(self, hashes: Hashes) -> bool:
+        return len(hashes) >= self.depth and (not self.depth or hashes[self.depth - 1] == self.hashes[self.depth - 1])
+
+    def add_child(self, hashes: Hashes, depth: int) -> _Node:
+        """A node below, in the place of the one that goes the same way, if there is one."""
+        if self.children is None:
+            self.children = OrderedDict()
+        child = self.children[hashes[self.depth]] = _Node(self, hashes, depth)
+        return child
 
 
 class PrefixQueue:
     """Who is next: stay under the prefix of the last request as deep as possible, else the oldest branch.
 
     Requests that end at a node come before those that go on below it. A branch is as old as the first request that
-    opened it. Every call costs O(hashes shared with another request), but for going through all of them.
+    opened it. Every call costs O(blocks of a request) or less, but for going through all requests.
     """
 
     def __init__(self) -> None:
-        self._root = self._at = _Node(None, None, 0)
+        self._root = self._at = _Node(None, (), 0)
         self._nodes: dict[Hashable, _Node] = {}
-        self._last: Sequence[Hashable] = ()
+        self._last: Hashes = ()
         self._all_sought = True  # whether _at was found with all who wait now in the tree
 
     def __len__(self) -> int:
         """Waiting requests."""
         return len(self._nodes)
 
-    def add(self, request: Hashable, hashes: Sequence[Hashable]) -> None:
-        """A request waits; ``hashes``: its full blocks, root first, not to be changed while it waits."""
-        node = self._root
-        while True:
-            self._spell_out(node)
-            if node.depth == len(hashes):
-                break
-            children = node.children
-            if children is None:
-                children = node.children = OrderedDict()
-            child = children.get(hashes[node.depth])
-            if child is None:
-                child = children[hashes[node.depth]] = _Node(node, hashes[node.depth], node.depth + 1)
-                node = child
-                break
-            node = child
-        node.requests[request] = hashes
+    def add(self, request: Hashable, hashes: Hashes) -> None:
+        """A request waits; ``hashes``: its full blocks, root first, not to be changed from now on."""
+        node = self._place(hashes)
+        if node.requests is None:
+            node.requests = OrderedDict()
+        node.requests[request] = None
         self._nodes[request] = node
         self._all_sought = False
 
-    def _spell_out(self, node: _Node) -> None:
-        """Another request comes to the node: one that sits here but goes on alone moves one hash further down."""
-        if node.children is not None or not node.requests or node.parent is None:
-            return
-        request, hashes = next(iter(node.requests.items()))
-        if len(hashes) > node.depth:
-            del node.requests[request]
-            child = _Node(node, hashes[node.depth], node.depth + 1)
-            child.requests[request] = hashes
-            node.children = OrderedDict(((child.name, child),))
-            self._nodes[request] = child
+    def _place(self, hashes: Hashes) -> _Node:
+        """The node of exactly these hashes."""
+        node = self._root
+        while (child := node.child(hashes)) is not None and child.is_prefix_of(hashes):
+            node = child
+        if child is not None:
+            node = _split(node, child, hashes)
+        return node if node.depth == len(hashes) else node.add_child(hashes, len(hashes))
 
     def remove(self, request: Hashable) -> bool:
-        """The request waits no longer; False if it did not. The place in the tree stays where it is, or above."""
+        """The request waits no longer; False if it did not."""
         node = self._nodes.pop(request, None)
         if node is None:
             return False
-        del node.requests[request]
-        self._prune(node)
+        self._leave(node, request)
         return True
 
     def take(self, request: Hashable) -> None:
         """The request starts: those that share most with it are next. ``KeyError`` if it does not wait."""
-        node = self._nodes.pop(request)
-        self._last = node.requests.pop(request)
-        self._at = node
-        self._prune(node)
+        self._at = node = self._nodes.pop(request)
+        self._last = node.hashes[: node.depth]
+        self._leave(node, request)
 
-    def seek(self, hashes: Sequence[Hashable]) -> None:
+    def seek(self, hashes: Hashes) -> None:
         """A request with these hashes has started elsewhere: those that share most with it are next."""
         node = self._root
-        while node.children and node.depth < len(hashes) and hashes[node.depth] in node.children:
-            node = node.children[hashes[node.depth]]
-        self._at, self._last, self._all_sought = node, hashes, True
+        while (child := node.child(hashes)) is not None and child.is_prefix_of(hashes):
+            node = child
+        # Parting from it on the edge, the child's requests still share more than all others.
+        self._at, self._last, self._all_sought = child or node, hashes, True
 
-    def _prune(self, node: _Node) -> None:
+    def _leave(self, node: _Node, request: Hashable) -> None:
+        assert node.requests is not None
+        del node.requests[request]
         while not node.requests and not node.children and node.parent is not None:
             above = node.parent
             assert above.children is not None
-            del above.children[node.name]
+            del above.children[node.hashes[above.depth]]
             if self._at is node:
                 self._at = above
             node = above
@@ -123,5 +131,16 @@ class PrefixQueue:
         stack = [self._root]
         while stack:
             node = stack.pop()
-            yield from node.requests
+            yield from node.requests or ()
             stack.extend(reversed((node.children or {}).values()))
+
+
+def _split(parent: _Node, child: _Node, hashes: Hashes) -> _Node:
+    """A new node on the edge from parent to child, where ``hashes`` part from it."""
+    depth = parent.depth + 1
+    while depth < len(hashes) and depth < child.depth and hashes[depth] == child.hashes[depth]:
+        depth += 1
+    middle = parent.add_child(child.hashes, depth)
+    middle.children = OrderedDict(((child.hashes[depth], child),))
+    child.parent = middle
+    return middle
