@@ -133,6 +133,7 @@ class Run:
         self.started: list[str] = []
         self.hits: dict[str, int] = {}
         self.finished: list[str] = []
+        self.stats: list[Any] = []
         for request in requests:
             scheduler.add_request(request)
         while scheduler.has_unfinished_requests():
@@ -146,6 +147,7 @@ class Run:
                 self.started.append(new.req_id)
                 self.hits[new.req_id] = new.num_computed_tokens
         outputs = self.scheduler.update_from_output(scheduled, model_output(scheduled, self.scheduler.requests))
+        self.stats += [outputs[0].scheduler_stats] if 0 in outputs else []
         for output in outputs.get(0).outputs if 0 in outputs else ():
             if output.finish_reason is not None:
                 self.finished.append(output.request_id)

@@ -19,10 +19,11 @@ class FutureUse:
 
     Every update costs O(blocks of the request), amortised: a request that leaves is forgotten at once, its places
     when they come to the head of their block's line. Memory: one number a block that one request holds, more only for
-    shared blocks.
+    shared blocks. num_added: requests added so far.
     """
 
     def __init__(self) -> None:
+        self.num_added = 0
         self._first_place = self._next_place = 0
         self._places: dict[Hashable, tuple[int, Sequence[Hashable]]] = {}
         self._live: set[int] = set()
@@ -39,6 +40,7 @@ class FutureUse:
         """
         if request in self._places:
             raise KeyError(f"request {request!r} waits already")
+        self.num_added += 1
         place = self._take_place(front)
         self._places[request] = (place, tuple(hashes))
         self._live.add(place)

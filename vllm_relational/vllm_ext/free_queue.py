@@ -57,6 +57,7 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
         self._pool = pool
         self._hash_map = pool.cached_block_hash_to_block
         self._clock = 0
+        self._num_needs = self._checked = 0  # blocks put into the list after this clock are still as idle as they were
         self._freed = [0] * len(pool.blocks)  # by block: the clock when it was last put into the list
         self._kept: dict[int, _Entry] = {}
         self._heap: list[_Entry] = []
@@ -64,6 +65,10 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
     def _rank(self, block: KVCacheBlock) -> float:
         """Of a free block: the less, the sooner it goes. ``IDLE`` if it has no hash."""
         return IDLE
+
+    def _count_needs(self) -> int:
+        """Grows when a block may have become needed."""
+        return 0
 
     # ---------------------------------------------------------------------------------------------------- out
     def popleft(self) -> KVCacheBlock:
@@ -87,13 +92,16 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
         """How many blocks at the head of the list may go as they stand: what makes the common case fast."""
         if self._heap and self._heap[0][0] == IDLE:
             return 0
-        needed, tail = self._needed, self.fake_free_list_tail
+        needed, tail, freed = self._needed, self.fake_free_list_tail, self._freed
         block, run, unhashed = self.fake_free_list_head.next_free_block, 0, 0
+        if self._num_needs != (num_needs := self._count_needs()):
+            self._num_needs, self._checked = num_needs, self._clock
+        checked = self._checked
         while run < most and block is not None and block is not tail:
             block_hash = block._block_hash
             if block_hash is None:
                 unhashed += 1
-            elif block_hash[:-GROUP_BYTES] in needed:
+            elif freed[block.block_id] <= checked and block_hash[:-GROUP_BYTES] in needed:
                 break
             run += 1
             block = block.next_free_block
@@ -166,17 +174,29 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
         """Blocks are free, the most recently used one last."""
-        idle, needed, freed, clock = [], self._needed, self._freed, self._clock
-        for block in blocks:
+        first_kept = self._first_needed(blocks)
+        idle, freed, clock = blocks[:first_kept], self._freed, self._clock
+        for block in idle:
             clock += 1
-            block_hash = block._block_hash
-            if block_hash is None or block_hash[:-GROUP_BYTES] not in needed:
-                freed[block.block_id] = clock
-                idle.append(block)
-            else:
-                self._keep(block, self._rank(block), clock)
+            freed[block.block_id] = clock
         self._clock = clock
         super().append_n(idle)
+        for block in blocks[first_kept:]:
+            self._clock += 1
+            self._keep(block, self._rank(block), self._clock)
+
+    def _first_needed(self, blocks: list[KVCacheBlock]) -> int:
+        """Where needed blocks begin. A request that needs a block needs those before it, which come later here.
+
+        Among blocks that are no chain (a connector's) needed ones may be taken for idle: they lose their rank.
+        """
+        needed, first = self._needed, len(blocks)
+        while first:
+            block_hash = blocks[first - 1]._block_hash
+            if block_hash is None or block_hash[:-GROUP_BYTES] not in needed:
+                break
+            first -= 1
+        return first
 
     def _keep(self, block: KVCacheBlock, rank: float, clock: int) -> None:
         """Put a block that is in no place, and not counted, into the heap."""
@@ -243,11 +263,14 @@ class BatchFreeQueue(PolicyFreeQueue):
 
     def __init__(self, pool: BlockPool, future: FutureUse) -> None:
         super().__init__(pool, future.needed)
-        self._next_use = future.next_use
+        self._future, self._next_use = future, future.next_use
 
     def _rank(self, block: KVCacheBlock) -> float:
         block_hash = block._block_hash
         return -self._next_use(block_hash[:-GROUP_BYTES]) if block_hash is not None else IDLE
+
+    def _count_needs(self) -> int:
+        return self._future.num_added
 
 
 class _Everything:

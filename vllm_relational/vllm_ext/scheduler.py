@@ -20,9 +20,11 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.metrics.stats import SchedulerStats
 
 from vllm_relational.kv.future_use import FutureUse
 from vllm_relational.records import RelationalError
+from vllm_relational.vllm_ext import metrics
 from vllm_relational.vllm_ext.free_queue import BatchFreeQueue, FifoFreeQueue, PolicyFreeQueue
 from vllm_relational.vllm_ext.settings import SchedulerSettings, read_settings
 from vllm_relational.vllm_ext.version import check_version, is_supported
@@ -41,6 +43,7 @@ class SyncRelationalScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._counts = metrics.Counts()
         check_version(vllm.__version__)
         self.settings = read_settings(self.vllm_config.additional_config)
         if is_supported(vllm.__version__):
@@ -101,6 +104,23 @@ class SyncRelationalScheduler(Scheduler):
             for request_id in output.scheduled_cached_reqs.resumed_req_ids:
                 self.free_queue.refresh(self.requests[request_id].block_hashes)
         return output
+
+    def counts(self) -> dict[str, int]:
+        """Totals so far: blocks handed out by reason (not under ``lru``, which is vLLM's own), requests reordered."""
+        evictions = self.free_queue.evictions if self.free_queue is not None else {}
+        return {**evictions, metrics.REORDERED: self.queue.num_reordered if self.queue is not None else 0}
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """As vLLM, and what was counted since."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None and self.lora_config is None:
+            metrics.pack(stats, self._counts.new(self.counts()))
+        return stats
+
+    def shutdown(self) -> None:
+        """As vLLM; leaves the totals in the log, for engines without metrics."""
+        logger.info("%s: %s", type(self).__name__, self.counts())
+        super().shutdown()
 
 
 class RelationalScheduler(SyncRelationalScheduler, AsyncScheduler):
