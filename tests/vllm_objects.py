@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -126,10 +127,21 @@ def model_output(scheduled: Any, requests: dict[str, Request]) -> ModelRunnerOut
 
 
 class Run:
-    """Steps a scheduler until nobody waits; remembers who started when and with how many tokens from the cache."""
+    """Steps a scheduler until nobody waits; remembers who started when and with how many tokens from the cache.
 
-    def __init__(self, scheduler: Any, requests: Iterable[Request], after_step: Callable[[], None] = lambda: None):
+    in_flight: steps scheduled before the outputs of the first are there; 2 under asynchronous scheduling.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        requests: Iterable[Request],
+        after_step: Callable[[], None] = lambda: None,
+        in_flight: int = 1,
+    ):
         self.scheduler = scheduler
+        self.in_flight = in_flight
+        self.pending: deque[Any] = deque()
         self.started: list[str] = []
         self.hits: dict[str, int] = {}
         self.finished: list[str] = []
@@ -146,7 +158,11 @@ class Run:
             if new.req_id not in self.hits:
                 self.started.append(new.req_id)
                 self.hits[new.req_id] = new.num_computed_tokens
-        outputs = self.scheduler.update_from_output(scheduled, model_output(scheduled, self.scheduler.requests))
+        self.pending.append((scheduled, model_output(scheduled, self.scheduler.requests)))
+        if len(self.pending) == self.in_flight or not scheduled.num_scheduled_tokens:
+            self.receive(self.scheduler.update_from_output(*self.pending.popleft()))
+
+    def receive(self, outputs: Any) -> None:
         self.stats += [outputs[0].scheduler_stats] if 0 in outputs else []
         for output in outputs.get(0).outputs if 0 in outputs else ():
             if output.finish_reason is not None:

@@ -90,7 +90,7 @@ def test_every_request_is_answered_and_no_block_lost_under_preemption(eviction, 
         check_pool(manager.block_pool, held.values())
         preempted.update(name for name, request in scheduler.requests.items() if request.num_preemptions)
 
-    run = Run(scheduler, mixed_workload(1), check)
+    run = Run(scheduler, mixed_workload(1), check, in_flight=2 if async_scheduling else 1)
     assert sorted(run.finished) == sorted(f"r{i}" for i in range(60))
     assert preempted
     assert manager.block_pool.get_num_free_blocks() == 27

@@ -47,13 +47,16 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
     """Least recently used first, as stock vLLM; subclasses rank blocks.
 
     needed:    hashes, without group, of the blocks that somebody needs; all others have rank ``IDLE``.
-    evictions: blocks handed out so far: ``unhashed``, ``no_future_use`` (cached, rank ``IDLE``), ``future_use``.
+    evictions: blocks handed out so far: ``unhashed``, ``no_future_use`` (cached, rank ``IDLE``), and cached ones with a
+               rank under the name in ``RANKED``.
     """
+
+    RANKED = "future_use"
 
     def __init__(self, pool: BlockPool, needed: Container[Any] = ()) -> None:
         super().__init__(pool.free_block_queue.get_all_free_blocks())
         self._needed = needed
-        self.evictions = {"unhashed": 0, "no_future_use": 0, "future_use": 0}
+        self.evictions = {"unhashed": 0, "no_future_use": 0, self.RANKED: 0}
         self._pool = pool
         self._hash_map = pool.cached_block_hash_to_block
         self._clock = 0
@@ -114,7 +117,7 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
         if block._block_hash is None:
             self.evictions["unhashed"] += 1
         else:
-            self.evictions["no_future_use" if self._rank(block) == IDLE else "future_use"] += 1
+            self.evictions["no_future_use" if self._rank(block) == IDLE else self.RANKED] += 1
         self.remove(block)
         return block
 
@@ -284,6 +287,8 @@ class FifoFreeQueue(PolicyFreeQueue):
     There a parent waits for its children. Here it takes their age when a request frees them together, which is the
     same as long as no other request holds the parent at that time.
     """
+
+    RANKED = "cached"  # whether anybody waits for it is not known here
 
     def __init__(self, pool: BlockPool) -> None:
         super().__init__(pool, _Everything())

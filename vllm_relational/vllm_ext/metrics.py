@@ -46,8 +46,8 @@ class RelationalStatLogger(StatLoggerBase):
     """Prometheus counters of one engine; they appear with the first count, so never without our scheduler.
 
     vllm:relational_evicted_blocks_total{reason}: blocks handed out: ``unhashed`` (nothing lost), ``no_future_use``,
-    ``future_use`` (a waiting request would have used it). vllm:relational_reordered_requests_total: requests started
-    before an older one.
+    ``future_use`` (a waiting request would have used it); under fifo ``cached`` for both.
+    vllm:relational_reordered_requests_total: requests started before an older one.
     """
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
