@@ -12,6 +12,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.request import RequestStatus
 from vllm_objects import BLOCK_SIZE, Run, check_pool, make_request, make_scheduler
 
+from vllm_relational.engine.vllm_engine import VllmEngine
 from vllm_relational.kv.policy import sort_key
 from vllm_relational.kv.simulate import PolicyCache, block_paths
 from vllm_relational.records import RelationalError
@@ -215,3 +216,10 @@ def test_another_vllm_runs_its_stock_scheduler_if_allowed(monkeypatch):
     monkeypatch.setenv("VLLM_RELATIONAL_ALLOW_VLLM", "0.33.0")
     scheduler = make_scheduler(RelationalScheduler, 9, {"eviction": "batch"})
     assert scheduler.queue is None and scheduler.free_queue is None
+
+
+def test_the_offline_engine_names_wrong_settings_before_it_starts(monkeypatch):
+    engine = VllmEngine("no such model", additional_config={"relational": {"evict": "lru"}})
+    monkeypatch.setattr(engine, "_prepare_environment", lambda: None)
+    with pytest.raises(RelationalError, match="no setting 'evict'"):
+        engine.start()
