@@ -95,5 +95,6 @@ setup(
     entry_points={
         "console_scripts": ["vllm-relational = vllm_relational.cli:main"],
         "vllm.general_plugins": ["relational = vllm_relational.plugin:register"],
+        "vllm.stat_logger_plugins": ["relational = vllm_relational.vllm_ext.metrics:RelationalStatLogger"],
     },
 )

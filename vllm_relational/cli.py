@@ -63,8 +63,8 @@ Output = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show vLLM's log.")]
 
 
-def _command(function: Callable[..., int]) -> Callable[..., None]:
-    """Register a command: its errors become one line, its return value the exit status."""
+def _command(function: Callable[..., int], **settings: Any) -> Callable[..., None]:
+    """Register a command: its errors become one line, its return value the exit status. settings: typer's."""
 
     @functools.wraps(function)
     def wrapped(**arguments: Any) -> None:
@@ -82,7 +82,7 @@ def _command(function: Callable[..., int]) -> Callable[..., None]:
                 _say(f"error: {error}")
             raise typer.Exit(COULD_NOT_RUN) from None
 
-    app.command()(wrapped)
+    app.command(**settings)(wrapped)
     return wrapped
 
 
@@ -262,6 +262,33 @@ def plan(
         write_page(comparison, table.name, html)
         _say(f"prefix tree: {html}")
     return OK
+
+
+@functools.partial(_command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    eviction: Annotated[
+        str | None, typer.Option(help="Which cached block goes first: lru (default, as vLLM), fifo, batch.")
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(help="Order of a deep queue: prefix-tree (default) or arrival, as vLLM.")
+    ] = None,
+    deep_queue: Annotated[int | None, typer.Option(help="Waiting requests that make a deep queue: 64.")] = None,
+    max_age: Annotated[
+        float | None,
+        typer.Option(help="A request is overtaken only by those that come at most so many seconds later: 30."),
+    ] = None,
+) -> int:
+    """Start vLLM's OpenAI-compatible server with our scheduler. Further arguments are those of vllm serve."""
+    from vllm_relational.engine.server import serve_command
+
+    given = {"eviction": eviction, "order": order, "deep_queue": deep_queue, "max_age_s": max_age}
+    settings = {name: value for name, value in given.items() if value is not None}
+    command, warning = serve_command(model, settings, context.args)
+    if warning:
+        _say(f"warning: {warning}")
+    os.execv(command[0], command)
 
 
 def _check_result_place(data: pa.Table, output: Path | None, *columns: str) -> None:

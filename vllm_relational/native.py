@@ -70,8 +70,8 @@ def simulate_prefix_cache(
         plan: the rows to ask, in order, and the field order of each; ``plan.fields`` may be a broadcast view.
         block_size: tokens a KV block, 1 or more.
         capacity_blocks: KV blocks in the cache; 0 means without limit.
-        policy: which block goes when the cache is full: ``lru`` (stock vLLM), ``fifo`` or ``belady``; they are
-            explained in ``kv/policy.py``.
+        policy: which block goes when the cache is full: ``lru`` (stock vLLM), ``fifo``, ``belady`` or ``batch``; they
+            are explained in ``kv/policy.py``.
 
     Returns:
         ``(hit_tokens, prompt_tokens)``, both int32 ``[len(plan.rows)]``, in the order asked.
@@ -96,7 +96,7 @@ def simulate_prefix_cache(
         fields=np.asarray(plan.fields, dtype=np.int32),  # as it is: a broadcast view stays one row of memory
         block_size=block_size,
         capacity_blocks=capacity_blocks,
-        policy=getattr(_NATIVE.EvictionPolicy, policy),
+        policy=getattr(_NATIVE.EvictionPolicy, "belady" if policy == "batch" else policy),  # the same hits
     )
     return hit_tokens, prompt_tokens
 

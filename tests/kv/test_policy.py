@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vllm_relational import native
 from vllm_relational.kv.policy import NEVER, POLICIES, BlockUse, fifo, sort_key
+from vllm_relational.kv.policy import batch as batch_key
 from vllm_relational.kv.replay import replay
 from vllm_relational.kv.simulate import PolicyCache, PrefixCache, block_paths, next_uses
 from vllm_relational.records import CacheForecast, Plan, PromptSegments, TokenSegments
@@ -82,6 +83,17 @@ def batch(random, num_rows=150, num_columns=4):
     return segments, codes, Plan("test", random.integers(0, num_rows, num_rows), fields)
 
 
+@given(prompts_of_whole_blocks, st.integers(1, 6))
+def test_batch_has_the_hits_of_belady_on_a_known_queue(prompts, capacity):
+    assert hits("batch", prompts, capacity) == hits("belady", prompts, capacity)
+
+
+def test_batch_lets_the_least_recently_used_go_among_blocks_that_nobody_waits_for():
+    old, recent = (BlockUse(1, inserted=0, last_use=use) for use in (3, 4))
+    needed = BlockUse(1, inserted=0, last_use=1, next_use=9)
+    assert batch_key(old) < batch_key(recent) < batch_key(needed)
+
+
 def test_a_parent_waits_for_its_children():
     """1 is older than 2 and 3, but 2 hangs from it."""
     blocks = PolicyCache(fifo, [[1], [1, 2], [3], [1], [4], [1]], capacity_blocks=2)
@@ -104,7 +116,7 @@ def test_keys_of_blocks_of_one_request_put_the_deepest_first():
 
 
 def test_unknown_policy_names_those_there_are():
-    with pytest.raises(ValueError, match="'mru': use one of lru, fifo, belady"):
+    with pytest.raises(ValueError, match="'mru': use one of lru, fifo, belady, batch"):
         sort_key("mru")
 
 

@@ -60,9 +60,11 @@ class VllmEngine:
         from vllm_relational.vllm_ext.facts import engine_info, is_cpu
         from vllm_relational.vllm_ext.liveness import watch_engine
         from vllm_relational.vllm_ext.orphans import owning_children
+        from vllm_relational.vllm_ext.settings import read_settings
 
         defaults = _cpu_defaults() if is_cpu() else {}
         arguments = {**DEFAULTS, **defaults, **self._args}
+        read_settings(arguments.get("additional_config"))  # vLLM would hide the reason in its engine process
         try:
             with starting_engine(), owning_children():
                 self._llm = vllm.LLM(self.model, **arguments)

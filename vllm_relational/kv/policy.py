@@ -6,8 +6,8 @@ blocks only, so such a child serves nobody, and once its parent is computed agai
 is dead room. A policy that lets the child go instead of the parent has at least the same hits, and stock vLLM's queue
 does just that. So the rule takes nothing from any policy, and ``belady`` bounds those that break it too.
 
-Under ``lru`` and ``belady`` a parent's key is never below its child's, so the least key of all is always a leaf's.
-Under ``fifo`` it is not: a parent is as old as its child or older, and waits for it.
+Under ``lru``, ``belady`` and ``batch`` a parent's key is never below its child's, so the least key of all is always a
+leaf's. Under ``fifo`` it is not: a parent is as old as its child or older, and waits for it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,17 @@ def belady(block: BlockUse) -> tuple[float, ...]:
     return (-block.next_use, -block.depth)
 
 
-POLICIES: Mapping[str, SortKey] = {"lru": lru, "fifo": fifo, "belady": belady}
+def batch(block: BlockUse) -> tuple[float, ...]:
+    """``belady`` on the requests that wait now, least recently used among equals: what our block pool does.
+
+    With all requests waiting from the start it has the hits of ``belady``: blocks with the same next request lie on its
+    one path, and of those that nobody waits for any may go. With later arrivals it does what ``lru`` does among the
+    blocks that nobody waits for yet. It lets a needed block go only where no other is free.
+    """
+    return (-block.next_use, block.last_use, -block.depth)
+
+
+POLICIES: Mapping[str, SortKey] = {"lru": lru, "fifo": fifo, "belady": belady, "batch": batch}
 
 
 def sort_key(policy: str) -> SortKey:

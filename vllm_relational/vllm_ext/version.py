@@ -10,12 +10,17 @@ SUPPORTED = "0.32.0"
 ALLOW_VARIABLE = "VLLM_RELATIONAL_ALLOW_VLLM"
 
 
+def is_supported(found: str) -> bool:
+    """Whether vLLM's internals are those that this package was tried with."""
+    return found.split("+")[0] == SUPPORTED
+
+
 def check_version(found: str) -> None:
     """Raise ``RelationalError`` naming both versions unless ``found`` is supported or explicitly allowed.
 
     Local suffixes such as ``0.32.0+cpu`` are the same release.
     """
-    if found.split("+")[0] == SUPPORTED or os.environ.get(ALLOW_VARIABLE) == found:
+    if is_supported(found) or os.environ.get(ALLOW_VARIABLE) == found:
         return
     raise RelationalError(
         f"vllm-relational supports vLLM {SUPPORTED}, and vLLM {found} is installed: install vllm=={SUPPORTED}, "

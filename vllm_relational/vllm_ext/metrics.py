@@ -1,0 +1,93 @@
+"""What our scheduler counts, in the server's ``/metrics``.
+
+The scheduler lives in the engine process, the metrics in the API server's. Between them goes vLLM's ``SchedulerStats``,
+whose fields are fixed. Our counts ride in ``waiting_lora_adapters``, a dictionary of name and number that vLLM 0.32.0
+reads only when LoRA is on; then they stay at home. vLLM loads ``RelationalStatLogger`` from the entry point group
+``vllm.stat_logger_plugins``. Drop the ride when ``SchedulerStats`` has a field for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import SchedulerStats
+
+PREFIX = "relational:"
+REORDERED = "reordered"
+
+
+class Counts:
+    """Totals that only grow -> what was added since they were read last."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, int] = {}
+
+    def new(self, totals: Mapping[str, int]) -> dict[str, int]:
+        """Name -> growth, without what did not grow."""
+        growth = {name: total - self._sent.get(name, 0) for name, total in totals.items()}
+        self._sent = dict(totals)
+        return {name: number for name, number in growth.items() if number}
+
+
+def pack(stats: SchedulerStats, counts: Mapping[str, int]) -> None:
+    """Give counts a ride to the API server."""
+    stats.waiting_lora_adapters.update({PREFIX + name: number for name, number in counts.items()})
+
+
+def unpack(stats: SchedulerStats) -> dict[str, int]:
+    """Take the counts out again."""
+    packed = [name for name in stats.waiting_lora_adapters if name.startswith(PREFIX)]
+    return {name.removeprefix(PREFIX): stats.waiting_lora_adapters.pop(name) for name in packed}
+
+
+class RelationalStatLogger(StatLoggerBase):
+    """Prometheus counters of one engine; they appear with the first count, so never without our scheduler.
+
+    vllm:relational_evicted_blocks_total{reason}: blocks handed out: ``unhashed`` (nothing lost), ``no_future_use``,
+    ``future_use`` (a waiting request would have used it); under fifo ``cached`` for both.
+    vllm:relational_reordered_requests_total: requests started before an older one.
+    """
+
+    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        self._labels = {"model_name": vllm_config.model_config.served_model_name, "engine": str(engine_index)}
+        self._evicted: Any = None
+        self._reordered: Any = None
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Add what a step brought."""
+        counts = unpack(scheduler_stats) if scheduler_stats is not None else {}
+        if counts and self._evicted is None:
+            self._evicted, self._reordered = _counters(tuple(self._labels))
+        for name, number in counts.items():
+            if name == REORDERED:
+                self._reordered.labels(**self._labels).inc(number)
+            else:
+                self._evicted.labels(**self._labels, reason=name).inc(number)
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+
+_made: dict[tuple[str, ...], tuple[Any, Any]] = {}
+
+
+def _counters(labels: tuple[str, ...]) -> tuple[Any, Any]:
+    """One pair a process: Prometheus refuses a second counter of the same name."""
+    if labels not in _made:
+        from prometheus_client import Counter
+
+        evicted = "Blocks of the KV cache handed out, by what was lost."
+        reordered = "Requests started before an older one."
+        _made[labels] = (
+            Counter("vllm:relational_evicted_blocks", evicted, [*labels, "reason"]),
+            Counter("vllm:relational_reordered_requests", reordered, labels),
+        )
+    return _made[labels]
