@@ -279,12 +279,17 @@ def serve(
         float | None,
         typer.Option(help="A request is overtaken only by those that come at most so many seconds later: 30."),
     ] = None,
+    token_exact: Annotated[
+        bool, typer.Option("--token-exact", help="Reuse prefixes to the token, not the block.")
+    ] = False,
 ) -> int:
     """Start vLLM's OpenAI-compatible server with our scheduler. Further arguments are those of vllm serve."""
     from vllm_relational.engine.server import serve_command
 
     given = {"eviction": eviction, "order": order, "deep_queue": deep_queue, "max_age_s": max_age}
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if token_exact:
+        settings["token_exact"] = True
     command, warning = serve_command(model, settings, context.args)
     if warning:
         _say(f"warning: {warning}")

@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "batch+arrival": {"eviction": "batch", "order": "arrival"},
     "lru+tree": {"eviction": "lru", "order": "prefix-tree"},
     "batch+tree": {"eviction": "batch", "order": "prefix-tree"},
+    "lru+tree+exact": {"eviction": "lru", "order": "prefix-tree", "token_exact": True},
 }
 WORKLOADS = ("shared", "window", "twice", "distinct")
 SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"

@@ -15,7 +15,8 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
 PREFIX = "relational:"
-REORDERED = "reordered"
+EVICTED, REORDERED = "evicted", "reordered"
+TOKENS_SAVED = "tokens saved"
 
 
 class Counts:
@@ -48,12 +49,12 @@ class RelationalStatLogger(StatLoggerBase):
     vllm:relational_evicted_blocks_total{reason}: blocks handed out: ``unhashed`` (nothing lost), ``no_future_use``,
     ``future_use`` (a waiting request would have used it); under fifo ``cached`` for both.
     vllm:relational_reordered_requests_total: requests started before an older one.
+    vllm:relational_partial_block_tokens_total: prompt tokens not computed because a prefix was reused inside a block.
     """
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         self._labels = {"model_name": vllm_config.model_config.served_model_name, "engine": str(engine_index)}
-        self._evicted: Any = None
-        self._reordered: Any = None
+        self._counters: Mapping[str, Any] | None = None
 
     def record(
         self,
@@ -64,30 +65,33 @@ class RelationalStatLogger(StatLoggerBase):
     ) -> None:
         """Add what a step brought."""
         counts = unpack(scheduler_stats) if scheduler_stats is not None else {}
-        if counts and self._evicted is None:
-            self._evicted, self._reordered = _counters(tuple(self._labels))
+        if counts and self._counters is None:
+            self._counters = _counters(tuple(self._labels))
         for name, number in counts.items():
-            if name == REORDERED:
-                self._reordered.labels(**self._labels).inc(number)
+            assert self._counters is not None
+            if name in self._counters:
+                self._counters[name].labels(**self._labels).inc(number)
             else:
-                self._evicted.labels(**self._labels, reason=name).inc(number)
+                self._counters[EVICTED].labels(**self._labels, reason=name).inc(number)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""
 
 
-_made: dict[tuple[str, ...], tuple[Any, Any]] = {}
+_made: dict[tuple[str, ...], Mapping[str, Any]] = {}
 
 
-def _counters(labels: tuple[str, ...]) -> tuple[Any, Any]:
-    """One pair a process: Prometheus refuses a second counter of the same name."""
+def _counters(labels: tuple[str, ...]) -> Mapping[str, Any]:
+    """One set a process: Prometheus refuses a second counter of the same name."""
     if labels not in _made:
         from prometheus_client import Counter
 
         evicted = "Blocks of the KV cache handed out, by what was lost."
         reordered = "Requests started before an older one."
-        _made[labels] = (
-            Counter("vllm:relational_evicted_blocks", evicted, [*labels, "reason"]),
-            Counter("vllm:relational_reordered_requests", reordered, labels),
-        )
+        saved = "Prompt tokens not computed because a prefix was reused inside a block."
+        _made[labels] = {
+            EVICTED: Counter("vllm:relational_evicted_blocks", evicted, [*labels, "reason"]),
+            REORDERED: Counter("vllm:relational_reordered_requests", reordered, labels),
+            TOKENS_SAVED: Counter("vllm:relational_partial_block_tokens", saved, labels),
+        }
     return _made[labels]

@@ -24,7 +24,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from vllm_relational.kv.future_use import FutureUse
 from vllm_relational.records import RelationalError
-from vllm_relational.vllm_ext import metrics
+from vllm_relational.vllm_ext import metrics, partial_reuse
 from vllm_relational.vllm_ext.free_queue import BatchFreeQueue, FifoFreeQueue, PolicyFreeQueue
 from vllm_relational.vllm_ext.settings import SchedulerSettings, read_settings
 from vllm_relational.vllm_ext.version import check_version, is_supported
@@ -39,6 +39,7 @@ class SyncRelationalScheduler(Scheduler):
     settings: SchedulerSettings
     free_queue: PolicyFreeQueue | None = None
     queue: RelationalQueue | None = None
+    partial_reuse: partial_reuse.PartialReuse | None = None
     _future: FutureUse | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,6 +56,8 @@ class SyncRelationalScheduler(Scheduler):
         """Put our parts in the place of vLLM's. The one place for it: further parts get a line here."""
         self._install_eviction()
         self._install_queue()
+        if self.settings.token_exact:
+            self.partial_reuse = partial_reuse.install(self)
         logger.info("%s: %s", type(self).__name__, self.settings)
 
     def _install_eviction(self) -> None:
@@ -108,7 +111,9 @@ class SyncRelationalScheduler(Scheduler):
     def counts(self) -> dict[str, int]:
         """Totals so far: blocks handed out by reason (not under ``lru``, which is vLLM's own), requests reordered."""
         evictions = self.free_queue.evictions if self.free_queue is not None else {}
-        return {**evictions, metrics.REORDERED: self.queue.num_reordered if self.queue is not None else 0}
+        reordered = self.queue.num_reordered if self.queue is not None else 0
+        saved = self.partial_reuse.counters.tokens_saved if self.partial_reuse is not None else 0
+        return {**evictions, metrics.REORDERED: reordered, metrics.TOKENS_SAVED: saved}
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """As vLLM, and what was counted since."""

@@ -22,12 +22,14 @@ class SchedulerSettings:
     order:      ``arrival`` as stock vLLM; ``prefix-tree``: while many requests wait, depth-first by common prefixes.
     deep_queue: how many waiting requests are many.
     max_age_s:  seconds: a request is overtaken only by requests that arrived at most so long after it.
+    token_exact: reuse prefixes to the token, not to the block (``vllm_ext/partial_reuse.py``).
     """
 
     eviction: str = "lru"
     order: str = "prefix-tree"
     deep_queue: int = 64
     max_age_s: float = 30.0
+    token_exact: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("eviction", self.eviction, EVICTIONS)
@@ -36,6 +38,8 @@ class SchedulerSettings:
             raise _wrong("deep_queue", self.deep_queue, "a whole number of requests, 1 or more")
         if type(self.max_age_s) not in (int, float) or not self.max_age_s >= 0:
             raise _wrong("max_age_s", self.max_age_s, "a number of seconds, 0 or more")
+        if type(self.token_exact) is not bool:
+            raise _wrong("token_exact", self.token_exact, "true or false")
 
 
 def read_settings(additional_config: Any) -> SchedulerSettings:
