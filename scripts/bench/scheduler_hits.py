@@ -4,7 +4,7 @@
     scheduler_hits.py [--rows 5000] [--blocks 3000] [--max-num-seqs 256]
 
 Workloads are those of kv.py and one more: two queries over the same rows, whose requests arrive in turn, the second
-query 1,000 rows behind. ``waiting`` is how many requests are in the engine at a time: all, or a window that is refilled.
+query 1,000 rows behind. ``waiting`` is how many requests are in the engine at a time: all, or a refilled window.
 """
 
 from __future__ import annotations
