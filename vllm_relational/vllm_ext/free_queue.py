@@ -113,25 +113,25 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
         return run
 
     def _pop(self) -> KVCacheBlock:
-        block = self._next()
-        if block._block_hash is None:
-            self.evictions["unhashed"] += 1
-        else:
-            self.evictions["no_future_use" if self._rank(block) == IDLE else self.RANKED] += 1
-        self.remove(block)
+        head, top = self._head(), self._top()
+        if head is not None and not self._is_before(top, head):
+            super().remove(head)
+            self.evictions["unhashed" if head._block_hash is None else "no_future_use"] += 1
+            return head
+        assert top is not None, "num_free_blocks is out of step with the free blocks"
+        heappop(self._heap)
+        del self._kept[top[2]]
+        self.num_free_blocks -= 1
+        block = self._pool.blocks[top[2]]
+        kept = self.RANKED if top[0] != IDLE else "no_future_use"
+        self.evictions["unhashed" if block._block_hash is None else kept] += 1
         return block
 
-    def _next(self) -> KVCacheBlock:
-        head = self._head()
-        if head is not None and head._block_hash is None:
-            return head
-        top = self._top()
-        if head is None:
-            assert top is not None, "num_free_blocks is out of step with the free blocks"
-            return self._pool.blocks[top[2]]
-        if top is not None and top[0] == IDLE and top[1] < self._freed[head.block_id]:
-            return self._pool.blocks[top[2]]
-        return head
+    def _is_before(self, top: _Entry | None, head: KVCacheBlock) -> bool:
+        """Whether the block on the heap was freed before the head of the list, and nobody needs it any more."""
+        if top is None or top[0] != IDLE or head._block_hash is None:
+            return False
+        return top[1] < self._freed[head.block_id]
 
     def _head(self) -> KVCacheBlock | None:
         """First block of the list, once those that somebody needs by now are in the heap."""

@@ -102,7 +102,7 @@ class SyncRelationalScheduler(Scheduler):
         output = super().schedule(*args, **kwargs)
         if self._future is not None and self.free_queue is not None:
             for started in output.scheduled_new_reqs:
-                first = started.num_computed_tokens // self.block_size
+                first = started.num_computed_tokens // self.hash_block_size
                 self.free_queue.refresh(self.requests[started.req_id].block_hashes[first:])
             for request_id in output.scheduled_cached_reqs.resumed_req_ids:
                 self.free_queue.refresh(self.requests[request_id].block_hashes)
