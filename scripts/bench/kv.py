@@ -170,7 +170,7 @@ def run_variants(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def append_csv(path: Path, line: dict[str, Any]) -> None:
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(line))
+        writer = csv.DictWriter(file, list(line), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(line)
