@@ -23,9 +23,10 @@ def config_of(command):
 
 def test_our_scheduler_and_the_other_arguments():
     command, warning = serve_command("M", {"eviction": "batch"}, ["--port", "8001", "--dtype=float32"])
-    assert command[:5] == [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", "M"]
+    assert command[:3] == [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    assert command[command.index("--model") + 1] == "M"
     assert command[command.index("--scheduler-cls") + 1] == SCHEDULER
-    assert command[-3:] == ["--port", "8001", "--dtype=float32"]
+    assert command[3:6] == ["--port", "8001", "--dtype=float32"]  # ours come last: vLLM takes the last of two
     assert config_of(command) == {"relational": {"eviction": "batch"}} and warning is None
 
 
@@ -42,6 +43,11 @@ def test_a_given_config_is_kept_and_options_win(form):
     [
         ({"eviction": "mru"}, [], "it must be one of lru, fifo, batch"),
         ({}, ["--scheduler-cls", "x.Y"], "brings its own"),
+        ({}, ["--scheduler-cl=x.Y"], "brings its own"),
+        ({}, ["--model", "other"], "leave --model out"),
+        ({}, ["--additional-config.x", "1"], "once, in full"),
+        ({}, ["--additional-conf", "{}"], "once, in full"),
+        ({}, ["--additional-config", "{}", "--additional_config={}"], "once, in full"),
         ({}, ["--additional-config", "{"], "not JSON"),
         ({}, ["--additional-config", "[]"], "must be an object"),
         ({}, ["--additional-config", '{"relational": {"odrer": 1}}'], "no setting 'odrer'"),
@@ -50,6 +56,11 @@ def test_a_given_config_is_kept_and_options_win(form):
 def test_what_cannot_be_is_refused(settings, arguments, message):
     with pytest.raises(RelationalError, match=message):
         serve_command("M", settings, arguments)
+
+
+def test_the_model_comes_first():
+    with pytest.raises(RelationalError, match="serve wants the model first, not '--port'"):
+        serve_command("--port", {}, ["8000", "M"])
 
 
 def test_another_vllm_is_refused_or_runs_as_it_is(monkeypatch):
@@ -66,6 +77,6 @@ def test_the_command_line_replaces_itself(monkeypatch):
     monkeypatch.setattr(cli.os, "execv", lambda path, command: ran.append(command))
     CliRunner().invoke(cli.app, ["serve", "M", "--port", "8001", "--order", "arrival", "--max-age", "5"])
     assert config_of(ran[0]) == {"relational": {"order": "arrival", "max_age_s": 5.0}}
-    assert ran[0][-2:] == ["--port", "8001"]
+    assert ran[0][3:5] == ["--port", "8001"]
     result = CliRunner().invoke(cli.app, ["serve", "M", "--order", "dfs"])
     assert result.exit_code == 2 and "order is 'dfs'" in result.output

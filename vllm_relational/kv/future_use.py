@@ -34,12 +34,12 @@ class FutureUse:
         return len(self._places)
 
     def add(self, request: Hashable, hashes: Sequence[Hashable], front: bool = False) -> None:
-        """A request waits at the back of the queue, or at its front; hashes: all different.
+        """A request waits at the back of the queue, or at its front; one that waits already moves.
 
-        ``KeyError`` if it waits already.
+        hashes: all different.
         """
         if request in self._places:
-            raise KeyError(f"request {request!r} waits already")
+            self.remove(request)
         self.num_added += 1
         place = self._take_place(front)
         self._places[request] = (place, tuple(hashes))

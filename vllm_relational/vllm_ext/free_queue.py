@@ -177,29 +177,21 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
         """Blocks are free, the most recently used one last."""
-        first_kept = self._first_needed(blocks)
-        idle, freed, clock = blocks[:first_kept], self._freed, self._clock
+        needed, freed, clock = self._needed, self._freed, self._clock
+        idle: list[KVCacheBlock] = []
+        kept: list[KVCacheBlock] = []
+        for block in blocks:
+            block_hash = block._block_hash
+            is_idle = block_hash is None or block_hash[:-GROUP_BYTES] not in needed
+            (idle if is_idle else kept).append(block)
         for block in idle:
             clock += 1
             freed[block.block_id] = clock
         self._clock = clock
         super().append_n(idle)
-        for block in blocks[first_kept:]:
+        for block in kept:
             self._clock += 1
             self._keep(block, self._rank(block), self._clock)
-
-    def _first_needed(self, blocks: list[KVCacheBlock]) -> int:
-        """Where needed blocks begin. A request that needs a block needs those before it, which come later here.
-
-        Among blocks that are no chain (a connector's) needed ones may be taken for idle: they lose their rank.
-        """
-        needed, first = self._needed, len(blocks)
-        while first:
-            block_hash = blocks[first - 1]._block_hash
-            if block_hash is None or block_hash[:-GROUP_BYTES] not in needed:
-                break
-            first -= 1
-        return first
 
     def _keep(self, block: KVCacheBlock, rank: float, clock: int) -> None:
         """Put a block that is in no place, and not counted, into the heap."""

@@ -37,7 +37,7 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm_relational.kv.partial_index import TOKEN_BYTES, PartialIndex, token_bytes
 from vllm_relational.vllm_ext.partial_support import unsupported
 
-logger = init_logger(__name__)
+logger = init_logger("vllm.relational.partial_reuse")  # below vLLM's logger: its level and format
 
 
 @dataclass(frozen=True)

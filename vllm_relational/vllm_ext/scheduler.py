@@ -86,9 +86,8 @@ class SyncRelationalScheduler(Scheduler):
     def _install_queue(self) -> None:
         tree = self.settings.order == "prefix-tree"
         if tree and self.policy is not SchedulingPolicy.FCFS:
-            raise RelationalError(
-                "order prefix-tree and vLLM's scheduling policy priority exclude each other: choose one"
-            )
+            logger.warning("order is arrival: with vLLM's scheduling policy %s the queue is vLLM's", self.policy.value)
+            tree = False
         if not tree and self._future is None:
             return
         withdrawn = self.free_queue.refresh if self.free_queue is not None else None
