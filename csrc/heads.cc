@@ -13,18 +13,10 @@ constexpr size_t kMostHeads = 8;
 
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
-int32_t factor_of(const PlanTable& table, int32_t column) {
-  for (int32_t f = 0; f < table.num_factors; ++f) {
-    const auto& columns = table.columns_of[at(f)];
-    if (std::find(columns.begin(), columns.end(), column) != columns.end()) return f;
-  }
-  return -1;
-}
-
 HeadColumn make_head(const PlanRequest& request, const PlanTable& table, int32_t column) {
   const ValueOverlaps& overlaps = request.overlaps[at(column)];
-  HeadColumn head{column, factor_of(table, column), {}, {}, {}, OverlapOfRanks(overlaps.shared)};
-  for (const int32_t needed : request.precedence.needs(column)) head.needs.push_back(factor_of(table, needed));
+  HeadColumn head{column, table.factor_of[at(column)], {}, {}, {}, OverlapOfRanks(overlaps.shared)};
+  for (const int32_t needed : request.precedence.needs(column)) head.needs.push_back(table.factor_of[at(needed)]);
   for (const int32_t code : request.codes.column(column)) head.rank_of_row.push_back(overlaps.rank[at(code)]);
   head.length_of_rank.resize(overlaps.rank.size());
   for (size_t v = 0; v < overlaps.rank.size(); ++v) {
@@ -52,11 +44,8 @@ bool any_alike(const ValueOverlaps& overlaps) {
 class HeadSearch {
  public:
   HeadSearch(PrefixTree& tree, const std::vector<HeadColumn>& columns, bool branches_count, Workers& workers)
-      : tree_(tree), columns_(columns), branches_count_(branches_count), workers_(workers) {
-    int32_t most = 0;
-    for (const int32_t cardinality : tree.table().cardinality) most = std::max(most, cardinality);
-    counts_.assign(at(most), 0);
-  }
+      : tree_(tree), columns_(columns), branches_count_(branches_count), workers_(workers),
+        counts_(make_counts(tree.table())) {}
 
   Heads run() {
     std::vector<int32_t> rows;

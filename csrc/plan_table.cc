@@ -56,6 +56,7 @@ void group_columns(const PlanRequest& request, const std::vector<Partition>& par
   const std::vector<int32_t> twin = first_twins(partitions);
   const auto is_unique = [&](int32_t c) { return partitions[at(c)].num_values == table.num_rows; };
   std::map<std::pair<int32_t, std::vector<int32_t>>, size_t> factors;
+  table.factor_of.assign(partitions.size(), -1);
   for (int32_t c = 0; c < static_cast<int32_t>(partitions.size()); ++c) {
     std::vector<int32_t> needs = request.precedence.needs(c);
     if (is_unique(c) || std::any_of(needs.begin(), needs.end(), is_unique)) continue;
@@ -63,6 +64,7 @@ void group_columns(const PlanRequest& request, const std::vector<Partition>& par
     const auto [entry, is_new] = factors.try_emplace({twin[at(c)], std::move(needs)}, table.columns_of.size());
     if (is_new) table.columns_of.emplace_back();
     table.columns_of[entry->second].push_back(c);
+    table.factor_of[at(c)] = static_cast<int32_t>(entry->second);
   }
   table.num_factors = static_cast<int32_t>(table.columns_of.size());
 }
@@ -70,13 +72,9 @@ void group_columns(const PlanRequest& request, const std::vector<Partition>& par
 void translate_needs(const Precedence& precedence, PlanTable& table) {
   table.needs.resize(table.columns_of.size());
   if (precedence.empty()) return;
-  std::map<int32_t, int32_t> factor_of;
-  for (int32_t f = 0; f < table.num_factors; ++f) {
-    for (const int32_t c : table.columns_of[at(f)]) factor_of[c] = f;
-  }
   for (int32_t f = 0; f < table.num_factors; ++f) {
     auto& needs = table.needs[at(f)];
-    for (const int32_t c : precedence.needs(table.columns_of[at(f)].front())) needs.push_back(factor_of.at(c));
+    for (const int32_t c : precedence.needs(table.columns_of[at(f)].front())) needs.push_back(table.factor_of[at(c)]);
     std::sort(needs.begin(), needs.end());
     needs.erase(std::unique(needs.begin(), needs.end()), needs.end());
     std::erase(needs, f);

@@ -47,6 +47,7 @@ struct PlanTable {
   int32_t num_rows = 0;
   int32_t num_factors = 0;
   std::vector<std::vector<int32_t>> columns_of;  // per factor, ascending
+  std::vector<int32_t> factor_of;                // per column; -1 when it is in none
   std::vector<int32_t> codes;                    // [num_rows][num_factors], dense per factor, by first appearance
   std::vector<int32_t> lengths;                  // [num_rows][num_factors], cut where a row might reach 2^31 in all
   std::vector<int32_t> cardinality;              // per factor

@@ -62,13 +62,9 @@ FieldOrders same_for_all(FieldOrder order) {
 // ------------------------------------------------------------------------------------------ an order for each row
 // The factors in the order in which their first column stands.
 std::vector<int32_t> factor_order(const PlanTable& table, const FieldOrder& order) {
-  std::vector<int32_t> factor_of(order.size(), -1);
-  for (int32_t f = 0; f < table.num_factors; ++f) {
-    for (const int32_t column : table.columns_of[at(f)]) factor_of[at(column)] = f;
-  }
   std::vector<int32_t> result;
   for (const int32_t column : order) {
-    const int32_t f = factor_of[at(column)];
+    const int32_t f = table.factor_of[at(column)];
     if (f >= 0 && std::find(result.begin(), result.end(), f) == result.end()) result.push_back(f);
   }
   return result;
@@ -154,7 +150,7 @@ class TreeSearch {
     }
     std::vector<PrefixTree> trees(choices.size(), PrefixTree(table_));
     workers_.for_each(choices.size(), [&](size_t i) {
-      CodeCounts counts = make_counts();
+      CodeCounts counts = make_counts(table_);
       cluster_below(trees[i], trees[i].root(), choices[i], counts, workers_);
     });
     return trees;
@@ -162,7 +158,7 @@ class TreeSearch {
 
   PrefixTree tree_in_order(const FieldOrder& order) const {
     PrefixTree tree(table_);
-    CodeCounts counts = make_counts();
+    CodeCounts counts = make_counts(table_);
     cluster_in_order(tree, factor_order(table_, order), counts);
     return tree;
   }
@@ -202,12 +198,6 @@ class TreeSearch {
       const int64_t before = std::exchange(saved, regraft(tree, index, seed + pass, work, workers_));
       if (saved - before <= saved / kWorthAnotherPass) break;
     }
-  }
-
-  CodeCounts make_counts() const {
-    int32_t most = 0;
-    for (const int32_t cardinality : table_.cardinality) most = std::max(most, cardinality);
-    return CodeCounts(at(most), 0);
   }
 
   const PlanRequest& request_;

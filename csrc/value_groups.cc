@@ -132,6 +132,12 @@ void number_items(ValueGroups& groups) {
 
 }  // namespace
 
+CodeCounts make_counts(const PlanTable& table) {
+  int32_t most = 0;
+  for (const int32_t cardinality : table.cardinality) most = std::max(most, cardinality);
+  return CodeCounts(at(most), 0);
+}
+
 ValueGroups find_value_groups(const PrefixTree& tree, int32_t node, const std::vector<int32_t>& items,
                               CodeCounts& counts) {
   ValueGroups groups;

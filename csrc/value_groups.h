@@ -10,6 +10,7 @@ namespace vllm_relational {
 
 // Scratch memory for counting codes, one entry a code; all zero between uses.
 using CodeCounts = std::vector<int32_t>;
+CodeCounts make_counts(const PlanTable& table);
 
 // Items are children of one node, numbered as listed. Only factors in which two items agree, beyond what the node
 // shares already, are kept ("active").

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from vllm_relational.records import Plan, PlanInput
+from vllm_relational.records import Plan, PlanInput, PromptSegments, TokenSegments
 
 
 def batch_of(columns: list[list[int]], lengths: list[list[int]], pinned: tuple[int, ...] = ()) -> PlanInput:
@@ -39,6 +39,16 @@ def planned_batches(
     orders = [draw(st.permutations(range(batch.num_columns))) for _ in rows]
     fields = np.array(orders, np.int32).reshape(len(orders), batch.num_columns)
     return batch, Plan("random", np.array(rows, np.int64), fields)
+
+
+def segments_of(batch: PlanInput, header: tuple[int, ...] = (1,), tail: tuple[int, ...] = (2,)) -> PromptSegments:
+    """Token ids for the lengths of the batch; cells that differ differ in every token."""
+    cells, first = [], 10
+    for lengths in batch.cell_tokens:
+        total = int(lengths.sum())
+        cells.append(TokenSegments(np.arange(first, first + total, dtype=np.int32), np.append(0, np.cumsum(lengths))))
+        first += total
+    return PromptSegments(np.array(header, np.int32), tuple(cells), np.array(tail, np.int32))
 
 
 def assert_valid(batch: PlanInput, plan: Plan) -> None:

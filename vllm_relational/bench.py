@@ -22,11 +22,6 @@ from vllm_relational.records import EngineInfo, QueryResult, RelationalError
 
 # Rows asked to measure the engine's speed before a comparison with a time budget.
 SAMPLE_ROWS = 8
-FIELDS = (
-    "time", "commit", "machine", "model", "table", "question", "order", "rows", "distinct_rows", "prompt_tokens",
-    "computed_tokens", "output_tokens", "hit_rate_measured", "hit_rate_predicted", "ceiling", "ask_seconds",
-    "rows_per_second", "speed_up", "same_answers",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,12 +68,7 @@ class Comparison:
 
     def append_csv(self, path: Path, table: str) -> None:
         """Append one line an order, with what is needed to repeat it."""
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if new:
-                writer.writeheader()
-            writer.writerows(self._line(result, table) for result in self.results)
+        append_csv(path, [self._line(result, table) for result in self.results])
 
     def _line(self, result: QueryResult, table: str) -> dict[str, Any]:
         report = result.report
@@ -104,6 +94,16 @@ class Comparison:
             "speed_up": round(self.speed_up(result), 3),
             "same_answers": round(self.same_answers(result), 4),
         }
+
+
+def append_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Append lines of the same fields, one or more, to a CSV file; a new file begins with the fields' names."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(lines)
 
 
 def compare_orders(

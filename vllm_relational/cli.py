@@ -75,11 +75,11 @@ def _command(function: Callable[..., int], **settings: Any) -> Callable[..., Non
             raise typer.Exit(COULD_NOT_RUN) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of our output went away: nothing left to say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(COULD_NOT_RUN) from None
         except OSError as error:
-            if isinstance(error, BrokenPipeError):  # the reader of our output went away: nothing left to say
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            else:
-                _say(f"error: {error}")
+            _say(f"error: {error}")
             raise typer.Exit(COULD_NOT_RUN) from None
 
     app.command(**settings)(wrapped)

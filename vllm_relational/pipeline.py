@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vllm_relational import native
 from vllm_relational.config import QueryConfig, check_decision
 from vllm_relational.dedup import distinct_rows, scatter
 from vllm_relational.engine.base import Engine
+from vllm_relational.kv.replay import replay
 from vllm_relational.plan import PLANNERS, planner, value_overlaps, weighted
 from vllm_relational.prompts import PromptBuilder, Question, Tokenizer, parse_template
 from vllm_relational.prompts.template import unknown_column
@@ -252,11 +252,9 @@ class _Job:
     def forecast(self, plan: Plan, codes: np.ndarray, info: EngineInfo, policy: str = "lru") -> CacheForecast:
         """What the engine's prefix cache will serve; policy: what it evicts first, one of ``kv.policy.POLICIES``."""
         capacity = (info.kv_cache_tokens or 0) // info.block_size
-        segments = self.prompts.segments
-        hits, lengths = native.simulate_prefix_cache(segments, codes, plan, info.block_size, capacity, policy)
-        if info.kv_cache_tokens is not None and not capacity:  # less than a block; 0 means without limit above
-            hits[:] = 0
-        return CacheForecast(int(lengths.sum()), int(hits.sum()) if info.prefix_caching else 0)
+        served = replay(self.prompts.segments, codes, plan, info.block_size, capacity, [policy])[policy]
+        less_than_a_block = info.kv_cache_tokens is not None and not capacity  # 0 means without limit above
+        return served if info.prefix_caching and not less_than_a_block else CacheForecast(served.prompt_tokens, 0)
 
     def _ceiling(self, codes: np.ndarray) -> float:
         """Share of prompt tokens in headers and cells that occurred before: no order of whole cells serves more."""

@@ -25,8 +25,6 @@ Table some_table(int64_t most_columns, int64_t most_rows, std::mt19937& random) 
   return table;
 }
 
-CodeCounts make_counts(const PlanTable& table) { return CodeCounts(at(table.num_rows), 0); }
-
 // The weight straight from the definition: what may stand in the prefix, given what it needs.
 int64_t weight_of(const PlanTable& table, const int32_t* codes, const int32_t* lengths) {
   int64_t sum = 0;

@@ -20,7 +20,6 @@ depend on what else is in the batch, so a few rows may differ by rounding; stock
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import subprocess
@@ -32,7 +31,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vllm_relational.bench import _commit, _machine
+from vllm_relational.bench import _commit, _machine, append_csv
 from vllm_relational.cli_options import engine_arguments
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
@@ -167,15 +166,6 @@ def run_variants(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
-def append_csv(path: Path, line: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(line), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(line)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -202,7 +192,7 @@ def main() -> None:
             flush=True,
         )
         if args.csv:
-            append_csv(args.csv, line)
+            append_csv(args.csv, [line])
 
 
 if __name__ == "__main__":

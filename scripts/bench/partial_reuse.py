@@ -17,7 +17,6 @@ vLLM already; more than that share would be an error of ours. With ``--engine-ar
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -29,6 +28,8 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from vllm_relational.bench import append_csv
 
 SCHEDULER = "vllm_relational.vllm_ext.partial_scheduler.PartialReuseScheduler"
 FIELDS = (
@@ -159,16 +160,7 @@ def report(options: argparse.Namespace) -> None:
             round(max(speeds), 2), round(speed_up, 4), round(difference, 4), round(noise, 4),
         )  # fmt: skip
         if options.csv:
-            append(options.csv, dict(zip(FIELDS, values, strict=True)))
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerow(line)
+            append_csv(options.csv, [dict(zip(FIELDS, values, strict=True))])
 
 
 def main() -> None:

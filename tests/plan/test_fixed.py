@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_batches import segments_of
 
 from vllm_relational import native
 from vllm_relational.plan import PLANNERS, plan_fixed, plan_published, planner
-from vllm_relational.records import PlanInput, PromptSegments, RelationalError, TokenSegments
+from vllm_relational.records import PlanInput, PromptSegments, RelationalError
 
 
 def batch_of(columns: list[list[int]], tokens: list[list[int]], pinned: tuple[int, ...] = ()) -> PlanInput:
@@ -33,15 +34,6 @@ def batches(draw):
     tokens = [draw(st.lists(st.integers(1, 5), min_size=4, max_size=4)) for _ in range(num_columns)]
     pinned = draw(st.sets(st.integers(0, num_columns - 1)))
     return batch_of(columns, tokens, tuple(pinned))
-
-
-def segments_of(batch: PlanInput) -> PromptSegments:
-    cells, first = [], 10
-    for lengths in batch.cell_tokens:
-        total = int(lengths.sum())
-        cells.append(TokenSegments(np.arange(first, first + total, dtype=np.int32), np.append(0, np.cumsum(lengths))))
-        first += total
-    return PromptSegments(np.array([1, 2], np.int32), tuple(cells), np.array([3], np.int32))
 
 
 def test_longer_columns_first_at_equal_cardinality():
@@ -104,7 +96,7 @@ def test_rows_with_equal_values_keep_their_order(batch):
 @given(batches())
 def test_with_an_endless_cache_each_distinct_prefix_is_computed_once(batch):
     plan = plan_fixed(batch)
-    segments = segments_of(batch)
+    segments = segments_of(batch, header=(1, 2), tail=(3,))
     hits, lengths = native.simulate_prefix_cache(segments, batch.codes, plan, block_size=1, capacity_blocks=0)
     prompts = [
         tuple(token for column in fields for token in cell_of(segments, column, batch.codes[column, row]))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_batches import batch_of, planned_batches
+from random_batches import batch_of, planned_batches, segments_of
 
 from vllm_relational import native
 from vllm_relational.plan import plan_fixed, plan_published
@@ -24,7 +24,7 @@ from vllm_relational.plan.objective import (
     total_tokens,
     trie_hit_tokens,
 )
-from vllm_relational.records import Plan, PlanInput, PromptSegments, TokenSegments
+from vllm_relational.records import Plan, PlanInput
 from vllm_relational.table.encode import encode_columns
 
 
@@ -43,20 +43,10 @@ def test_hits_do_not_depend_on_the_row_order(planned, random):
 @given(planned_batches(lengths=(1, 5)))
 def test_hits_are_those_of_the_cache_simulator_at_block_size_one(planned):
     batch, plan = planned
-    hits, lengths = native.simulate_prefix_cache(_segments(batch), batch.codes, plan, block_size=1, capacity_blocks=0)
+    hits, lengths = native.simulate_prefix_cache(segments_of(batch), batch.codes, plan, block_size=1, capacity_blocks=0)
     expected = 1 + row_hit_tokens(batch, plan)  # the header's token
     expected[:1] = 0
     assert np.array_equal(np.minimum(expected, lengths - 1), hits)  # the last token is always computed
-
-
-def _segments(batch: PlanInput) -> PromptSegments:
-    """Cells that differ differ in every token, a header and a tail of one token."""
-    cells, first = [], 10
-    for lengths in batch.cell_tokens:
-        total = int(lengths.sum())
-        cells.append(TokenSegments(np.arange(first, first + total, dtype=np.int32), np.append(0, np.cumsum(lengths))))
-        first += total
-    return PromptSegments(np.array([1], np.int32), tuple(cells), np.array([2], np.int32))
 
 
 def test_a_hit_may_be_on_any_earlier_row():
