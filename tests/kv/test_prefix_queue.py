@@ -51,6 +51,11 @@ class Traffic(RuleBasedStateMachine):
         self.queue, self.waiting, self.arrived, self.last = PrefixQueue(), {}, 0, []
 
     @rule(hashes=paths)
+    def look(self, hashes):
+        expected = max((shared(hashes, other) for other in self.waiting.values()), default=0)
+        assert self.queue.shared_depth(hashes) == expected
+
+    @rule(hashes=paths)
     def arrive(self, hashes):
         self.arrived += 1
         self.queue.add(self.arrived, hashes)

@@ -116,6 +116,30 @@ def test_a_random_order_with_a_small_cache_is_mended_by_the_queue_and_partly_by_
     assert hits["arrival", "lru"] < hits["arrival", "batch"] < most
 
 
+class Filtering(Run):
+    """Sends a second question about each document as soon as the first is answered."""
+
+    def receive(self, outputs):
+        super().receive(outputs)
+        for output in outputs[0].outputs if 0 in outputs else ():
+            name = output.request_id
+            if output.finish_reason is not None and not name.endswith("again"):
+                tokens = self.prompts[name]
+                self.scheduler.add_request(make_request(f"{name} again", [*tokens[:-1], TAIL + 1]))
+
+    def __init__(self, scheduler, requests):
+        self.prompts = {request.request_id: list(request.prompt_token_ids) for request in requests}
+        super().__init__(scheduler, requests)
+
+
+@pytest.mark.parametrize("order, most", [("arrival", 0), ("prefix-tree", 100 * 2 * BLOCK_SIZE)])
+def test_a_question_about_what_was_just_computed_does_not_wait_behind_all_others(order, most):
+    documents = [[i, i, 300 + i, 300 + i, TAIL] for i in range(10, 110)]
+    scheduler = make_scheduler(RelationalScheduler, 20, {"order": order, "deep_queue": 4}, max_num_seqs=2)
+    run = Filtering(scheduler, requests_of(documents))
+    assert sum(run.hits.values()) >= 0.9 * most if most else not any(run.hits.values())
+
+
 def test_requests_of_one_step_share_blocks_in_stock_vllm():
     """Why there is no warm-up of one leader a prefix: followers find the leader's blocks in the same step."""
     stock = Run(

@@ -95,8 +95,17 @@ class ArrivalTraffic(Traffic):
         assert names(self.queue) == names(self.stock)
 
 
-TestTraffic, TestArrivalTraffic = Traffic.TestCase, ArrivalTraffic.TestCase
-TestTraffic.settings = TestArrivalTraffic.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+class WarmTraffic(Traffic):
+    """Half of all blocks are cached."""
+
+    def __init__(self):
+        super().__init__()
+        self.queue = RelationalQueue(self.deep_queue, 1e9, self.future, is_cached=lambda block: block[0] % 2 == 0)
+
+
+TestTraffic, TestArrivalTraffic, TestWarmTraffic = Traffic.TestCase, ArrivalTraffic.TestCase, WarmTraffic.TestCase
+for case in TestTraffic, TestArrivalTraffic, TestWarmTraffic:
+    case.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 def test_a_shallow_queue_is_first_come_first_served():
@@ -124,6 +133,39 @@ def test_a_request_is_overtaken_only_by_those_that_came_soon_after():
     prompts, arrivals = ["1", "2", "1", "1", "3"], [0.0, 1.0, 2.0, 50.0, 60.0]
     assert drain(filled(RelationalQueue(2, 30.0), prompts, arrivals)) == ["0:1", "2:1", "1:2", "3:1", "4:3"]
     assert drain(filled(RelationalQueue(2, 99.0), prompts, arrivals)) == ["0:1", "2:1", "3:1", "1:2", "4:3"]
+
+
+def hashes_of(cells):
+    return filled(RelationalQueue(None, 0.0), [cells]).peek_request().block_hashes
+
+
+@pytest.mark.parametrize(
+    "cached, order",
+    [
+        ("", ["0:1", "1:2", "3:23", "2:3", "4:5"]),
+        ("5", ["4:5", "0:1", "1:2", "3:23", "2:3"]),  # the cache alone has its prefix
+        ("2", ["0:1", "1:2", "3:23", "2:3", "4:5"]),  # one that waits will bring it back: no hurry
+        ("23", ["3:23", "0:1", "1:2", "2:3", "4:5"]),  # no further than to its first block
+    ],
+)
+def test_a_request_whose_prefix_only_the_cache_has_comes_first(cached, order):
+    held = {block for length in range(len(cached)) for block in hashes_of(cached[: length + 1])}
+    queue = RelationalQueue(2, 30.0, is_cached=held.__contains__)
+    assert drain(filled(queue, ["1", "2", "3", "23", "5"])) == order
+
+
+def test_a_warm_request_is_a_detour():
+    queue = RelationalQueue(2, 30.0, is_cached=set(hashes_of("5")).__contains__)
+    filled(queue, ["12", "3", "13"])
+    started = [queue.pop_request().request_id]
+    filled(queue, ["5", "5", "4", "5"])
+    assert started + drain(queue) == ["0:12", "0:5", "1:5", "3:5", "2:13", "1:3", "2:4"]
+
+
+def test_warm_requests_starve_nobody():
+    queue = RelationalQueue(2, 30.0, is_cached=set(hashes_of("5")).__contains__)
+    filled(queue, ["1", "2", "3", "5", "5"], [0.0, 0.0, 0.0, 20.0, 40.0])
+    assert drain(queue)[:2] == ["3:5", "0:1"]
 
 
 def test_withdrawn_requests_are_told():

@@ -60,6 +60,13 @@ class PrefixQueue:
         """Waiting requests."""
         return len(self._nodes)
 
+    def shared_depth(self, hashes: Hashes) -> int:
+        """How many leading blocks some waiting request has in common with ``hashes``."""
+        node = self._root
+        while (child := node.child(hashes)) is not None and child.is_prefix_of(hashes):
+            node = child
+        return node.depth if child is None else _parting(node, child, hashes)
+
     def add(self, request: Hashable, hashes: Hashes) -> None:
         """A request waits; ``hashes``: its full blocks, root first, not to be changed from now on."""
         node = self._place(hashes)
@@ -135,11 +142,17 @@ class PrefixQueue:
             stack.extend(reversed((node.children or {}).values()))
 
 
-def _split(parent: _Node, child: _Node, hashes: Hashes) -> _Node:
-    """A new node on the edge from parent to child, where ``hashes`` part from it."""
+def _parting(parent: _Node, child: _Node, hashes: Hashes) -> int:
+    """The depth on the edge from parent to child at which ``hashes`` part from it."""
     depth = parent.depth + 1
     while depth < len(hashes) and depth < child.depth and hashes[depth] == child.hashes[depth]:
         depth += 1
+    return depth
+
+
+def _split(parent: _Node, child: _Node, hashes: Hashes) -> _Node:
+    """A new node on the edge from parent to child, where ``hashes`` part from it."""
+    depth = _parting(parent, child, hashes)
     middle = parent.add_child(child.hashes, depth)
     middle.children = OrderedDict(((child.hashes[depth], child),))
     child.parent = middle

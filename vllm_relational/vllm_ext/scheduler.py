@@ -15,6 +15,7 @@ from typing import Any
 
 import vllm
 from vllm.logger import init_logger
+from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
@@ -79,7 +80,7 @@ class SyncRelationalScheduler(Scheduler):
 
     @property
     def _is_single_full_attention(self) -> bool:
-        """What a hash says of the future holds where a request needs all blocks of its prefix, or none."""
+        """What a hash says of a prefix holds where a request needs all blocks of it, or none."""
         managers = self.kv_cache_manager.coordinator.single_type_managers
         return len(managers) == 1 and isinstance(managers[0], FullAttentionManager)
 
@@ -91,10 +92,14 @@ class SyncRelationalScheduler(Scheduler):
         if not tree and self._future is None:
             return
         withdrawn = self.free_queue.refresh if self.free_queue is not None else None
-        self.queue = RelationalQueue(
-            self.settings.deep_queue if tree else None, self.settings.max_age_s, self._future, withdrawn
-        )
+        cached = self._is_cached if self._is_single_full_attention else None
+        deep_queue = self.settings.deep_queue if tree else None
+        self.queue = RelationalQueue(deep_queue, self.settings.max_age_s, self._future, withdrawn, cached)
         self.waiting = self.queue
+
+    def _is_cached(self, block_hash: Any) -> bool:
+        blocks = self.kv_cache_manager.block_pool.cached_block_hash_to_block
+        return blocks.get_one_block(make_block_hash_with_group_id(block_hash, 0)) is not None
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """As vLLM. Then blocks that a started request needed but computed anew are looked at again."""

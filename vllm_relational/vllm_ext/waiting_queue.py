@@ -2,7 +2,9 @@
 
 Requests that vLLM puts back (preempted, skipped in a step) are in front of all others, as in stock vLLM. The others
 come first come first served while few wait. From ``deep_queue + 1`` on they come depth-first by their common prefixes
-(``kv/prefix_queue.py``), until no more than a quarter of ``deep_queue`` is left.
+(``kv/prefix_queue.py``), until no more than a quarter of ``deep_queue`` is left. Who arrives at a deep queue and finds
+more of its prefix in the cache than in the requests that wait is "warm" and comes before all of them: none of them
+will bring that prefix back, so it is served now or never. The second question about a row that a filter passed is one.
 
 Nobody starves: a request is overtaken only by requests that arrived at most ``max_age_s`` after it. A batch that is
 sent at once is free to be reordered as a whole, however long it runs.
@@ -30,6 +32,7 @@ class RelationalQueue(RequestQueue):
     deep_queue:     None: first come first served, always.
     future:         told of every request that waits or waits no longer; None: nobody is.
     when_withdrawn: called with the hashes of requests that leave without being started.
+    is_cached:      whether the KV cache holds the block of that hash; None: nobody is warm.
     num_reordered:  requests started before an older one.
     """
 
@@ -39,6 +42,7 @@ class RelationalQueue(RequestQueue):
         max_age_s: float,
         future: FutureUse | None = None,
         when_withdrawn: Callable[[Hashes], None] | None = None,
+        is_cached: Callable[[Any], bool] | None = None,
     ) -> None:
         self.num_reordered = 0
         self._deep_queue, self._max_age_s = deep_queue, max_age_s
@@ -46,6 +50,8 @@ class RelationalQueue(RequestQueue):
         self._front: deque[Request] = deque()
         self._waiting: OrderedDict[str, Request] = OrderedDict()
         self._tree: PrefixQueue | None = None
+        self._is_cached = is_cached
+        self._warm: OrderedDict[str, None] = OrderedDict()
         self._last: Hashes = ()
         self._chosen: Request | None = None
 
@@ -57,9 +63,19 @@ class RelationalQueue(RequestQueue):
         if self._future is not None:
             self._future.add(request.request_id, hashes)
         if self._tree is not None:
-            self._tree.add(request.request_id, hashes)
+            if self._is_warm(self._tree, hashes):
+                self._warm[request.request_id] = None
+            else:
+                self._tree.add(request.request_id, hashes)
         elif self._deep_queue is not None and len(self._waiting) > self._deep_queue:
             self._grow_tree()
+
+    def _is_warm(self, tree: PrefixQueue, hashes: Hashes) -> bool:
+        """Whether the cache holds more of its prefix than those who wait do."""
+        if self._is_cached is None:
+            return False
+        depth = tree.shared_depth(hashes)
+        return depth < len(hashes) and self._is_cached(hashes[depth])
 
     def _grow_tree(self) -> None:
         self._tree = PrefixQueue()
@@ -93,7 +109,7 @@ class RelationalQueue(RequestQueue):
         oldest = next(iter(self._waiting.values()))
         if self._tree is None:
             return oldest
-        first = self._waiting[str(self._tree.first())]
+        first = self._waiting[next(iter(self._warm), None) or str(self._tree.first())]
         overtakes = first.arrival_time - oldest.arrival_time > self._max_age_s
         return oldest if overtakes else first
 
@@ -112,14 +128,18 @@ class RelationalQueue(RequestQueue):
         self._chosen = None
         self.num_reordered += request is not next(iter(self._waiting.values()))
         del self._waiting[request.request_id]
-        self._last = request.block_hashes
-        if self._tree is not None:
-            self._tree.take(request.request_id)
-            self._fell_tree()
+        if request.request_id in self._warm:  # a detour: the way through the tree goes on where it was
+            del self._warm[request.request_id]
+        else:
+            self._last = request.block_hashes
+            if self._tree is not None:
+                self._tree.take(request.request_id)
+        self._fell_tree()
 
     def _fell_tree(self) -> None:
         if self._deep_queue is not None and len(self._waiting) <= self._deep_queue // SHALLOW:
             self._tree = None
+            self._warm.clear()
 
     def remove_request(self, request: Request) -> None:
         """A request is withdrawn; ``ValueError`` if it is not here."""
@@ -135,6 +155,7 @@ class RelationalQueue(RequestQueue):
         for request_id in gone:
             if self._waiting.pop(request_id, None) is not None and self._tree is not None:
                 self._tree.remove(request_id)
+                self._warm.pop(request_id, None)
             if self._future is not None:
                 hashes = self._future.remove(request_id)
                 if self._when_withdrawn is not None and hashes:
@@ -157,4 +178,4 @@ class RelationalQueue(RequestQueue):
         if self._tree is None:
             yield from self._waiting.values()
         else:
-            yield from (self._waiting[str(request_id)] for request_id in self._tree)
+            yield from (self._waiting[str(request_id)] for request_id in (*self._warm, *self._tree))
