@@ -140,7 +140,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "workload": name, "requests": len(workload), "prompt_tokens": workload.prompt_tokens,
             "cached": served.cached_tokens, "seconds": served.seconds, "latency_p50": median, "latency_p99": tail,
         })  # fmt: skip
-    return {"answers": answers, "lines": lines}
+    batched_tokens = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    return {"answers": answers, "lines": lines, "batched_tokens": batched_tokens}
 
 
 # -------------------------------------------------------------------------------------------------- all of them
@@ -164,6 +165,7 @@ def run_variants(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "workload": line["workload"],
                 "requests": line["requests"],
                 "blocks": args.blocks,
+                "batched_tokens": measured["batched_tokens"],
                 "rows_per_second": round(line["requests"] / line["seconds"], 1),
                 "hit_rate": round(line["cached"] / line["prompt_tokens"], 4),
                 "computed_tokens_a_row": round((line["prompt_tokens"] - line["cached"]) / line["requests"], 1),

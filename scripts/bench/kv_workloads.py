@@ -110,8 +110,10 @@ WORKLOADS: dict[str, Callable[[int], Workload]] = {
 
 
 def make_workload(name: str, num_rows: int) -> Workload:
-    """By name, as ``nested``; ``nested@300`` arrives at 300 requests a second, ``nested/768`` through a window."""
+    """By name: ``nested``; ``nested:2500`` has so many rows, ``nested@300`` arrives at 300 requests a second,
+    ``nested/768`` comes through a window of 768 requests, ``nested:2500/768`` has both."""
     name, _, rate = name.partition("@")
     name, _, window = name.partition("/")
-    made = WORKLOADS[name](num_rows)
+    name, _, rows = name.partition(":")
+    made = WORKLOADS[name](int(rows or num_rows))
     return replace(made, rate=float(rate) if rate else None, window=int(window) if window else None)

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """Hit rates of every eviction and order on vLLM's own scheduler and block pool, with the model left out. No GPU.
 
-    scheduler_hits.py [--rows 5000] [--blocks 3000] [--max-num-seqs 256] [--workloads nested,nested@300,nested/768]
+    scheduler_hits.py [--rows 5000] [--blocks 3000] [--max-num-seqs 1024] [--max-num-batched-tokens 8192]
+                      [--in-flight 2] [--workloads nested,nested@300,nested/768]
 
 Workloads are those of ``kv_workloads.py``. Time passes as on one H100 with the shape of Llama-3-8B: a step takes 8 ms
-and 22 us a token. ``bound`` is the hit rate of Belady's eviction on the order in which the requests of ``batch`` and
-``arrival`` ran, one after the other in a cache of the same size: what no eviction can beat in that order.
+and 22 us a token. ``in-flight`` steps are scheduled before the answers of the first are there, as in vLLM with
+asynchronous scheduling. ``bound`` is the hit rate of Belady's eviction on the order in which the requests of ``batch``
+and ``arrival`` ran, one after the other in a cache of the same size: what no eviction can beat in that order.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import deque
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -34,8 +37,9 @@ BLOCK_SIZE = 16
 class Replayed:
     """One workload through one scheduler. order: prompts as they started; hits: their tokens from the cache."""
 
-    def __init__(self, workload: Workload, scheduler: Any) -> None:
-        self._workload, self._scheduler = workload, scheduler
+    def __init__(self, workload: Workload, scheduler: Any, in_flight: int) -> None:
+        self._workload, self._scheduler, self._in_flight = workload, scheduler, in_flight
+        self._pending: deque[tuple[Any, Any]] = deque()
         self._unsent: Iterator[tuple[int, list[int]]] = enumerate(workload.prompts)
         self._next = next(self._unsent, None)
         self._now, self._in_engine, self._left = 0.0, 0, len(workload)
@@ -72,7 +76,10 @@ class Replayed:
             self.hits += new.num_computed_tokens
             self.order.append(self._prompts[new.req_id])
         self._now += STEP_SECONDS + TOKEN_SECONDS * scheduled.total_num_scheduled_tokens
-        outputs = self._scheduler.update_from_output(scheduled, model_output(scheduled, self._scheduler.requests))
+        self._pending.append((scheduled, model_output(scheduled, self._scheduler.requests)))
+        if len(self._pending) < self._in_flight and scheduled.num_scheduled_tokens:
+            return
+        outputs = self._scheduler.update_from_output(*self._pending.popleft())
         for output in outputs[0].outputs if 0 in outputs else ():
             if output.finish_reason is not None:
                 self._finish(output.request_id)
@@ -91,8 +98,15 @@ def hit_rate(workload: Workload, eviction: str, order: str, args: argparse.Names
     from vllm_relational.vllm_ext.scheduler import RelationalScheduler
 
     settings = {"eviction": eviction, "order": order}
-    sizes = {"max_num_seqs": args.max_num_seqs, "block_size": BLOCK_SIZE}
-    replayed = Replayed(workload, make_scheduler(RelationalScheduler, args.blocks, settings, **sizes))
+    scheduler = make_scheduler(
+        RelationalScheduler,
+        args.blocks,
+        settings,
+        max_num_seqs=args.max_num_seqs,
+        max_batched_tokens=args.max_num_batched_tokens,
+        block_size=BLOCK_SIZE,
+    )
+    replayed = Replayed(workload, scheduler, args.in_flight)
     return replayed.hits / workload.prompt_tokens, replayed.order
 
 
@@ -111,7 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--blocks", type=int, default=3000)
-    parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--max-num-seqs", type=int, default=1024)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
+    parser.add_argument("--in-flight", type=int, default=2)
     parser.add_argument("--workloads", default=WORKLOADS)
     args = parser.parse_args()
     print(f"{'workload':12} " + " ".join(f"{f'{e}+{o}':>17}" for e, o in VARIANTS) + f" {'bound':>6}")
