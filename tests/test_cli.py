@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,36 @@ def test_a_dry_run_plans_with_the_models_tokenizer(table, tokenizer_folder):
     result = run(table, "-p", "Is {text} good?", "-m", tokenizer_folder, "--dry-run")
     assert result.exit_code == 0 and result.stdout == ""
     assert "3" in result.stderr and "Traceback" not in result.stderr
+
+
+def hit_rate_of(*arguments: object) -> float:
+    result = run(*arguments, "--dry-run")
+    assert result.exit_code == 0, result.output
+    (share,) = re.findall(r"([\d.]+)%", next(line for line in result.stderr.splitlines() if "predicted" in line))
+    return float(share)
+
+
+def test_a_dry_run_knows_the_cache_and_what_it_evicts(tmp_path, tokenizer_folder):
+    table = tmp_path / "t.csv"
+    texts = [letter * 400 for letter in "abcdef"]
+    table.write_text("text,n\n" + "".join(f"{text},{n}\n" for n in range(4) for text in texts))
+    ask = (table, "-p", "{text} {n}?", "-m", tokenizer_folder, "--order", "published")
+    small = hit_rate_of(*ask, "--capacity", 1500)
+    assert small < hit_rate_of(*ask, "--capacity", 1500, "--eviction", "batch") < hit_rate_of(*ask)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--capacity", "3", "--dry-run"], "a cache holds a block"),
+        (["--capacity", "3000"], "for --dry-run"),
+        (["--eviction", "mru", "-m", "m"], "one of lru, fifo, batch"),
+        (["--token-exact", "-m", "m", "--engine-arg", "scheduler_cls=x"], "exclude each other"),
+        (["--token-exact", "--base-url", "http://localhost:1/v1"], "vllm-relational serve"),
+    ],
+)
+def test_options_of_cache_and_scheduler_that_cannot_be(table, options, words):
+    assert words in error_of(table, "-p", "{text}?", *options)
 
 
 def test_a_dry_run_needs_no_model_and_writes_a_report(table, tmp_path):

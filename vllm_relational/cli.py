@@ -60,6 +60,10 @@ Output = Annotated[
         "--output", "-o", help="Answered table: .parquet, .csv, .jsonl, .arrow; default JSON lines on stdout."
     ),
 ]
+Eviction = Annotated[
+    str | None, typer.Option(help="Which cached block vLLM gives up first: lru (default, its own), fifo, batch.")
+]
+TokenExact = Annotated[bool, typer.Option("--token-exact", help="Reuse prefixes to the token, not the block.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show vLLM's log.")]
 
 
@@ -110,6 +114,9 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: OUTPUT.checkpoint.jsonl.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and forecast; start no engine.")] = False,
+    capacity: Annotated[int | None, typer.Option(help="With --dry-run: KV cache in tokens; default: no limit.")] = None,
+    eviction: Eviction = None,
+    token_exact: TokenExact = False,
     report: Report = None,
     answer_column: Annotated[str, typer.Option(help="Column for the answers.")] = "answer",
     error_column: Annotated[str, typer.Option(help="Column for the reasons of failed rows.")] = "error",
@@ -124,10 +131,14 @@ def run(
         choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls
     )
     arguments = cli_options.engine_arguments(engine_arg)
-    llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
+    scheduler = cli_options.scheduler_settings(eviction, token_exact)
+    llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments, scheduler)
     _check_page(report)
     if dry_run:
-        return _finish(llm.plan(data, prompt, order=order, **options), report)
+        info = cli_options.with_capacity(llm.expected_engine(), capacity)
+        return _finish(llm.plan(data, prompt, info, order=order, **options), report)
+    if capacity is not None:
+        raise RelationalError("--capacity is for --dry-run: a running engine has a KV cache of its own size")
     _check_result_place(data, output, answer_column, error_column)
     checkpoint = checkpoint or _default_checkpoint(output)
     if resume and output is not None and output.exists() and checkpoint is not None and not checkpoint.exists():
@@ -243,9 +254,7 @@ def plan(
     data = cli_options.read_rows(table, limit)
     llm = cli_options.make_llm(model, None, tokenizer, False, 1, {})
     question = prompt or template_of(cli_options.parse_list(columns, "--columns") if columns else None)
-    info = dataclasses.replace(llm.expected_engine(), kv_cache_tokens=capacity, max_model_len=None)
-    if capacity is not None and capacity < info.block_size:
-        raise RelationalError(f"--capacity is {capacity}: a cache holds a block of {info.block_size} tokens or more")
+    info = dataclasses.replace(cli_options.with_capacity(llm.expected_engine(), capacity), max_model_len=None)
     options = {**cli_options.order_options(pin, keep_order, weight), "nulls": "keep"}
     names = cli_options.parse_list(planners, "--planner")
     comparison = compare_planners(llm, data, question, names, options, info, budget)
@@ -268,9 +277,7 @@ def plan(
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
-    eviction: Annotated[
-        str | None, typer.Option(help="Which cached block goes first: lru (default, as vLLM), fifo, batch.")
-    ] = None,
+    eviction: Eviction = None,
     order: Annotated[
         str | None, typer.Option(help="Order of a deep queue: prefix-tree (default) or arrival, as vLLM.")
     ] = None,
@@ -279,17 +286,12 @@ def serve(
         float | None,
         typer.Option(help="A request is overtaken only by those that come at most so many seconds later: 30."),
     ] = None,
-    token_exact: Annotated[
-        bool, typer.Option("--token-exact", help="Reuse prefixes to the token, not the block.")
-    ] = False,
+    token_exact: TokenExact = False,
 ) -> int:
     """Start vLLM's OpenAI-compatible server with our scheduler. Further arguments are those of vllm serve."""
     from vllm_relational.engine.server import serve_command
 
-    given = {"eviction": eviction, "order": order, "deep_queue": deep_queue, "max_age_s": max_age}
-    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if token_exact:
-        settings["token_exact"] = True
+    settings = cli_options.scheduler_settings(eviction, token_exact, order, deep_queue, max_age)
     command, warning = serve_command(model, settings, context.args)
     if warning:
         _say(f"warning: {warning}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_relational.records import RelationalError
+from vllm_relational.records import EngineInfo, RelationalError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,15 +126,38 @@ def make_llm(
     verbose: bool,
     concurrency: int,
     arguments: dict[str, Any],
+    scheduler: dict[str, Any] | None = None,
 ) -> RelationalLLM:
-    """The object that answers; its engine starts at the first question."""
+    """The object that answers; its engine starts at the first question. scheduler: None or {} for vLLM's own."""
     from vllm_relational.llm import RelationalLLM
 
     # This process has threads by now: a forked engine could inherit a lock that nobody will release.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if base_url is not None:
-        return RelationalLLM(model, base_url=base_url, tokenizer=tokenizer, concurrency=concurrency, **arguments)
-    return RelationalLLM(model, tokenizer=tokenizer, quiet=not verbose, **arguments)
+        arguments = {**arguments, "concurrency": concurrency}
+    else:
+        arguments = {**arguments, "quiet": not verbose}
+    return RelationalLLM(model, base_url=base_url, tokenizer=tokenizer, scheduler=scheduler or None, **arguments)
+
+
+def with_capacity(info: EngineInfo, capacity: int | None) -> EngineInfo:
+    """An engine with a KV cache of so many tokens; None: without limit."""
+    if capacity is not None and capacity < info.block_size:
+        raise RelationalError(f"--capacity is {capacity}: a cache holds a block of {info.block_size} tokens or more")
+    return dataclasses.replace(info, kv_cache_tokens=capacity)
+
+
+def scheduler_settings(
+    eviction: str | None,
+    token_exact: bool,
+    order: str | None = None,
+    deep_queue: int | None = None,
+    max_age_s: float | None = None,
+) -> dict[str, Any]:
+    """Those settings of our scheduler that were given."""
+    given = {"eviction": eviction, "order": order, "deep_queue": deep_queue, "max_age_s": max_age_s}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return {**settings, "token_exact": True} if token_exact else settings
 
 
 def _json_or_text(value: str) -> Any:

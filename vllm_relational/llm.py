@@ -40,6 +40,8 @@ class RelationalLLM:
     base_url:    an OpenAI-compatible server (``http://host:8000/v1``) instead of vLLM in this process.
     tokenizer:   folder or hub name, where it is not the model's; with ``base_url`` it makes token counts exact.
     order:       default field and row order of queries.
+    scheduler:   with vLLM in this process, settings of our scheduler (``vllm_ext/settings.py``), as
+                 ``{"token_exact": True}``. None keeps vLLM's own; rows come in planned order in any case.
     engine_args: with vLLM in this process, any argument of ``vllm.LLM``; with ``base_url``, those of
                  ``EndpointEngine`` (api_key, concurrency, timeout_s, max_retries).
 
@@ -58,14 +60,21 @@ class RelationalLLM:
         order: str = DEFAULT_ORDER,
         engine: Engine | None = None,
         quiet: bool = True,
+        scheduler: Mapping[str, Any] | None = None,
         **engine_args: Any,
     ) -> None:
+        if scheduler is not None and base_url is not None:
+            raise RelationalError(
+                "a server got its scheduler when it started: vllm-relational serve MODEL --token-exact"
+            )
         self.order = order
         self.last_result: QueryResult | None = None
         model = str(model) if model is not None else None
         self._model, self._base_url, self._quiet = model, base_url, quiet
         if tokenizer is not None and base_url is None:
             engine_args["tokenizer"] = str(tokenizer)
+        if scheduler is not None:
+            engine_args["scheduler"] = scheduler
         self._engine_args = engine_args
         self._engine = engine
         self._tokenizer_name = str(tokenizer) if tokenizer else (model if base_url is None else None)

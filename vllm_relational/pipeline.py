@@ -249,8 +249,12 @@ class _Job:
                 f"{name!r} has {tokens}: shorten it",
             )
 
-    def forecast(self, plan: Plan, codes: np.ndarray, info: EngineInfo, policy: str = "lru") -> CacheForecast:
-        """What the engine's prefix cache will serve; policy: what it evicts first, one of ``kv.policy.POLICIES``."""
+    def forecast(self, plan: Plan, codes: np.ndarray, info: EngineInfo, policy: str | None = None) -> CacheForecast:
+        """What the engine's prefix cache will serve; policy: what it evicts first, by default what the engine does.
+
+        Whole blocks are counted. What token-exact reuse adds depends on which rows run in the same step.
+        """
+        policy = policy or info.eviction
         capacity = (info.kv_cache_tokens or 0) // info.block_size
         served = replay(self.prompts.segments, codes, plan, info.block_size, capacity, [policy])[policy]
         less_than_a_block = info.kv_cache_tokens is not None and not capacity  # 0 means without limit above

