@@ -1,4 +1,4 @@
-// The only file that knows Python: checks the arguments, releases the GIL, calls the library, hands the result back.
+// With scheduler_bindings.cc the only file that knows Python: checks the arguments, releases the GIL, calls the library, hands the result back.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
@@ -372,8 +372,11 @@ nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, c
 
 }  // namespace
 
+void bind_scheduler_parts(nb::module_& m);  // scheduler_bindings.cc
+
 NB_MODULE(_native, m) {
   m.doc() = "Native loops of vllm_relational: call them through vllm_relational.native.";
+  bind_scheduler_parts(m);
   m.def("sort_rows", &sort_rows, nb::arg("codes"), nb::arg("order"),
         "Stable lexicographic order: codes int32 [num_columns, num_rows], order int32 -> int64 [num_rows].");
   nb::enum_<vr::EvictionPolicy>(m, "EvictionPolicy", "Which block goes when the prefix cache is full.")

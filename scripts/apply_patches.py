@@ -25,6 +25,7 @@ from pathlib import Path
 
 PATCHES = Path(__file__).resolve().parents[1] / "patches"
 RELEASED, PATCHED, FOREIGN = "as released", "as patched", "edited by somebody else, or of another release"
+MISSING = "not there"
 HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 Hunk = tuple[int, list[str], list[str]]  # first line of the old text from 0, old lines, new lines
 
@@ -113,22 +114,31 @@ def digest(data: bytes) -> str:
 
 
 def states(site: Path, ledger: dict) -> dict[str, str]:
-    """What each touched file is: as released, as patched, or neither."""
+    """What each touched file is: as released, as patched, neither, or missing."""
     found = {}
     for path, sums in ledger["files"].items():
-        file = site / path
-        sha = digest(file.read_bytes()) if file.exists() else ""
-        found[path] = {sums["before"]: RELEASED, sums["after"]: PATCHED}.get(sha, FOREIGN)
+        known = {sums["before"]: RELEASED, sums["after"]: PATCHED}
+        data = _content(site / path)
+        found[path] = MISSING if data is None else known.get(digest(data), FOREIGN)
     return found
+
+
+def _content(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise PatchError(f"{file} cannot be read ({error.strerror}): nothing was changed; mend its rights") from error
 
 
 def new_texts(site: Path, ledger: dict, wanted: str, folder: Path = PATCHES) -> dict[Path, bytes]:
     """The files that are not yet as ``wanted`` with their new content, hashed and compiled."""
     current = states(site, ledger)
-    foreign = [str(site / path) for path, state in current.items() if state == FOREIGN]
-    if foreign:
-        mend = f"install vLLM {ledger['vllm']} anew, then apply again"
-        raise PatchError(f"{', '.join(foreign)}: {FOREIGN}. Nothing was changed; {mend}")
+    for state in (MISSING, FOREIGN):
+        if files := [str(site / path) for path, found in current.items() if found == state]:
+            mend = f"install vLLM {ledger['vllm']} anew, then apply again"
+            raise PatchError(f"{', '.join(files)}: {state}. Nothing was changed; {mend}")
     todo = {path: (site / path).read_bytes().decode() for path, state in current.items() if state != wanted}
     forward = wanted == PATCHED
     for name in ledger["patches"] if forward else reversed(ledger["patches"]):
@@ -157,6 +167,7 @@ def replace_all(contents: dict[Path, bytes]) -> None:
     fresh = {file: file.with_name(file.name + ".relational-new") for file in contents}
     kept = {file: file.with_name(file.name + ".relational-old") for file in contents}
     done: list[Path] = []
+    _check_folders({file.parent for file in contents})
     try:
         for file, data in contents.items():
             _write(fresh[file], data, like=file)
@@ -164,13 +175,26 @@ def replace_all(contents: dict[Path, bytes]) -> None:
         for file in contents:
             os.replace(fresh[file], file)
             done.append(file)
-    except BaseException:
+    except BaseException as error:
         for file in done:
             os.replace(kept[file], file)
+        if isinstance(error, OSError):
+            where = error.filename or next(iter(contents))
+            raise PatchError(
+                f"{where}: {error.strerror or error}. Everything is as it was; mend that, then try again"
+            ) from error
         raise
     finally:
         for leftover in (*fresh.values(), *kept.values()):
             leftover.unlink(missing_ok=True)
+
+
+def _check_folders(folders: set[Path]) -> None:
+    """Files are replaced by new ones beside them: their folders must let that be done."""
+    for folder in sorted(folders):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            mend = "run me as the user who installed vLLM, or make the folder writable"
+            raise PatchError(f"{folder} is read-only. Nothing was changed; {mend}")
 
 
 def _write(file: Path, data: bytes, like: Path) -> None:
@@ -195,7 +219,7 @@ def run(action: str, site: Path, folder: Path = PATCHES) -> str:
 
 def _report(found: dict[str, str]) -> str:
     lines = "\n".join(f"{path}: {state}" for path, state in found.items())
-    if len(set(found.values())) > 1 or FOREIGN in found.values():
+    if len(set(found.values())) > 1 or not {FOREIGN, MISSING}.isdisjoint(found.values()):
         raise PatchError(lines)
     return lines
 

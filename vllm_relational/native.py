@@ -11,10 +11,15 @@ import os
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vllm_relational.records import Plan, PlanInput, PromptSegments, ValueOverlaps
+
+if TYPE_CHECKING:
+    from vllm_relational.kv.future_use import FutureUse
+    from vllm_relational.kv.prefix_queue import PrefixQueue
 
 
 def _load() -> ModuleType | None:
@@ -31,8 +36,41 @@ _NATIVE = _load()
 AVAILABLE: bool = _NATIVE is not None
 """True when native code runs, False when the references do."""
 
+FREE_QUEUE: Any = _NATIVE.FreeQueue if _NATIVE is not None else object
+"""Base of ``vllm_ext.free_queue.NativeFreeQueue``; ``object`` when native code is not there."""
+
 
 # The references are imported when called: the rooms they live in import this module.
+def future_use() -> FutureUse:
+    """A new index of what waiting requests need; native ones take block hashes that are bytes."""
+    if _NATIVE is None:
+        from vllm_relational.kv import future_use as reference
+
+        return reference.FutureUse()
+    made: FutureUse = _NATIVE.FutureUse()
+    return made
+
+
+def prefix_queue() -> PrefixQueue:
+    """A new queue in prefix order; native ones take block hashes that are bytes."""
+    if _NATIVE is None:
+        from vllm_relational.kv import prefix_queue as reference
+
+        return reference.PrefixQueue()
+    made: PrefixQueue = _NATIVE.PrefixQueue()
+    return made
+
+
+def partial_sources(blocks: list[Any], block_size: int) -> Any:
+    """The native ``vllm_ext.partial_sources.PartialSources``; ``None`` when native code is not there."""
+    return None if _NATIVE is None else _NATIVE.PartialSources(blocks, block_size)
+
+
+def is_native() -> bool:
+    """Whether native code runs now: ``AVAILABLE``, but for tests of the references."""
+    return _NATIVE is not None
+
+
 def sort_rows(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Stable lexicographic order of dictionary-encoded rows.
 

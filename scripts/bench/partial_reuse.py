@@ -31,9 +31,10 @@ from typing import Any
 
 from vllm_relational.bench import append_csv
 
-SCHEDULER = "vllm_relational.vllm_ext.partial_scheduler.PartialReuseScheduler"
+SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
+SETTINGS = {"relational": {"order": "arrival", "eviction": "lru", "token_exact": True}}  # that part and nothing else
 FIELDS = (
-    "time", "commit", "machine", "model", "variant", "rows", "groups", "shared", "own", "min_tokens", "block_size",
+    "time", "commit", "machine", "model", "variant", "rows", "groups", "shared", "own", "block_size",
     "computed_tokens_a_row", "ideal_tokens_a_row", "rows_per_second", "slowest_round", "fastest_round", "speed_up",
     "mismatch", "mismatch_of_stock_reversed",
 )  # fmt: skip
@@ -94,8 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     arguments = {"max_model_len": options.shared + options.own + 64, **engine_arguments(options.engine_arg)}
     if options.variant == "partial":
-        ours = {"relational": {"partial_reuse": {"min_tokens": options.min_tokens}}}
-        arguments = {"scheduler_cls": SCHEDULER, "additional_config": ours, **arguments}
+        arguments = {"scheduler_cls": SCHEDULER, "additional_config": SETTINGS, **arguments}
     llm = LLM(options.model, load_format=options.load_format, skip_tokenizer_init=True, seed=0, **arguments)
     rows = make_rows(options, llm.model_config.get_vocab_size())
     sample = rows[: options.check]
@@ -155,7 +155,7 @@ def report(options: argparse.Namespace) -> None:
         )
         values = (
             datetime.now(timezone.utc).isoformat(timespec="seconds"), commit, machine(), Path(options.model).name,
-            name, options.rows, options.groups, options.shared, options.own, options.min_tokens, found["block_size"],
+            name, options.rows, options.groups, options.shared, options.own, found["block_size"],
             round(computed, 3), round(found["ideal"], 3), round(median, 2), round(min(speeds), 2),
             round(max(speeds), 2), round(speed_up, 4), round(difference, 4), round(noise, 4),
         )  # fmt: skip
@@ -166,7 +166,7 @@ def report(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    numbers = {"rows": 5000, "groups": 50, "shared": 246, "own": 30, "rounds": 3, "check": 200, "min-tokens": 1}
+    numbers = {"rows": 5000, "groups": 50, "shared": 246, "own": 30, "rounds": 3, "check": 200}
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--load-format", default="dummy")

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Host time of vLLM's scheduler a request, stock and ours, with the model left out. No GPU.
 
-    scheduler_overhead.py [--rows 5000] [--blocks 3000] [--repeat 3]
+    scheduler_overhead.py [--rows 5000] [--blocks 3000] [--repeat 7] [--variants stock,batch,...]
 
-Rows of 250 shared and 30 own tokens, one output token, all waiting before the first step. Counted: ``add_request``,
-``schedule`` and ``update_from_output``; not counted: making the request with its hashes, which is the same for all.
-The best of the repeats is reported.
+The workloads "shared" and "distinct" of kv.py (280 tokens a row), one output token, all waiting before the first step.
+Counted: ``add_request``, ``schedule`` and ``update_from_output``, as processor time of the thread; not counted: making
+the request with its hashes, which is the same for all. All variants run in every round, in random order. Reported: the
+median of the rounds, and the median of what a variant took more than stock in the same round.
 """
 
 from __future__ import annotations
@@ -13,34 +14,30 @@ from __future__ import annotations
 import argparse
 import gc
 import random
+import statistics
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path[:0] = [str(Path(__file__).parents[2] / "tests"), str(Path(__file__).parent)]
 
 VARIANTS = {
     "stock": None,
-    "stock, rows sorted": None,
-    "ours, nothing on": {"order": "arrival", "eviction": "lru"},
+    "stock sorted": None,
+    "nothing on": {"order": "arrival", "eviction": "lru"},
     "fifo": {"order": "arrival", "eviction": "fifo"},
     "batch": {"order": "arrival", "eviction": "batch"},
     "prefix-tree": {"order": "prefix-tree", "eviction": "lru"},
     "prefix-tree + batch": {"order": "prefix-tree", "eviction": "batch"},
+    "token_exact": {"order": "arrival", "eviction": "lru", "token_exact": True},
+    "all three": {"order": "prefix-tree", "eviction": "batch", "token_exact": True},
 }
+PARTS = ("add", "schedule", "update")
 
 
-def rows(num_rows: int, distinct: bool) -> list[list[int]]:
-    rng = random.Random(0)
-    num_prefixes = num_rows if distinct else max(1, num_rows // 10)
-    prefixes = [[rng.randrange(1000) for _ in range(250)] for _ in range(num_prefixes)]
-    prompts = [prefixes[i % num_prefixes] + [rng.randrange(1000) for _ in range(30)] for i in range(num_rows)]
-    rng.shuffle(prompts)
-    return prompts
-
-
-def measure(settings: dict | None, prompts: list[list[int]], num_blocks: int, sort: bool) -> tuple[float, float]:
-    """Microseconds a request, and the hit rate."""
+def measure(settings: dict | None, prompts: list[list[int]], num_blocks: int, sort: bool) -> tuple[list[float], float]:
+    """Microseconds a request by part, and the hit rate."""
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm_objects import make_request, make_scheduler, model_output
 
@@ -48,45 +45,62 @@ def measure(settings: dict | None, prompts: list[list[int]], num_blocks: int, so
 
     cls = AsyncScheduler if settings is None else RelationalScheduler
     scheduler = make_scheduler(cls, num_blocks, settings, max_num_seqs=256, block_size=16)
-    if sort:
-        prompts = sorted(prompts)
-    requests = [make_request(str(i), prompt, block_size=16) for i, prompt in enumerate(prompts)]
+    requests = [make_request(str(i), p, block_size=16) for i, p in enumerate(sorted(prompts) if sort else prompts)]
     gc.collect()
     gc.freeze()  # as vLLM's engine does after its start: what was there before is not gone through again
-    hits, spent = 0, time.perf_counter()
+    clock, hits = time.thread_time, 0
+    start = clock()
     for request in requests:
         scheduler.add_request(request)
-    spent = time.perf_counter() - spent
+    spent = [clock() - start, 0.0, 0.0]
     while scheduler.has_unfinished_requests():
-        begin = time.perf_counter()
+        start = clock()
         scheduled = scheduler.schedule()
-        spent += time.perf_counter() - begin
+        spent[1] += clock() - start
         hits += sum(new.num_computed_tokens for new in scheduled.scheduled_new_reqs)
         output = model_output(scheduled, scheduler.requests)
-        begin = time.perf_counter()
+        start = clock()
         scheduler.update_from_output(scheduled, output)
-        spent += time.perf_counter() - begin
-    return spent / len(prompts) * 1e6, hits / sum(map(len, prompts))
+        spent[2] += clock() - start
+    return [part / len(prompts) * 1e6 for part in spent], hits / sum(map(len, prompts))
+
+
+def report(rounds: list[dict[str, list[float]]], rates: dict[str, float]) -> None:
+    for name, rate in rates.items():
+        total = statistics.median(sum(times[name]) for times in rounds)
+        slower = [sum(times[name]) / sum(times["stock"]) - 1 for times in rounds]
+        parts = ", ".join(
+            f"{part} {statistics.median(times[name][i] for times in rounds):.1f}" for i, part in enumerate(PARTS)
+        )
+        spread = f"({min(slower):+.1%} to {max(slower):+.1%})"
+        print(
+            f"  {name:20} {total:7.1f} us a request  {statistics.median(slower):+6.1%} {spread:20} hit rate {rate:.3f}"
+            f"  [{parts}]",
+            flush=True,
+        )
 
 
 def main() -> None:
+    from kv import make_prompts
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--blocks", type=int, default=3000)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
     args = parser.parse_args()
-    for distinct in (False, True):
-        prompts = rows(args.rows, distinct)
-        print(f"{'all rows distinct' if distinct else '10 rows a prefix, random order'}, {args.blocks} blocks")
-        best: dict[str, tuple[float, float]] = {}
-        for _ in range(args.repeat):  # interleaved: a busy machine hits all alike
-            for name, settings in VARIANTS.items():
-                best[name] = min(
-                    best.get(name, (1e9, 0.0)), measure(settings, prompts, args.blocks, sort="sorted" in name)
-                )
-        for name, (microseconds, rate) in best.items():
-            slower = microseconds / best["stock"][0] - 1
-            print(f"  {name:22} {microseconds:7.1f} us a request  {slower:+6.1%}  hit rate {rate:.3f}", flush=True)
+    names = list(dict.fromkeys(["stock", *args.variants.split(",")]))
+    for workload in ("shared", "distinct"):
+        prompts = make_prompts(workload, args.rows)
+        rounds: list[dict[str, list[float]]] = []
+        rates: dict[str, float] = {}
+        for number in range(args.repeat):
+            times = defaultdict(list)
+            for name in random.Random(number).sample(names, len(names)):
+                times[name], rates[name] = measure(VARIANTS[name], prompts, args.blocks, sort="sorted" in name)
+            rounds.append(times)
+        print(f"{workload}: {args.rows} rows, {args.blocks} blocks, {args.repeat} rounds")
+        report(rounds, {name: rates[name] for name in names})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ import pytest
 
 from vllm_relational.vllm_ext.live_engine import shutdown
 
-SCHEDULER = "vllm_relational.vllm_ext.partial_scheduler.PartialReuseScheduler"
+OURS = {
+    "scheduler_cls": "vllm_relational.vllm_ext.scheduler.RelationalScheduler",
+    "additional_config": {"relational": {"order": "arrival", "token_exact": True}},
+}
 BLOCK_SIZE = 32
 ENGINE = {
     "dtype": "float32",
@@ -71,7 +74,7 @@ def played(tiny_model: Path) -> Iterator[dict[str, Played]]:
     from vllm import LLM
 
     results = {}
-    for name, more in (("stock", {}), ("ours", {"scheduler_cls": SCHEDULER})):
+    for name, more in (("stock", {}), ("ours", OURS)):
         llm = LLM(str(tiny_model), **ENGINE, **more)
         try:
             results[name] = play(llm)

@@ -5,9 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from vllm_relational import native
 from vllm_relational.kv.prefix_queue import PrefixQueue
 
-paths = st.lists(st.integers(0, 2), max_size=4).map(lambda cells: [tuple(cells[: i + 1]) for i in range(len(cells))])
+KINDS = {"reference": PrefixQueue, "native": native.prefix_queue}
+paths = st.lists(st.integers(0, 2), max_size=4).map(lambda cells: [bytes(cells[: i + 1]) for i in range(len(cells))])
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def depth_first(requests, depth=0):
@@ -27,12 +30,13 @@ def drain(queue):
     return taken
 
 
-@given(st.lists(paths, max_size=25))
-def test_a_queue_that_only_drains_is_in_depth_first_order(requests):
-    queue = PrefixQueue()
+@every_kind
+@given(requests=st.lists(paths, max_size=25))
+def test_a_queue_that_only_drains_is_in_depth_first_order(kind, requests):
+    queue = KINDS[kind]()
     for name, hashes in enumerate(requests):
-        queue.add(name, hashes)
-    expected = depth_first(list(enumerate(requests)))
+        queue.add(str(name), hashes)
+    expected = depth_first([(str(name), hashes) for name, hashes in enumerate(requests)])
     assert sorted(queue) == sorted(expected)
     assert drain(queue) == expected
 
@@ -48,18 +52,26 @@ class Traffic(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.queue, self.waiting, self.arrived, self.last = PrefixQueue(), {}, 0, []
+        self.queue, self.other = PrefixQueue(), native.prefix_queue()
+        self.waiting, self.arrived, self.last = {}, 0, []
+
+    @rule(hashes=paths, front=st.booleans())
+    def arrive(self, hashes, front):
+        self.arrived += 1
+        self.queue.add(str(self.arrived), hashes, front)
+        self.other.add(str(self.arrived), hashes, front)
+        self.waiting[str(self.arrived)] = hashes
 
     @rule(hashes=paths)
     def look(self, hashes):
         expected = max((shared(hashes, other) for other in self.waiting.values()), default=0)
-        assert self.queue.shared_depth(hashes) == expected
+        assert self.queue.shared_depth(hashes) == self.other.shared_depth(hashes) == expected
 
     @rule(hashes=paths)
-    def arrive(self, hashes):
-        self.arrived += 1
-        self.queue.add(self.arrived, hashes)
-        self.waiting[self.arrived] = hashes
+    def start_elsewhere(self, hashes):
+        self.queue.seek(hashes)
+        self.other.seek(hashes)
+        self.last = hashes
 
     @precondition(lambda self: self.waiting)
     @rule()
@@ -68,15 +80,19 @@ class Traffic(RuleBasedStateMachine):
         hashes = self.waiting.pop(request)
         most = max((shared(self.last, other) for other in [hashes, *self.waiting.values()]), default=0)
         assert shared(self.last, hashes) == most
-        self.queue.take(request)
+        self.take(request)
         self.last = hashes
+
+    def take(self, request):
+        self.queue.take(request)
+        self.other.take(request)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def start_another(self, data):
         request = data.draw(st.sampled_from(sorted(self.waiting)))
         self.last = self.waiting.pop(request)
-        self.queue.take(request)
+        self.take(request)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -84,6 +100,7 @@ class Traffic(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(sorted(self.waiting)))
         del self.waiting[request]
         assert self.queue.remove(request)
+        assert self.other.remove(request)
 
     @invariant()
     def nobody_is_lost(self):
@@ -91,6 +108,11 @@ class Traffic(RuleBasedStateMachine):
         assert len(self.queue) == len(self.waiting)
         if self.waiting:
             assert self.queue.first() in self.waiting
+
+    @invariant()
+    def native_does_the_same(self):
+        assert list(self.other) == list(self.queue)
+        assert not self.waiting or self.other.first() == self.queue.first()
 
 
 TestTraffic = Traffic.TestCase
@@ -119,7 +141,26 @@ def test_seek_goes_on_where_another_queue_stopped():
     assert drain(queue) == ["c", "b", "a"]
 
 
-def test_an_empty_queue():
+@every_kind
+@given(requests=st.lists(paths, min_size=1, max_size=12), number=st.integers(1, 12))
+def test_requests_that_come_back_the_last_one_first_are_where_they_were(kind, requests, number):
+    queue, taken = KINDS[kind](), []
+    for name, hashes in enumerate(requests):
+        queue.add(str(name), hashes)
+    before = list(queue)
+    for _ in range(min(number, len(requests))):
+        taken.append(queue.first())
+        queue.take(taken[-1])
+    for name in reversed(taken):
+        queue.add(name, requests[int(name)], front=True)
+    queue.seek(())
+    assert list(queue) == before
+
+
+@every_kind
+def test_an_empty_queue(kind):
     with pytest.raises(IndexError):
-        PrefixQueue().first()
-    assert not PrefixQueue().remove("a")
+        KINDS[kind]().first()
+    assert not KINDS[kind]().remove("a")
+    with pytest.raises(KeyError):
+        KINDS[kind]().take("a")

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from vllm_relational import native
+
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
+
+
+@pytest.fixture(
+    scope="module",
+    autouse=True,
+    params=[pytest.param("native", marks=[] if native.AVAILABLE else pytest.mark.skip), "reference"],
+)
+def parts(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs with the native parts and with their references in Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "reference":
+            patch.setattr(native, "_NATIVE", None)
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -29,8 +29,10 @@ VOCABULARY = 7
 def make_scheduler(scheduler_cls: type, model: Path, num_blocks: int, **settings: Any) -> Any:
     """A scheduler for ``num_blocks`` usable blocks of four tokens.
 
-    settings: ``max_num_seqs``, ``max_num_batched_tokens``, ``policy``; ``spec`` for another kind of attention.
+    settings: ``max_num_seqs``, ``max_num_batched_tokens``, ``policy``; ``spec`` for another kind of attention;
+    ``relational`` for our scheduler: token-exact reuse and nothing else unless it says so.
     """
+    relational = settings.pop("relational", {"order": "arrival", "token_exact": True})
     spec = settings.pop("spec", None) or full_attention()
     caching = settings.pop("enable_prefix_caching", True)
     limits = {"max_num_seqs": 8, "max_num_batched_tokens": 64, **settings}
@@ -41,6 +43,7 @@ def make_scheduler(scheduler_cls: type, model: Path, num_blocks: int, **settings
             max_model_len=64, is_encoder_decoder=False, enable_chunked_prefill=True, async_scheduling=True, **limits
         ),
         device_config=DeviceConfig("cpu"),
+        additional_config={"relational": relational},
     )
     config.cache_config.block_size = BLOCK_SIZE  # whatever the platform prefers
     config.cache_config.num_gpu_blocks = num_blocks + 1  # vLLM sets one aside

@@ -16,7 +16,7 @@ from vllm_relational.engine.vllm_engine import VllmEngine
 from vllm_relational.kv.policy import sort_key
 from vllm_relational.kv.simulate import PolicyCache, block_paths
 from vllm_relational.records import RelationalError
-from vllm_relational.vllm_ext.free_queue import BatchFreeQueue, FifoFreeQueue
+from vllm_relational.vllm_ext.free_queue import BatchFreeQueue, FifoFreeQueue, NativeFreeQueue
 from vllm_relational.vllm_ext.scheduler import RelationalScheduler, SyncRelationalScheduler
 
 TAIL = 9
@@ -152,8 +152,10 @@ def test_a_whole_prompt_that_returns_leaves_no_block_behind_as_needed():
     """vLLM computes its last block again, and the cached one is not needed any more."""
     scheduler = make_scheduler(RelationalScheduler, 12, {"eviction": "batch", "order": "arrival"}, max_num_seqs=1)
     Run(scheduler, requests_of([[p] * 4 for p in (1, 2, 1, 2, 3, 4)]))
-    assert all(rank == float("-inf") for rank, *_ in scheduler.free_queue._kept.values())
-    assert scheduler.free_queue.evictions["future_use"] == 0
+    assert scheduler._future.num_blocks == 0
+    queue = scheduler.free_queue
+    queue.popleft_n(queue.num_free_blocks)
+    assert queue.evictions["future_use"] == 0
 
 
 def test_reset_in_the_middle_starts_cold_and_loses_nobody():
@@ -197,7 +199,9 @@ def test_what_the_settings_do_not_ask_for_stays_stock():
 
 
 @pytest.mark.parametrize("eviction, kind", [("batch", BatchFreeQueue), ("fifo", FifoFreeQueue)])
-def test_eviction_needs_full_attention_and_a_prefix_cache(eviction, kind, caplog):
+def test_eviction_needs_full_attention_and_a_prefix_cache(eviction, kind, parts):
+    kind = NativeFreeQueue if parts == "native" else kind
+
     def queue_of(**kwargs):
         scheduler = make_scheduler(RelationalScheduler, 9, {"eviction": eviction}, **kwargs)
         return type(scheduler.kv_cache_manager.block_pool.free_block_queue)

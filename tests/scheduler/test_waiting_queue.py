@@ -1,13 +1,16 @@
 """The waiting queue: vLLM's order while few wait, prefix order while many do, nobody lost, nobody starved."""
 
+from itertools import product
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+from vllm.v1.request import RequestStatus
 from vllm_objects import make_request
 
-from vllm_relational.kv.future_use import FutureUse
+from vllm_relational import native
 from vllm_relational.vllm_ext.waiting_queue import RelationalQueue
 
 
@@ -33,7 +36,7 @@ class Traffic(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.future = FutureUse()
+        self.future = native.future_use()
         self.queue = RelationalQueue(self.deep_queue, 1e9, self.future)
         self.stock, self.here, self.out, self.count = FCFSRequestQueue(), {}, [], 0
 
@@ -59,13 +62,29 @@ class Traffic(RuleBasedStateMachine):
         pass
 
     @precondition(lambda self: self.out)
-    @rule(several=st.integers(1, 2))
-    def put_back(self, several):
-        back = [self.out.pop() for _ in range(min(several, len(self.out)))]
-        self.here.update({request.request_id: request for request in back})
-        self.queue.prepend_requests(back)
-        self.stock.prepend_requests(back)
-        assert self.queue.peek_request() is back[-1]
+    @rule()
+    def preempt(self):
+        request = self.out.pop()
+        request.status = RequestStatus.PREEMPTED
+        self.here[request.request_id] = request
+        self.queue.prepend_request(request)
+        self.stock.prepend_request(request)
+        assert self.queue.peek_request() is request
+
+    @rule()
+    def step_ends(self):
+        self.queue.step_ends(self.out[-1] if self.out else None)
+
+    @precondition(lambda self: self.here)
+    @rule(several=st.integers(1, 3))
+    def skip(self, several):
+        """As in vLLM's step: some who are next are taken and put back together."""
+        skipped = []
+        for _ in range(min(several, len(self.here))):
+            skipped.insert(0, self.queue.pop_request())
+            self.stock.remove_request(skipped[0])
+        self.queue.prepend_requests(skipped)
+        self.stock.prepend_requests(skipped)
 
     @precondition(lambda self: self.here)
     @rule(data=st.data())
@@ -79,7 +98,7 @@ class Traffic(RuleBasedStateMachine):
         assert sorted(names(self.queue)) == sorted(self.here)
         assert len(self.queue) == len(self.here) == len(self.future) and bool(self.queue) == bool(self.here)
         blocks = {block for request in self.here.values() for block in request.block_hashes}
-        assert set(self.future._users) == blocks
+        assert self.future.num_blocks == len(blocks)
 
 
 class ArrivalTraffic(Traffic):
@@ -103,9 +122,9 @@ class WarmTraffic(Traffic):
         self.queue = RelationalQueue(self.deep_queue, 1e9, self.future, is_cached=lambda block: block[0] % 2 == 0)
 
 
-TestTraffic, TestArrivalTraffic, TestWarmTraffic = Traffic.TestCase, ArrivalTraffic.TestCase, WarmTraffic.TestCase
-for case in TestTraffic, TestArrivalTraffic, TestWarmTraffic:
-    case.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+@pytest.mark.parametrize("traffic", [Traffic, ArrivalTraffic, WarmTraffic])
+def test_random_traffic(traffic):
+    run_state_machine_as_test(traffic, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))
 
 
 def test_a_shallow_queue_is_first_come_first_served():
@@ -168,12 +187,62 @@ def test_warm_requests_starve_nobody():
     assert drain(queue)[:2] == ["3:5", "0:1"]
 
 
+def put_back(queue, number):
+    """vLLM takes out whom it cannot start, and puts them back at the end of the step."""
+    taken = [queue.pop_request() for _ in range(number)]
+    queue.prepend_requests(taken[::-1])
+    queue.step_ends(None)
+
+
+def test_requests_that_vllm_only_skipped_find_their_place_in_the_prefix_order_again():
+    prompts = ["12", "3", "13", "3", "12", "4"]
+    queue = filled(RelationalQueue(4, 30.0), prompts)
+    put_back(queue, 6)
+    filled(queue, ["5", "31"])  # who comes later is not behind them all
+    assert drain(queue) == drain(filled(filled(RelationalQueue(4, 30.0), prompts), ["5", "31"]))
+
+
+def test_skipped_requests_are_not_reordered_ones():
+    queue = filled(RelationalQueue(4, 30.0), ["12", "3", "13", "3", "12", "4"])
+    for _ in range(5):
+        put_back(queue, 4)
+    assert queue.num_reordered == 0
+    drain(queue)
+    assert queue.num_reordered == 2
+
+
+def test_the_order_goes_on_from_the_request_that_started_not_from_one_that_was_skipped():
+    queue = filled(RelationalQueue(4, 30.0), ["12", "3", "4", "12", "3", "12"])
+    started = queue.pop_request()
+    skipped = [queue.pop_request() for _ in range(3)]  # the two others of its prefix, and one of another
+    queue.prepend_requests(skipped[::-1])
+    queue.step_ends(started)
+    assert drain(queue)[:2] == ["3:12", "5:12"]
+
+
+def test_a_skipped_request_keeps_its_age():
+    prompts, arrivals = ["1", "2", "1", "1", "3", "1"], [0.0, 1.0, 2.0, 50.0, 60.0, 31.5]
+    for numbers in product((1, 3, 5), repeat=3):
+        queue = filled(RelationalQueue(2, 30.0), prompts, arrivals)
+        for number in numbers:
+            put_back(queue, number)
+        started = [arrivals[int(name[0])] for name in drain(queue)]
+        assert all(arrival - min(started[i:]) <= 30 for i, arrival in enumerate(started))
+
+
+def test_those_who_started_are_let_go_of_when_the_step_ends():
+    queue = filled(RelationalQueue(2, 99.0), ["2", *"1" * 50, "2"])
+    for _ in range(10):
+        queue.step_ends(queue.pop_request())
+    assert len(queue._waiting) == len(queue) == 42
+
+
 def test_withdrawn_requests_are_told():
     told = []
-    queue = filled(RelationalQueue(2, 30.0, FutureUse(), told.append), ["12", "3"])
+    queue = filled(RelationalQueue(2, 30.0, native.future_use(), told.append), ["12", "3"])
     first = queue.peek_request()
     queue.remove_request(first)
-    assert told == [tuple(first.block_hashes)] and drain(queue) == ["1:3"]
+    assert told == [first.block_hashes] and drain(queue) == ["1:3"]
     with pytest.raises(ValueError, match="does not wait"):
         queue.remove_request(first)
     with pytest.raises(IndexError):

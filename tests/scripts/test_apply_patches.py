@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib.util
 import json
 import shutil
@@ -117,11 +118,48 @@ def test_a_failure_between_two_files_puts_the_first_back(site, patches, monkeypa
         replace(source, target)
 
     monkeypatch.setattr(script.os, "replace", failing)
-    with pytest.raises(OSError, match="disk is full"):
+    with pytest.raises(script.PatchError, match=r"disk is full\. Everything is as it was"):
         script.run("apply", site, patches)
 
     assert read(site) == OLD
     assert leftovers(site) == []
+
+
+def told(action, site, patches, monkeypatch, capsys):
+    """What the command line says when it refuses."""
+    monkeypatch.setattr(script.run, "__defaults__", (patches,))
+    assert script.main([f"--{action}", "--site", str(site)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+@pytest.mark.parametrize("action", ["check", "apply", "revert"])
+def test_a_missing_file_is_named(site, patches, monkeypatch, capsys, action):
+    (site / "vllm/sub/two.py").unlink()
+    err = told(action, site, patches, monkeypatch, capsys)
+    assert "two.py: not there" in err and "Traceback" not in err
+    if action != "check":
+        assert err.count("\n") == 1 and str(site) in err and "install vLLM 9.9.9 anew" in err
+    assert (site / "vllm/one.py").read_text() == OLD["vllm/one.py"]
+
+
+def test_a_read_only_folder_is_named_before_anything_is_done(site, patches, monkeypatch, capsys):
+    sub = site / "vllm/sub"
+    monkeypatch.setattr(script.os, "access", lambda path, mode: path != sub)  # root may write where others may not
+    err = told("apply", site, patches, monkeypatch, capsys)
+    assert err.count("\n") == 1 and f"{sub} is read-only. Nothing was changed" in err and "user who installed" in err
+    assert read(site) == OLD
+
+
+def test_a_disk_that_refuses_is_named_and_all_is_put_back(site, patches, monkeypatch, capsys):
+    def refuse(file, data, like):
+        raise OSError(errno.EROFS, "Read-only file system", str(file))
+
+    monkeypatch.setattr(script, "_write", refuse)
+    err = told("apply", site, patches, monkeypatch, capsys)
+    assert err.count("\n") == 1 and "Read-only file system. Everything is as it was" in err and str(site) in err
+    assert read(site) == OLD and leftovers(site) == []
 
 
 def test_another_release_is_refused_by_both_numbers(site, patches):

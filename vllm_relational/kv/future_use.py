@@ -3,12 +3,14 @@
 A request is its block hashes, root first. Places in the queue are whole numbers, less is sooner: arrivals take the next
 number at the back, requests that go back to the front (preempted, deferred) the next one at the front. So the places
 of the users of one block rise as they come, and no structure has to be kept sorted.
+
+``csrc/future_use.h`` does the same for block hashes that are bytes; ``native.future_use`` chooses.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, KeysView, Sequence
+from collections.abc import Hashable, KeysView, Sequence
 from typing import Any
 
 from vllm_relational.kv.policy import NEVER
@@ -18,8 +20,8 @@ class FutureUse:
     """Per block hash: how many waiting requests hold it, and the place of the first of them.
 
     Every update costs O(blocks of the request), amortised: a request that leaves is forgotten at once, its places
-    when they come to the head of their block's line. Memory: one number a block that one request holds, more only for
-    shared blocks. num_added: requests added so far.
+    when they come to the head of their block's line, or when they are more than those of requests that wait. Memory:
+    one number a block that one request holds, at most three a request for shared blocks. num_added: requests so far.
     """
 
     def __init__(self) -> None:
@@ -54,9 +56,11 @@ class FutureUse:
             else:
                 there.add(place, front)
 
-    def remove(self, request: Hashable) -> Sequence[Hashable]:
-        """A request waits no longer, because it starts or was aborted; returns its hashes, () if it did not wait."""
-        place, hashes = self._places.pop(request, (0, ()))
+    def remove(self, request: Hashable) -> bool:
+        """A request waits no longer, because it starts or was aborted; False if it did not wait."""
+        if request not in self._places:
+            return False
+        place, hashes = self._places.pop(request)
         self._live.discard(place)
         users = self._users
         for block in hashes:
@@ -64,18 +68,8 @@ class FutureUse:
             if type(there) is int or there.count == 1:
                 del users[block]
             else:
-                there.count -= 1
-        return hashes
-
-    def reorder(self, requests: Iterable[Hashable]) -> None:
-        """The queue's new order, of exactly the requests that wait. Costs O(blocks of all of them)."""
-        waiting = {request: self._places[request][1] for request in requests}
-        if len(waiting) != len(self._places):
-            raise KeyError(f"the new order names {len(waiting)} of {len(self._places)} waiting requests")
-        self._places, self._live = {}, set()
-        self._users.clear()
-        for request, hashes in waiting.items():
-            self.add(request, hashes)
+                there.leave(self._live)
+        return True
 
     def next_use(self, block: Hashable) -> float:
         """Place of the next request that holds the block; ``NEVER`` if none waits that does."""
@@ -90,6 +84,11 @@ class FutureUse:
         if there is None:
             return 0
         return 1 if type(there) is int else there.count
+
+    @property
+    def num_blocks(self) -> int:
+        """Distinct blocks that waiting requests hold."""
+        return len(self._users)
 
     @property
     def needed(self) -> KeysView[Hashable]:
@@ -120,6 +119,12 @@ class _Line:
             self.places.appendleft(place)
         else:
             self.places.append(place)
+
+    def leave(self, live: set[int]) -> None:
+        """One of them has left; places of those who left earlier go when they are the most."""
+        self.count -= 1
+        if len(self.places) > 2 * self.count + 1:
+            self.places = deque(place for place in self.places if place in live)
 
     def first(self, live: set[int]) -> int:
         places = self.places

@@ -3,6 +3,8 @@
 A compressed prefix tree of block hashes: a node stands for a prefix at which requests end or part, so a request adds
 two nodes at most, however long it is. A block hash stands for the whole prefix up to its block. So two requests share
 the first n blocks exactly where their n-th hashes are equal, and one comparison decides about an edge of any length.
+
+``csrc/prefix_queue.h`` does the same for block hashes that are bytes; ``native.prefix_queue`` chooses.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ class _Node:
     def is_prefix_of(self, hashes: Hashes) -> bool:
         return len(hashes) >= self.depth and (not self.depth or hashes[self.depth - 1] == self.hashes[self.depth - 1])
 
-    def add_child(self, hashes: Hashes, depth: int) -> _Node:
-        """A node below, in the place of the one that goes the same way, if there is one."""
+    def add_child(self, hashes: Hashes, depth: int, front: bool = False) -> _Node:
+        """A node below, in the place of the one that goes the same way, else as the youngest, or the oldest."""
         if self.children is None:
             self.children = OrderedDict()
         child = self.children[hashes[self.depth]] = _Node(self, hashes, depth)
+        if front:
+            self.children.move_to_end(hashes[self.depth], last=False)
         return child
 
 
@@ -67,23 +71,29 @@ class PrefixQueue:
             node = child
         return node.depth if child is None else _parting(node, child, hashes)
 
-    def add(self, request: Hashable, hashes: Hashes) -> None:
-        """A request waits; ``hashes``: its full blocks, root first, not to be changed from now on."""
-        node = self._place(hashes)
+    def add(self, request: Hashable, hashes: Hashes, front: bool = False) -> None:
+        """A request waits; ``hashes``: its full blocks, root first, not to be changed from now on.
+
+        front: it comes back, before all others of its prefix; a branch that it opens is the oldest. Requests that were
+        taken one after the other and come back the last one first are where they were.
+        """
+        node = self._place(hashes, front)
         if node.requests is None:
             node.requests = OrderedDict()
         node.requests[request] = None
+        if front:
+            node.requests.move_to_end(request, last=False)
         self._nodes[request] = node
         self._all_sought = False
 
-    def _place(self, hashes: Hashes) -> _Node:
+    def _place(self, hashes: Hashes, front: bool) -> _Node:
         """The node of exactly these hashes."""
         node = self._root
         while (child := node.child(hashes)) is not None and child.is_prefix_of(hashes):
             node = child
         if child is not None:
             node = _split(node, child, hashes)
-        return node if node.depth == len(hashes) else node.add_child(hashes, len(hashes))
+        return node if node.depth == len(hashes) else node.add_child(hashes, len(hashes), front)
 
     def remove(self, request: Hashable) -> bool:
         """The request waits no longer; False if it did not."""

@@ -14,6 +14,9 @@ The list goes first. vLLM frees the blocks of a request deepest first, so a chil
 While a block is free its rank may change. The rank is looked up again when the block comes up, so that one who has
 become worth more (a request for it arrived) stays; of those that have become worth less ``refresh`` must be told.
 ``kv/policy.py`` has the same policies as sort keys, and tests hold the two together.
+
+``NativeFreeQueue`` does all this in C++ (csrc/free_queue.h), the list included, so that it costs no more than vLLM's
+own; it hears of ranks that change from the native index of future uses. The classes in Python are its reference.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from vllm.v1.core.kv_cache_utils import (
     make_block_hash_with_group_id,
 )
 
+from vllm_relational import native
 from vllm_relational.kv.future_use import FutureUse
 
 if TYPE_CHECKING:
@@ -43,6 +47,47 @@ SPARE_ENTRIES = 64
 _Entry = tuple[float, int, int]  # rank, clock when freed, block id
 
 
+def make_free_queue(pool: BlockPool, future: FutureUse | None) -> PolicyFreeQueue | NativeFreeQueue:
+    """The queue for ``batch``, which reads ``future``, or without one for ``fifo``; to be put into the pool."""
+    if native.is_native():
+        return NativeFreeQueue(pool, future)
+    return FifoFreeQueue(pool) if future is None else BatchFreeQueue(pool, future)
+
+
+class NativeFreeQueue(native.FREE_QUEUE):  # type: ignore[misc]
+    """``BatchFreeQueue`` or ``FifoFreeQueue`` in C++: ``popleft_n``, ``remove``, ``prepend_n``, ``append_n``,
+    ``num_free_blocks``, ``get_all_free_blocks`` and ``evictions`` are there. ``future`` must be native too.
+    """
+
+    needs_refresh = False
+
+    def popleft(self) -> KVCacheBlock:
+        """The next block. ``ValueError`` if none is free."""
+        if not self.num_free_blocks:
+            raise ValueError("No free blocks available")
+        block: KVCacheBlock = self.popleft_n(1)[0]
+        return block
+
+    def append(self, block: KVCacheBlock) -> None:
+        """A block is free, as the most recently used one."""
+        self.append_n([block])
+
+    def refresh(self, hashes: Iterable[bytes], group: int = 0) -> None:
+        """Nothing to do: the index of future uses tells."""
+
+    def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
+        """Free blocks behind ``cursor`` (None: all), as ``get_all_free_blocks`` has them. O(n log n)."""
+        return _blocks_after(self.get_all_free_blocks(), cursor)
+
+
+def _blocks_after(blocks: list[KVCacheBlock], cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
+    found = cursor is None
+    for block in blocks:
+        if found:
+            yield block
+        found = found or block is cursor
+
+
 class PolicyFreeQueue(FreeKVCacheBlockQueue):
     """Least recently used first, as stock vLLM; subclasses rank blocks.
 
@@ -52,6 +97,7 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
     """
 
     RANKED = "future_use"
+    needs_refresh = True
 
     def __init__(self, pool: BlockPool, needed: Container[Any] = ()) -> None:
         super().__init__(pool.free_block_queue.get_all_free_blocks())
@@ -236,17 +282,18 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
         self._hash_map = self._pool.cached_block_hash_to_block
 
     # -------------------------------------------------------------------------------------------------- looking
+    @property
+    def num_kept(self) -> int:
+        """Free blocks in the heap."""
+        return len(self._kept)
+
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
         """All free blocks: the list, then the heap. Ranks that changed since are not looked up."""
         return super().get_all_free_blocks() + [self._pool.blocks[entry[2]] for entry in sorted(self._kept.values())]
 
     def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
         """Free blocks behind ``cursor`` (None: all), as ``get_all_free_blocks`` has them. O(n log n)."""
-        found = cursor is None
-        for block in self.get_all_free_blocks():
-            if found:
-                yield block
-            found = found or block is cursor
+        return _blocks_after(self.get_all_free_blocks(), cursor)
 
 
 class BatchFreeQueue(PolicyFreeQueue):

@@ -8,7 +8,7 @@ reads only when LoRA is on; then they stay at home. vLLM loads ``RelationalStatL
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -78,20 +78,40 @@ class RelationalStatLogger(StatLoggerBase):
         """Nothing to say."""
 
 
+class _Together:
+    """Counters that Prometheus reads through this one.
+
+    vLLM 0.32.0 unregisters whatever has a ``_name`` beginning with ``vllm:`` whenever an engine starts; the counters
+    of an engine that runs already would be gone. This one has no name.
+    """
+
+    def __init__(self, counters: Mapping[str, Any]) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[Any]:
+        for counter in self._counters.values():
+            yield from counter.collect()
+
+    def describe(self) -> Iterator[Any]:
+        for counter in self._counters.values():
+            yield from counter.describe()
+
+
 _made: dict[tuple[str, ...], Mapping[str, Any]] = {}
 
 
 def _counters(labels: tuple[str, ...]) -> Mapping[str, Any]:
     """One set a process: Prometheus refuses a second counter of the same name."""
     if labels not in _made:
-        from prometheus_client import Counter
+        from prometheus_client import REGISTRY, Counter
 
         evicted = "Blocks of the KV cache handed out, by what was lost."
         reordered = "Requests started before an older one."
         saved = "Prompt tokens not computed because a prefix was reused inside a block."
         _made[labels] = {
-            EVICTED: Counter("vllm:relational_evicted_blocks", evicted, [*labels, "reason"]),
-            REORDERED: Counter("vllm:relational_reordered_requests", reordered, labels),
-            TOKENS_SAVED: Counter("vllm:relational_partial_block_tokens", saved, labels),
+            EVICTED: Counter("vllm:relational_evicted_blocks", evicted, [*labels, "reason"], registry=None),
+            REORDERED: Counter("vllm:relational_reordered_requests", reordered, labels, registry=None),
+            TOKENS_SAVED: Counter("vllm:relational_partial_block_tokens", saved, labels, registry=None),
         }
+        REGISTRY.register(_Together(_made[labels]))
     return _made[labels]

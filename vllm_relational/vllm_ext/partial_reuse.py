@@ -26,32 +26,18 @@ Drop this file when vLLM's UnitaryKVCacheCoordinator matches inside a block.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from hashlib import sha256
+from typing import Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
-from vllm_relational.kv.partial_index import TOKEN_BYTES, PartialIndex, token_bytes
+from vllm_relational.vllm_ext.partial_sources import make_partial_sources
 from vllm_relational.vllm_ext.partial_support import unsupported
 
 logger = init_logger("vllm.relational.partial_reuse")  # below vLLM's logger: its level and format
-
-
-@dataclass(frozen=True)
-class PartialReuseSettings:
-    """enabled: off means stock vLLM. min_tokens: copy a block only when it saves at least so many tokens.
-
-    max_copy_mebibytes: memory that the copies of one step may take on the accelerator while they run, at least one.
-    vLLM gathers all sources of a layer first (of all layers, in layouts with the block outermost) and does not
-    set memory aside for that. Rows beyond it fall back to whole blocks.
-    """
-
-    enabled: bool = True
-    min_tokens: int = 1
-    max_copy_mebibytes: float = 256
 
 
 @dataclass
@@ -69,39 +55,28 @@ class PartialReuseCounters:
     declined: int = 0
 
 
-def install(scheduler: Any, settings: PartialReuseSettings | None = None) -> PartialReuse | None:
+def install(scheduler: Any, max_copy_mebibytes: float = 256) -> PartialReuse | None:
     """Give a scheduler token-exact reuse; to be called once, at the end of its ``__init__``.
 
-    Returns the handle that carries ``counters``, or ``None`` where stock behaviour stays: switched off, or a model or
-    configuration it was not made for, which is logged in one line.
+    Returns the handle that carries ``counters``, or ``None`` where stock behaviour stays: a model or configuration it
+    was not made for, which is logged in one line.
+
+    max_copy_mebibytes: memory that the copies of one step may take on the accelerator while they run, at least one.
+    vLLM gathers all sources of a layer first (of all layers, in layouts with the block outermost) and does not
+    set memory aside for that. Rows beyond it fall back to whole blocks.
     """
-    settings = settings or PartialReuseSettings()
-    reason = unsupported(scheduler) if settings.enabled else "it is switched off"
-    if reason:
+    if reason := unsupported(scheduler):
         logger.info("Token-exact prefix reuse is off: %s", reason)
         return None
-    return PartialReuse(scheduler.kv_cache_manager, settings, _max_copies(scheduler, settings))
+    return PartialReuse(scheduler.kv_cache_manager, _max_copies(scheduler, max_copy_mebibytes))
 
 
-def _max_copies(scheduler: Any, settings: PartialReuseSettings) -> int:
+def _max_copies(scheduler: Any, max_copy_mebibytes: float) -> int:
     (group,) = scheduler.kv_cache_config.kv_cache_groups
     layout = scheduler.cache_config.kv_cache_layout
     apart = layout is not None and not KVCacheLayout[layout].is_block_outermost
     size = group.kv_cache_spec.page_size_bytes * (1 if apart else len(group.layer_names))
-    return max(1, int(settings.max_copy_mebibytes * 2**20 // size))
-
-
-class _Cached(NamedTuple):
-    """Blocks that a request was given hashes for in this step.
-
-    hashes: with their group, as the blocks must still have them. tokens: of all blocks, as ``token_bytes``.
-    """
-
-    request_id: str
-    blocks: list[Any]
-    hashes: list[bytes]
-    prefixes: list[Hashable]
-    tokens: bytes
+    return max(1, int(max_copy_mebibytes * 2**20 // size))
 
 
 @dataclass(eq=False)
@@ -109,7 +84,6 @@ class PartialReuse:
     """Token-exact reuse on one ``KVCacheManager``, whose methods it wraps on the instance (see ``install``)."""
 
     manager: Any
-    settings: PartialReuseSettings
     max_copies: int  # in one step
     counters: PartialReuseCounters = field(default_factory=PartialReuseCounters)
 
@@ -117,8 +91,9 @@ class PartialReuse:
         manager, pool = self.manager, self.manager.block_pool
         self._pool = pool
         self._block_size: int = pool.hash_block_size
-        self._index = PartialIndex()
-        self._new: list[_Cached] = []  # not yet sources
+        self._sources = make_partial_sources(pool.blocks, self._block_size)
+        # Blocks that were given hashes in this step, so not yet sources: request, blocks, number of the first one.
+        self._new: list[tuple[Any, list[Any], int]] = []
         self._scheduling = False
         self._stock: dict[str, Any] = {}
         for owner, name in (
@@ -129,7 +104,6 @@ class PartialReuse:
             (manager, "record_prefix_cache_stats"),
             (pool, "cache_full_blocks"),
             (pool, "reset_prefix_cache"),
-            (pool, "_remove_cached_block_hashes"),
         ):
             self._stock[name] = getattr(owner, name)
             setattr(owner, name, getattr(self, "_" + name.lstrip("_")))
@@ -140,34 +114,19 @@ class PartialReuse:
         self, request: Any, blocks: Any, num_cached_blocks: int, num_full_blocks: int, *args: Any, **kwargs: Any
     ) -> None:
         self._stock["cache_full_blocks"](request, blocks, num_cached_blocks, num_full_blocks, *args, **kwargs)
-        if num_full_blocks <= num_cached_blocks or not _may_share(request):
-            return
-        filled = blocks[num_cached_blocks:num_full_blocks]
-        size = self._block_size
-        self._new.append(
-            _Cached(
-                request.request_id,
-                filled,
-                [block.block_hash for block in filled],
-                self._prefixes(request, num_cached_blocks, num_full_blocks),
-                token_bytes(request._all_token_ids[num_cached_blocks * size : num_full_blocks * size]),
-            )
-        )
+        if num_full_blocks > num_cached_blocks:
+            self._new.append((request, blocks[num_cached_blocks:num_full_blocks], num_cached_blocks))
 
     def _new_step_starts(self) -> None:
         """What the steps before this one cached are sources from now on."""
-        for cached in self._new:
-            self._enter(cached)
+        enter = self._sources.enter
+        for request, blocks, first in self._new:
+            if _may_share(request):
+                prefixes = self._prefixes(request, first, first + len(blocks))
+                enter(blocks, first, request.block_hashes, prefixes, request._all_token_ids)
         self._new.clear()
         self._scheduling = True
         self._stock["new_step_starts"]()
-
-    def _enter(self, cached: _Cached) -> None:
-        width, start = self._block_size * TOKEN_BYTES, 0
-        for block, block_hash, prefix in zip(cached.blocks, cached.hashes, cached.prefixes, strict=True):
-            if block.block_hash == block_hash:  # else evicted since, or given to another request
-                self._index.add(prefix, cached.tokens[start : start + width], block.block_id)
-            start += width
 
     def _take_kv_cache_block_copies(self) -> Any:
         """The last thing that a scheduling step asks of the manager."""
@@ -185,44 +144,45 @@ class PartialReuse:
         Happens under priority scheduling. vLLM 0.32.0 leaves such blocks in the cache, where the same request or
         another finds them and reads whatever was in memory (vllm#43569). They leave the cache here, whole blocks too.
         """
-        lost = {block.block_id for cached in self._new if cached.request_id == request_id for block in cached.blocks}
+        lost = {
+            block.block_id for request, blocks, _ in self._new if request.request_id == request_id for block in blocks
+        }
         if lost:
-            self._new = [cached for cached in self._new if cached.request_id != request_id]
+            self._new = [new for new in self._new if new[0].request_id != request_id]
             self._pool.evict_blocks(lost)
-
-    def _remove_cached_block_hashes(self, block: Any) -> Any:
-        self._index.remove(block.block_id)
-        return self._stock["_remove_cached_block_hashes"](block)
 
     def _reset_prefix_cache(self) -> bool:
         done = bool(self._stock["reset_prefix_cache"]())
         if done:
-            self._index.clear()
+            self._sources.clear()
             self._new.clear()
         return done
 
     # -- lookups --------------------------------------------------------------------------------------------------
 
     def _get_computed_blocks(self, request: Any) -> tuple[Any, int, int]:
-        blocks, num_tokens, boundary = self._stock["get_computed_blocks"](request)
-        if not self.manager.prefix_cache_lookup_enabled(request) or not _may_share(request):
-            return blocks, num_tokens, boundary
-        source, shared = self._longest(request, num_tokens)
-        if shared < self.settings.min_tokens:
-            return blocks, num_tokens, boundary
-        whole = list(blocks.blocks[0])
-        if self._num_copies() >= self.max_copies or not self._fits(request, [*whole, source]):
+        found = self._stock["get_computed_blocks"](request)
+        if request.skip_reading_prefix_cache or not _may_share(request):
+            return found  # type: ignore[no-any-return]
+        blocks, num_tokens, boundary = found
+        block_id, shared = self._longest(request, num_tokens)
+        if not shared:
+            return found  # type: ignore[no-any-return]
+        hit = [*blocks.blocks[0], self._pool.blocks[block_id]]
+        if self._num_copies() >= self.max_copies or not self._fits(request, hit):
             self.counters.declined += 1
-            return blocks, num_tokens, boundary
-        return self.manager.create_kv_cache_blocks(([*whole, source],)), num_tokens + shared, boundary
+            return found  # type: ignore[no-any-return]
+        return self.manager.create_kv_cache_blocks((hit,)), num_tokens + shared, boundary
 
-    def _longest(self, request: Any, num_tokens: int) -> tuple[Any, int]:
+    def _longest(self, request: Any, num_tokens: int) -> tuple[int, int]:
         """The block that continues the hit of ``num_tokens``, and for how many tokens; the last token is left over."""
-        end = min(num_tokens + self._block_size, request.num_tokens - 1)
-        index = num_tokens // self._block_size
-        (prefix,) = self._prefixes(request, index, index + 1)
-        block_id, shared = self._index.longest(prefix, token_bytes(request._all_token_ids[num_tokens:end]))
-        return (self._pool.blocks[block_id], shared) if shared else (None, 0)
+        size, tokens = self._block_size, request._all_token_ids
+        index, end = num_tokens // size, min(num_tokens + size, len(tokens) - 1)
+        if request.lora_request is None and request.cache_salt is None:
+            prefix = request.block_hashes[index - 1] if index else b""
+        else:
+            (prefix,) = self._prefixes(request, index, index + 1)
+        return self._sources.longest(prefix, tokens, num_tokens, end)
 
     def _num_copies(self) -> int:
         """Copies that this step makes so far."""
@@ -248,14 +208,14 @@ class PartialReuse:
         self.counters.tokens_saved += saved
         self._stock["record_prefix_cache_stats"](request, num_hits)
 
-    def _prefixes(self, request: Any, first: int, end: int) -> list[Hashable]:
+    def _prefixes(self, request: Any, first: int, end: int) -> list[bytes]:
         """What blocks ``first`` to ``end`` of a request continue: equal only after equal tokens and extra keys."""
-        before: list[Hashable] = request.block_hashes[first - 1 : end - 1] if first else [b""]
-        if not first:
-            before += request.block_hashes[: end - 1]
+        hashes: list[bytes] = request.block_hashes
+        before = hashes[first - 1 : end - 1] if first else [b"", *hashes[: end - 1]]
         if request.lora_request is None and request.cache_salt is None:
             return before
-        return [(prefix, self._extra_keys(request, index)) for index, prefix in enumerate(before, first)]
+        keys = [repr(self._extra_keys(request, index)) for index in range(first, end)]
+        return [sha256(prefix + key.encode()).digest() for prefix, key in zip(before, keys, strict=True)]
 
     def _extra_keys(self, request: Any, index: int) -> Any:
         start = index * self._block_size

@@ -23,10 +23,11 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.metrics.stats import SchedulerStats
 
+from vllm_relational import native
 from vllm_relational.kv.future_use import FutureUse
 from vllm_relational.records import RelationalError
 from vllm_relational.vllm_ext import metrics, partial_reuse
-from vllm_relational.vllm_ext.free_queue import BatchFreeQueue, FifoFreeQueue, PolicyFreeQueue
+from vllm_relational.vllm_ext.free_queue import NativeFreeQueue, PolicyFreeQueue, make_free_queue
 from vllm_relational.vllm_ext.settings import SchedulerSettings, read_settings
 from vllm_relational.vllm_ext.version import check_version, is_supported
 from vllm_relational.vllm_ext.waiting_queue import RelationalQueue
@@ -38,7 +39,7 @@ class SyncRelationalScheduler(Scheduler):
     """``RelationalScheduler`` for engines without asynchronous scheduling."""
 
     settings: SchedulerSettings
-    free_queue: PolicyFreeQueue | None = None
+    free_queue: NativeFreeQueue | PolicyFreeQueue | None = None
     queue: RelationalQueue | None = None
     partial_reuse: partial_reuse.PartialReuse | None = None
     _future: FutureUse | None = None
@@ -71,12 +72,8 @@ class SyncRelationalScheduler(Scheduler):
             logger.warning("eviction is lru: %s is for models whose layers are all full attention", eviction)
             return
         pool = self.kv_cache_manager.block_pool
-        if eviction == "batch":
-            self._future = FutureUse()
-            self.free_queue = BatchFreeQueue(pool, self._future)
-        else:
-            self.free_queue = FifoFreeQueue(pool)
-        pool.free_block_queue = self.free_queue
+        self._future = native.future_use() if eviction == "batch" else None
+        pool.free_block_queue = self.free_queue = make_free_queue(pool, self._future)
 
     @property
     def _is_single_full_attention(self) -> bool:
@@ -102,15 +99,23 @@ class SyncRelationalScheduler(Scheduler):
         return blocks.get_one_block(make_block_hash_with_group_id(block_hash, 0)) is not None
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """As vLLM. Then blocks that a started request needed but computed anew are looked at again."""
+        """As vLLM. Then the queue hears who started, and blocks that a started request needed are looked at again."""
         output = super().schedule(*args, **kwargs)
-        if self._future is not None and self.free_queue is not None:
-            for started in output.scheduled_new_reqs:
-                first = started.num_computed_tokens // self.hash_block_size
-                self.free_queue.refresh(self.requests[started.req_id].block_hashes[first:])
-            for request_id in output.scheduled_cached_reqs.resumed_req_ids:
-                self.free_queue.refresh(self.requests[request_id].block_hashes)
+        if self.queue is not None:
+            started = output.scheduled_new_reqs
+            self.queue.step_ends(self.requests[started[-1].req_id] if started else None)
+        if self._future is not None and self.free_queue is not None and self.free_queue.needs_refresh:
+            self._refresh(output)
         return output
+
+    def _refresh(self, output: SchedulerOutput) -> None:
+        """Blocks that a started request needed but computed anew may be worth less now."""
+        assert self.free_queue is not None
+        for started in output.scheduled_new_reqs:
+            first = started.num_computed_tokens // self.hash_block_size
+            self.free_queue.refresh(self.requests[started.req_id].block_hashes[first:])
+        for request_id in output.scheduled_cached_reqs.resumed_req_ids:
+            self.free_queue.refresh(self.requests[request_id].block_hashes)
 
     def counts(self) -> dict[str, int]:
         """Totals so far: blocks handed out by reason (not under ``lru``, which is vLLM's own), requests reordered."""
