@@ -32,7 +32,10 @@ def two_queries(num_rows: int) -> list[list[int]]:
     return prompts
 
 
-def hit_rate(prompts: list[list[int]], eviction: str, order: str, window: int, args: argparse.Namespace) -> float:
+def run(
+    prompts: list[list[int]], eviction: str, order: str, window: int, args: argparse.Namespace
+) -> tuple[float, list[int]]:
+    """The hit rate, and the requests in the order in which they started."""
     from vllm_objects import make_request, make_scheduler, model_output
 
     from vllm_relational.vllm_ext.scheduler import RelationalScheduler
@@ -43,17 +46,19 @@ def hit_rate(prompts: list[list[int]], eviction: str, order: str, window: int, a
     )
     requests = (make_request(str(i), prompt, block_size=16) for i, prompt in enumerate(prompts))
     hits, in_engine, left = 0, 0, len(prompts)
+    started: list[int] = []
     while left:
         while in_engine < window and (request := next(requests, None)) is not None:
             scheduler.add_request(request)
             in_engine += 1
         scheduled = scheduler.schedule()
         hits += sum(new.num_computed_tokens for new in scheduled.scheduled_new_reqs)
+        started += [int(new.req_id) for new in scheduled.scheduled_new_reqs]
         before = len(scheduler.requests)
         scheduler.update_from_output(scheduled, model_output(scheduled, scheduler.requests))
         finished = before - len(scheduler.requests)
         in_engine, left = in_engine - finished, left - finished
-    return hits / sum(map(len, prompts))
+    return hits / sum(map(len, prompts)), started
 
 
 def main() -> None:
@@ -68,7 +73,7 @@ def main() -> None:
     workloads["two queries"] = two_queries(args.rows)
     print(f"{'workload':12} {'waiting':>8} " + " ".join(f"{f'{e}+{o}':>17}" for e, o in VARIANTS))
     for (name, prompts), window in product(workloads.items(), (args.rows, 3 * args.max_num_seqs)):
-        rates = [hit_rate(prompts, eviction, order, window, args) for eviction, order in VARIANTS]
+        rates = [run(prompts, eviction, order, window, args)[0] for eviction, order in VARIANTS]
         print(f"{name:12} {window:8} " + " ".join(f"{rate:17.3f}" for rate in rates), flush=True)
 
 
