@@ -376,6 +376,7 @@ void bind_scheduler_parts(nb::module_& m);  // scheduler_bindings.cc
 
 NB_MODULE(_native, m) {
   m.doc() = "Native loops of vllm_relational: call them through vllm_relational.native.";
+  nb::set_leak_warnings(false);  // an engine process ends without freeing its scheduler: said on every exit otherwise
   bind_scheduler_parts(m);
   m.def("sort_rows", &sort_rows, nb::arg("codes"), nb::arg("order"),
         "Stable lexicographic order: codes int32 [num_columns, num_rows], order int32 -> int64 [num_rows].");

@@ -69,6 +69,9 @@ void FreeQueue::append(std::span<const FreedBlock> freed) {
   int64_t newest = 0;
   kept_.clear();
   for (const FreedBlock& one : freed) {
+    if (future_ != nullptr) future_->prefetch(one.key);
+  }
+  for (const FreedBlock& one : freed) {
     Block& block = blocks_[one.id];
     block.key = one.key;
     block.has_hash = one.has_hash;

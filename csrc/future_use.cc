@@ -7,6 +7,7 @@ void FutureUse::add(uint32_t request, std::span<const uint64_t> keys, bool front
   const int64_t place = front ? --first_place_ : next_place_++;
   std::vector<uint32_t>& links = requests_[request];
   links.reserve(keys.size());
+  for (const uint64_t key : keys) blocks_.prefetch(key);
   for (const uint64_t key : keys) {
     uint32_t& found = blocks_.insert(key);
     if (found == kNone) found = new_entry(key);
@@ -17,7 +18,10 @@ void FutureUse::add(uint32_t request, std::span<const uint64_t> keys, bool front
 }
 
 void FutureUse::remove(uint32_t request) {
-  for (const uint32_t link : requests_[request]) {
+  const std::vector<uint32_t>& links = requests_[request];
+  for (const uint32_t link : links) __builtin_prefetch(&entries_[links_[link].entry]);
+  for (const uint32_t link : links) blocks_.prefetch(entries_[links_[link].entry].key);
+  for (const uint32_t link : links) {
     unlink(link);
     free_links_.push_back(link);
   }

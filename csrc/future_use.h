@@ -42,6 +42,8 @@ class FutureUse {
     return entry == kNone ? 0 : entries_[entry].count;
   }
 
+  void prefetch(uint64_t key) const { blocks_.prefetch(key); }
+
   // Distinct blocks that somebody needs.
   size_t num_blocks() const { return blocks_.size(); }
 

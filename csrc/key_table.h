@@ -20,6 +20,9 @@ class KeyTable {
   // The number of a key, kNone if it is not there.
   uint32_t find(uint64_t key) const { return slots_[slot_of(key)].value; }
 
+  // Says that a key will be asked for: several at once are fetched in the time of one.
+  void prefetch(uint64_t key) const { __builtin_prefetch(&slots_[home_of(key)]); }
+
   // The number of a key, to be set by the caller; kNone in a new entry. Valid until the next change.
   uint32_t& insert(uint64_t key) {
     if (2 * (size_ + 1) > slots_.size()) grow();

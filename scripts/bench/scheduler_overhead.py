@@ -3,7 +3,7 @@
 
     scheduler_overhead.py [--rows 5000] [--blocks 3000] [--repeat 7] [--variants stock,batch,...]
 
-The workloads "shared" and "distinct" of kv.py (280 tokens a row), one output token, all waiting before the first step.
+The workloads "shared" and "distinct" of kv_workloads.py (280 tokens a row), one output token, all waiting before the first step.
 Counted: ``add_request``, ``schedule`` and ``update_from_output``, as processor time of the thread; not counted: making
 the request with its hashes, which is the same for all. All variants run in every round, in random order. Reported: the
 median of the rounds, and the median of what a variant took more than stock in the same round.
@@ -81,7 +81,7 @@ def report(rounds: list[dict[str, list[float]]], rates: dict[str, float]) -> Non
 
 
 def main() -> None:
-    from kv import make_prompts
+    from kv_workloads import make_workload
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5000)
@@ -91,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     names = list(dict.fromkeys(["stock", *args.variants.split(",")]))
     for workload in ("shared", "distinct"):
-        prompts = make_prompts(workload, args.rows)
+        prompts = make_workload(workload, args.rows).prompts
         rounds: list[dict[str, list[float]]] = []
         rates: dict[str, float] = {}
         for number in range(args.repeat):

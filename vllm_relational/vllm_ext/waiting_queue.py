@@ -62,6 +62,7 @@ class RelationalQueue(RequestQueue):
         self._last: Hashes = ()  # of the request that was taken last
         self._last_started: Hashes = ()
         self._chosen: Request | None = None
+        self._overtakes = False  # _chosen is not the oldest
 
     # ---------------------------------------------------------------------------------------------------- in
     def add_request(self, request: Request) -> None:
@@ -137,11 +138,14 @@ class RelationalQueue(RequestQueue):
         oldest = self._oldest()
         if oldest is None:
             raise IndexError("peek from an empty queue")
+        self._overtakes = False
         if self._tree is None:
             return oldest
         first = self._waiting[next(iter(self._warm), None) or str(self._tree.first())]
-        overtakes = first.arrival_time - oldest.arrival_time > self._max_age_s
-        return oldest if overtakes else first
+        if first is oldest or first.arrival_time - oldest.arrival_time > self._max_age_s:
+            return oldest
+        self._overtakes = True
+        return first
 
     def _oldest(self) -> Request | None:
         waiting, out = self._waiting, self._out
@@ -170,7 +174,7 @@ class RelationalQueue(RequestQueue):
             self._last = request.block_hashes
             del self._waiting[request_id]
             return
-        if request is not self._oldest():
+        if self._overtakes:
             self.num_reordered += 1
             self._ahead.add(request_id)
         self._out.add(request_id)
@@ -231,7 +235,7 @@ class RelationalQueue(RequestQueue):
     # ----------------------------------------------------------------------------------------------- looking
     def __bool__(self) -> bool:
         """Whether anybody waits."""
-        return len(self) > 0
+        return len(self._waiting) > len(self._out) or bool(self._front)
 
     def __len__(self) -> int:
         """Waiting requests."""
