@@ -3,10 +3,10 @@
 
     scheduler_overhead.py [--rows 5000] [--blocks 3000] [--repeat 7] [--variants stock,batch,...]
 
-The workloads "shared" and "distinct" of kv_workloads.py (280 tokens a row), one output token, all waiting before the first step.
-Counted: ``add_request``, ``schedule`` and ``update_from_output``, as processor time of the thread; not counted: making
-the request with its hashes, which is the same for all. All variants run in every round, in random order. Reported: the
-median of the rounds, and the median of what a variant took more than stock in the same round.
+The workloads "shared" and "distinct" of kv_workloads.py (280 tokens a row), one output token, all waiting before the
+first step. Counted: ``add_request``, ``schedule`` and ``update_from_output``, as processor time of the thread; not
+counted: making the request with its hashes, which is the same for all. All variants run in every round, in random
+order. Reported: the median of the rounds, and the median of what a variant took more than stock in the same round.
 """
 
 from __future__ import annotations
