@@ -31,6 +31,16 @@ def test_a_real_model_tells_paraphrases_from_other_texts(minilm):
     assert similarity[0, 1] > 0.9 > 0.5 > similarity[0, 2]
 
 
+def test_texts_that_the_model_cuts_are_known(minilm):
+    embedder = load_embedder(minilm, batch_size=2)
+    texts = ["short", "word " * 200, "word " * 300, "", "x" * 2000]
+    whole = embedder.reads_whole(texts)
+    limit = embedder.model.max_seq_length
+    ids = embedder.model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    assert whole.tolist() == [len(text) <= limit for text in ids]
+    assert whole[0] and not whole[2]
+
+
 def test_a_folder_without_a_model_is_named(tmp_path):
     pytest.importorskip("sentence_transformers")
     with pytest.raises(RelationalError, match="no embedding model"):

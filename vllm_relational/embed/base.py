@@ -12,10 +12,17 @@ from vllm_relational.records import RelationalError
 class Embedder(Protocol):
     """One vector a text: float32 ``[len(texts), dimension]``, in the order of the texts, of any length.
 
-    Equal texts get equal vectors. A plain function with this signature is an embedder.
+    Equal texts get equal vectors. A plain function with this signature is an embedder. One that cuts long texts says so
+    with a method ``reads_whole(texts)``: bool ``[len(texts)]``, False where it does not read a text to its end.
     """
 
-    def __call__(self, texts: list[str]) -> np.ndarray: ...
+    def __call__(self, texts: list[str], /) -> np.ndarray: ...
+
+
+def reads_whole(embedder: Embedder, texts: list[str]) -> np.ndarray:
+    """Which texts the embedder reads to their end: bool ``[len(texts)]``; all, where it does not say."""
+    ask = getattr(embedder, "reads_whole", None)
+    return np.ones(len(texts), bool) if ask is None else np.asarray(ask(texts), bool)
 
 
 def embed_texts(embedder: Embedder, texts: list[str]) -> np.ndarray:

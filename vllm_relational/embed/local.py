@@ -11,6 +11,8 @@ import numpy as np
 
 from vllm_relational.records import RelationalError
 
+SPECIAL_TOKENS = 4  # that a model puts around a text, at most
+
 
 class LocalEmbedder:
     """An ``Embedder`` over a sentence-transformers model; vectors have length 1.
@@ -29,6 +31,20 @@ class LocalEmbedder:
             texts, batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
         )
         return vectors.astype(np.float32, copy=False)
+
+    def reads_whole(self, texts: list[str]) -> np.ndarray:
+        """False where the model cuts a text: bool ``[len(texts)]``."""
+        longest = self.model.max_seq_length
+        if longest is None:
+            return np.ones(len(texts), bool)
+        # A token is a byte at least: short texts need no tokenizer.
+        whole = np.array([len(text.encode()) <= longest - SPECIAL_TOKENS for text in texts], bool)
+        unsure = np.flatnonzero(~whole)
+        for start in range(0, len(unsure), self.batch_size):
+            places = unsure[start : start + self.batch_size]
+            encoded = self.model.tokenizer([texts[place] for place in places], truncation=False, verbose=False)
+            whole[places] = [len(ids) <= longest for ids in encoded["input_ids"]]
+        return whole
 
     @property
     def model(self) -> Any:
