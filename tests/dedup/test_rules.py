@@ -12,7 +12,7 @@ from vllm_relational.dedup.rules import CLEANING, WORDING
 from vllm_relational.records import RelationalError
 
 odd = st.sampled_from(
-    ["ﬁ", "ſ", "İ", "ß", "Å", "\u200b", "\u00ad", "“", "’", "—", "1.5", "...", " ", "\x00", "<|im_start|>"]
+    ["ﬁ", "\u017f", "İ", "ß", "Å", "\u200b", "\u00ad", "“", "\u2019", "—", "1.5", "...", " ", "\x00", "<|im_start|>"]
 )
 texts = st.lists(odd | st.text(max_size=4), max_size=6).map("".join)
 cleaning = st.lists(st.sampled_from(sorted(CLEANING)), unique=True)
