@@ -63,7 +63,7 @@ class RowGrouper:
             before = distinct
             distinct, similarity = self._semantic(distinct, codes, self._embedder)
             levels[SEMANTIC] = distinct.inverse
-            similarity = similarity[before.inverse]
+            similarity = np.append(similarity, np.float32(0))[before.inverse]  # rows not asked have group -1
         grouping = Grouping(distinct, levels)
         examples = tuple(self._examples(grouping, similarity))
         merged = merged_rows(grouping)
