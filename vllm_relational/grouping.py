@@ -14,7 +14,7 @@ import numpy as np
 
 from vllm_relational import dedup
 from vllm_relational.config import DedupConfig
-from vllm_relational.embed import Embedder, embed_texts, load_embedder, reads_whole
+from vllm_relational.embed import Embedder, LocalEmbedder, embed_texts, load_embedder, reads_whole
 from vllm_relational.records import DedupReport, Distinct, EncodedTable, Grouping, MergeExample, RelationalError
 
 EXACT, NORMALIZED, SEMANTIC = "exact", "normalized", "semantic"
@@ -78,6 +78,8 @@ class RowGrouper:
         rows = distinct.first_rows
         texts = dedup.row_texts(self._table, rows, self._columns)
         vectors, whole = _embedded(embedder, texts)
+        if isinstance(embedder, LocalEmbedder) and embedder is not self._config.embedder:
+            embedder.release()  # loaded for this table only: the engine needs the memory
         self._too_long = int((~whole).sum())
         keys = self._keys(codes, rows, whole)
         heads = dedup.similar_rows(vectors, self._config.similarity, dedup.row_counts(distinct), keys, self._seed)

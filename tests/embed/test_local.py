@@ -41,6 +41,14 @@ def test_texts_that_the_model_cuts_are_known(minilm):
     assert whole[0] and not whole[2]
 
 
+def test_a_released_model_is_loaded_again(minilm):
+    embedder = load_embedder(minilm)
+    before = embedder(["text"])
+    embedder.release()
+    embedder.release()
+    assert (embedder(["text"]) == before).all()
+
+
 def test_a_folder_without_a_model_is_named(tmp_path):
     pytest.importorskip("sentence_transformers")
     with pytest.raises(RelationalError, match="no embedding model"):

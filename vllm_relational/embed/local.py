@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,16 @@ class LocalEmbedder:
             encoded = self.model.tokenizer([texts[place] for place in places], truncation=False, verbose=False)
             whole[places] = [len(ids) <= longest for ids in encoded["input_ids"]]
         return whole
+
+    def release(self) -> None:
+        """Drop the model, so that its memory is free for an engine; the next text loads it again."""
+        if self._model is None:
+            return
+        self._model = None
+        gc.collect()
+        torch: Any = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @property
     def model(self) -> Any:
