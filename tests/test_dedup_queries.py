@@ -150,6 +150,14 @@ def test_texts_that_the_embedder_cuts_are_not_merged():
     assert result.report.dedup.too_long == 2
 
 
+def test_a_real_model_merges_paraphrases(minilm):
+    texts = ["The room was very clean.", "The room was really clean.", "Parking costs ten dollars.", "long " * 400]
+    result = ask([{"a": text} for text in texts], dedup=DedupConfig("semantic", similarity=0.9, embedder=str(minilm)))
+    assert result.source_rows[0] == result.source_rows[1]
+    assert result.source_rows[2:].tolist() == [2, 3]
+    assert result.report.dedup.too_long == 1 and result.report.dedup.examples[0].similarity > 0.9
+
+
 def test_equal_texts_are_embedded_once():
     seen: list[str] = []
 
@@ -234,6 +242,17 @@ def test_a_resumed_run_ends_the_same(tmp_path_factory, rows, dedup, lived):
     assert np.array_equal(result.source_rows, whole.source_rows)
     assert result.origins.count("resumed") == lived == result.report.num_resumed
     check(rows, result)
+
+
+def test_a_checkpoint_that_knows_rows_which_are_merged_now_does_no_harm(tmp_path):
+    path = tmp_path / "c"
+    whole = ask(ROWS, dedup=DedupConfig("normalized"), checkpoint=path)
+    with path.open("a") as lines:
+        lines.write('[0, "edited"]\n[99, "no such row"]\n')
+    result = ask(ROWS, dedup=DedupConfig("normalized"), checkpoint=path, resume=True)
+    assert result.answers == whole.answers
+    assert result.origins[0] == "normalized" and result.origins[1] == "resumed"
+    check(ROWS, result)
 
 
 @pytest.mark.parametrize(

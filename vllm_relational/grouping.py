@@ -135,13 +135,16 @@ def first_rows(grouping: Grouping, report: DedupReport, num_rows: int) -> tuple[
 def answer_origins(grouping: Grouping, known: Mapping[int, str], failed: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Of each row the row asked and how it came by its answer, see ``QueryResult``.
 
-    known: by row asked, how, where it was not asked in this run; failed: bool ``[num_rows]``.
+    known: by row, how its answer came where it was not asked in this run; a checkpoint may know rows that are merged
+    now, and they inherit. failed: bool ``[num_rows]``.
     """
     source, origin = dedup.source_rows(grouping.distinct), dedup.origins(grouping)
     steps = [*grouping.levels, "asked"]  # -1 is the last
     words = np.array(steps, dtype=object)[origin]
+    asked = set(grouping.distinct.first_rows.tolist())
     for row, word in known.items():
-        words[row] = word
+        if row in asked:
+            words[row] = word
     failed = failed | (source < 0)
     words[failed] = "failed"
     return np.where(failed, -1, source), words.tolist()

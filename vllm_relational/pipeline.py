@@ -291,7 +291,7 @@ class _Job:
             return
         with self.clock("look up"):
             rows = self.distinct.first_rows
-            rows = rows[[row not in store.answers for row in rows.tolist()]]
+            rows = rows[np.array([row not in store.answers for row in rows.tolist()], bool)]
             codes, parse = self.table.codes[:, rows], parser(self.decision)
             self.cache = QueryCache(cache, self._cache_settings(info, engine), info.model)
             published = PLANNERS["published"](PlanInput(codes, ()))
@@ -449,6 +449,7 @@ class _Job:
             "model": info.model,
             "fingerprint": info.fingerprint,
             "answer form": self._answer_form(),
+            "decoding": "greedy",  # engines ask at temperature 0
             "fields": "published" if self.config.order == "published" else free,
             "prompt form": engine.prompt_form,
         }

