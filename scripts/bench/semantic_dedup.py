@@ -8,10 +8,10 @@ VECTORS.npy holds one float32 vector a text, as an embedder returned them. ``mad
 the rows in clumps of 2 to 20 around a centre, half alone.
 
 ``merged`` is the share of rows that inherit an answer, ``peak_mb`` the process's memory at its highest, vectors
-included. Recall is measured on the first ``--oracle-rows`` rows against a full self-join: ``neighbours`` is the share,
-among the rows with another row within the threshold, of those that were merged or have a row merged into them, as found
-in blocks; ``merged_by_join`` what the same stars merge when all rows are one block. The blocks are those of the small
-table, as many for its size as the large one has for its own. Every merge is checked against the threshold first.
+included. ``neighbours`` is the share of rows in a group of two or more among the rows with another row within the
+threshold (stars leave some of those alone, however they are found). It is measured on ``--oracle-rows`` rows: on a
+sample of them against the whole table, and on the first of them as a small table, in as many blocks as the large one
+(16 rows a block or more) and in one block, which is the full self-join. Every merge is checked against the threshold.
 """
 
 from __future__ import annotations
@@ -29,18 +29,8 @@ import numpy as np
 from vllm_relational.dedup import semantic
 from vllm_relational.embed import embed_texts
 
-FIELDS = (
-    "vectors",
-    "rows",
-    "dimension",
-    "threshold",
-    "seconds",
-    "peak_mb",
-    "merged",
-    "oracle_rows",
-    "merged_in_blocks",
-)
-FIELDS += ("merged_in_blocks", "merged_by_join", "neighbours")
+FIELDS = ("vectors", "rows", "dimension", "threshold", "seconds", "peak_mb", "merged", "neighbours", "oracle_rows")
+FIELDS += ("merged_in_blocks", "merged_by_join", "neighbours_in_blocks", "neighbours_by_join")
 MADE_ROWS, DIMENSION, LARGEST_CLUMP, SPREAD = 100_000, 384, 20, 0.008
 
 
@@ -78,13 +68,27 @@ def recall(vectors: np.ndarray, threshold: float, rows_per_block: int) -> dict[s
     close = vectors @ vectors.T >= threshold
     np.fill_diagonal(close, False)
     has_neighbour = close.any(axis=1)
-    in_group = np.bincount(heads, minlength=len(heads))[heads] > 1
     return {
         "oracle_rows": len(vectors),
         "merged_in_blocks": merged(heads),
         "merged_by_join": merged(joined),
-        "neighbours": round(float(in_group[has_neighbour].mean()), 4) if has_neighbour.any() else "",
+        "neighbours_in_blocks": in_groups(heads, has_neighbour),
+        "neighbours_by_join": in_groups(joined, has_neighbour),
     }
+
+
+def sampled_neighbours(vectors: np.ndarray, heads: np.ndarray, threshold: float, num_rows: int) -> float:
+    """Of sampled rows with a neighbour anywhere in the table, the share that is in a group."""
+    sample = np.random.default_rng(0).choice(len(vectors), min(num_rows, len(vectors)), replace=False)
+    parts = np.array_split(sample, max(1, len(sample) // 250))
+    near = np.concatenate([(vectors[part] @ vectors.T >= threshold).sum(axis=1) > 1 for part in parts])
+    return in_groups(heads, sample[near])
+
+
+def in_groups(heads: np.ndarray, rows: np.ndarray) -> float:
+    """Share of these rows, numbers or a mask, that are in a group of two or more."""
+    together = (np.bincount(heads, minlength=len(heads))[heads] > 1)[rows]
+    return round(float(together.mean()), 4) if len(together) else 1.0
 
 
 def merged(heads: np.ndarray) -> float:
@@ -99,7 +103,8 @@ def measure(name: str, vectors: np.ndarray, threshold: float, oracle_rows: int) 
     small = recall(vectors[:oracle_rows], threshold, max(16, rows_per_block * oracle_rows // len(vectors)))
     semantic.ROWS_PER_BLOCK, semantic.CHUNK = rows_per_block, chunk
     facts = {"vectors": name, "rows": len(vectors), "dimension": vectors.shape[1], "threshold": threshold}
-    return {**facts, "seconds": round(seconds, 2), "peak_mb": round(peak_mb), "merged": merged(heads), **small}
+    found = {"merged": merged(heads), "neighbours": sampled_neighbours(vectors, heads, threshold, oracle_rows)}
+    return {**facts, "seconds": round(seconds, 2), "peak_mb": round(peak_mb), **found, **small}
 
 
 def main() -> None:

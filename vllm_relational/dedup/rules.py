@@ -131,6 +131,8 @@ def normalizer(rules: Sequence[str]) -> Rule:
     named = dict(map(_parse, rules))
     cleaning = [rule for name, rule in CLEANING.items() if name in named]
     wording = [make(named[name]) for name, make in WORDING.items() if name in named]
+    if not wording:
+        return lambda text: _settled(text, cleaning)
     return lambda text: _settled(_applied(_settled(text, cleaning), wording), cleaning)
 
 

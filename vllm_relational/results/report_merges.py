@@ -59,6 +59,8 @@ def audit_notes(audit: AuditReport) -> list[Cells]:
     for sample in audit.samples:
         if sample.num_failed:
             notes.append((f"{sample.sample}: no second answer", count(sample.num_failed)))
+        if sample.changed:
+            notes.append((sample.sample, "changed, e.g."))
         notes += [(f"  row {row}", f"{_shown(before)}, again {_shown(again)}") for row, before, again in sample.changed]
     return notes
 
