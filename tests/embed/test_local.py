@@ -44,6 +44,14 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         load_embedder(tmp_path)
 
 
+def test_a_model_that_cannot_be_loaded_is_named_on_one_line(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "config.json").write_text("no json")
+    with pytest.raises(RelationalError, match=r"cannot load the embedding model .*Name its folder") as caught:
+        load_embedder(tmp_path)(["text"])
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_library_is_named_with_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RelationalError, match=r"pip install 'vllm-relational\[semantic\]'"):

@@ -93,8 +93,12 @@ def _load(name: str, device: str | None) -> Any:
         return SentenceTransformer(name, device=device)
     except Exception as error:  # the library raises many kinds: no such repository, no network, a damaged file
         raise RelationalError(
-            f"cannot load the embedding model {name}: {error}: name the folder or hub name of one"
+            f"cannot load the embedding model {name}: {_first_line(error)} Name its folder, or a hub name"
         ) from error
     finally:
         if shown:
             bars.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
