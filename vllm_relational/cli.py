@@ -6,7 +6,6 @@ Exit status: 0 every row answered, 1 some rows failed, 2 could not run, 130 inte
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import sys
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_relational import cli_options
-from vllm_relational.config import DEFAULT_ORDER, DEFAULT_SYSTEM_PROMPT
+from vllm_relational import cli_options, cli_output
+from vllm_relational.config import DEFAULT_EMBEDDER, DEFAULT_ORDER, DEFAULT_SIMILARITY, DEFAULT_SYSTEM_PROMPT
 from vllm_relational.records import QueryResult, RelationalError, RunReport
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 OK, SOME_ROWS_FAILED, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
@@ -53,7 +52,22 @@ Nulls = Annotated[str, typer.Option(help="error: a null in a used column fails t
 Limit = Annotated[int | None, typer.Option(help="Only the first N rows.")]
 EngineArg = Annotated[list[str] | None, typer.Option(help="vLLM engine argument NAME=VALUE, repeatable.")]
 Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer folder or hub name, if not the model's.")]
-Report = Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")]
+Report = Annotated[Path | None, typer.Option(help="Also write the report as a file: .json, else one HTML page.")]
+Dedup = Annotated[str, typer.Option(help="Rows that pass for equal are asked once: exact, normalized, semantic.")]
+Normalize = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="COLUMN=rule,rule (* for all others): unicode, case, punctuation, whitespace, spelling, stopwords, lemma, "
+        "stem, default, exact; stem:de for German. Repeatable."
+    ),
+]
+Similarity = Annotated[float, typer.Option(help="With --dedup semantic: least cosine similarity to the row asked.")]
+Similar = Annotated[
+    str | None, typer.Option(help="With --dedup semantic: columns compared by meaning, a,b; others must be equal.")
+]
+EmbedderName = Annotated[
+    str, typer.Option("--embedder", help="With --dedup semantic: folder or hub name of a sentence-transformers model.")
+]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -120,6 +134,23 @@ def run(
     report: Report = None,
     answer_column: Annotated[str, typer.Option(help="Column for the answers.")] = "answer",
     error_column: Annotated[str, typer.Option(help="Column for the reasons of failed rows.")] = "error",
+    dedup: Dedup = "exact",
+    normalize: Normalize = None,
+    similarity: Similarity = DEFAULT_SIMILARITY,
+    similar: Similar = None,
+    embedder: EmbedderName = DEFAULT_EMBEDDER,
+    explain_dedup: Annotated[
+        str | None,
+        typer.Option(
+            help="Add this column, the number of the row whose answer it is (from 0), and NAME_how: asked, resumed, "
+            "cached, exact, normalized, semantic, failed."
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="SQLite file of answers kept across runs; made where there is none.")
+    ] = None,
+    audit: Annotated[int, typer.Option(help="Afterwards ask N rows again in published order, and N merged rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the rows that --audit draws and of semantic clusters.")] = 0,
     limit: Limit = None,
     tokenizer: Tokenizer = None,
     engine_arg: EngineArg = None,
@@ -130,16 +161,18 @@ def run(
     options = cli_options.query_options(
         choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls
     )
+    options |= cli_options.dedup_options(dedup, normalize, similarity, similar, embedder)
     arguments = cli_options.engine_arguments(engine_arg)
     scheduler = cli_options.scheduler_settings(eviction, token_exact)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments, scheduler)
-    _check_page(report)
+    cli_output.check_page(report)
     if dry_run:
         info = cli_options.with_capacity(llm.expected_engine(), capacity)
         return _finish(llm.plan(data, prompt, info, order=order, **options), report)
     if capacity is not None:
         raise RelationalError("--capacity is for --dry-run: a running engine has a KV cache of its own size")
-    _check_result_place(data, output, answer_column, error_column)
+    explained = (explain_dedup, f"{explain_dedup}_how") if explain_dedup is not None else ()
+    cli_output.check_result_place(data, output, answer_column, error_column, *explained)
     checkpoint = checkpoint or _default_checkpoint(output)
     if resume and output is not None and output.exists() and checkpoint is not None and not checkpoint.exists():
         _say(f"nothing to resume: {output} is complete; to ask again, run without --resume")
@@ -153,9 +186,13 @@ def run(
             checkpoint=checkpoint,
             resume=resume,
             progress=True,
+            cache=cache,
+            audit=audit,
+            seed=seed,
             **options,
         )
-        _write(_with_answers(data, result, options, answer_column, error_column), output)
+        answered = cli_output.with_answers(data, result, options, answer_column, error_column)
+        cli_output.write(cli_output.with_origins(answered, result, *explained), output)
         _settle_checkpoint(checkpoint, output, result)
         return _finish(result.report, report)
     except KeyboardInterrupt:
@@ -199,9 +236,9 @@ def bench(
         choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls
     )
     arguments = cli_options.engine_arguments(engine_arg)
-    _check_result_place(data, output, "answer", "error")
-    _check_page(report)
-    _check_folder(csv)
+    cli_output.check_result_place(data, output, "answer", "error")
+    cli_output.check_page(report)
+    cli_output.check_folder(csv)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
         names = cli_options.parse_list(orders, "--orders")
@@ -214,7 +251,7 @@ def bench(
         llm.close()
     last = comparison.results[-1]
     if output is not None:
-        _write(_with_answers(data, last, options, "answer", "error"), output)
+        cli_output.write(cli_output.with_answers(data, last, options, "answer", "error"), output)
     status = _finish(last.report, report)
     _say(comparison.render())
     if csv is not None:
@@ -242,6 +279,11 @@ def plan(
     budget: Annotated[float | None, typer.Option(help="Seconds of search for tree; default by table size.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a planner on stdout.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also draw the best plan's prefix tree as one HTML file.")] = None,
+    dedup: Dedup = "exact",
+    normalize: Normalize = None,
+    similarity: Similarity = DEFAULT_SIMILARITY,
+    similar: Similar = None,
+    embedder: EmbedderName = DEFAULT_EMBEDDER,
 ) -> int:
     """Compare planners on TABLE: what each would serve from the KV cache, and why. Starts no engine."""
     import dataclasses
@@ -250,12 +292,13 @@ def plan(
 
     if prompt is not None and columns is not None:
         raise RelationalError("--prompt and --columns exclude each other: give one")
-    _check_page(html, "plotly")
+    cli_output.check_page(html, "plotly")
     data = cli_options.read_rows(table, limit)
     llm = cli_options.make_llm(model, None, tokenizer, False, 1, {})
     question = prompt or template_of(cli_options.parse_list(columns, "--columns") if columns else None)
     info = dataclasses.replace(cli_options.with_capacity(llm.expected_engine(), capacity), max_model_len=None)
     options = {**cli_options.order_options(pin, keep_order, weight), "nulls": "keep"}
+    options |= cli_options.dedup_options(dedup, normalize, similarity, similar, embedder)
     names = cli_options.parse_list(planners, "--planner")
     comparison = compare_planners(llm, data, question, names, options, info, budget)
     if as_json:
@@ -270,6 +313,29 @@ def plan(
 
         write_page(comparison, table.name, html)
         _say(f"prefix tree: {html}")
+    return OK
+
+
+@_command
+def cache(
+    file: Annotated[Path, typer.Argument(help="File of a run with --cache.")],
+    clear: Annotated[bool, typer.Option("--clear", help="Drop the answers and shrink the file.")] = False,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="With --clear: only those of this model.")] = None,
+) -> int:
+    """Show what the result cache FILE holds, or clear it. Starts no engine."""
+    from vllm_relational.results.cache import AnswerCache
+
+    if not file.is_file():
+        raise RelationalError(f"there is no file {file}")
+    answers = AnswerCache(file)
+    try:
+        if clear:
+            print(f"{answers.clear(model):,} answers dropped")
+        for name, entries, characters in answers.sizes():
+            print(f"{name}: {entries:,} answers, {characters:,} characters")
+        print(f"{file.stat().st_size:,} bytes")
+    finally:
+        answers.close()
     return OK
 
 
@@ -298,59 +364,8 @@ def serve(
     os.execv(command[0], command)
 
 
-def _check_result_place(data: pa.Table, output: Path | None, *columns: str) -> None:
-    """Before anything is asked: can the answers be added to the table and written?"""
-    from vllm_relational.table import check_output
-
-    for name in columns:
-        if name in data.column_names:
-            raise RelationalError(
-                f"the table has a column {name!r} already: choose another name with --answer-column or --error-column"
-            )
-    if len(set(columns)) < len(columns):
-        raise RelationalError(f"answers and reasons cannot share the column {columns[0]!r}")
-    if output is not None:
-        check_output(output)
-
-
-def _check_page(page: Path | None, library: str = "matplotlib") -> None:
-    """Before anything is asked or planned: can the page be drawn and written?"""
-    _check_folder(page)
-    if page is not None and importlib.util.find_spec(library) is None:
-        raise RelationalError(f"{page} is drawn with {library}: pip install 'vllm-relational[report]'")
-
-
-def _check_folder(file: Path | None) -> None:
-    if file is None:
-        return
-    if file.is_dir():
-        raise RelationalError(f"cannot write {file}: it is a folder; name a file in it")
-    if not file.parent.is_dir():
-        raise RelationalError(f"cannot write {file}: the folder {file.parent} does not exist; mkdir -p {file.parent}")
-
-
 def _default_checkpoint(output: Path | None) -> Path | None:
     return output.with_name(f"{output.name}.checkpoint.jsonl") if output is not None else None
-
-
-def _with_answers(data: pa.Table, result: QueryResult, options: dict[str, Any], answer: str, error: str) -> pa.Table:
-    import pyarrow as pa
-
-    values: list[Any] = result.answers
-    if options["schema"] is not None:
-        values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
-    kind = pa.int64() if options["range"] is not None else pa.string()
-    return data.append_column(answer, pa.array(values, kind)).append_column(error, pa.array(result.errors, pa.string()))
-
-
-def _write(answered: pa.Table, output: Path | None) -> None:
-    from vllm_relational.table.write import write_json_lines, write_table
-
-    if output is None:
-        write_json_lines(answered)
-        sys.stdout.flush()
-    else:
-        write_table(answered, output)
 
 
 def _settle_checkpoint(checkpoint: Path | None, output: Path | None, result: QueryResult) -> None:
@@ -376,15 +391,13 @@ def _say_interrupted(checkpoint: Path | None) -> None:
         _say(f"interrupted: {max(answers, 0)} answers are in {checkpoint}; continue with --resume")
 
 
-def _finish(report: RunReport, html: Path | None) -> int:
+def _finish(report: RunReport, page: Path | None) -> int:
     from vllm_relational.results.report_text import render_text
 
     _say(render_text(report))
-    if html is not None:
-        from vllm_relational.results.report_html import write_html
-
-        write_html(report, html)
-        _say(f"report: {html}")
+    if page is not None:
+        cli_output.write_report(report, page)
+        _say(f"report: {page}")
     return SOME_ROWS_FAILED if report.num_failed else OK
 
 

@@ -52,6 +52,27 @@ def query_options(
     }
 
 
+def dedup_options(
+    mode: str, normalize: list[str] | None, similarity: float, similar: str | None, embedder: str
+) -> dict[str, Any]:
+    """What the user asks of deduplication."""
+    return {
+        "dedup": mode,
+        "normalize": dict(map(parse_rules, normalize or [])),
+        "similarity": similarity,
+        "similar_columns": parse_list(similar, "--similar") if similar else [],
+        "embedder": embedder,
+    }
+
+
+def parse_rules(text: str) -> tuple[str, tuple[str, ...]]:
+    """``COLUMN=rule,rule``; the last equals sign counts, as a column's name may hold one."""
+    name, equals, rules = text.rpartition("=")
+    if not equals or not name or not rules.strip():
+        raise RelationalError(f"--normalize {text!r}: write COLUMN=rule,rule, e.g. --normalize title=case,whitespace")
+    return name, tuple(rule.strip() for rule in rules.split(","))
+
+
 def order_options(pin: str | None, keep_order: list[str] | None, weight: list[str] | None) -> dict[str, Any]:
     """What the user asks of the order of the fields."""
     return {

@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
 
 OnError = Literal["null", "raise"]
 Nulls = Literal["error", "keep"]
+DedupMode = Literal["exact", "normalized", "semantic"]
 
 DEFAULT_ORDER = "tree"
 MOST_WEIGHT = 1000
+DEFAULT_SIMILARITY = 0.95
+DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_SYSTEM_PROMPT = (
     "You answer a question about one record of a table. The record is given as JSON; names in double quotes in the "
     "question are its fields. Reply with the answer only."
 )
+
+
+@dataclass(frozen=True)
+class DedupConfig:
+    """Which rows pass for equal and are asked once.
+
+    mode:       'exact': equal values in the columns that the prompt reads. 'normalized': equal after the rules.
+                'semantic': close in meaning, after the rules if there are any.
+    normalize:  by column, or '*' for the others, names of rules (``dedup.rules``); nothing chosen means a safe default
+                for 'normalized' and none for 'semantic'.
+    similarity: least cosine similarity of a row and the row that is asked for it, above 0 up to 1.
+    similar_columns: columns compared by meaning; rows that differ in another column are not merged. () for the columns
+                with text; numbers, dates and the like must then be equal.
+    embedder:   folder or hub name of a sentence-transformers model, or a function from texts to vectors
+                (``embed.Embedder``).
+    """
+
+    mode: DedupMode = "exact"
+    normalize: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    similarity: float = DEFAULT_SIMILARITY
+    similar_columns: tuple[str, ...] = ()
+    embedder: str | Callable[[list[str]], np.ndarray] = DEFAULT_EMBEDDER
+
+    def __post_init__(self) -> None:
+        _one_of("dedup", self.mode, get_args(DedupMode))
+        if self.normalize and self.mode == "exact":
+            raise RelationalError("normalize has no effect with exact deduplication: add --dedup normalized")
+        if self.similar_columns and self.mode != "semantic":
+            raise RelationalError("similar columns need semantic deduplication: add --dedup semantic")
+        if not 0 < self.similarity <= 1:  # NaN fails too
+            raise RelationalError(f"similarity is {self.similarity}: give a cosine above 0 up to 1, e.g. 0.95")
 
 
 @dataclass(frozen=True)
@@ -36,6 +72,10 @@ class QueryConfig:
     checkpoint:    file to which answers are appended as they come; None keeps them in memory only.
     resume:        continue from an existing checkpoint.
     progress:      show a progress bar on standard error.
+    dedup:         which rows pass for equal.
+    cache:         SQLite file of answers that outlives the run and serves other tables; None for none.
+    audit:         so many rows of each kind are asked once more after the run, to see what reordering and merging did.
+    seed:          of the rows drawn for the audit and of the clusters of semantic deduplication.
     """
 
     order: str = DEFAULT_ORDER
@@ -48,6 +88,10 @@ class QueryConfig:
     checkpoint: Path | None = None
     resume: bool = False
     progress: bool = False
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    cache: Path | None = None
+    audit: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _one_of("on_error", self.on_error, get_args(OnError))
@@ -56,6 +100,10 @@ class QueryConfig:
         _check_weights(self.column_weights)
         if self.resume and self.checkpoint is None:
             raise RelationalError("resume needs a checkpoint: name the file with checkpoint=... or use -o with the CLI")
+        if self.audit < 0 or not 0 <= self.seed < 2**31 - 1:
+            raise RelationalError(
+                f"audit is {self.audit} and seed is {self.seed}: give whole numbers from 0; a seed has 31 bits"
+            )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -11,7 +11,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from vllm_relational.config import DEFAULT_ORDER, DEFAULT_SYSTEM_PROMPT, Nulls, OnError, QueryConfig
+from vllm_relational.config import (
+    DEFAULT_EMBEDDER,
+    DEFAULT_ORDER,
+    DEFAULT_SIMILARITY,
+    DEFAULT_SYSTEM_PROMPT,
+    DedupConfig,
+    DedupMode,
+    Nulls,
+    OnError,
+    QueryConfig,
+)
+from vllm_relational.embed import Embedder
 from vllm_relational.engine.base import Engine
 from vllm_relational.pipeline import PreparedQuery, prepare, run_query
 from vllm_relational.prompts import FourByteEstimate, Tokenizer, load_tokenizer
@@ -100,8 +111,10 @@ class RelationalLLM:
         range:         (low, high), both included.
         schema:        a JSON schema as a dict.
         max_tokens:    longest answer, for text (64) and JSON (256).
-        order, pin, system_prompt, on_error, nulls, checkpoint, resume, progress: see ``QueryConfig``; progress
-                       defaults to True when standard error is a terminal.
+        order, pin, system_prompt, on_error, nulls, checkpoint, resume, progress, cache, audit, seed: see
+                       ``QueryConfig``; progress defaults to True when standard error is a terminal.
+        dedup:         'exact', 'normalized' or 'semantic'; normalize (rules by column), similarity, similar_columns and
+                       embedder belong to it, see ``DedupConfig``.
 
         Raises ``RelationalError`` when the query is wrong, ``EngineDiedError``, ``RowFailedError``.
         """
@@ -196,10 +209,18 @@ class RelationalLLM:
         checkpoint: str | Path | None = None,
         resume: bool = False,
         progress: bool | None = None,
+        dedup: DedupMode = "exact",
+        normalize: Mapping[str, str | Sequence[str]] | None = None,
+        similarity: float = DEFAULT_SIMILARITY,
+        similar_columns: str | Sequence[str] = (),
+        embedder: str | Path | Embedder = DEFAULT_EMBEDDER,
+        cache: str | Path | None = None,
+        audit: int = 0,
+        seed: int = 0,
     ) -> QueryConfig:
         return QueryConfig(
             order=order or self.order,
-            pin=(pin,) if isinstance(pin, str) else tuple(pin),
+            pin=_names(pin),
             keep_order=_groups(keep_order),
             column_weights=dict(column_weights or {}),
             system_prompt=system_prompt,
@@ -208,10 +229,24 @@ class RelationalLLM:
             checkpoint=Path(checkpoint) if checkpoint is not None else None,
             resume=resume,
             progress=sys.stderr.isatty() if progress is None else progress,
+            dedup=DedupConfig(
+                dedup,
+                {name: _names(rules) for name, rules in (normalize or {}).items()},
+                similarity,
+                _names(similar_columns),
+                str(embedder) if isinstance(embedder, Path) else embedder,
+            ),
+            cache=Path(cache) if cache is not None else None,
+            audit=audit,
+            seed=seed,
         )
 
 
 _DECISION_OPTIONS = ("choices", "range", "schema", "max_tokens")
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _groups(keep_order: Sequence[str] | Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:

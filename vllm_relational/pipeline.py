@@ -4,52 +4,51 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from vllm_relational.auditing import Answered, audit
 from vllm_relational.config import QueryConfig, check_decision
-from vllm_relational.dedup import distinct_rows, scatter
+from vllm_relational.dedup import scatter
 from vllm_relational.engine.base import Engine
+from vllm_relational.grouping import EXACT, RowGrouper, answer_origins, first_rows, name_sources
 from vllm_relational.kv.replay import replay
 from vllm_relational.plan import PLANNERS, planner, value_overlaps, weighted
-from vllm_relational.prompts import PromptBuilder, Question, Tokenizer, parse_template
-from vllm_relational.prompts.template import unknown_column
+from vllm_relational.prompts import PromptBuilder, Tokenizer, parse_template
+from vllm_relational.prompts.columns import QuestionColumns
+from vllm_relational.prompts.template import answer_room
 from vllm_relational.records import (
     NULL_CODE,
     CacheForecast,
-    Choice,
     Completion,
     Decision,
     Distinct,
     EncodedTable,
     EngineDiedError,
     EngineInfo,
-    FreeText,
-    IntegerRange,
-    JsonSchema,
     Plan,
     PlanInput,
     PlannedQuery,
+    Prompt,
     QueryResult,
-    RelationalError,
     RowFailedError,
     RunReport,
 )
+from vllm_relational.results.cache import AnswerCache, QueryCache
 from vllm_relational.results.checkpoint import Checkpoint, MemoryAnswers
-from vllm_relational.results.parse import UnparsableAnswer, parser
+from vllm_relational.results.outcome import NULL_CELL, REFUSED, TOO_LONG, Measured, admitted, checked, kind
+from vllm_relational.results.parse import parser
 from vllm_relational.results.progress import make_progress
-from vllm_relational.table import encode_columns
+from vllm_relational.table import encode_columns, fingerprint, nulls_as_values
 
-# A failed row's reason begins with one of these; the report counts by them.
-NULL_CELL, TOO_LONG, UNPARSABLE, REFUSED = "null cell", "prompt too long", "unusable answer", "failed request"
+RESUMED, CACHED = "resumed", "cached"
 
 
 def run_query(
@@ -63,16 +62,19 @@ def run_query(
     """
     job = _Job(table, template, decision, config, tokenizer)
     job.check_store()
-    with job.clock("start engine"):
-        info = engine.start()
-    store = job.open_store(info.model)
-    try:
-        job.forget_unusable(store)
-        batch = job.plan(info, store.answers)
-        job.ask(batch, engine, store)
-        return job.result(batch, info, store)
-    finally:
-        store.close()
+    with _opened_cache(config.cache) as cache:
+        with job.clock("start engine"):
+            info = engine.start()
+        store = job.open_store(info.model)
+        try:
+            job.forget_unusable(store)
+            job.recall(cache, info, engine, store)
+            batch = job.plan(info, store.answers)
+            job.ask(batch, engine, store)
+            result = job.result(batch, info, store)
+        finally:
+            store.close()
+    return job.audited(result, batch, engine)
 
 
 def plan_query(
@@ -135,21 +137,6 @@ class Batch:
     num_resumed: int
 
 
-@dataclasses.dataclass
-class Measured:
-    """The engine's own counts over the rows asked."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int | None = None
-    output_tokens: int = 0
-
-    def add(self, completion: Completion) -> None:
-        self.prompt_tokens += completion.prompt_tokens
-        self.output_tokens += completion.output_tokens
-        if completion.cached_tokens is not None:
-            self.cached_tokens = (self.cached_tokens or 0) + completion.cached_tokens
-
-
 class _Job:
     """One query on its way through the stages."""
 
@@ -161,17 +148,20 @@ class _Job:
         self.row_errors: dict[int, str] = {}
         self.group_errors: dict[int, str] = {}
         self.measured = Measured()
+        self.known: dict[int, str] = {}  # rows answered before this run -> 'resumed' or 'cached'
+        self.cache: QueryCache | None = None
         check_decision(decision)
         planner(config.order)
         self.question = parse_template(template, table.column_names)
-        columns = _Columns(self.question, table.column_names)
+        columns = QuestionColumns(self.question, table.column_names)
         self.pinned = frozenset(columns.number(name, "pin") for name in config.pin)
         self.before = columns.kept_pairs(config.keep_order)
         self.weights = {columns.number(name, "weight"): weight for name, weight in config.column_weights.items()}
         with self.clock("read columns"):
             self.table = self._encode(table)
         with self.clock("deduplicate"):
-            self.distinct = self._deduplicate()
+            self.grouper = RowGrouper(self.table, config.dedup, config.seed)
+            self.grouping, self.merges = self.grouper.group(self._complete_rows())
         with self.clock("tokenise"):
             self.prompts = PromptBuilder(self.question, self.table, decision, config.system_prompt, tokenizer)
 
@@ -182,26 +172,31 @@ class _Job:
         job.seconds, job.group_errors, job.measured = dict(self.seconds), {}, Measured()
         return job
 
+    @property
+    def distinct(self) -> Distinct:
+        return self.grouping.distinct
+
     def first(self, num_rows: int) -> _Job:
-        """This job as it was before planning, over the first rows: groups are numbered by their first row."""
+        """This job as it was before planning, over the first rows; rows that were merged stay so."""
         job = self.again(None)
-        first_rows, inverse = self.distinct.first_rows, self.distinct.inverse
         job.table = dataclasses.replace(self.table, codes=self.table.codes[:, :num_rows])
-        job.distinct = Distinct(first_rows[first_rows < num_rows], inverse[:num_rows])
+        job.grouping, job.merges = first_rows(self.grouping, self.merges, num_rows)
         job.row_errors = {row: reason for row, reason in self.row_errors.items() if row < num_rows}
         return job
 
     # ------------------------------------------------------------------------------------------- table, dedup
     def _encode(self, table: pa.Table) -> EncodedTable:
         encoded = encode_columns(table, self.question.columns)
-        return _nulls_as_values(encoded) if self.config.nulls == "keep" else encoded
+        return nulls_as_values(encoded) if self.config.nulls == "keep" else encoded
 
-    def _deduplicate(self) -> Distinct:
+    def _complete_rows(self) -> np.ndarray:
+        """Rows without nulls: bool ``[num_rows]``; the others fail."""
         nulls = self.table.codes == NULL_CODE
         for row in np.flatnonzero(nulls.any(axis=0)).tolist():
             column = self.table.names[int(np.argmax(nulls[:, row]))]
             self._fail_row(row, f"{NULL_CELL}: column {column!r} is null (keep nulls with --nulls keep)")
-        return distinct_rows(self.table.codes, ~nulls.any(axis=0))
+        complete: np.ndarray = ~nulls.any(axis=0)
+        return complete
 
     # ------------------------------------------------------------------------------------------- plan, prompts
     def plan(self, info: EngineInfo, answered: dict[int, str], budget_seconds: float | None = None) -> Batch:
@@ -230,7 +225,7 @@ class _Job:
             predicted = self.forecast(plan, codes, info)
             published = self.forecast(PLANNERS["published"](batch), codes, info)
             ceiling = self._ceiling(codes)
-        num_resumed = sum(row in answered for row in first)
+        num_resumed = sum(row in answered and self.known.get(row) != CACHED for row in first)
         return Batch(groups, codes, keys, batch, plan, predicted, published, ceiling, num_resumed)
 
     def _drop_too_long(self, info: EngineInfo, answered: dict[int, str]) -> None:
@@ -238,7 +233,7 @@ class _Job:
             return  # the engine counts for itself, and refuses exactly the rows that are too long
         codes = self.table.codes[:, self.distinct.first_rows]
         lengths = self.prompts.lengths(codes)
-        room = info.max_model_len - _answer_room(self.decision)
+        room = info.max_model_len - answer_room(self.decision)
         for group in np.flatnonzero(lengths > room).tolist():
             if int(self.distinct.first_rows[group]) in answered:
                 continue
@@ -287,25 +282,42 @@ class _Job:
     def forget_unusable(self, store: Checkpoint | MemoryAnswers) -> None:
         """Drop answers that the decision does not admit (a checkpoint edited by hand): their rows are asked again."""
         parse = parser(self.decision)
-        unusable = [key for key, text in store.answers.items() if not _admitted(text, parse)]
+        unusable = [key for key, text in store.answers.items() if not admitted(text, parse)]
         for key in unusable:
             del store.answers[key]
+        self.known = dict.fromkeys(store.answers, RESUMED)
+
+    def recall(
+        self, cache: AnswerCache | None, info: EngineInfo, engine: Engine, store: Checkpoint | MemoryAnswers
+    ) -> None:
+        """Take from the result cache what it knows of the rows without an answer."""
+        if cache is None:
+            return
+        with self.clock("look up"):
+            rows = self.distinct.first_rows
+            rows = rows[np.array([row not in store.answers for row in rows.tolist()], bool)]
+            codes, parse = self.table.codes[:, rows], parser(self.decision)
+            self.cache = QueryCache(cache, self._cache_settings(info, engine), info.model)
+            published = PLANNERS["published"](PlanInput(codes, ()))
+            found = self.cache.find(self._form(engine)(published, codes, rows), lambda text: admitted(text, parse))
+            for row, text in found.items():
+                store.add(row, text)
+                self.known[row] = CACHED
 
     def ask(self, batch: Batch, engine: Engine, store: Checkpoint | MemoryAnswers) -> None:
         """Send the batch in planned order and store answers as they come."""
         group_of = dict(zip(batch.keys.tolist(), batch.groups.tolist(), strict=True))
-        form = self.prompts.token_prompts if engine.prompt_form == "token_ids" else self.prompts.message_prompts
         progress = make_progress(self.config.progress and len(batch.keys) > 0)
         parse = parser(self.decision)
         progress.start(len(batch.keys))
         try:
-            prompts = form(batch.plan, batch.codes, batch.keys)
+            prompts = self._form(engine)(batch.plan, batch.codes, batch.keys)
             with self.clock("ask"), _closing(engine.ask(prompts, self.decision)) as completions:
-                for completion in completions:
-                    checked = _checked(completion, parse)
-                    self.measured.add(checked)
-                    progress.add(checked)
-                    self._settle(checked, group_of.pop(checked.key), store)
+                for reply in completions:
+                    completion = checked(reply, parse)
+                    self.measured.add(completion)
+                    progress.add(completion)
+                    self._settle(completion, group_of.pop(completion.key), store)
         except EngineDiedError as error:
             raise EngineDiedError(f"{error}; {self._saved(store)}") from error
         finally:
@@ -323,6 +335,8 @@ class _Job:
             self._fail_group(group, completion.error or f"{REFUSED}: the engine gave no answer")
         else:
             store.add(completion.key, completion.text)
+            if self.cache is not None:
+                self.cache.add(completion.key, completion.text)
 
     def result(self, batch: Batch, info: EngineInfo, store: Checkpoint | MemoryAnswers) -> QueryResult:
         """Answers and reasons in input order."""
@@ -331,10 +345,33 @@ class _Job:
             inverse = self.distinct.inverse
             texts = scatter([store.answers.get(row) for row in self.distinct.first_rows.tolist()], inverse)
             errors = scatter([self.group_errors.get(g) for g in range(self.distinct.num_distinct)], inverse)
+            failed = np.array([error is not None for error in errors], bool)
             for row, reason in self.row_errors.items():
                 errors[row] = reason
+            name_sources(errors, self.grouping)
             answers = [None if text is None else parse(text) for text in texts]
-        return QueryResult(answers, errors, self.report(batch, info, self.measured))
+            sources, origins = answer_origins(self.grouping, self.known, failed)
+        return QueryResult(answers, errors, self.report(batch, info, self.measured), sources, origins)
+
+    def audited(self, result: QueryResult, batch: Batch, engine: Engine) -> QueryResult:
+        """The result, with an audit in its report if one is wanted."""
+        if not self.config.audit:
+            return result
+        with self.clock("audit"):
+            found = audit(
+                self._answered(result, batch), self.prompts, self.decision, engine, self.config.audit, self.config.seed
+            )
+        report = dataclasses.replace(result.report, audit=found, stage_seconds=dict(self.seconds))
+        return dataclasses.replace(result, report=report)
+
+    def _answered(self, result: QueryResult, batch: Batch) -> Answered:
+        """What there is to audit. Rows merged as exactly equal have one prompt: to ask it twice says nothing."""
+        origins = np.array(result.origins, dtype=object)
+        rows = np.arange(len(origins))
+        asked = rows[result.source_rows == rows]
+        merged = rows[(result.source_rows >= 0) & (result.source_rows != rows) & (origins != EXACT)]
+        fields = dict(zip(batch.keys[batch.plan.rows].tolist(), batch.plan.fields, strict=True))
+        return Answered(self.table.codes, result.answers, asked, merged, result.source_rows, fields)
 
     def report(self, batch: Batch, info: EngineInfo, measured: Measured) -> RunReport:
         failed = self._failed_rows()
@@ -357,6 +394,8 @@ class _Job:
             measured_cached_tokens=measured.cached_tokens,
             output_tokens=measured.output_tokens,
             stage_seconds=dict(self.seconds),
+            num_cached=sum(origin == CACHED for origin in self.known.values()),
+            dedup=self.merges,
         )
 
     # ------------------------------------------------------------------------------------------------ helpers
@@ -379,10 +418,10 @@ class _Job:
             raise RowFailedError(f"row {self.distinct.first_rows[group]} (counted from 0): {reason}")
 
     def _failed_rows(self) -> dict[str, int]:
-        counts = Counter(_kind(reason) for reason in self.row_errors.values())
+        counts = Counter(kind(reason) for reason in self.row_errors.values())
         sizes = np.bincount(self.distinct.inverse[self.distinct.inverse >= 0], minlength=self.distinct.num_distinct)
         for group, reason in self.group_errors.items():
-            counts[_kind(reason)] += int(sizes[group])
+            counts[kind(reason)] += int(sizes[group])
         return dict(counts)
 
     def _field_order(self, plan: Plan) -> tuple[str, ...]:
@@ -390,17 +429,45 @@ class _Job:
         order = plan.fields[0].tolist() if len(plan.fields) else range(self.table.num_columns)
         return tuple(self.table.names[column] for column in order)
 
+    def _form(self, engine: Engine) -> Callable[[Plan, np.ndarray, np.ndarray], Iterator[Prompt]]:
+        return self.prompts.token_prompts if engine.prompt_form == "token_ids" else self.prompts.message_prompts
+
     def _identity(self, model: str) -> dict[str, Any]:
         """What makes two jobs the same: a checkpoint serves only its own."""
-        config = self.config
-        decision = {"kind": type(self.decision).__name__, **dataclasses.asdict(self.decision)}
         return {
             "prompt": self.question.template,
-            "answer form": decision,
+            "answer form": self._answer_form(),
             "model": model,
-            "table": _fingerprint(self.table),
-            "system prompt": config.system_prompt,
+            "table": fingerprint(self.table),
+            "system prompt": self.config.system_prompt,
+            "deduplication": {"mode": self.config.dedup.mode, **self.grouper.settings},
         }
+
+    def _answer_form(self) -> dict[str, Any]:
+        return {"kind": type(self.decision).__name__, **dataclasses.asdict(self.decision)}
+
+    def _cache_settings(self, info: EngineInfo, engine: Engine) -> dict[str, Any]:
+        """What an answer depends on beside its prompt: an answer serves only under the same."""
+        free = {"pinned": sorted(self.pinned), "before": self.before}
+        return {
+            "model": info.model,
+            "fingerprint": info.fingerprint,
+            "answer form": self._answer_form(),
+            "decoding": "greedy",  # engines ask at temperature 0
+            "fields": "published" if self.config.order == "published" else free,
+            "prompt form": engine.prompt_form,
+        }
+
+
+@contextmanager
+def _opened_cache(path: Path | None) -> Iterator[AnswerCache | None]:
+    """The result cache, opened before an engine is paid for."""
+    cache = AnswerCache(path) if path is not None else None
+    try:
+        yield cache
+    finally:
+        if cache is not None:
+            cache.close()
 
 
 @contextmanager
@@ -411,78 +478,3 @@ def _closing(completions: Iterator[Completion]) -> Iterator[Iterator[Completion]
     finally:
         if hasattr(completions, "close"):
             completions.close()
-
-
-def _answer_room(decision: Decision) -> int:
-    """Tokens to keep free for the answer; constrained answers are short, and vLLM clips their bound itself."""
-    return decision.max_tokens if isinstance(decision, FreeText | JsonSchema) else _longest_label(decision)
-
-
-def _longest_label(decision: Choice | IntegerRange) -> int:
-    if isinstance(decision, Choice):
-        return max(len(label.encode()) for label in decision.labels)
-    return max(len(str(decision.low)), len(str(decision.high)))
-
-
-class _Columns:
-    """Names of columns in options -> their place in the question."""
-
-    def __init__(self, question: Question, table_columns: list[str]) -> None:
-        self.used, self.all = question.columns, table_columns
-
-    def number(self, name: str, option: str) -> int:
-        if name in self.used:
-            return self.used.index(name)
-        if name not in self.all:
-            raise unknown_column(name, self.all, option)
-        raise RelationalError(
-            f"{option} names {name!r}, which the prompt does not use: name it in the prompt or leave it"
-        )
-
-    def kept_pairs(self, groups: tuple[tuple[str, ...], ...]) -> tuple[tuple[int, int], ...]:
-        """Neighbours, in published order, in each group of columns that keep it."""
-        placed = (sorted({self.number(name, "keep_order") for name in group}) for group in groups)
-        return tuple(sorted({pair for group in placed for pair in pairwise(group)}))
-
-
-def _nulls_as_values(table: EncodedTable) -> EncodedTable:
-    """Give the null of each column a code of its own, with the JSON text null."""
-    codes, values = table.codes.copy(), list(table.values)
-    for column, row in enumerate(codes):
-        if (row == NULL_CODE).any():
-            row[row == NULL_CODE] = len(values[column])
-            values[column] = [*values[column], "null"]
-    return EncodedTable(table.names, codes, tuple(values))
-
-
-def _checked(completion: Completion, parse: Any) -> Completion:
-    """The completion, with an error in place of a text that the decision does not admit."""
-    if completion.error is not None:
-        return dataclasses.replace(completion, text=None, error=f"{REFUSED}: {completion.error}")
-    try:
-        parse(completion.text or "")
-    except UnparsableAnswer as error:
-        return dataclasses.replace(completion, text=None, error=f"{UNPARSABLE}: {error}")
-    return completion
-
-
-def _admitted(text: str, parse: Callable[[str], Any]) -> bool:
-    try:
-        parse(text)
-    except UnparsableAnswer:
-        return False
-    return True
-
-
-def _kind(reason: str) -> str:
-    return reason.partition(":")[0]
-
-
-def _fingerprint(table: EncodedTable) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, codes, values in zip(table.names, table.codes, table.values, strict=True):
-        digest.update(repr((name, len(values))).encode())
-        digest.update(np.ascontiguousarray(codes).tobytes())
-        for value in values:
-            digest.update(value.encode("utf-8", "replace") + b"\n")
-    return digest.hexdigest()

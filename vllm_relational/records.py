@@ -54,9 +54,10 @@ class EncodedTable:
 
 @dataclass(frozen=True)
 class Distinct:
-    """Rows with equal values, asked once.
+    """Rows with equal values, or values that pass for equal, asked once.
 
-    first_rows: int64 ``[num_distinct]``, ascending; the first input row of each group: the group's identity.
+    first_rows: int64 ``[num_distinct]``, ascending; the input row that is asked for each group: the group's identity.
+                It is the first row with its values; of exact groups the first row at all.
     inverse:    int64 ``[num_rows]``; the group of each input row, or -1 for a row that is not asked.
     """
 
@@ -66,6 +67,53 @@ class Distinct:
     @property
     def num_distinct(self) -> int:
         return len(self.first_rows)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The groups that are asked, and the steps of deduplication that made them.
+
+    levels: by step ('exact', 'normalized', 'semantic'), from fine to coarse, the inverse index after that step: int64
+            ``[num_rows]``, -1 for a row that is not asked. The last step's groups are those of ``distinct``.
+    """
+
+    distinct: Distinct
+    levels: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class MergeExample:
+    """A row that inherits its answer, and what it does not share with the row that is asked.
+
+    origin:       the step of deduplication that joined them.
+    similarity:   cosine of their embeddings; None where that was not compared.
+    asked, merged: by column, for the columns that differ, the two JSON texts.
+    """
+
+    row: int
+    source_row: int
+    origin: str
+    similarity: float | None
+    asked: Mapping[str, str]
+    merged: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class DedupReport:
+    """What deduplication did.
+
+    mode:      'exact', 'normalized' or 'semantic'.
+    settings:  what the user chose, in words.
+    merged:    rows that inherit an answer, by the step that joined them to the row asked.
+    too_long:  rows that the embedder does not read to their end: they are not merged by meaning.
+    examples:  a few of the rows merged beyond exact equality, of the semantic ones the least similar.
+    """
+
+    mode: str
+    settings: Mapping[str, str]
+    merged: Mapping[str, int]
+    too_long: int = 0
+    examples: tuple[MergeExample, ...] = ()
 
 
 # --------------------------------------------------------------------------------------------- plan -> prompts
@@ -227,6 +275,7 @@ class EngineInfo:
     block_size:       tokens a KV block; prefixes are reused in whole blocks.
     prefix_caching:   False when the engine reuses nothing.
     eviction:         which block goes when the KV cache is full, one of ``kv.policy.POLICIES``.
+    fingerprint:      what else tells this model from others of its name, as far as known: weights, revision, precision.
     """
 
     model: str
@@ -235,6 +284,7 @@ class EngineInfo:
     block_size: int = 16
     prefix_caching: bool = True
     eviction: str = "lru"
+    fingerprint: str = ""
 
 
 # ---------------------------------------------------------------------------------------------------- results
@@ -255,13 +305,49 @@ class CacheForecast:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """Rows asked once more, in another way, and how many gave the same answer.
+
+    sample:     what was asked again and how.
+    population: rows that could have been drawn; num_asked of them were.
+    num_failed: gave no usable answer the second time: neither agree nor disagree.
+    low, high:  95% confidence interval of the share of equal answers (Wilson).
+    changed:    a few that differ: row, answer of the run, answer now.
+    """
+
+    sample: str
+    population: int
+    num_asked: int
+    num_agreed: int
+    num_failed: int
+    low: float
+    high: float
+    changed: tuple[tuple[int, Any, Any], ...] = ()
+
+    @property
+    def share(self) -> float | None:
+        compared = self.num_asked - self.num_failed
+        return self.num_agreed / compared if compared else None
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """How far answers depend on the order of fields and on merging; ``note`` says why it is incomplete, if so."""
+
+    seed: int
+    samples: tuple[Agreement, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class RunReport:
     """What a run did and what it saved. Rates are fractions, times are seconds.
 
     num_asked counts the distinct rows sent to the engine in this run; num_resumed those that a checkpoint already
-    held. ``measured_*`` are the engine's own counts over the rows asked (None: the engine does not report them or
-    nothing was sent). ``predicted`` and ``published`` are forecasts over the same rows, in the planned and in the
-    published field and row order. ``ceiling`` is the share of prompt tokens that any order of whole cells can reach.
+    held; num_cached those that the result cache held. ``measured_*`` are the engine's own counts over the rows asked
+    (None: the engine does not report them or nothing was sent). ``predicted`` and ``published`` are forecasts over the
+    same rows, in the planned and in the published field and row order. ``ceiling`` is the share of prompt tokens that
+    any order of whole cells can reach.
     """
 
     question: str
@@ -282,6 +368,9 @@ class RunReport:
     measured_cached_tokens: int | None = None
     output_tokens: int = 0
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    num_cached: int = 0
+    dedup: DedupReport | None = None
+    audit: AuditReport | None = None
 
     @property
     def measured_hit_rate(self) -> float | None:
@@ -319,13 +408,19 @@ class PlannedQuery:
 class QueryResult:
     """Answers in input order, one an input row, and what was done.
 
-    answers: the parsed value of each row; None where ``errors`` holds a reason.
-    errors:  one reason a failed row, None for the others.
+    answers:     the parsed value of each row; None where ``errors`` holds a reason.
+    errors:      one reason a failed row, None for the others.
+    source_rows: int64 ``[num_rows]``: the row whose answer this is, counted from 0; itself where it was asked, -1 where
+                 the row failed.
+    origins:     how each row came by its answer: 'asked', 'resumed' (from the checkpoint), 'cached' (from the result
+                 cache), inherited by 'exact', 'normalized' or 'semantic' deduplication, or 'failed'.
     """
 
     answers: list[Any]
     errors: list[str | None]
     report: RunReport
+    source_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    origins: list[str] = field(default_factory=list)
 
     @property
     def num_failed(self) -> int:

@@ -19,8 +19,8 @@ MAX_LINES = 500
 
 SHARED = {"records", "config", "native"}  # what every room may import
 # The front doors put rooms together; native.py finds the references of its loops in two rooms.
-FRONT = {"pipeline", "llm", "accessor", "cli", "cli_options", "bench", "plugin", "__init__"}
-FRONT |= {"planning", "planning_text", "planning_html"}
+FRONT = {"pipeline", "llm", "accessor", "cli", "cli_options", "cli_output", "bench", "plugin", "__init__"}
+FRONT |= {"grouping", "auditing", "planning", "planning_text", "planning_html"}
 EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv"}}
 MAY_IMPORT_VLLM = {"engine", "vllm_ext", "plugin"}
 

@@ -92,7 +92,8 @@ class EndpointEngine:
                 card = _choose_card(cards, self._model, self._address.shown)
                 vllm = _is_vllm(connection, self._address.root, card)
                 block_size = _block_size(connection, self._address.root) if vllm else None
-                self._server = _Server(_info(card, block_size), vllm)
+                info = replace(_info(card, block_size), fingerprint=f"server {self._address.shown}")
+                self._server = _Server(info, vllm)
         return self._server
 
     def _list_models(self, connection: Connection) -> list[Mapping[str, Any]] | None:

@@ -113,3 +113,14 @@ def _columns_hint(table_columns: Sequence[str]) -> str:
     shown = ", ".join(table_columns[:20])
     more = f", and {len(table_columns) - 20} more" if len(table_columns) > 20 else ""
     return f"Columns: {shown}{more}"
+
+
+def answer_room(decision: Decision) -> int:
+    """Tokens to keep free for the answer; constrained answers are short, and vLLM clips their bound itself."""
+    return decision.max_tokens if isinstance(decision, FreeText | JsonSchema) else _longest_label(decision)
+
+
+def _longest_label(decision: Choice | IntegerRange) -> int:
+    if isinstance(decision, Choice):
+        return max(len(label.encode()) for label in decision.labels)
+    return max(len(str(decision.low)), len(str(decision.high)))

@@ -18,12 +18,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vllm_relational.records import CacheForecast, RelationalError, RunReport
+from vllm_relational.results.report_facts import count, percent
 from vllm_relational.results.report_text import (
-    count,
     headline,
     is_dry_run,
     measured_forecast,
-    percent,
     ratio,
     saving,
     seconds,

@@ -5,30 +5,17 @@ The HTML report shows the same facts, so both always agree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from io import StringIO
 
 from rich.console import Console
 from rich.table import Table
 
 from vllm_relational.records import CacheForecast, RunReport
+from vllm_relational.results.report_facts import Cells, Section, count, percent
+from vllm_relational.results.report_merges import merge_sections
 
 WIDTH, LABEL_WIDTH = 100, 36
 QUESTION_CHARACTERS = 240
-
-Cells = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table of texts ready to show: its name, the column heads after the first column, and rows of cells.
-
-    ``heads`` is empty where a row is a label and its value.
-    """
-
-    name: str
-    heads: Cells
-    rows: list[Cells]
 
 
 def render_text(report: RunReport) -> str:
@@ -49,6 +36,7 @@ def sections(report: RunReport) -> list[Section]:
     return [
         Section("Prompts", ("prompt tokens", "computed", "hit rate"), prompt_rows(report)),
         Section("Rows", (), row_facts(report)),
+        *merge_sections(report),
         Section("Run", (), run_facts(report)),
     ]
 
@@ -139,6 +127,7 @@ def row_facts(report: RunReport) -> list[Cells]:
         ("distinct rows", f"{count(report.num_distinct)}{_saved_rows(report)}"),
         (asked, count(report.num_asked)),
         ("resumed from the checkpoint", count(report.num_resumed)),
+        *([("found in the result cache", count(report.num_cached))] if report.num_cached else []),
         ("failed", count(report.num_failed)),
     ]
     return facts + [(f"  {reason}", count(rows)) for reason, rows in report.failures.items()]
@@ -179,16 +168,6 @@ def ratio(factor: float) -> tuple[str, str]:
     if 0 < factor < 1:
         return f"{1 / factor:.2f}x", "more"
     return f"{factor:.2f}x", "fewer"
-
-
-def count(number: int) -> str:
-    """A whole number with thousands separators."""
-    return f"{number:,}"
-
-
-def percent(fraction: float) -> str:
-    """A fraction in percent, one decimal."""
-    return f"{100 * fraction:.1f}%"
 
 
 def seconds(spent: float) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +36,27 @@ def encode_columns(table: pa.Table, names: Sequence[str]) -> EncodedTable:
             ) from error
         values.append(texts)
     return EncodedTable(tuple(names), codes, tuple(values))
+
+
+def nulls_as_values(table: EncodedTable) -> EncodedTable:
+    """Give the null of each column a code of its own, with the JSON text null."""
+    codes, values = table.codes.copy(), list(table.values)
+    for column, row in enumerate(codes):
+        if (row == NULL_CODE).any():
+            row[row == NULL_CODE] = len(values[column])
+            values[column] = [*values[column], "null"]
+    return EncodedTable(table.names, codes, tuple(values))
+
+
+def fingerprint(table: EncodedTable) -> str:
+    """Digest of names, values and their places: equal for equal tables."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, codes, values in zip(table.names, table.codes, table.values, strict=True):
+        digest.update(repr((name, len(values))).encode())
+        digest.update(np.ascontiguousarray(codes).tobytes())
+        for value in values:
+            digest.update(value.encode("utf-8", "replace") + b"\n")
+    return digest.hexdigest()
 
 
 def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

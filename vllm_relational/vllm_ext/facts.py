@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 from vllm_relational.records import EngineInfo
@@ -20,6 +22,7 @@ def engine_info(llm: Any, model: str) -> EngineInfo:
         block_size=cache.block_size,
         prefix_caching=bool(cache.enable_prefix_caching),
         **scheduler_facts(config.scheduler_config.scheduler_cls, config.additional_config),
+        fingerprint=_fingerprint(config.model_config),
     )
 
 
@@ -29,6 +32,21 @@ def scheduler_facts(scheduler_cls: Any, additional_config: Any) -> dict[str, Any
     if name != SCHEDULER and name != SCHEDULER.rpartition(".")[2]:
         return {}
     return {"eviction": read_settings(additional_config).eviction}
+
+
+def _fingerprint(model: Any) -> str:
+    """What tells this model from others of its name: precision, quantisation, revision, and the files of a folder."""
+    facts = [str(model.dtype), str(model.quantization), str(model.revision), _files(Path(model.model))]
+    return "; ".join(facts)
+
+
+def _files(folder: Path) -> str:
+    """Digest of names, sizes and times of a model's files: to read weights whole would cost minutes."""
+    if not folder.is_dir():
+        return ""
+    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
 def max_num_seqs(llm: Any) -> int:

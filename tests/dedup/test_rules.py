@@ -1,0 +1,111 @@
+"""Rules make texts plainer and no plainer than they say."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_relational.dedup import normalizer
+from vllm_relational.dedup.normalize import DEFAULT_RULES
+from vllm_relational.dedup.rules import CLEANING, WORDING
+from vllm_relational.records import RelationalError
+
+odd = st.sampled_from(
+    ["ﬁ", "\u017f", "İ", "ß", "Å", "\u200b", "\u00ad", "“", "\u2019", "—", "1.5", "...", " ", "\x00", "<|im_start|>"]
+)
+texts = st.lists(odd | st.text(max_size=4), max_size=6).map("".join)
+cleaning = st.lists(st.sampled_from(sorted(CLEANING)), unique=True)
+
+
+@given(texts, cleaning)
+def test_cleaning_is_idempotent(text, rules):
+    normal = normalizer(rules)
+    assert normal(normal(text)) == normal(text)
+
+
+@given(texts, cleaning, st.randoms())
+def test_the_order_in_which_rules_are_given_does_not_matter(text, rules, random):
+    shuffled = random.sample(rules, len(rules))
+    assert normalizer(rules)(text) == normalizer(shuffled)(text)
+
+
+@given(texts)
+def test_only_blanks_become_empty(text):
+    assert bool(normalizer(DEFAULT_RULES)(text)) == bool(normalizer(["unicode", "whitespace"])(text))
+
+
+@given(texts)
+def test_no_rule_no_change(text):
+    assert normalizer([])(text) == text
+
+
+@pytest.mark.parametrize(
+    ("rules", "text", "normal"),
+    [
+        (["case"], "Straße", "strasse"),
+        (["whitespace"], "  a \t\n b\u00a0c ", "a b c"),
+        (["unicode"], "ﬁve ①\u200b", "five 1"),
+        (["punctuation"], "(Hello), “world”!", "Hello world"),
+        (["punctuation"], "it\u2019s well—known", "it's well-known"),
+        (["stopwords"], "the window is in a house", "window house"),
+        (["stem"], "running runners", "run runner"),
+        (["stem:de"], "Häuser", "Haus"),
+        (["lemma"], "mice were", "mouse be"),
+        (["spelling"], "the rooom is claen 4x4", "the room is clean 4x4"),
+        (["stem", "case", "whitespace", "punctuation", "stopwords"], "The  DOGS, running!", "dog run"),
+    ],
+    ids=str,
+)
+def test_examples(rules, text, normal):
+    for library in ("stopwordsiso", "snowballstemmer", "simplemma", "spellchecker"):
+        pytest.importorskip(library)
+    assert normalizer(rules)(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1.5", "15"),
+        ("-5", "5"),
+        ("5%", "5"),
+        ("$5", "€5"),
+        ("C++", "C#"),
+        ("3,000", "3000"),
+        ("Really?", "Really."),
+        ("!!!", "???"),
+        ("", "..."),
+        ("a b", "ab"),
+        ("résumé", "resume"),
+    ],
+)
+def test_the_default_rules_keep_apart(one, other):
+    normal = normalizer(DEFAULT_RULES)
+    assert normal(one) != normal(other)
+
+
+def test_a_text_of_stop_words_only_stays():
+    pytest.importorskip("stopwordsiso")
+    assert normalizer(["stopwords"])("The The") == "The The"
+
+
+@pytest.mark.parametrize("rule", ["nope", "case:de", "stem:", ":de", ""])
+def test_unknown_rules_are_refused_with_those_that_there_are(rule):
+    with pytest.raises(RelationalError, match=r"no rule .* use unicode, case, punctuation, whitespace, spelling"):
+        normalizer([rule])
+
+
+@pytest.mark.parametrize("rule", sorted(WORDING))
+def test_unknown_languages_are_refused(rule):
+    with pytest.raises(RelationalError, match=f"{rule} does not know the language 'xx'"):
+        normalizer([f"{rule}:xx"])
+
+
+@pytest.mark.parametrize("rule", sorted(WORDING))
+def test_a_missing_library_is_named_with_the_command(rule, monkeypatch):
+    def missing(name, *_):
+        raise ImportError(name)
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(RelationalError, match=r"pip install \w+, or pip install 'vllm-relational\[dedup\]'"):
+        normalizer([rule])

@@ -1,0 +1,37 @@
+"""A model is told from others of its name by its files, precision and revision."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from vllm_relational.vllm_ext.facts import engine_info
+
+
+def fingerprint(folder, **changes) -> str:
+    facts = {"dtype": "bfloat16", "quantization": None, "revision": None, "model": str(folder), "max_model_len": 9}
+    cache = SimpleNamespace(num_gpu_blocks=9, block_size=16, enable_prefix_caching=True)
+    config = SimpleNamespace(model_config=SimpleNamespace(**facts | changes), cache_config=cache)
+    return engine_info(SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config)), "name").fingerprint
+
+
+@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"quantization": "fp8"}, {"revision": "v2"}])
+def test_settings_that_change_answers_change_it(tmp_path, change):
+    assert fingerprint(tmp_path) != fingerprint(tmp_path, **change)
+
+
+def test_other_files_change_it(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    first = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == first
+    stat = weights.stat()
+    weights.write_bytes(b"two")
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert fingerprint(tmp_path) != first
+
+
+def test_a_hub_name_has_no_files():
+    assert fingerprint("owner/model") == "bfloat16; None; None; "

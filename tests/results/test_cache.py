@@ -1,0 +1,176 @@
+"""Answers outlive a run, are found only under the same conditions, and a bad file is refused and left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_relational.records import Prompt, RelationalError
+from vllm_relational.results.cache import KEYS_A_QUERY, AnswerCache, QueryCache, answer_key
+
+SETTINGS = {"model": "m", "fingerprint": "", "answer form": {"kind": "FreeText", "max_tokens": 64}}
+prompts = st.builds(
+    Prompt,
+    key=st.just(0),
+    token_ids=st.lists(st.integers(0, 2**40), max_size=3),
+    system=st.text(max_size=3),
+    user=st.text(max_size=3),
+)
+
+
+@given(prompts, prompts)
+def test_other_prompts_have_other_keys(one, other):
+    same = (list(one.token_ids), one.system, one.user) == (list(other.token_ids), other.system, other.user)
+    assert (answer_key(SETTINGS, one) == answer_key(SETTINGS, other)) == same
+
+
+@pytest.mark.parametrize("change", [{"model": "n"}, {"fingerprint": "x"}, {"answer form": {"kind": "FreeText"}}])
+def test_other_conditions_have_other_keys(change):
+    prompt = Prompt(0, [1, 2])
+    assert answer_key(SETTINGS, prompt) != answer_key(SETTINGS | change, prompt)
+
+
+def test_answers_are_there_when_the_file_is_opened_again(tmp_path):
+    answers = {bytes([number % 256, number // 256]) * 16: f"é{number}\x00'" for number in range(3 * KEYS_A_QUERY)}
+    cache = AnswerCache(tmp_path / "c.db")
+    for key, text in answers.items():
+        cache.add(key, text, "m")
+    cache.close()
+    again = AnswerCache(tmp_path / "c.db")
+    assert again.find([*answers, b"unknown"]) == answers
+    again.close()
+
+
+def test_a_query_finds_what_another_stored_and_asks_again_what_is_unusable(tmp_path):
+    asked = [Prompt(key, [key]) for key in range(4)]
+    cache = AnswerCache(tmp_path / "c.db")
+    first = QueryCache(cache, SETTINGS, "m")
+    assert first.find(asked, lambda text: True) == {}
+    first.add(1, "yes")
+    first.add(2, "perhaps")
+    second = QueryCache(cache, SETTINGS, "m")
+    assert second.find(asked, lambda text: text == "yes") == {1: "yes"}
+    second.add(2, "no")
+    second.add(1, "other")  # was found: nothing to store
+    assert QueryCache(cache, SETTINGS, "m").find(asked, lambda text: True) == {1: "yes", 2: "no"}
+    assert QueryCache(cache, SETTINGS | {"model": "n"}, "n").find(asked, lambda text: True) == {}
+    cache.close()
+
+
+def test_sizes_and_clearing(tmp_path):
+    cache = AnswerCache(tmp_path / "c.db")
+    for number, model in enumerate(["a", "a", "b"]):
+        cache.add(bytes([number]), "four", model)
+    assert cache.sizes() == [("a", 2, 8), ("b", 1, 4)]
+    assert cache.clear("a") == 2
+    assert cache.sizes() == [("b", 1, 4)]
+    assert cache.clear() == 1 and cache.sizes() == []
+    cache.close()
+
+
+# ------------------------------------------------------------------------------------------------------- bad files
+def other_database(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE answers (key, answer)")
+
+
+def other_version(path: Path) -> None:
+    AnswerCache(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+
+
+def damaged(path: Path) -> None:
+    cache = AnswerCache(path)
+    for number in range(2000):
+        cache.add(number.to_bytes(32, "little"), "x" * 50, "m")
+    cache.close()
+    whole = bytearray(path.read_bytes())
+    whole[4096 : len(whole) // 2] = b"\xff" * (len(whole) // 2 - 4096)
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.write_text("not a database " * 100), "delete it, or name another"),
+        (other_database, "not a result cache of this version"),
+        (other_version, "not a result cache of this version"),
+        (damaged, "delete it, or name another"),
+        (lambda path: path.mkdir(), "name another file"),
+    ],
+    ids=["text", "other database", "other version", "damaged", "folder"],
+)
+def test_a_bad_file_is_refused_and_left_alone(tmp_path, make, reason):
+    path = tmp_path / "c.db"
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(RelationalError, match=rf"c\.db.*{reason}"):
+        cache = AnswerCache(path)
+        cache.find([number.to_bytes(32, "little") for number in range(2000)])
+    assert before is None or path.read_bytes() == before
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(RelationalError, match="check the folder"):
+        AnswerCache(tmp_path / "none" / "c.db")
+
+
+def test_a_cache_that_cannot_be_written_warns_once_and_the_run_goes_on(tmp_path, recwarn):
+    cache = AnswerCache(tmp_path / "c.db")
+    cache._database.execute("PRAGMA query_only = ON")
+    cache.add(b"1", "x", "m")
+    cache.add(b"2", "y", "m")
+    assert len(recwarn) == 1 and "the run goes on without" in str(recwarn[0].message)
+    cache.close()
+
+
+# ----------------------------------------------------------------------------------------------------- processes
+WRITER = """
+import sys
+from pathlib import Path
+from vllm_relational.results.cache import AnswerCache
+cache = AnswerCache(Path(sys.argv[1]))
+for number in range(int(sys.argv[2]), int(sys.argv[3])):
+    cache.add(number.to_bytes(32, "little"), f"answer {number}", "m")
+    if number % 100 == 0:
+        print(number, flush=True)
+cache.close()
+"""
+
+
+def writer(path: Path, first: int, end: int) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(first), str(end)], stdout=subprocess.PIPE)
+
+
+def test_a_killed_writer_leaves_a_file_with_all_it_had_stored(tmp_path):
+    path = tmp_path / "c.db"
+    process = writer(path, 0, 10**9)
+    for line in process.stdout:
+        if int(line) >= 300:
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    cache = AnswerCache(path)
+    stored = cache.find(number.to_bytes(32, "little") for number in range(301))
+    assert sorted(stored.values()) == sorted(f"answer {number}" for number in range(301))
+    cache.add(b"more", "x", "m")
+    assert cache.find([b"more"]) == {b"more": "x"}
+    cache.close()
+
+
+def test_two_processes_make_and_write_one_file(tmp_path):
+    path = tmp_path / "c.db"
+    processes = [writer(path, 0, 500), writer(path, 500, 1000), writer(path, 250, 750)]
+    assert [process.communicate()[1] or process.returncode for process in processes] == [0, 0, 0]
+    cache = AnswerCache(path)
+    assert cache.sizes() == [("m", 1000, sum(len(f"answer {number}") for number in range(1000)))]
+    cache.close()

@@ -1,0 +1,94 @@
+"""Where the command line puts answers and reports, checked before anything is asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_relational.records import QueryResult, RelationalError, RunReport
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def check_result_place(data: pa.Table, output: Path | None, *columns: str) -> None:
+    """Before anything is asked: can the answers be added to the table and written?"""
+    from vllm_relational.table import check_output
+
+    for name in columns:
+        if name in data.column_names:
+            raise RelationalError(
+                f"the table has a column {name!r} already: choose another name with --answer-column or --error-column"
+            )
+    if len(set(columns)) < len(columns):
+        twice = next(name for name in columns if columns.count(name) > 1)
+        raise RelationalError(f"answers, reasons and their origin cannot share the column {twice!r}")
+    if output is not None:
+        check_output(output)
+
+
+def check_page(page: Path | None, library: str = "matplotlib") -> None:
+    """Before anything is asked or planned: can the page be drawn and written?"""
+    check_folder(page)
+    if page is not None and page.suffix.lower() != ".json" and importlib.util.find_spec(library) is None:
+        raise RelationalError(f"{page} is drawn with {library}: pip install 'vllm-relational[report]'")
+
+
+def check_folder(file: Path | None) -> None:
+    """Can the file be made there?"""
+    if file is None:
+        return
+    if file.is_dir():
+        raise RelationalError(f"cannot write {file}: it is a folder; name a file in it")
+    if not file.parent.is_dir():
+        raise RelationalError(f"cannot write {file}: the folder {file.parent} does not exist; mkdir -p {file.parent}")
+
+
+def with_answers(data: pa.Table, result: QueryResult, options: dict[str, Any], answer: str, error: str) -> pa.Table:
+    """The table with the columns for answers and reasons."""
+    import pyarrow as pa
+
+    values: list[Any] = result.answers
+    if options["schema"] is not None:
+        values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    kind = pa.int64() if options["range"] is not None else pa.string()
+    return data.append_column(answer, pa.array(values, kind)).append_column(error, pa.array(result.errors, pa.string()))
+
+
+def with_origins(answered: pa.Table, result: QueryResult, *names: str) -> pa.Table:
+    """names: none, or the columns for the row whose answer it is and for how it came."""
+    import pyarrow as pa
+
+    if not names:
+        return answered
+    sources = pa.array(result.source_rows, pa.int64(), mask=result.source_rows < 0)
+    columns = zip(names, (sources, pa.array(result.origins, pa.string())), strict=True)
+    for name, values in columns:
+        answered = answered.append_column(name, values)
+    return answered
+
+
+def write(answered: pa.Table, output: Path | None) -> None:
+    """The answered table into its file, or as JSON lines on standard output."""
+    from vllm_relational.table.write import write_json_lines, write_table
+
+    if output is None:
+        write_json_lines(answered)
+        sys.stdout.flush()
+    else:
+        write_table(answered, output)
+
+
+def write_report(report: RunReport, page: Path) -> None:
+    """As JSON where the file's name says so, else as a page."""
+    if page.suffix.lower() == ".json":
+        from vllm_relational.results.report_json import write_json
+
+        write_json(report, page)
+    else:
+        from vllm_relational.results.report_html import write_html
+
+        write_html(report, page)

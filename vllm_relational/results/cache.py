@@ -1,0 +1,168 @@
+"""Answers that outlive a run: one SQLite file, shared by runs, tables and processes.
+
+A key is a digest of the model, the decoding settings and the prompt itself, in published field order (what is asked in
+another order is still the same question; see ``answer_key``). Only answers that the decision admits are stored, never
+failures. Each is committed as it comes, in SQLite's write-ahead log: a killed process loses none, and two processes
+may write at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+import warnings
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vllm_relational.records import Prompt, RelationalError
+
+APPLICATION_ID = 0x764C5252  # "vLRR", in the header of the file
+FORMAT = 1
+WAIT_SECONDS = 30.0  # for another process's write
+KEYS_A_QUERY = 500  # SQLite's least limit of parameters is 999
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS answers (
+  key BLOB PRIMARY KEY, answer TEXT NOT NULL, model TEXT NOT NULL, created REAL NOT NULL
+) WITHOUT ROWID
+"""
+
+
+def answer_key(settings: Mapping[str, Any], prompt: Prompt) -> bytes:
+    """Digest of what an answer depends on: 32 bytes.
+
+    settings: model, decoding settings and what is asked of the order of fields; JSON values.
+    """
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=32)
+    digest.update(array("q", prompt.token_ids).tobytes())
+    for text in (prompt.system, prompt.user):
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.digest()
+
+
+class AnswerCache:
+    """An open cache file; made where there is none.
+
+    Raises ``RelationalError`` where the file is no cache of this version, damaged, or cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writes = True
+        with self._explained("open"):
+            self._database = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
+        try:
+            with self._explained("open"):
+                self._prepare()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Make the table in a new file; refuse a file of something else before anything in it is changed."""
+        self._database.execute("BEGIN IMMEDIATE")
+        (owner,), (version,) = (self._one(f"PRAGMA {name}") for name in ("application_id", "user_version"))
+        (num_tables,) = self._one("SELECT count(*) FROM sqlite_master")
+        if (owner, version) == (0, 0) and not num_tables:
+            self._database.execute(_TABLE)
+            self._database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._database.execute(f"PRAGMA user_version = {FORMAT}")
+        elif (owner, version) != (APPLICATION_ID, FORMAT):
+            self._database.execute("ROLLBACK")
+            raise RelationalError(f"{self.path} is not a result cache of this version: name another file with --cache")
+        self._database.execute("COMMIT")
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, not the file
+        self._one("SELECT count(*) FROM (SELECT key FROM answers LIMIT 1)")
+
+    def find(self, keys: Iterable[bytes]) -> dict[bytes, str]:
+        """The answers that are there."""
+        found: dict[bytes, str] = {}
+        with self._explained("read"):
+            for some in _batches(keys):
+                marks = ",".join("?" * len(some))
+                found.update(self._database.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", some))
+        return found
+
+    def add(self, key: bytes, answer: str, model: str) -> None:
+        """Store one answer. A cache that cannot be written any more warns once and lets the run go on."""
+        if not self._writes:
+            return
+        try:
+            row = (key, answer, model, time.time())
+            self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", row)
+        except sqlite3.Error as error:
+            self._writes = False
+            warnings.warn(f"cannot write the result cache {self.path}: {error}; the run goes on without", stacklevel=2)
+
+    def sizes(self) -> list[tuple[str, int, int]]:
+        """By model, the answers and the characters in them."""
+        with self._explained("read"):
+            sql = "SELECT model, count(*), sum(length(answer)) FROM answers GROUP BY model ORDER BY model"
+            return list(self._database.execute(sql))
+
+    def clear(self, model: str | None = None) -> int:
+        """Drop all answers, or those of one model, and shrink the file; returns how many were dropped."""
+        with self._explained("clear"):
+            where = ("", ()) if model is None else (" WHERE model = ?", (model,))
+            dropped = self._database.execute(f"DELETE FROM answers{where[0]}", where[1]).rowcount
+            self._database.execute("VACUUM")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return dropped
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self._database.close()
+
+    def _one(self, sql: str) -> Any:
+        return self._database.execute(sql).fetchone()
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise RelationalError(f"cannot {what} the result cache {self.path}: {_fix(error)}") from error
+
+
+class QueryCache:
+    """The cache file as one query sees it: answers by the row that is asked.
+
+    settings: see ``answer_key``; model: the name shown in the sizes of the file.
+    """
+
+    def __init__(self, file: AnswerCache, settings: Mapping[str, Any], model: str) -> None:
+        self._file, self._settings, self._model = file, settings, model
+        self._keys: dict[int, bytes] = {}
+
+    def find(self, prompts: Iterable[Prompt], usable: Callable[[str], bool]) -> dict[int, str]:
+        """Usable answers that are there, by ``Prompt.key``; remembers the keys of the others for ``add``."""
+        keys = {prompt.key: answer_key(self._settings, prompt) for prompt in prompts}
+        answers = self._file.find(set(keys.values()))
+        found = {row: answers[key] for row, key in keys.items() if key in answers and usable(answers[key])}
+        self._keys = {row: key for row, key in keys.items() if row not in found}
+        return found
+
+    def add(self, row: int, text: str) -> None:
+        """Store the answer to a row that was looked for and not found."""
+        if row in self._keys:
+            self._file.add(self._keys[row], text, self._model)
+
+
+def _fix(error: sqlite3.DatabaseError) -> str:
+    if isinstance(error, sqlite3.OperationalError):  # locked, no such folder, read-only, full
+        return f"{error}; check the folder and its rights, or name another file with --cache"
+    return f"{error}; the file is damaged or no cache: delete it, or name another with --cache"
+
+
+def _batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+    rest = iter(keys)
+    while some := list(islice(rest, KEYS_A_QUERY)):
+        yield some
