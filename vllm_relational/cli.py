@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_relational import cli_options
+from vllm_relational import cli_options, cli_retrieval
 from vllm_relational.config import DEFAULT_ORDER, DEFAULT_SYSTEM_PROMPT
 from vllm_relational.records import QueryResult, RelationalError, RunReport
 
@@ -117,6 +117,11 @@ def run(
     tokenizer: Tokenizer = None,
     engine_arg: EngineArg = None,
     verbose: Verbose = False,
+    retrieve: Annotated[
+        str | None, typer.Option(help="Column of questions: adds context_1 to context_k from --index first.")
+    ] = None,
+    index: Annotated[Path | None, typer.Option(help="With --retrieve: made with the command index.")] = None,
+    passages: Annotated[int, typer.Option("-k", help="With --retrieve: passages a question.")] = 5,
 ) -> int:
     """Ask one question of every row of TABLE."""
     data = cli_options.read_rows(table, limit)
@@ -126,6 +131,9 @@ def run(
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     _check_page(report)
+    _check_result_place(data, None if dry_run else output, answer_column, error_column)
+    if retrieve is not None or index is not None:
+        data = cli_retrieval.retrieved(data, prompt, retrieve, index, passages)
     if dry_run:
         return _finish(llm.plan(data, prompt, order=order, **options), report)
     _check_result_place(data, output, answer_column, error_column)
@@ -296,6 +304,10 @@ def serve(
     os.execv(command[0], command)
 
 
+_command(cli_retrieval.index)
+_command(cli_retrieval.retrieve)
+
+
 def _check_result_place(data: pa.Table, output: Path | None, *columns: str) -> None:
     """Before anything is asked: can the answers be added to the table and written?"""
     from vllm_relational.table import check_output
@@ -386,8 +398,7 @@ def _finish(report: RunReport, html: Path | None) -> int:
     return SOME_ROWS_FAILED if report.num_failed else OK
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+_say = cli_options.say
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,11 +130,20 @@ def make_llm(
     """The object that answers; its engine starts at the first question."""
     from vllm_relational.llm import RelationalLLM
 
-    # This process has threads by now: a forked engine could inherit a lock that nobody will release.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    prepare_processes()
     if base_url is not None:
         return RelationalLLM(model, base_url=base_url, tokenizer=tokenizer, concurrency=concurrency, **arguments)
     return RelationalLLM(model, tokenizer=tokenizer, quiet=not verbose, **arguments)
+
+
+def prepare_processes() -> None:
+    """Before any engine: this process has threads, and a forked engine could inherit a lock that stays locked."""
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; standard output is for answers."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _json_or_text(value: str) -> Any:
