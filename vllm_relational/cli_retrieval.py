@@ -30,7 +30,7 @@ def index(
         str, typer.Option(help="Embedding model, folder or hub name; vllm:NAME runs it in vLLM instead.")
     ],
     search: Annotated[
-        str, typer.Option(help="exact: every passage; approximate: a graph, for a million passages or so.")
+        str, typer.Option(help="exact: every passage; approximate: nearest clusters, for a million passages or so.")
     ] = "exact",
 ) -> int:
     """Embed the texts of one COLUMN of TABLE and keep them for retrieval."""

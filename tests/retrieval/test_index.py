@@ -12,6 +12,7 @@ pytest.importorskip("faiss", reason="pip install 'vllm-relational[rag]'")
 from vllm_relational.embed import embed_texts
 from vllm_relational.records import RelationalError
 from vllm_relational.retrieval import TextIndex, build_index, read_sidecar
+from vllm_relational.retrieval.index import LEAST_PROBES
 
 TEXTS = [
     "The river Rhine rises in Switzerland.",
@@ -53,17 +54,33 @@ def test_texts_are_embedded_once_and_questions_too(table, path):
     assert found.ids[0].tolist() == found.ids[2].tolist()
 
 
-@pytest.mark.parametrize("search", ["exact", "approximate"])
-def test_search_finds_what_a_full_comparison_finds(path, search):
-    texts = [f"entry {number} about {chr(97 + number % 26) * 5} and {number * 7919}" for number in range(300)]
-    embedder = HashedTrigrams(256)
-    index = build_index(pa.table({"text": texts}), "text", embedder, path, search=search)
+def many_texts(count: int) -> list[str]:
+    return [f"entry {number} about {chr(97 + number % 26) * 5} and {number * 7919}" for number in range(count)]
+
+
+@pytest.mark.parametrize(("search", "count"), [("exact", 300), ("approximate", 300), ("approximate", 5)])
+def test_search_finds_what_a_full_comparison_finds(path, search, count):
+    """So few clusters are all looked into."""
+    texts, embedder = many_texts(count), HashedTrigrams(256)
+    build_index(pa.table({"text": texts}), "text", embedder, path, search=search)
     questions = texts[::7]
-    found = index.retrieve(questions, 5)
+    found = TextIndex.load(path, pa.table({"text": texts}), embedder).retrieve(questions, 5)
     cosines = embed_texts(embedder, questions) @ embed_texts(embedder, texts).T
     best = -np.sort(-cosines, axis=1)[:, :5]
     assert found.scores == pytest.approx(best, abs=1e-4)
     assert np.take_along_axis(cosines, found.ids, 1) == pytest.approx(found.scores, abs=1e-4)
+
+
+def test_approximate_search_finds_most_and_always_k(path):
+    texts, embedder = many_texts(3000), HashedTrigrams(64)
+    table = pa.table({"text": texts})
+    approximate = build_index(table, "text", embedder, path, search="approximate")
+    exact = build_index(table, "text", embedder, path.with_name("exact"))
+    assert approximate._index.nlist > 2 * LEAST_PROBES
+    near, best = (index.retrieve(texts[::10], 5).scores for index in (approximate, exact))
+    assert (near >= best - 1e-4).mean() > 0.9
+    everything = approximate.retrieve(texts[:3], 3000)
+    assert np.sort(everything.ids, axis=1).tolist() == [list(range(3000))] * 3
 
 
 def test_a_loaded_index_finds_the_same(table, path):

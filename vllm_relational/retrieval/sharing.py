@@ -8,8 +8,8 @@ characters is what the prompts have to compute, so the smaller the better. Two s
 
 1. greedy, as GGR orders cells (arXiv 2403.05821 v2, Algorithm 1): the passage of the greatest hit count, squared length
    times (rows - 1), comes first in its rows, which go on without it; then the other rows;
-2. regraft: each row is taken out and put back along the existing path that holds the most of its characters, until no
-   row moves.
+2. regraft: each row is taken out and put back along the existing path that holds the most of its characters, until
+   hardly any moves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from collections import defaultdict
 
 import numpy as np
 
-# Of regrafting; on SQuAD the first does 15 times the work of all others.
+# Regrafting ends with a round that moves fewer rows than 1 in so many; on SQuAD the rounds move 1140, 88, 5 and 1 rows.
+FEW_MOVES = 1000
 MOST_ROUNDS = 4
 
 
@@ -100,7 +101,8 @@ class _Tree:
     def regraft(self) -> np.ndarray:
         """Step 2: int64 ``[n, k]``, the rows in their new order."""
         for _ in range(MOST_ROUNDS):
-            if not sum([self._move(number) for number in range(len(self._rows))]):
+            moves = sum([self._move(number) for number in range(len(self._rows))])
+            if moves * FEW_MOVES < len(self._rows) or not moves:
                 break
         return np.array(self._rows, np.int64)
 
