@@ -15,6 +15,7 @@ pytest.importorskip("faiss", reason="pip install 'vllm-relational[rag]'")
 
 from vllm_relational import RelationalLLM, cli_options, embed
 from vllm_relational.cli import app
+from vllm_relational.engine import vllm_embedder
 
 TEXTS = ["red apples grow", "green cars drive", "blue birds sing"]
 PROMPT = "Answer {question} from {context_1} and {context_2}"
@@ -110,6 +111,35 @@ def test_index_says_what_is_wrong(folder):
     assert "use one of exact, approximate" in error_of(
         "index", table, "text", "-o", out, "--embedder", "M", "--search", "fuzzy"
     )
+
+
+def test_the_index_names_the_whole_path_of_a_model_folder(folder, monkeypatch):
+    monkeypatch.setattr(embed, "load_embedder", lambda name: HashedTrigrams(name=name))
+    (folder / "model").mkdir()
+    monkeypatch.chdir(folder)
+    assert call("index", "passages.parquet", "text", "-o", "x.index", "--embedder", "model").exit_code == 0
+    facts = json.loads((folder / "x.index.json").read_text())
+    assert facts["embedder"] == str(folder / "model") and facts["source"] == "passages.parquet"
+
+
+def test_an_embedding_engine_is_stopped_before_anything_else_starts(folder, monkeypatch):
+    class Engine(HashedTrigrams):
+        closed = 0
+
+        def __init__(self, model):
+            super().__init__(256, name=f"vllm:{model}")
+
+        def close(self):
+            Engine.closed += 1
+
+    monkeypatch.setattr(vllm_embedder, "VllmEmbedder", Engine)
+    table = folder / "passages.parquet"
+    assert call("index", table, "text", "-o", folder / "p.index", "--embedder", "vllm:M").exit_code == 0
+    assert Engine.closed == 1
+    assert call(*retrieve(folder, "-k", 1)).exit_code == 0  # by the name in the sidecar
+    assert Engine.closed == 2
+    error_of(*retrieve(folder, "-k", 9))
+    assert Engine.closed == 3
 
 
 # -------------------------------------------------------------------------------------------------- run --retrieve
