@@ -34,7 +34,7 @@ def test_planned_passages_are_served_from_the_cache_as_predicted(
         assert report.measured_cached_tokens == report.predicted.hit_tokens
         rates[ordered] = report.measured_hit_rate
 
-    assert rates[False] > rates[True] + 0.05
+    assert rates[False] > rates[True] + 0.03
 
 
 def test_vllm_embeds_as_sentence_transformers_does() -> None:
