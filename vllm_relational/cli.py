@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_relational import cli_options, cli_output
+from vllm_relational import cli_options, cli_output, cli_retrieval
 from vllm_relational.config import DEFAULT_EMBEDDER, DEFAULT_ORDER, DEFAULT_SIMILARITY, DEFAULT_SYSTEM_PROMPT
 from vllm_relational.records import QueryResult, RelationalError, RunReport
 
@@ -155,6 +155,11 @@ def run(
     tokenizer: Tokenizer = None,
     engine_arg: EngineArg = None,
     verbose: Verbose = False,
+    retrieve: Annotated[
+        str | None, typer.Option(help="Column of questions: adds context_1 to context_k from --index first.")
+    ] = None,
+    index: Annotated[Path | None, typer.Option(help="With --retrieve: made with the command index.")] = None,
+    passages: Annotated[int, typer.Option("-k", help="With --retrieve: passages a question.")] = 5,
 ) -> int:
     """Ask one question of every row of TABLE."""
     data = cli_options.read_rows(table, limit)
@@ -166,13 +171,15 @@ def run(
     scheduler = cli_options.scheduler_settings(eviction, token_exact)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments, scheduler)
     cli_output.check_page(report)
+    explained = (explain_dedup, f"{explain_dedup}_how") if explain_dedup is not None else ()
+    cli_output.check_result_place(data, None if dry_run else output, answer_column, error_column, *explained)
+    if capacity is not None and not dry_run:
+        raise RelationalError("--capacity is for --dry-run: a running engine has a KV cache of its own size")
+    if retrieve is not None or index is not None:
+        data = cli_retrieval.retrieved(data, prompt, retrieve, index, passages)
     if dry_run:
         info = cli_options.with_capacity(llm.expected_engine(), capacity)
         return _finish(llm.plan(data, prompt, info, order=order, **options), report)
-    if capacity is not None:
-        raise RelationalError("--capacity is for --dry-run: a running engine has a KV cache of its own size")
-    explained = (explain_dedup, f"{explain_dedup}_how") if explain_dedup is not None else ()
-    cli_output.check_result_place(data, output, answer_column, error_column, *explained)
     checkpoint = checkpoint or _default_checkpoint(output)
     if resume and output is not None and output.exists() and checkpoint is not None and not checkpoint.exists():
         _say(f"nothing to resume: {output} is complete; to ask again, run without --resume")
@@ -364,6 +371,10 @@ def serve(
     os.execv(command[0], command)
 
 
+_command(cli_retrieval.index)
+_command(cli_retrieval.retrieve)
+
+
 def _default_checkpoint(output: Path | None) -> Path | None:
     return output.with_name(f"{output.name}.checkpoint.jsonl") if output is not None else None
 
@@ -401,8 +412,7 @@ def _finish(report: RunReport, page: Path | None) -> int:
     return SOME_ROWS_FAILED if report.num_failed else OK
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+_say = cli_options.say
 
 
 def main() -> None:

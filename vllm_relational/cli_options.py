@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,8 +153,7 @@ def make_llm(
     """The object that answers; its engine starts at the first question. scheduler: None or {} for vLLM's own."""
     from vllm_relational.llm import RelationalLLM
 
-    # This process has threads by now: a forked engine could inherit a lock that nobody will release.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    prepare_processes()
     if base_url is not None:
         arguments = {**arguments, "concurrency": concurrency}
     else:
@@ -179,6 +179,16 @@ def scheduler_settings(
     given = {"eviction": eviction, "order": order, "deep_queue": deep_queue, "max_age_s": max_age_s}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return {**settings, "token_exact": True} if token_exact else settings
+
+
+def prepare_processes() -> None:
+    """Before any engine: this process has threads, and a forked engine could inherit a lock that stays locked."""
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; standard output is for answers."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _json_or_text(value: str) -> Any:

@@ -20,8 +20,10 @@ MAX_LINES = 500
 SHARED = {"records", "config", "native"}  # what every room may import
 # The front doors put rooms together; native.py finds the references of its loops in two rooms.
 FRONT = {"pipeline", "llm", "accessor", "cli", "cli_options", "cli_output", "bench", "plugin", "__init__"}
-FRONT |= {"grouping", "auditing", "planning", "planning_text", "planning_html"}
+FRONT |= {"grouping", "auditing", "planning", "planning_text", "planning_html", "cli_retrieval"}
 EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv"}}
+EXTRA |= {"retrieval": {"embed"}}
+HEAVY = {"torch", "vllm", "transformers", "polars", "duckdb", "matplotlib", "plotly", "faiss", "sentence_transformers"}
 MAY_IMPORT_VLLM = {"engine", "vllm_ext", "plugin"}
 
 
@@ -88,4 +90,4 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize("statement", ["import vllm_relational", "import vllm_relational.cli"])
 def test_importing_the_package_loads_no_heavy_library(statement):
-    assert not loaded_by(statement) & {"torch", "vllm", "transformers", "polars", "duckdb", "matplotlib", "plotly"}
+    assert not loaded_by(statement) & HEAVY

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
-import multiprocessing
-import os
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,13 +12,19 @@ from typing import Any
 from vllm_relational.engine.base import PromptForm
 from vllm_relational.engine.decisions import DecisionPlan, plan_decision
 from vllm_relational.engine.interrupts import starting_engine
+from vllm_relational.engine.starting import (
+    CPU_BLOCK_SIZE,
+    cpu_defaults,
+    first_line,
+    import_vllm,
+    prepare_environment,
+    refuse_second_run_of_script,
+    start_message,
+)
 from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, RelationalError
 
 # Requests waiting inside vLLM beyond those it runs: enough that its scheduler never starves between two feeds.
 QUEUE_FACTOR = 2
-KV_CACHE_GIB_ON_CPU = 4
-CPU_BLOCK_SIZE = 32
-_GUARD_HINT = "put the code that asks under: if __name__ == '__main__':"
 DEFAULTS = {
     "enable_prefix_caching": True,
     # Compact JSON: a model left free to indent spends a fifth of its tokens on white space, or all of them.
@@ -59,15 +61,15 @@ class VllmEngine:
             return self._info or self._start()
 
     def _start(self) -> EngineInfo:
-        _refuse_second_run_of_script()
+        refuse_second_run_of_script()
         self._prepare_environment()
-        vllm = _import_vllm()
+        vllm = import_vllm()
         from vllm_relational.vllm_ext.facts import engine_info, is_cpu
         from vllm_relational.vllm_ext.liveness import watch_engine
         from vllm_relational.vllm_ext.orphans import owning_children
         from vllm_relational.vllm_ext.settings import read_settings
 
-        defaults = _cpu_defaults() if is_cpu() else {}
+        defaults = cpu_defaults() if is_cpu() else {}
         arguments = {**DEFAULTS, **defaults, **self._args}
         read_settings(arguments.get("additional_config"))  # vLLM would hide the reason in its engine process
         try:
@@ -77,7 +79,7 @@ class VllmEngine:
             self.close()
             raise
         except Exception as error:  # vLLM raises ValueError, RuntimeError, OSError, pydantic errors and its own
-            raise RelationalError(_start_message(self.model, error)) from error
+            raise RelationalError(start_message(self.model, error)) from error
         watch_engine(self._llm)
         self._info = engine_info(self._llm, self.model)
         return self._info
@@ -125,19 +127,9 @@ class VllmEngine:
         self._dead = False
 
     def _prepare_environment(self) -> None:
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for answers
+        prepare_environment(self._quiet)
         if self._quiet:
-            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-            os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
-            logging.getLogger("vllm").setLevel(logging.ERROR)
             self._args.setdefault("use_tqdm_on_load", False)
-        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(_cpu_cache_gib())
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) <= 4:  # vLLM's automatic binding keeps a core back, half of such a machine
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
 
 
 class _Session:
@@ -188,7 +180,7 @@ class _Session:
         try:
             (internal,) = self._llm.enqueue([{"prompt_token_ids": prompt.token_ids}], self._plan.params, use_tqdm=False)
         except (VLLMClientError, ValueError, TypeError) as error:
-            return Completion(prompt.key, None, error=_first_line(error), prompt_tokens=len(prompt.token_ids))
+            return Completion(prompt.key, None, error=first_line(error), prompt_tokens=len(prompt.token_ids))
         self._in_flight[external_id(internal)] = (prompt, internal)
         return None
 
@@ -220,26 +212,6 @@ class _Session:
         self._in_flight.clear()
 
 
-def _import_vllm() -> Any:
-    try:
-        import vllm
-    except ImportError as error:
-        raise RelationalError(
-            "vLLM is not installed: pip install 'vllm-relational[cuda]' (NVIDIA GPU) or 'vllm-relational[cpu]', "
-            f"or use a server with --base-url ({_first_line(error)})"
-        ) from error
-    from vllm_relational.vllm_ext.version import check_version
-
-    check_version(vllm.__version__)
-    return vllm
-
-
-def _refuse_second_run_of_script() -> None:
-    """vLLM starts its engine by running the user's script again up to its main guard: without one, no end."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SystemExit(f"error: {_GUARD_HINT}")
-
-
 def _is_cpu_build() -> bool:
     try:
         importlib.metadata.distribution("vllm-cpu")
@@ -255,33 +227,3 @@ def _positions(model: str) -> int | None:
     except (OSError, ValueError, AttributeError):
         return None
     return positions if isinstance(positions, int) else None
-
-
-def _cpu_defaults() -> dict[str, Any]:
-    # Measured with a 0.5B model on two cores: compiling takes 50 s more to start and is not faster; blocks of 32, the
-    # smallest that vLLM's CPU attention takes, are as fast as its default of 128 and share more of a prefix.
-    dtype = "bfloat16" if _has_bfloat16_matmul() else "float32"
-    return {"dtype": dtype, "enforce_eager": True, "block_size": CPU_BLOCK_SIZE}
-
-
-def _has_bfloat16_matmul() -> bool:
-    try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
-
-def _cpu_cache_gib() -> int:
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return max(1, min(KV_CACHE_GIB_ON_CPU, int(memory_gib / 4)))
-
-
-def _start_message(model: str, error: Exception) -> str:
-    reason = _first_line(error)
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    hint = f"; in a script, {_GUARD_HINT}" if script and "core initialization" in reason else ""
-    return f"vLLM could not start with the model {model}: {reason} (details: --verbose, or quiet=False){hint}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
