@@ -171,12 +171,14 @@ def run(
     scheduler = cli_options.scheduler_settings(eviction, token_exact)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments, scheduler)
     cli_output.check_page(report)
-    explained = (explain_dedup, f"{explain_dedup}_how") if explain_dedup is not None else ()
-    cli_output.check_result_place(data, None if dry_run else output, answer_column, error_column, *explained)
+    origins = (explain_dedup, f"{explain_dedup}_how") if explain_dedup is not None else ()
+    new_columns = [answer_column, error_column, *origins]
+    cli_output.check_result_place(data, None if dry_run else output, *new_columns)
     if capacity is not None and not dry_run:
         raise RelationalError("--capacity is for --dry-run: a running engine has a KV cache of its own size")
     if retrieve is not None or index is not None:
         data = cli_retrieval.retrieved(data, prompt, retrieve, index, passages)
+        cli_output.check_result_place(data, None, *new_columns)
     if dry_run:
         info = cli_options.with_capacity(llm.expected_engine(), capacity)
         return _finish(llm.plan(data, prompt, info, order=order, **options), report)
@@ -199,7 +201,7 @@ def run(
             **options,
         )
         answered = cli_output.with_answers(data, result, options, answer_column, error_column)
-        cli_output.write(cli_output.with_origins(answered, result, *explained), output)
+        cli_output.write(cli_output.with_origins(answered, result, *origins), output)
         _settle_checkpoint(checkpoint, output, result)
         return _finish(result.report, report)
     except KeyboardInterrupt:

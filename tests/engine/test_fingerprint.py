@@ -13,7 +13,12 @@ from vllm_relational.vllm_ext.facts import engine_info
 def fingerprint(folder, **changes) -> str:
     facts = {"dtype": "bfloat16", "quantization": None, "revision": None, "model": str(folder), "max_model_len": 9}
     cache = SimpleNamespace(num_gpu_blocks=9, block_size=16, enable_prefix_caching=True)
-    config = SimpleNamespace(model_config=SimpleNamespace(**facts | changes), cache_config=cache)
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(**facts | changes),
+        cache_config=cache,
+        scheduler_config=SimpleNamespace(scheduler_cls=None),
+        additional_config={},
+    )
     return engine_info(SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config)), "name").fingerprint
 
 

@@ -188,7 +188,7 @@ def test_a_missing_library_is_named_with_the_command(table, path, monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RelationalError, match=r"pip install 'vllm-relational\[rag\]'"):
+    with pytest.raises(RelationalError, match=r"pip install 'vllm-relational\[semantic\]'"):
         build_index(table, "text", HashedTrigrams(), path)
 
 
