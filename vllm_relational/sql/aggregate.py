@@ -38,8 +38,7 @@ def reduce_groups(
     template = question.template
     while left:
         parts = _parts(llm, left, name, template, options)
-        table = pa.table({name: pa.array([part for _, part in parts], pa.list_(pa.string()))})
-        result = llm.run(table, template, **options)
+        result = llm.run(_table(name, parts), template, **options)
         reports.append(result.report)
         sizes = {group: len(values) for group, values in left.items()}
         left = _next_round(parts, result.answers, result.errors, answers, errors)
@@ -48,6 +47,17 @@ def reduce_groups(
             del left[group]
         template = COMBINE + question.template
     return answers, errors
+
+
+def first_parts(llm: Any, records: pa.Table, question: Question, options: dict[str, Any]) -> pa.Table:
+    """The records that the first round asks about."""
+    name = records.column_names[0]
+    parts = _parts(llm, dict(enumerate(records.column(0).to_pylist())), name, question.template, options)
+    return _table(name, parts)
+
+
+def _table(name: str, parts: Sequence[tuple[int, list[str]]]) -> pa.Table:
+    return pa.table({name: pa.array([part for _, part in parts], pa.list_(pa.string()))})
 
 
 def _next_round(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.records import RelationalError
-from vllm_relational.sql.execute import Execution, execute
+from vllm_relational.sql.execute import Execution, Job, execute
 from vllm_relational.sql.operator import Asks, Settings
 from vllm_relational.sql.parse import DIALECT, Statement, parse, statements
 from vllm_relational.sql.store import DATABASE, Store
@@ -99,7 +99,7 @@ class Connection:
         if match := _EXPLAIN.match(text):
             plan = self._explained(text[match.end() :])
             return Result(self.duckdb.from_arrow(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]})))
-        self.last_run = execute(self.duckdb, self._store, self._llm, self.settings, text)
+        self.last_run = execute(self._job(text))
         rows = self.last_run.rows
         return Result(self.duckdb.from_arrow(rows)) if rows is not None else None
 
@@ -108,10 +108,19 @@ class Connection:
         self._register_frames(query, sys._getframe(1))
         return self._explained(query)
 
+    def _job(self, text: str) -> Job:
+        return Job(self.duckdb, self._store, self._llm, self.settings, text)
+
     def _explained(self, query: str) -> str:
         from vllm_relational.sql.explain import explain
 
-        return explain(self.duckdb, self._store, self._llm, self.settings, query)
+        return explain(self._job(query))
+
+    def report(self) -> str:
+        """What the last statement with LLM functions asked, predicted against measured; '' before the first."""
+        from vllm_relational.sql.explain_text import render_run
+
+        return render_run(self.last_run, self.settings) if self.last_run is not None else ""
 
     def errors(self) -> Any:
         """The rows that failed, as a DataFrame: operator, inputs, reason. In SQL: the table ``llm_errors``."""

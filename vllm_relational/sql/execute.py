@@ -8,14 +8,54 @@ import duckdb
 import pyarrow as pa
 from sqlglot import exp
 
-from vllm_relational.sql.blocks import KEY, Site, sql_of
+from vllm_relational.records import RelationalError
+from vllm_relational.sql.blocks import KEY, Aggregates, Site, sql_of
 from vllm_relational.sql.normalise import normalise
 from vllm_relational.sql.operator import Asks, Operator, Settings
 from vllm_relational.sql.parse import engine_error, error_here, parse
-from vllm_relational.sql.planner import Planner
+from vllm_relational.sql.passes.prune import drop_unread
+from vllm_relational.sql.passes.pushdown import push_conditions
+from vllm_relational.sql.planner import Planner, aggregate_names
 from vllm_relational.sql.store import Store
 
 COUNT = "__count"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One statement and what it runs on. ``connection``: the user's; ``sql``: as written."""
+
+    connection: duckdb.DuckDBPyConnection
+    store: Store
+    llm: Asks
+    settings: Settings
+    sql: str
+
+    def planner(self) -> Planner:
+        """A planner for the statement, with no operator yet."""
+        model = self.llm.expected_engine().model
+        return Planner(self.connection, self.store, self.settings, self.sql, model)
+
+    def fetch(self, text: str) -> pa.Table:
+        """The rows of a query that this package wrote."""
+        try:
+            return self.connection.sql(text).to_arrow_table()
+        except duckdb.Error as error:
+            raise engine_error(self.sql, error) from error
+
+    def count(self, query: exp.Select) -> int:
+        """How many rows a query has."""
+        return int(self.fetch(f"SELECT count(*) AS n FROM ({sql_of(query)})")["n"][0].as_py())
+
+    def distinct_inputs(self, operator: Operator, query: exp.Select) -> pa.Table:
+        """The inputs that differ, in the order of their keys, so that prompts do not change from run to run."""
+        arguments = [name for name in query.named_selects if name != KEY]
+        firsts = "".join(f"first({name}) AS {name}, " for name in arguments)
+        text = f"SELECT {KEY}, {firsts}count(*) AS {COUNT} FROM ({sql_of(query)}) GROUP BY {KEY} ORDER BY {KEY}"
+        inputs = self.fetch(text)
+        operator.rows_in += sum(inputs[COUNT].to_pylist())
+        operator.distinct += inputs.num_rows
+        return inputs.drop_columns([COUNT])
 
 
 @dataclass
@@ -24,11 +64,13 @@ class Execution:
 
     rows:      the result; None for a statement without one.
     rewritten: the SQL that DuckDB finished with.
+    notes:     what the optimiser did to the statement as a whole.
     """
 
     operators: list[Operator] = field(default_factory=list)
     rows: pa.Table | None = None
     rewritten: str = ""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def asked(self) -> int:
@@ -36,31 +78,41 @@ class Execution:
         return sum(report.num_asked for operator in self.operators for report in operator.reports)
 
 
-def execute(connection: duckdb.DuckDBPyConnection, store: Store, llm: Asks, settings: Settings, sql: str) -> Execution:
+def execute(job: Job) -> Execution:
     """Run one statement with LLM functions; raises ``SQLError`` before anything is asked when it is wrong."""
-    tree = prepared(sql)
-    model = llm.expected_engine().model
-    rehearsal = Planner(connection, store, settings, sql, model)
-    _bind(connection, rehearse(rehearsal, tree), sql)
-    store.forget_failures(operator.table for operator in rehearsal.operators)
-    planner = Planner(connection, store, settings, sql, model)
-    planner.plan(tree, _asker(connection, store, llm, sql))
+    tree, notes = prepared(job)
+    rehearsal = job.planner()
+    bind(job, rehearse(rehearsal, tree))
+    job.store.forget_failures(operator.table for operator in rehearsal.operators)
+
+    def settle(operator: Operator, query: exp.Select, site: Site) -> None:
+        operator.ask(job.llm, job.store, job.distinct_inputs(operator, query))
+
+    planner = job.planner()
+    planner.plan(tree, settle)
     text = sql_of(tree)
     try:
-        relation = connection.sql(text)
+        relation = job.connection.sql(text)
         rows = relation.to_arrow_table() if relation is not None else None
     except duckdb.Error as error:
-        raise engine_error(sql, error) from error
-    return Execution(planner.operators, rows, text)
+        raise engine_error(job.sql, error) from error
+    return Execution(planner.operators, rows, text, notes)
 
 
-def prepared(sql: str) -> exp.Expr:
-    """The normalised tree of a statement that may hold calls."""
-    tree = parse(sql)
+def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
+    """The normalised tree of a statement, rewritten where that saves questions, and what was rewritten.
+
+    Rewrites go by names as written; where a name means something else in its new place, the statement stays as it is.
+    """
+    tree = parse(job.sql)
     if not _may_ask(tree):
-        raise error_here(sql, tree, "LLM functions may stand in SELECT, CREATE TABLE AS and INSERT ... SELECT only")
-    normalise(tree, sql)
-    return tree
+        raise error_here(job.sql, tree, "LLM functions may stand in SELECT, CREATE TABLE AS and INSERT ... SELECT only")
+    normalise(tree, job.sql)
+    if not job.settings.optimize:
+        return tree, []
+    rewritten = tree.copy()
+    notes = [*drop_unread(rewritten), *push_conditions(rewritten, Aggregates(aggregate_names(job.connection)))]
+    return (rewritten, notes) if notes and _binds(job, rewritten) else (tree, [])
 
 
 def _may_ask(tree: exp.Expr) -> bool:
@@ -78,30 +130,17 @@ def rehearse(planner: Planner, tree: exp.Expr) -> exp.Expr:
     return copy
 
 
-def _bind(connection: duckdb.DuckDBPyConnection, tree: exp.Expr, sql: str) -> None:
+def bind(job: Job, tree: exp.Expr) -> None:
+    """Let DuckDB check a statement without running it; raises ``SQLError``."""
     try:
-        connection.execute(f"EXPLAIN {sql_of(tree)}").fetchall()
+        job.connection.execute(f"EXPLAIN {sql_of(tree)}").fetchall()
     except duckdb.Error as error:
-        raise engine_error(sql, error) from error
+        raise engine_error(job.sql, error) from error
 
 
-def _asker(connection: duckdb.DuckDBPyConnection, store: Store, llm: Asks, sql: str):  # type: ignore[no-untyped-def]
-    def settle(operator: Operator, query: exp.Select, site: Site) -> None:
-        inputs = distinct_inputs(connection, operator, query, sql)
-        operator.ask(llm, store, inputs)
-
-    return settle
-
-
-def distinct_inputs(connection: duckdb.DuckDBPyConnection, operator: Operator, query: exp.Select, sql: str) -> pa.Table:
-    """The inputs that differ, in the order of their keys, so that prompts do not change from run to run."""
-    arguments = [name for name in query.named_selects if name != KEY]
-    firsts = ", ".join(f"first({name}) AS {name}" for name in arguments)
-    text = f"SELECT {KEY}, {firsts}, count(*) AS {COUNT} FROM ({sql_of(query)}) GROUP BY {KEY} ORDER BY {KEY}"
+def _binds(job: Job, tree: exp.Expr) -> bool:
     try:
-        inputs = connection.sql(text).to_arrow_table()
-    except duckdb.Error as error:
-        raise engine_error(sql, error) from error
-    operator.rows_in += sum(inputs[COUNT].to_pylist())
-    operator.distinct += inputs.num_rows
-    return inputs.drop_columns([COUNT])
+        bind(job, rehearse(job.planner(), tree))
+    except RelationalError:
+        return False
+    return True

@@ -212,6 +212,7 @@ def _fresh(name: str, taken: Sequence[str]) -> str:
 def canonical_template(function: str, prompt: str, arguments: Sequence[Argument]) -> str:
     """The template for ``RelationalLLM.run``: every name in braces becomes a field's; without names all are sent.
 
+    A name is that of a column, with its table or without, the SQL of an expression, or the number of the argument.
     Raises ``RelationalError`` on a name that no argument has, with close matches.
     """
     fields = field_names(arguments)
@@ -233,6 +234,8 @@ def canonical_template(function: str, prompt: str, arguments: Sequence[Argument]
 def _resolve(name: str, arguments: Sequence[Argument], fields: Sequence[str]) -> str:
     if name == "*" or name in fields:
         return name
+    if name.isdigit() and 1 <= int(name) <= len(fields):
+        return fields[int(name) - 1]
     folded = name.casefold()
     ways: tuple[Callable[[int], str], ...] = (
         lambda i: fields[i],

@@ -15,12 +15,14 @@ from vllm_relational.sql.functions import Argument
 from vllm_relational.sql.parse import calls, error_here, holds_call, is_call
 
 VOLATILE = {"random", "rand", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"}
-ARGUMENT_META = "argument"
+ARGUMENT_META, WRITTEN_META = "argument", "written"
 
 
 def normalise(tree: exp.Expr, sql: str) -> None:
     """Change the tree in place; raises ``SQLError`` for what cannot be planned."""
     _refuse_volatile(tree, sql)
+    for call in calls(tree):
+        call.meta[WRITTEN_META] = call.sql(dialect="duckdb")
     for query in list(tree.find_all(exp.Select)):
         _name_items(query)
         _move_inner_conditions(query)
@@ -33,7 +35,7 @@ def argument_of(column: exp.Expr) -> Argument:
     """How the prompt may name an argument: a column by its name, other expressions by their SQL."""
     if isinstance(column, exp.Column) and not isinstance(column.this, exp.Star):
         return Argument(column.name, column.table)
-    return Argument(column.sql(dialect="duckdb"))
+    return Argument(column.sql(dialect="duckdb").replace("{", "(").replace("}", ")"))  # the prompt has braces too
 
 
 def _refuse_volatile(tree: exp.Expr, sql: str) -> None:

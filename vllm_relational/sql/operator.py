@@ -13,6 +13,7 @@ from vllm_relational.config import DEFAULT_SYSTEM_PROMPT
 from vllm_relational.records import EngineInfo, QueryResult, RunReport
 from vllm_relational.sql.aggregate import reduce_groups
 from vllm_relational.sql.blocks import KEY
+from vllm_relational.sql.cost import Prices, Rates
 from vllm_relational.sql.functions import Question
 from vllm_relational.sql.store import OperatorTable, Store
 
@@ -40,6 +41,7 @@ class Settings:
     order:         the planner; None for the one of the LLM object.
     optimize:      False computes every call for all rows that SQL would compute it for, call by call.
     sample_rows:   inputs a predicate that are asked first to estimate how many rows it keeps.
+    rates, prices: to show seconds and dollars beside tokens.
     max_pairs:     pairs of a semantic join that are asked at most where nothing proposes candidates.
     """
 
@@ -50,6 +52,8 @@ class Settings:
     optimize: bool = True
     sample_rows: int = 32
     max_pairs: int = 100_000
+    rates: Rates | None = None
+    prices: Prices | None = None
 
     def options(self, question: Question) -> dict[str, Any]:
         """The options of ``RelationalLLM.run`` for a question."""

@@ -24,7 +24,7 @@ from vllm_relational.sql.blocks import (
     visible_ctes,
 )
 from vllm_relational.sql.functions import Argument, Question, canonical_template, decision_of, field_names
-from vllm_relational.sql.normalise import ARGUMENT_META, argument_of, normalise_block
+from vllm_relational.sql.normalise import ARGUMENT_META, WRITTEN_META, argument_of, normalise_block
 from vllm_relational.sql.operator import Operator, Settings, with_reads
 from vllm_relational.sql.parse import engine_error, error_here, holds_call, is_call, parts_of
 from vllm_relational.sql.passes.guards import guards_of
@@ -177,8 +177,9 @@ class Planner:
         if known is not None:
             known.notes.append("asked once: the statement has the question more than once")
             return known
-        text = sql_of(call)
-        self.operators.append(Operator(text, site.clause, question, table, settings))
+        self.operators.append(
+            Operator(call.meta.get(WRITTEN_META) or sql_of(call), site.clause, question, table, settings)
+        )
         return self.operators[-1]
 
     # ---------------------------------------------------------------------------------------------------- binding

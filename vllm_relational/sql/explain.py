@@ -1,0 +1,145 @@
+"""EXPLAIN: what a statement would ask, operator by operator; nothing is sent to a model.
+
+DuckDB computes each operator's inputs, and the pipeline plans them as a run would. Where an input depends on answers
+that nobody has yet, the numbers are those for all rows that may come, and an estimate for the share that will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from sqlglot import exp
+
+from vllm_relational.sql.aggregate import first_parts
+from vllm_relational.sql.blocks import GUARD, KEY, Site, conjunction, conjuncts, lookups
+from vllm_relational.sql.cost import Tokens, answer_tokens
+from vllm_relational.sql.execute import Job, prepared
+from vllm_relational.sql.operator import Operator, Settings
+
+# Share of rows that an LLM predicate keeps, before any was asked.
+ASSUMED_SELECTIVITY = 0.5
+
+
+@dataclass
+class Forecast:
+    """What is known of an operator before it is asked.
+
+    tokens:     of the prompts that have no answer yet, for all rows that may come.
+    share:      of these rows, the part that is expected to come: 1 where that is certain.
+    waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
+    counts:     how tokens were counted.
+    """
+
+    operator: Operator
+    tokens: Tokens = field(default_factory=Tokens)
+    to_ask: int = 0
+    share: float = 1.0
+    waits_for: list[str] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
+    counts: str = "exact"
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the inputs are known."""
+        return not self.waits_for and not self.reads
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The forecasts of a statement in the order in which its operators would be asked."""
+
+    sql: str
+    forecasts: tuple[Forecast, ...]
+    settings: Settings
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> Tokens:
+        """The expected tokens of all operators."""
+        total = Tokens()
+        for forecast in self.forecasts:
+            total += forecast.tokens.times(forecast.share)
+        return total
+
+
+def forecast(job: Job) -> Plan:
+    """Plan a statement without asking. Raises ``SQLError`` as running it would."""
+    tree, notes = prepared(job)
+    found: dict[str, Forecast] = {}
+    job.planner().plan(tree, _forecaster(job, found))
+    return Plan(job.sql, tuple(found.values()), job.settings, tuple(notes))
+
+
+def _forecaster(job: Job, found: dict[str, Forecast]) -> Callable[[Operator, exp.Select, Site], None]:
+    def settle(operator: Operator, query: exp.Select, site: Site) -> None:
+        unknown = {known.operator.table.lookup for known in found.values() if known.to_ask or not known.is_certain}
+        query, waits = _without(query, unknown)
+        entry = found.setdefault(operator.table.name, Forecast(operator))
+        names = {known.operator.table.lookup: name for name, known in found.items()}
+        entry.waits_for += [names[name] for name in waits]
+        entry.share = min(entry.share, ASSUMED_SELECTIVITY ** len(waits))
+        reads = sorted({names[node.name] for node in lookups(query) if node.name in unknown})
+        if reads:
+            entry.reads += reads
+            operator.rows_in += job.count(_rows_only(query))
+            return
+        _plan_inputs(job, entry, job.distinct_inputs(operator, query))
+
+    return settle
+
+
+def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table) -> None:
+    """What the pipeline's plan says of the inputs without an answer."""
+    operator = entry.operator
+    todo = operator.pending(inputs)
+    if todo.num_rows == 0:
+        return
+    records, options = operator.records(todo), operator.settings.options(operator.question)
+    if operator.question.function == "LLM_AGG":
+        records = first_parts(job.llm, records, operator.question, options)
+    report = job.llm.prepare(records, operator.question.template, **options).plan(job.llm.expected_engine()).report
+    output = report.num_asked * answer_tokens(operator.question.decision)
+    entry.tokens += Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
+    entry.to_ask += report.num_asked
+    entry.counts = report.token_counts
+
+
+def _without(query: exp.Select, unknown: set[str]) -> tuple[exp.Select, list[str]]:
+    """The query without the conditions that nobody can decide yet, and the lookups in these conditions."""
+    query = query.copy()
+    dropped: list[str] = []
+    for clause in list(query.find_all(exp.Where, exp.Having, exp.Qualify)):
+        kept = []
+        for part in conjuncts(clause.this):
+            names = [node.name for node in lookups(part) if node.name in unknown]
+            dropped += [name for name in names if name not in dropped]
+            if not names:
+                kept.append(part)
+        clause.set("this", conjunction(kept) or exp.true())
+    for alias in list(query.find_all(exp.Alias)):
+        if alias.alias == GUARD:
+            names = [node.name for node in lookups(alias) if node.name in unknown]
+            dropped += [name for name in names if name not in dropped]
+            if names:
+                kept = [p for p in conjuncts(alias.this) if not any(n.name in unknown for n in lookups(p))]
+                alias.set("this", exp.paren(conjunction(kept) or exp.true()))
+    return query, dropped
+
+
+def _rows_only(query: exp.Select) -> exp.Select:
+    """The rows of an input query, whatever its arguments are."""
+    query = query.copy()
+    query.set("where", None)
+    query.set("expressions", [exp.alias_(exp.Literal.number(1), KEY)])
+    for node in list(lookups(query)):
+        node.replace(exp.Null())
+    return query
+
+
+def explain(job: Job) -> str:
+    """The plan as a tree, for a terminal."""
+    from vllm_relational.sql.explain_text import render_plan
+
+    return render_plan(forecast(job))

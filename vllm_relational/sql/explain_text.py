@@ -1,0 +1,112 @@
+"""Plans and runs of SQL statements as trees for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+from vllm_relational.sql.cost import Tokens, measured, predicted
+from vllm_relational.sql.execute import Execution
+from vllm_relational.sql.explain import Forecast, Plan
+from vllm_relational.sql.operator import Operator, Settings
+
+WIDTH = 110
+SHOWN = 90
+
+
+def render_plan(plan: Plan) -> str:
+    """The operators of a plan, each above those whose answers it needs."""
+    root = Tree(_line(" ".join(plan.sql.split())))
+    nodes: dict[str, Tree] = {}
+    for entry in reversed(plan.forecasts):
+        name = entry.operator.table.name
+        above = next((other.operator.table.name for other in plan.forecasts if name in _needs(other)), "")
+        nodes[name] = nodes.get(above, root).add(_line(_heading(entry.operator)))
+        for line in _forecast_lines(entry, plan.settings):
+            nodes[name].add(_line(line))
+    for note in plan.notes:
+        root.add(_line(f"rewrite: {note}"))
+    if len(plan.forecasts) != 1:
+        root.add(_line(f"in all: {_tokens(plan.tokens, plan.settings)}"))
+    return _printed(root)
+
+
+def render_run(run: Execution, settings: Settings) -> str:
+    """What was asked, as predicted by the plans and as counted by the engine."""
+    root = Tree(_line(f"{run.asked:,} prompts asked"))
+    for operator in run.operators:
+        node = root.add(_line(_heading(operator)))
+        for line in _run_lines(operator, settings):
+            node.add(_line(line))
+    return _printed(root)
+
+
+def _needs(entry: Forecast) -> Sequence[str]:
+    return [*entry.waits_for, *entry.reads]
+
+
+def _heading(operator: Operator) -> str:
+    places = {"from": "in ON", "where": "in WHERE", "group": "in GROUP BY", "having": "in HAVING"}
+    return f"llm.{operator.table.name} {places.get(operator.clause, 'in SELECT')}: {operator.sql}"
+
+
+def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
+    operator = entry.operator
+    lines = []
+    if entry.reads:
+        asked = ", ".join(f"llm.{name}" for name in entry.reads)
+        lines.append(f"at most {operator.rows_in:,} rows; its input is the answers of {asked}: nothing to plan yet")
+    else:
+        most = "at most " if entry.waits_for else ""
+        known = operator.distinct - entry.to_ask
+        answered = (
+            f", {known:,} of them answered before" if known > 0 and operator.question.function != "LLM_AGG" else ""
+        )
+        lines.append(f"{most}{operator.rows_in:,} rows in, {operator.distinct:,} distinct{answered}")
+        lines.append(f"{most}{_tokens(entry.tokens, settings)} (tokens {entry.counts})")
+    if entry.waits_for:
+        waits = ", ".join(f"llm.{name}" for name in entry.waits_for)
+        expected = entry.tokens.times(entry.share)
+        lines.append(f"depends on {waits}: at {entry.share:.0%} of the rows {_tokens(expected, settings)}")
+    return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
+
+
+def _run_lines(operator: Operator, settings: Settings) -> list[str]:
+    lines = [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct, {operator.asked:,} asked"]
+    if operator.reports:
+        lines.append(f"predicted: {_tokens(predicted(operator.reports, operator.question.decision), settings)}")
+    counted = measured(operator.reports)
+    if counted is not None:
+        seconds = sum(report.stage_seconds.get("ask", 0.0) for report in operator.reports)
+        lines.append(f"measured: {_tokens(counted, settings, seconds)}")
+    if operator.table.failed:
+        lines.append(f"failed: {len(operator.table.failed):,} inputs, listed in llm_errors")
+    return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
+
+
+def _tokens(tokens: Tokens, settings: Settings, seconds: float | None = None) -> str:
+    parts = [f"{tokens.prompt:,} prompt tokens", f"hit rate {tokens.hit_rate:.1%}", f"{tokens.output:,} answer tokens"]
+    if seconds is None and settings.rates is not None:
+        seconds = settings.rates.seconds(tokens)
+    if seconds is not None:
+        parts.append(f"{seconds:,.1f} s")
+    if settings.prices is not None:
+        parts.append(f"${settings.prices.dollars(tokens):,.4f}")
+    return ", ".join(parts)
+
+
+def _line(text: str) -> Text:
+    """One line without what could steer the terminal."""
+    plain = "".join(character if character.isprintable() else " " for character in text)
+    return Text(plain if len(plain) <= SHOWN * 2 else f"{plain[: SHOWN * 2]}…")
+
+
+def _printed(root: Tree) -> str:
+    out = io.StringIO()
+    console = Console(width=WIDTH, file=out, color_system=None, markup=False, emoji=False, highlight=False)
+    console.print(root)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
