@@ -27,7 +27,7 @@ def run(connect, query: str, **settings) -> tuple[list, int, list[str]]:
 @pytest.mark.parametrize("seed", range(48))
 def test_the_optimiser_changes_no_result_and_asks_no_more(connect, seed):
     query = random_queries.random_query(seed)
-    rows, asked, columns = run(connect, query, sample_rows=3)
+    rows, asked, columns = run(connect, query, sample_rows=3, batch_rows=4)
     expected, unplanned, names = run(connect, query, optimize=False)
     assert (rows, columns) == (expected, names), query
     assert asked <= unplanned, query
@@ -38,7 +38,7 @@ def test_the_random_queries_are_worth_planning(connect):
     saved = filled = 0
     for seed in range(0, 120, 5):
         query = random_queries.random_query(seed)
-        rows, asked, _ = run(connect, query, sample_rows=3)
+        rows, asked, _ = run(connect, query, sample_rows=3, batch_rows=4)
         saved += asked < run(connect, query, optimize=False)[1]
         filled += bool(rows)
     assert filled >= 15 and saved >= 10

@@ -215,6 +215,14 @@ def _take_rows(rows: exp.Select, site: Site, eager: bool) -> None:
         rows.set("windows", [window.copy() for window in block.args["windows"]])
 
 
+def rows_before(block: exp.Select) -> exp.Select:
+    """The rows of a block that pass the conditions of its WHERE without calls; the select list is left open."""
+    rows = exp.Select()
+    _take_rows(rows, Site(block, "where"), eager=False)
+    rows.set("with_", visible_ctes(block))
+    return rows
+
+
 def _take_pairs(rows: exp.Select, site: Site, eager: bool) -> None:
     """The pairs of an outer join: all, or those that the rest of its condition admits."""
     joins = rows.args["joins"][: site.join + 1]

@@ -13,7 +13,8 @@ import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.records import RelationalError
-from vllm_relational.sql.execute import Execution, Job, execute
+from vllm_relational.sql.execute import Execution, execute
+from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Asks, Settings
 from vllm_relational.sql.parse import DIALECT, Statement, parse, statements
 from vllm_relational.sql.store import DATABASE, Store

@@ -9,53 +9,15 @@ import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.records import RelationalError
-from vllm_relational.sql.blocks import KEY, Aggregates, Site, sql_of
+from vllm_relational.sql.ask import Asker
+from vllm_relational.sql.blocks import Aggregates, sql_of
+from vllm_relational.sql.job import Job
 from vllm_relational.sql.normalise import normalise
-from vllm_relational.sql.operator import Asks, Operator, Settings
+from vllm_relational.sql.operator import Operator
 from vllm_relational.sql.parse import engine_error, error_here, parse
 from vllm_relational.sql.passes.prune import drop_unread
 from vllm_relational.sql.passes.pushdown import push_conditions
-from vllm_relational.sql.planner import Planner, aggregate_names
-from vllm_relational.sql.store import Store
-
-COUNT = "__count"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One statement and what it runs on. ``connection``: the user's; ``sql``: as written."""
-
-    connection: duckdb.DuckDBPyConnection
-    store: Store
-    llm: Asks
-    settings: Settings
-    sql: str
-
-    def planner(self) -> Planner:
-        """A planner for the statement, with no operator yet."""
-        model = self.llm.expected_engine().model
-        return Planner(self.connection, self.store, self.settings, self.sql, model)
-
-    def fetch(self, text: str) -> pa.Table:
-        """The rows of a query that this package wrote."""
-        try:
-            return self.connection.sql(text).to_arrow_table()
-        except duckdb.Error as error:
-            raise engine_error(self.sql, error) from error
-
-    def count(self, query: exp.Select) -> int:
-        """How many rows a query has."""
-        return int(self.fetch(f"SELECT count(*) AS n FROM ({sql_of(query)})")["n"][0].as_py())
-
-    def distinct_inputs(self, operator: Operator, query: exp.Select) -> pa.Table:
-        """The inputs that differ, in the order of their keys, so that prompts do not change from run to run."""
-        arguments = [name for name in query.named_selects if name != KEY]
-        firsts = "".join(f"first({name}) AS {name}, " for name in arguments)
-        text = f"SELECT {KEY}, {firsts}count(*) AS {COUNT} FROM ({sql_of(query)}) GROUP BY {KEY} ORDER BY {KEY}"
-        inputs = self.fetch(text)
-        operator.rows_in += sum(inputs[COUNT].to_pylist())
-        operator.distinct += inputs.num_rows
-        return inputs.drop_columns([COUNT])
+from vllm_relational.sql.planner import Driver, Planner, aggregate_names
 
 
 @dataclass
@@ -80,16 +42,13 @@ class Execution:
 
 def execute(job: Job) -> Execution:
     """Run one statement with LLM functions; raises ``SQLError`` before anything is asked when it is wrong."""
+    job.store.drop_rows()
     tree, notes = prepared(job)
     rehearsal = job.planner()
     bind(job, rehearse(rehearsal, tree))
     job.store.forget_failures(operator.table for operator in rehearsal.operators)
-
-    def settle(operator: Operator, query: exp.Select, site: Site) -> None:
-        operator.ask(job.llm, job.store, job.distinct_inputs(operator, query))
-
     planner = job.planner()
-    planner.plan(tree, settle)
+    planner.plan(tree, Asker(job))
     text = sql_of(tree)
     try:
         relation = job.connection.sql(text)
@@ -126,7 +85,7 @@ def _may_ask(tree: exp.Expr) -> bool:
 def rehearse(planner: Planner, tree: exp.Expr) -> exp.Expr:
     """The statement with lookups in place of calls, nothing asked."""
     copy = tree.copy()
-    planner.plan(copy, lambda *_: None)
+    planner.plan(copy, Driver())
     return copy
 
 

@@ -6,17 +6,18 @@ that nobody has yet, the numbers are those for all rows that may come, and an es
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.sql.aggregate import first_parts
-from vllm_relational.sql.blocks import GUARD, KEY, Site, conjunction, conjuncts, lookups
+from vllm_relational.sql.blocks import GUARD, KEY, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
-from vllm_relational.sql.execute import Job, prepared
+from vllm_relational.sql.execute import prepared
+from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator, Settings
+from vllm_relational.sql.planner import Asked, Driver, Planner
 
 # Share of rows that an LLM predicate keeps, before any was asked.
 ASSUMED_SELECTIVITY = 0.5
@@ -30,6 +31,7 @@ class Forecast:
     share:      of these rows, the part that is expected to come: 1 where that is certain.
     waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
     counts:     how tokens were counted.
+    stops_after: rows of a LIMIT, after which no more are asked; 0 without.
     """
 
     operator: Operator
@@ -39,11 +41,12 @@ class Forecast:
     waits_for: list[str] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
     counts: str = "exact"
+    stops_after: int = 0
 
     @property
     def is_certain(self) -> bool:
         """Whether the inputs are known."""
-        return not self.waits_for and not self.reads
+        return not self.waits_for and not self.reads and not self.stops_after
 
 
 @dataclass(frozen=True)
@@ -68,26 +71,37 @@ def forecast(job: Job) -> Plan:
     """Plan a statement without asking. Raises ``SQLError`` as running it would."""
     tree, notes = prepared(job)
     found: dict[str, Forecast] = {}
-    job.planner().plan(tree, _forecaster(job, found))
+    job.planner().plan(tree, _Forecaster(job, found))
     return Plan(job.sql, tuple(found.values()), job.settings, tuple(notes))
 
 
-def _forecaster(job: Job, found: dict[str, Forecast]) -> Callable[[Operator, exp.Select, Site], None]:
-    def settle(operator: Operator, query: exp.Select, site: Site) -> None:
+class _Forecaster(Driver):
+    """Computes what each operator would be asked, as far as that is known."""
+
+    def __init__(self, job: Job, found: dict[str, Forecast]) -> None:
+        self._job, self._found = job, found
+
+    def settle(self, asked: Asked) -> None:
+        found, operator = self._found, asked.operator
         unknown = {known.operator.table.lookup for known in found.values() if known.to_ask or not known.is_certain}
-        query, waits = _without(query, unknown)
+        query, waits = _without(asked.query, unknown)
         entry = found.setdefault(operator.table.name, Forecast(operator))
         names = {known.operator.table.lookup: name for name, known in found.items()}
+        need = asked.site.block.meta.get("need")
+        entry.stops_after = max(entry.stops_after, need or 0)
         entry.waits_for += [names[name] for name in waits]
         entry.share = min(entry.share, ASSUMED_SELECTIVITY ** len(waits))
         reads = sorted({names[node.name] for node in lookups(query) if node.name in unknown})
         if reads:
             entry.reads += reads
-            operator.rows_in += job.count(_rows_only(query))
-            return
-        _plan_inputs(job, entry, job.distinct_inputs(operator, query))
+            operator.rows_in += self._job.count(_rows_only(query))
+        else:
+            _plan_inputs(self._job, entry, self._job.distinct_inputs(operator, query))
 
-    return settle
+    def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
+        """A run stops once enough rows passed; the forecast is for all that may be asked."""
+        kept.meta["need"] = need
+        return super().first(planner, kept, need)
 
 
 def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table) -> None:

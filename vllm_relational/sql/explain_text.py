@@ -61,13 +61,15 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
         asked = ", ".join(f"llm.{name}" for name in entry.reads)
         lines.append(f"at most {operator.rows_in:,} rows; its input is the answers of {asked}: nothing to plan yet")
     else:
-        most = "at most " if entry.waits_for else ""
+        most = "" if entry.is_certain else "at most "
         known = operator.distinct - entry.to_ask
         answered = (
             f", {known:,} of them answered before" if known > 0 and operator.question.function != "LLM_AGG" else ""
         )
         lines.append(f"{most}{operator.rows_in:,} rows in, {operator.distinct:,} distinct{answered}")
         lines.append(f"{most}{_tokens(entry.tokens, settings)} (tokens {entry.counts})")
+    if entry.stops_after:
+        lines.append(f"LIMIT: asked in batches until {entry.stops_after:,} rows have passed")
     if entry.waits_for:
         waits = ", ".join(f"llm.{name}" for name in entry.waits_for)
         expected = entry.tokens.times(entry.share)

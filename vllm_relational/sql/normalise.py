@@ -15,7 +15,7 @@ from vllm_relational.sql.functions import Argument
 from vllm_relational.sql.parse import calls, error_here, holds_call, is_call
 
 VOLATILE = {"random", "rand", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"}
-ARGUMENT_META, WRITTEN_META = "argument", "written"
+ARGUMENTS_META, WRITTEN_META = "arguments", "written"
 
 
 def normalise(tree: exp.Expr, sql: str) -> None:
@@ -23,6 +23,7 @@ def normalise(tree: exp.Expr, sql: str) -> None:
     _refuse_volatile(tree, sql)
     for call in calls(tree):
         call.meta[WRITTEN_META] = call.sql(dialect="duckdb")
+        call.meta[ARGUMENTS_META] = [None if given.is_star else argument_of(given) for given in call.expressions]
     for query in list(tree.find_all(exp.Select)):
         _name_items(query)
         _move_inner_conditions(query)
@@ -32,7 +33,11 @@ def normalise(tree: exp.Expr, sql: str) -> None:
 
 
 def argument_of(column: exp.Expr) -> Argument:
-    """How the prompt may name an argument: a column by its name, other expressions by their SQL."""
+    """How the prompt may name an argument: a column by its name, a call by its function's, the rest by their SQL."""
+    if isinstance(column, exp.Order):
+        return argument_of(column.this)
+    if is_call(column):
+        return Argument(column.name.lower())
     if isinstance(column, exp.Column) and not isinstance(column.this, exp.Star):
         return Argument(column.name, column.table)
     return Argument(column.sql(dialect="duckdb").replace("{", "(").replace("}", ")"))  # the prompt has braces too
@@ -86,7 +91,6 @@ def _aggregate_values(call: exp.Anonymous, sql: str) -> None:
     given = call.expressions[1]
     order = given if isinstance(given, exp.Order) else None
     column = order.this if order is not None else given
-    call.meta[ARGUMENT_META] = argument_of(column)
     text = exp.cast(column.copy(), "VARCHAR")
     ordered = order.expressions if order is not None else [exp.Ordered(this=text.copy(), nulls_first=False)]
     values: exp.Expr = exp.ArrayAgg(this=exp.Order(this=text, expressions=[part.copy() for part in ordered]))
@@ -96,6 +100,20 @@ def _aggregate_values(call: exp.Anonymous, sql: str) -> None:
         condition = exp.and_(condition, held.expression.this.copy())
         held.replace(call)
     call.set("expressions", [call.expressions[0], exp.Filter(this=values, expression=exp.Where(this=condition))])
+
+
+def expand_stars(call: exp.Anonymous, expand: Callable[[exp.Expr], list[exp.Expr]]) -> None:
+    """Write out ``*`` and ``t.*`` among the arguments of a call, in place."""
+    given, names = call.expressions, call.meta[ARGUMENTS_META]
+    if not any(argument.is_star for argument in given):
+        return
+    pairs = [
+        (column, argument_of(column) if argument.is_star else name)
+        for argument, name in zip(given, names, strict=True)
+        for column in (expand(argument) if argument.is_star else [argument])
+    ]
+    call.set("expressions", [column for column, _ in pairs])
+    call.meta[ARGUMENTS_META] = [name for _, name in pairs]
 
 
 # ---------------------------------------------------------------------------------------------------------- blocks

@@ -40,6 +40,7 @@ class Settings:
     system_prompt: the first message of every prompt.
     order:         the planner; None for the one of the LLM object.
     optimize:      False computes every call for all rows that SQL would compute it for, call by call.
+    batch_rows:    rows before a LIMIT that are asked at least at once.
     sample_rows:   inputs a predicate that are asked first to estimate how many rows it keeps.
     rates, prices: to show seconds and dollars beside tokens.
     max_pairs:     pairs of a semantic join that are asked at most where nothing proposes candidates.
@@ -51,6 +52,7 @@ class Settings:
     order: str | None = None
     optimize: bool = True
     sample_rows: int = 32
+    batch_rows: int = 64
     max_pairs: int = 100_000
     rates: Rates | None = None
     prices: Prices | None = None
@@ -70,6 +72,7 @@ class Operator:
     table:   its answers.
     reports: of the runs that this statement needed.
     notes:   what the optimiser did.
+    places:  where in the statement's text the question stands.
     rows_in: rows of the block that needed an answer; distinct: inputs among them that differ.
     """
 
@@ -83,6 +86,7 @@ class Operator:
     rows_in: int = 0
     distinct: int = 0
     asked: int = 0
+    places: set[int | None] = field(default_factory=set)
 
     def pending(self, inputs: pa.Table) -> pa.Table:
         """The inputs without an answer; columns: key, then the fields."""

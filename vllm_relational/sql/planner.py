@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -24,14 +25,43 @@ from vllm_relational.sql.blocks import (
     visible_ctes,
 )
 from vllm_relational.sql.functions import Argument, Question, canonical_template, decision_of, field_names
-from vllm_relational.sql.normalise import ARGUMENT_META, WRITTEN_META, argument_of, normalise_block
+from vllm_relational.sql.normalise import ARGUMENTS_META, WRITTEN_META, expand_stars, normalise_block
 from vllm_relational.sql.operator import Operator, Settings, with_reads
 from vllm_relational.sql.parse import engine_error, error_here, holds_call, is_call, parts_of
 from vllm_relational.sql.passes.guards import guards_of
+from vllm_relational.sql.passes.limit import split
 from vllm_relational.sql.store import Store
 
-# What is done with an operator and the query for its input, when the planner comes to a call.
-Settle = Callable[[Operator, exp.Select, Site], None]
+SPLIT_META = "split"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call as the planner found it: its operator, the query for its inputs, where it stands, what it reads."""
+
+    operator: Operator
+    query: exp.Select
+    site: Site
+    columns: list[exp.Expr]
+
+
+class Driver:
+    """What is done on the way through a statement. This one does nothing: it rehearses."""
+
+    def settle(self, asked: Asked) -> None:
+        """The planner comes to a call; the answers of all calls before are known to lookups."""
+
+    def ordered(self, planner: Planner, block: exp.Select, parts: list[exp.Expr]) -> list[exp.Expr]:
+        """The LLM predicates of a block in the order in which to ask them."""
+        return parts
+
+    def stored(self, rows: exp.Select) -> exp.Expr:
+        """Rows without calls as something to read from, twice the same."""
+        return rows.subquery(f"__rows_{id(rows)}")
+
+    def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
+        """The first ``need`` rows that pass LLM predicates, as something to read from."""
+        return self.stored(kept)
 
 
 class Planner:
@@ -49,30 +79,30 @@ class Planner:
         self._sql, self._model = sql, model
         self._aggregates = Aggregates(aggregate_names(connection))
         self.operators: list[Operator] = []
-        self._settle: Settle = lambda *_: None
+        self.driver = Driver()
 
-    def plan(self, tree: exp.Expr, settle: Settle) -> None:
+    def plan(self, tree: exp.Expr, driver: Driver) -> None:
         """Replace every call in the tree by a lookup, settling it first."""
-        self._settle = settle
-        self._visit(tree)
+        self.driver = driver
+        self.visit(tree)
         left = next((node for node in tree.find_all(exp.Anonymous) if is_call(node)), None)
         if left is not None:
             raise self._error(left, "an LLM function cannot stand here: use it inside of a SELECT")
 
     # -------------------------------------------------------------------------------------------------- traversal
-    def _visit(self, node: exp.Expr) -> None:
+    def visit(self, node: exp.Expr) -> None:
         """Common table expressions first, then blocks from the inside out."""
         held: exp.With | None = node.args.get("with_")
         ctes: list[exp.CTE] = [] if held is None else held.expressions
         for cte in ctes:
             if held is not None and held.args.get("recursive") and holds_call(cte):
                 raise self._error(cte, "an LLM function cannot stand in a recursive query: CREATE TABLE its rows first")
-            self._visit(cte.this)
+            self.visit(cte.this)
         if isinstance(node, exp.Select):
             self._visit_block(node)
         else:
             for child in [part for part in node.iter_expressions() if part is not held]:
-                self._visit(child)
+                self.visit(child)
             if is_call(node):
                 self._settle_call(node)
 
@@ -81,14 +111,18 @@ class Planner:
         if not holds_call(block):
             return
         for part in self._parts(block, "from_", "joins", "laterals"):
-            self._visit(part)
+            self.visit(part)
         normalise_block(block, self._aggregates, lambda name: self._is_column(block, name), self._sql)
-        for conjunct in self._ordered(block):
-            self._visit(conjunct)
+        if self.settings.optimize and self._split(block):
+            return
+        parts = [part for part in condition_of(block, "where") if holds_call(part)]
+        ordered = self.driver.ordered(self, block, parts) if self.settings.optimize and len(parts) > 1 else parts
+        for part in ordered:
+            self.visit(part)
         self._visit_groups(block)
         for clause in ("having", "expressions", "distinct", "qualify", "windows", "order"):
             for part in self._parts(block, clause):
-                self._visit(part)
+                self.visit(part)
 
     def _visit_groups(self, block: exp.Select) -> None:
         """GROUP BY, and its expressions wherever else the block has them: there they are values of the group."""
@@ -98,7 +132,7 @@ class Planner:
         parts = [part for part in group.expressions if holds_call(part)]
         for part in parts:
             written, place = sql_of(part.unnest()), group.expressions.index(part)
-            self._visit(part)
+            self.visit(part)
             settled = group.expressions[place]
             for clause in ("having", "expressions", "distinct", "qualify", "order"):
                 for other in self._parts(block, clause):
@@ -109,12 +143,39 @@ class Planner:
         held = [block.args.get(clause) for clause in clauses]
         return [part for item in held if item for part in (item if isinstance(item, list) else [item])]
 
-    def _ordered(self, block: exp.Select) -> list[exp.Expr]:
-        """The conjuncts of WHERE with calls, in the order in which they are asked."""
-        return [part for part in condition_of(block, "where") if holds_call(part)]
+    def _split(self, block: exp.Select) -> bool:
+        """Compute the rows of a block with LIMIT first, and ask only about them; False where that saves nothing."""
+        if block.args.get("limit") is None or block.meta.get(SPLIT_META):
+            return False
+        found = split(block, self._aggregates, lambda star: self._expanded(star, block), lambda e: self._name(block, e))
+        if found is None:
+            return False
+        table = self.driver.stored(found.rows)
+        if found.kept is not None:
+            found.kept.set("from_", exp.From(this=table))
+            found.kept.meta[SPLIT_META] = True
+            table = self.driver.first(self, found.kept, found.need)
+            self.visit(table)
+        found.finish(block, table)
+        for item in list(block.expressions):
+            self.visit(item)
+        return True
+
+    def _name(self, block: exp.Select, item: exp.Expr) -> str:
+        return str(self._describe(self._from(block, item))[0][0])
 
     # ------------------------------------------------------------------------------------------------------ calls
     def _settle_call(self, call: exp.Expr) -> None:
+        asked = self.inspect(call)
+        self.driver.settle(asked)
+        call.replace(self.lookup(asked))
+
+    def lookup(self, asked: Asked) -> exp.Expr:
+        """What stands for the call once it is answered."""
+        return lookup(asked.operator.table.lookup, key_of(asked.columns, self.settings.keeps_nulls))
+
+    def inspect(self, call: exp.Expr) -> Asked:
+        """The operator of a call and the query for its inputs, as far as the calls before are lookups."""
         assert isinstance(call, exp.Anonymous)
         if call.find_ancestor(exp.Lambda):
             raise self._error(call, "an LLM function cannot stand in a lambda: unnest the list into rows")
@@ -127,16 +188,13 @@ class Planner:
         eager = not self.settings.optimize
         query = input_query(site, columns, guards, eager, self.settings.keeps_nulls)
         query, types = self._bound(query, site)
-        operator = self._operator(call, site, question, types)
-        self._settle(operator, query, site)
-        call.replace(lookup(operator.table.lookup, key_of(columns, self.settings.keeps_nulls)))
+        return Asked(self._operator(call, site, question, types), query, site, columns)
 
     def _question(self, call: exp.Anonymous, site: Site) -> tuple[Question, list[exp.Expr]]:
         """What the call asks, and the columns that its prompt reads."""
+        expand_stars(call, lambda star: self._expanded(star, site.block))
         parts = parts_of(call, self._sql)
-        columns = [column for given in parts.columns for column in self._expanded(given, site)]
-        named = [call.meta.get(ARGUMENT_META) or argument_of(column) for column in columns]
-        columns, named = _distinct_arguments(columns, named)
+        columns, named = _distinct_arguments(parts.columns, call.meta[ARGUMENTS_META][-len(parts.columns) :])
         try:
             template = canonical_template(parts.function, parts.prompt, named)
             decision = decision_of(parts.function, parts.literals, self.settings.max_tokens)
@@ -146,14 +204,12 @@ class Planner:
         read = [columns[question.fields.index(field)] for field in question.reads]
         return with_reads(question, question.reads), read
 
-    def _expanded(self, given: exp.Expr, site: Site) -> list[exp.Expr]:
-        """``pr.*`` and ``*`` -> columns; other arguments as they are."""
-        if not given.is_star:
-            return [given]
-        sources = [given] if isinstance(given, exp.Column) else self._all_stars(given, site.block)
+    def _expanded(self, given: exp.Expr, block: exp.Select) -> list[exp.Expr]:
+        """``pr.*`` and ``*`` -> columns."""
+        sources = [given] if isinstance(given, exp.Column) else self._all_stars(given, block)
         found: list[exp.Expr] = []
         for source in sources:
-            query = self._from(site.block, source)
+            query = self._from(block, source)
             table = source.table if isinstance(source, exp.Column) else None
             names = [row[0] for row in self._describe(query)]
             found += [exp.column(name, table, quoted=True) for name in names]
@@ -175,11 +231,14 @@ class Planner:
         table = self._store.table(repr(parts), question.function, question.template, question.sql_type())
         known = next((operator for operator in self.operators if operator.table is table), None)
         if known is not None:
-            known.notes.append("asked once: the statement has the question more than once")
+            if call.meta.get("start") not in known.places:
+                known.notes.append("the statement has the question more than once: asked once")
+                known.places.add(call.meta.get("start"))
             return known
         self.operators.append(
             Operator(call.meta.get(WRITTEN_META) or sql_of(call), site.clause, question, table, settings)
         )
+        self.operators[-1].places.add(call.meta.get("start"))
         return self.operators[-1]
 
     # ---------------------------------------------------------------------------------------------------- binding

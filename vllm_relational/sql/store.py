@@ -63,6 +63,7 @@ class Store:
         self._attach(side)
         self._tables: dict[str, OperatorTable] = {}
         self._published: list[str] = []
+        self._rows = self._dropped = 0
 
     def _attach(self, side: Path | None) -> None:
         place = str(side).replace("'", "''") if side is not None else ":memory:"
@@ -134,6 +135,17 @@ class Store:
             type=PythonUDFType.ARROW,
             null_handling=FunctionNullHandling.SPECIAL,
         )
+
+    def new_rows(self) -> str:
+        """A name for a temporary table of rows."""
+        self._rows += 1
+        return f"__llm_rows_{self._rows}"
+
+    def drop_rows(self) -> None:
+        """Drop the temporary tables of the statement before."""
+        for number in range(self._dropped + 1, self._rows + 1):
+            self._user.execute(f"DROP TABLE IF EXISTS temp.__llm_rows_{number}").fetchall()
+        self._dropped = self._rows
 
     # ---------------------------------------------------------------------------------------------------- answers
     def add(
