@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_relational import cli_options
+from vllm_relational import cli_options, cli_sql
+from vllm_relational.cli_options import BaseUrl, Concurrency, EngineArg, Model, Tokenizer, Verbose
 from vllm_relational.config import DEFAULT_ORDER, DEFAULT_SYSTEM_PROMPT
 from vllm_relational.records import QueryResult, RelationalError, RunReport
 
@@ -34,9 +35,6 @@ app = typer.Typer(
 
 Table = Annotated[Path, typer.Argument(help="Parquet, CSV, TSV, JSON lines or Arrow file.")]
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="Question per row: {column}, {*} for all, {{ for a brace.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub name.")]
-BaseUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server, e.g. http://localhost:8000/v1.")]
-Concurrency = Annotated[int, typer.Option(help="With --base-url: requests in flight.")]
 Choices = Annotated[str | None, typer.Option(help="Labels to choose from: yes,no or a JSON list.")]
 Range = Annotated[str | None, typer.Option("--range", help="Answer with a whole number: 1,5.")]
 Schema = Annotated[Path | None, typer.Option(help="JSON schema file that every answer follows.")]
@@ -51,8 +49,6 @@ Weight = Annotated[
 ]
 Nulls = Annotated[str, typer.Option(help="error: a null in a used column fails the row; keep: the model sees null.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N rows.")]
-EngineArg = Annotated[list[str] | None, typer.Option(help="vLLM engine argument NAME=VALUE, repeatable.")]
-Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer folder or hub name, if not the model's.")]
 Report = Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")]
 Output = Annotated[
     Path | None,
@@ -60,7 +56,6 @@ Output = Annotated[
         "--output", "-o", help="Answered table: .parquet, .csv, .jsonl, .arrow; default JSON lines on stdout."
     ),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show vLLM's log.")]
 
 
 def _command(function: Callable[..., int], **settings: Any) -> Callable[..., None]:
@@ -71,7 +66,7 @@ def _command(function: Callable[..., int], **settings: Any) -> Callable[..., Non
         try:
             raise typer.Exit(function(**arguments))
         except RelationalError as error:
-            _say(f"error: {error}")
+            _say(f"error: {str(error).splitlines()[0]}")  # errors of SQL show the place on further lines
             raise typer.Exit(COULD_NOT_RUN) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -294,6 +289,9 @@ def serve(
     if warning:
         _say(f"warning: {warning}")
     os.execv(command[0], command)
+
+
+cli_sql.add_commands(_command)
 
 
 def _check_result_place(data: pa.Table, output: Path | None, *columns: str) -> None:

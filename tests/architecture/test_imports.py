@@ -19,7 +19,7 @@ MAX_LINES = 500
 
 SHARED = {"records", "config", "native"}  # what every room may import
 # The front doors put rooms together; native.py finds the references of its loops in two rooms.
-FRONT = {"pipeline", "llm", "accessor", "cli", "cli_options", "bench", "plugin", "__init__"}
+FRONT = {"pipeline", "llm", "accessor", "cli", "cli_options", "cli_sql", "bench", "plugin", "__init__"}
 FRONT |= {"planning", "planning_text", "planning_html"}
 # sql stands above llm, which it is given: it imports no stage. Its own files are one room.
 EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv"}}

@@ -20,6 +20,7 @@ from vllm_relational.sql.cost import answer_tokens
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator
 from vllm_relational.sql.parse import calls, is_call
+from vllm_relational.sql.passes.blocking import check_pairs, choose, recall_note, two_sides
 from vllm_relational.sql.passes.limit import ROW, batches
 from vllm_relational.sql.passes.order import Estimate, by_rank
 from vllm_relational.sql.planner import Asked, Driver, Planner
@@ -35,8 +36,24 @@ class Asker(Driver):
         self._job = job
 
     def settle(self, asked: Asked) -> None:
-        """Ask the inputs without an answer."""
-        asked.operator.ask(self._job.llm, self._job.store, self._job.distinct_inputs(asked.operator, asked.query))
+        """Ask the inputs without an answer; of a semantic join, those that are likely to hold."""
+        job, settings = self._job, self._job.settings
+        sides = two_sides(asked.operator.question.function, asked.columns)
+        if sides is not None:
+            check_pairs(job.count(asked.query), settings.max_pairs, settings.candidates is not None)
+        inputs = job.distinct_inputs(asked.operator, asked.query)
+        if sides is None or settings.candidates is None or not inputs.num_rows:
+            asked.operator.ask(job.llm, job.store, inputs)
+            return
+        blocked = choose(inputs, sides, settings.candidates, settings.candidates_k, settings.audit_pairs)
+        for part in (blocked.candidates, blocked.audited):
+            asked.operator.ask(job.llm, job.store, part)
+        asked.operator.rule_out(job.store, blocked.left_out)
+        found, missed = (self._holding(asked.operator, part) for part in (blocked.candidates, blocked.audited))
+        asked.operator.notes.append(recall_note(blocked, found, missed))
+
+    def _holding(self, operator: Operator, inputs: pa.Table) -> int:
+        return sum(operator.table.answers.get(key) is True for key in inputs[KEY].to_pylist())
 
     # ------------------------------------------------------------------------------------------------------- limit
     def stored(self, rows: exp.Select) -> exp.Expr:

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -18,6 +18,9 @@ from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Asks, Settings
 from vllm_relational.sql.parse import DIALECT, Statement, parse, statements
 from vllm_relational.sql.store import DATABASE, Store
+
+if TYPE_CHECKING:
+    from vllm_relational.sql.explain import Plan
 
 _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(?!ANALYZE\b)", re.IGNORECASE)
 
@@ -103,6 +106,13 @@ class Connection:
         self.last_run = execute(self._job(text))
         rows = self.last_run.rows
         return Result(self.duckdb.from_arrow(rows)) if rows is not None else None
+
+    def forecast(self, query: str) -> Plan:
+        """The plan of a statement as numbers; nothing is sent to a model."""
+        from vllm_relational.sql.explain import forecast
+
+        self._register_frames(query, sys._getframe(1))
+        return forecast(self._job(query))
 
     def explain(self, query: str) -> str:
         """The plan of a statement as a text; nothing is sent to a model."""

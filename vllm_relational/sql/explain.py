@@ -12,11 +12,12 @@ import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.sql.aggregate import first_parts
-from vllm_relational.sql.blocks import GUARD, KEY, conjunction, conjuncts, lookups
+from vllm_relational.sql.blocks import ARGUMENT, GUARD, KEY, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
 from vllm_relational.sql.execute import prepared
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator, Settings
+from vllm_relational.sql.passes.blocking import check_pairs, two_sides
 from vllm_relational.sql.planner import Asked, Driver, Planner
 
 # Share of rows that an LLM predicate keeps, before any was asked.
@@ -31,6 +32,7 @@ class Forecast:
     share:      of these rows, the part that is expected to come: 1 where that is certain.
     waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
     counts:     how tokens were counted.
+    candidates: pairs of a semantic join that will at most be proposed; 0 for other operators.
     stops_after: rows of a LIMIT, after which no more are asked; 0 without.
     """
 
@@ -42,11 +44,12 @@ class Forecast:
     reads: list[str] = field(default_factory=list)
     counts: str = "exact"
     stops_after: int = 0
+    candidates: int = 0
 
     @property
     def is_certain(self) -> bool:
         """Whether the inputs are known."""
-        return not self.waits_for and not self.reads and not self.stops_after
+        return not self.waits_for and not self.reads and not self.stops_after and not self.candidates
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,17 @@ class _Forecaster(Driver):
         if reads:
             entry.reads += reads
             operator.rows_in += self._job.count(_rows_only(query))
-        else:
-            _plan_inputs(self._job, entry, self._job.distinct_inputs(operator, query))
+            return
+        sides, settings = two_sides(operator.question.function, asked.columns), self._job.settings
+        if sides is not None:
+            check_pairs(self._job.count(query), settings.max_pairs, settings.candidates is not None)
+        inputs = self._job.distinct_inputs(operator, query)
+        _plan_inputs(self._job, entry, inputs)
+        if sides is not None and settings.candidates is not None and inputs.num_rows:
+            names = [ARGUMENT.format(place) for place in sides[0]]
+            rows = inputs.group_by(names).aggregate([]).num_rows
+            entry.candidates = min(rows * settings.candidates_k, inputs.num_rows)
+            entry.share = min(entry.share, entry.candidates / inputs.num_rows)
 
     def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
         """A run stops once enough rows passed; the forecast is for all that may be asked."""

@@ -68,6 +68,8 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
         )
         lines.append(f"{most}{operator.rows_in:,} rows in, {operator.distinct:,} distinct{answered}")
         lines.append(f"{most}{_tokens(entry.tokens, settings)} (tokens {entry.counts})")
+    if entry.candidates:
+        lines.append(f"blocking: at most {entry.candidates:,} candidates of {operator.distinct:,} pairs are asked")
     if entry.stops_after:
         lines.append(f"LIMIT: asked in batches until {entry.stops_after:,} rows have passed")
     if entry.waits_for:

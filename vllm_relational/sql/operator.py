@@ -15,7 +15,8 @@ from vllm_relational.sql.aggregate import reduce_groups
 from vllm_relational.sql.blocks import KEY
 from vllm_relational.sql.cost import Prices, Rates
 from vllm_relational.sql.functions import Question
-from vllm_relational.sql.store import OperatorTable, Store
+from vllm_relational.sql.passes.blocking import Candidates
+from vllm_relational.sql.store import BLOCKED, OperatorTable, Store
 
 
 class Asks(Protocol):
@@ -42,6 +43,8 @@ class Settings:
     optimize:      False computes every call for all rows that SQL would compute it for, call by call.
     batch_rows:    rows before a LIMIT that are asked at least at once.
     sample_rows:   inputs a predicate that are asked first to estimate how many rows it keeps.
+    candidates:    proposes pairs of a semantic join, see ``passes.blocking``; ``candidates_k`` a row of one side.
+    audit_pairs:   pairs that were not proposed and are asked nevertheless, to estimate the recall.
     rates, prices: to show seconds and dollars beside tokens.
     max_pairs:     pairs of a semantic join that are asked at most where nothing proposes candidates.
     """
@@ -54,6 +57,9 @@ class Settings:
     sample_rows: int = 32
     batch_rows: int = 64
     max_pairs: int = 100_000
+    candidates: Candidates | None = None
+    candidates_k: int = 10
+    audit_pairs: int = 64
     rates: Rates | None = None
     prices: Prices | None = None
 
@@ -105,12 +111,15 @@ class Operator:
         records = self.records(todo)
         answers, errors = self._run(llm, records)
         values = [self.question.value(answer) for answer in answers]
-        structs = pa.StructArray.from_arrays(
-            [column.combine_chunks() for column in records.columns], names=records.column_names
-        )
         reasons = [error or "" for error in errors]
-        store.add(self.table, todo[KEY].to_pylist(), structs, values, reasons)
+        store.add(self.table, todo[KEY].to_pylist(), _structs(records), values, reasons)
         self.asked += todo.num_rows
+
+    def rule_out(self, store: Store, inputs: pa.Table) -> None:
+        """Answer the inputs that have no answer yet with false, without asking."""
+        todo = self.pending(inputs)
+        keys = todo[KEY].to_pylist()
+        store.add(self.table, keys, _structs(self.records(todo)), [False] * len(keys), [BLOCKED] * len(keys))
 
     def _run(self, llm: Asks, records: pa.Table) -> tuple[Sequence[Any], Sequence[str | None]]:
         options = self.settings.options(self.question)
@@ -119,6 +128,12 @@ class Operator:
         result = llm.run(records, self.question.template, **options)
         self.reports.append(result.report)
         return result.answers, result.errors
+
+
+def _structs(records: pa.Table) -> pa.Array:
+    """The rows of a table as one column."""
+    columns = [column.combine_chunks() for column in records.columns]
+    return pa.StructArray.from_arrays(columns, names=records.column_names)
 
 
 def with_reads(question: Question, keeps: Sequence[str]) -> Question:
