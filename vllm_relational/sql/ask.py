@@ -20,7 +20,7 @@ from vllm_relational.sql.cost import answer_tokens
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator
 from vllm_relational.sql.parse import calls, is_call
-from vllm_relational.sql.passes.blocking import check_pairs, choose, recall_note, two_sides
+from vllm_relational.sql.passes.blocking import check_pairs, check_rows, choose, recall_note, two_sides
 from vllm_relational.sql.passes.limit import ROW, batches
 from vllm_relational.sql.passes.order import Estimate, by_rank
 from vllm_relational.sql.planner import Asked, Driver, Planner
@@ -40,8 +40,10 @@ class Asker(Driver):
         job, settings = self._job, self._job.settings
         sides = two_sides(asked.operator.question.function, asked.columns)
         if sides is not None:
-            check_pairs(job.count(asked.query), settings.max_pairs, settings.candidates is not None)
+            check_rows(job.count(asked.query))
         inputs = job.distinct_inputs(asked.operator, asked.query)
+        if sides is not None and settings.candidates is None:
+            check_pairs(asked.operator.pending(inputs).num_rows, settings.max_pairs)
         if sides is None or settings.candidates is None or not inputs.num_rows:
             asked.operator.ask(job.llm, job.store, inputs)
             return

@@ -17,7 +17,7 @@ from vllm_relational.sql.cost import Tokens, answer_tokens
 from vllm_relational.sql.execute import prepared
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator, Settings
-from vllm_relational.sql.passes.blocking import check_pairs, two_sides
+from vllm_relational.sql.passes.blocking import check_rows, two_sides
 from vllm_relational.sql.planner import Asked, Driver, Planner
 
 # Share of rows that an LLM predicate keeps, before any was asked.
@@ -101,12 +101,12 @@ class _Forecaster(Driver):
             return
         sides, settings = two_sides(operator.question.function, asked.columns), self._job.settings
         if sides is not None:
-            check_pairs(self._job.count(query), settings.max_pairs, settings.candidates is not None)
+            check_rows(self._job.count(query))
         inputs = self._job.distinct_inputs(operator, query)
         _plan_inputs(self._job, entry, inputs)
         if sides is not None and settings.candidates is not None and inputs.num_rows:
-            names = [ARGUMENT.format(place) for place in sides[0]]
-            rows = inputs.group_by(names).aggregate([]).num_rows
+            left = [ARGUMENT.format(place) for place in sides[0]]
+            rows = inputs.group_by(left).aggregate([]).num_rows
             entry.candidates = min(rows * settings.candidates_k, inputs.num_rows)
             entry.share = min(entry.share, entry.candidates / inputs.num_rows)
 

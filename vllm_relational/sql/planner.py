@@ -18,6 +18,7 @@ from vllm_relational.sql.blocks import (
     input_query,
     key_of,
     lookup,
+    lookups,
     own_nodes,
     per_outer_row,
     site_of,
@@ -188,7 +189,10 @@ class Planner:
         eager = not self.settings.optimize
         query = input_query(site, columns, guards, eager, self.settings.keeps_nulls)
         query, types = self._bound(query, site)
-        return Asked(self._operator(call, site, question, types), query, site, columns)
+        operator = self._operator(call, site, question, types)
+        if self.settings.optimize:
+            _note_conditions(operator, site, guards)
+        return Asked(operator, query, site, columns)
 
     def _question(self, call: exp.Anonymous, site: Site) -> tuple[Question, list[exp.Expr]]:
         """What the call asks, and the columns that its prompt reads."""
@@ -293,6 +297,18 @@ def _distinct_arguments(
     for column, argument in zip(columns, named, strict=True):
         kept.setdefault(argument.qualified.casefold(), (column, argument))
     return [column for column, _ in kept.values()], [argument for _, argument in kept.values()]
+
+
+def _note_conditions(operator: Operator, site: Site, guards: Sequence[exp.Expr]) -> None:
+    """Say which conditions spare questions; answers that they depend on show in the tree of operators."""
+    parts = [part for part in condition_of(site.block, "where") if not holds_call(part)]
+    cheap = [sql_of(part) for part in (*parts, *guards) if not any(lookups(part))]
+    cheap = [text for text in cheap if f"({text}) IS TRUE" not in cheap and not text.startswith("__row")]
+    plain = dict.fromkeys(text.removesuffix(" IS TRUE") if text.endswith(") IS TRUE") else text for text in cheap)
+    if plain and (site.clause == "where" or guards):
+        note = f"cheap conditions first: asked only where {' AND '.join(plain)}"
+        if note not in operator.notes:
+            operator.notes.append(note)
 
 
 def aggregate_names(connection: duckdb.DuckDBPyConnection) -> list[str]:

@@ -108,7 +108,9 @@ class Store:
     def _load(self, table: OperatorTable) -> None:
         if not self._exists(table.name):
             return
-        query = f"SELECT key, answer FROM {DATABASE}.{table.name} WHERE status <> '{FAILED}'"
+        # Another session may have had no candidates to go by.
+        self._cursor.execute(f"DELETE FROM {DATABASE}.{table.name} WHERE status = '{BLOCKED}'")
+        query = f"SELECT key, answer FROM {DATABASE}.{table.name} WHERE status = '{ANSWERED}'"
         kept = self._cursor.sql(query).to_arrow_table()
         answers = kept["answer"].to_pylist()
         table.answers.update(zip(kept["key"].to_pylist(), answers, strict=True))

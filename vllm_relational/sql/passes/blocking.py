@@ -1,8 +1,9 @@
 """Semantic joins: ``LLM_FILTER`` over columns of two tables asks about pairs, of which there are many.
 
 Blocking asks only about candidates: for every row of one side, the k rows of the other that a cheap similarity finds
-(the user gives it, for instance a vector index). The other pairs count as false. That is the one rewrite that can change
-a result, so it runs only when the user asks for it, and its recall is estimated: some of the pairs left out are asked.
+(the user gives it, for instance a vector index). The other pairs count as false. That is the one rewrite that can
+change a result, so it runs only when the user asks for it, and its recall is estimated: some of the other pairs are
+asked too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from vllm_relational.sql.blocks import KEY
 # (texts of one side, texts of the other, k) -> for each text of the first, positions in the second, best first.
 Candidates = Callable[[list[str], list[str], int], Sequence[Sequence[int]]]
 MOST_ENUMERATED = 10_000_000
+NARROWER = "add a condition that DuckDB can evaluate, such as a.kind = b.kind"
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,18 @@ def two_sides(function: str, columns: Sequence[exp.Expr]) -> tuple[list[int], li
     return left, [place for place in range(len(tables)) if place not in left]
 
 
-def check_pairs(pairs: int, most: int, has_candidates: bool) -> None:
-    """Raise ``RelationalError`` with the fix when a join has too many pairs."""
-    if has_candidates and pairs > MOST_ENUMERATED:
+def check_rows(rows: int) -> None:
+    """Raise ``RelationalError`` with the fix when a join has too many pairs to write them down."""
+    if rows > MOST_ENUMERATED:
+        raise RelationalError(f"the join has {rows:,} pairs, more than {MOST_ENUMERATED:,}: {NARROWER}")
+
+
+def check_pairs(pairs: int, most: int) -> None:
+    """Raise ``RelationalError`` with the fix when a join without candidates would ask too much."""
+    if pairs > most:
         raise RelationalError(
-            f"the join has {pairs:,} pairs, more than {MOST_ENUMERATED:,} to choose candidates from: add a condition "
-            "that DuckDB can evaluate, such as a.kind = b.kind"
-        )
-    if not has_candidates and pairs > most:
-        raise RelationalError(
-            f"the join would ask about {pairs:,} pairs, more than max_pairs = {most:,}: add a condition that DuckDB can "
-            "evaluate, such as a.kind = b.kind, give candidates=FUNCTION to ask about likely pairs only, or raise max_pairs"
+            f"the join would ask about {pairs:,} pairs, more than max_pairs = {most:,}: {NARROWER}, give "
+            "candidates=FUNCTION to ask about likely pairs only, or raise max_pairs"
         )
 
 
