@@ -122,24 +122,23 @@ def normalise_block(block: exp.Select, aggregates: Aggregates, is_column: Callab
 
     is_column: whether the block's FROM has a column of that name, which then wins over an alias.
     """
-    aliased = {
-        item.alias.casefold(): item.this
-        for item in block.expressions
-        if isinstance(item, exp.Alias) and holds_call(item.this)
-    }
     if not holds_call(block):
         return
     _spell_groups(block, aggregates, sql)
-    for name, expression in aliased.items():
+    for item in [item for item in block.expressions if isinstance(item, exp.Alias)]:
+        name, expression = item.alias.casefold(), item.this
         for column in [use for use in _uses(block, name) if not _defines(use, expression)]:
             if not is_column(name):
                 column.replace(exp.paren(expression.copy()))
 
 
 def _uses(block: exp.Select, name: str) -> Iterator[exp.Column]:
-    """Unqualified columns of that name in the clauses where DuckDB admits an alias; ORDER BY finds it by itself."""
+    """Unqualified columns of that name where DuckDB admits an alias and calls or their inputs may read it.
+
+    ORDER BY finds aliases by itself, and so does the select list where it asks nothing.
+    """
     parts = [block.args.get(clause) for clause in ("where", "group", "having", "qualify")]
-    for part in [*parts, *block.expressions]:
+    for part in [*parts, *(item for item in block.expressions if holds_call(item))]:
         for node in list(own_nodes(part)) if part is not None else []:
             if isinstance(node, exp.Column) and not node.table and node.name.casefold() == name:
                 yield node

@@ -47,7 +47,8 @@ def _is_read(tree: exp.Expr, alias: str, body: exp.Select, item: exp.Alias) -> b
 
 def _covers(star: exp.Star, alias: str, body: exp.Select) -> bool:
     """Whether a star may stand for the columns of the query called ``alias``."""
-    if isinstance(star.parent, exp.Count):
+    table = star.parent.table if isinstance(star.parent, exp.Column) else ""
+    if isinstance(star.parent, exp.Count) or (table and table.casefold() != alias.casefold()):
         return False
     block = star.find_ancestor(exp.Select)
     if block is None:
