@@ -14,7 +14,7 @@ from sqlglot import exp
 from vllm_relational.sql.aggregate import first_parts
 from vllm_relational.sql.blocks import ARGUMENT, GUARD, KEY, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
-from vllm_relational.sql.execute import prepared
+from vllm_relational.sql.execute import bind, prepared, rehearse
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.passes.blocking import check_rows, two_sides
@@ -73,6 +73,7 @@ class Plan:
 def forecast(job: Job) -> Plan:
     """Plan a statement without asking. Raises ``SQLError`` as running it would."""
     tree, notes = prepared(job)
+    bind(job, rehearse(job.planner(), tree))
     found: dict[str, Forecast] = {}
     job.planner().plan(tree, _Forecaster(job, found))
     return Plan(job.sql, tuple(found.values()), job.settings, tuple(notes))

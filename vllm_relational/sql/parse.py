@@ -45,9 +45,19 @@ def statements(sql: str) -> list[Statement]:
             continue
         if words:
             end = len(sql) if token is None else token.start
-            found.append(Statement(sql[start:end], _asks(words)))
+            found.append(Statement(sql[start:end], _asks(_behind_command(words))))
         start, words = (token.end + 1 if token is not None else 0), []
     return found
+
+
+def _behind_command(tokens: list[Token]) -> list[Token]:
+    """The words of a command such as EXPLAIN: sqlglot takes all that stands behind its name as one text."""
+    if len(tokens) != 2 or tokens[0].token_type != TokenType.COMMAND:
+        return tokens
+    try:
+        return sqlglot.tokenize(tokens[1].text, read=DIALECT)
+    except TokenError:
+        return tokens
 
 
 def _asks(tokens: Sequence[Token]) -> bool:
