@@ -18,6 +18,8 @@ from vllm_relational.sql.parse import DIALECT, holds_call
 LOOKUP = "__llm_"
 SOURCES = ("from_", "joins", "laterals")
 ARGUMENT, GUARD, KEY = "__a{}", "__guard", "__key"
+# Marks a CASE that holds a guard, so that a forecast can tell it from the user's.
+GUARD_META = "guard"
 
 
 @dataclass(frozen=True)
@@ -181,19 +183,27 @@ def input_query(
     guards: conditions on the same rows that must hold for the answer to matter.
     eager:  take the rows before the other conditions of the clause, as a plan without optimiser does.
     """
-    rows = exp.Select(expressions=[exp.alias_(a.copy(), ARGUMENT.format(i)) for i, a in enumerate(arguments)])
-    whole = conjunction(guards)
-    if whole is not None:
-        rows.append("expressions", exp.alias_(exp.paren(whole, copy=False), GUARD))
+    named = enumerate(_guarded(argument, guards) for argument in arguments)
+    rows = exp.Select(expressions=[exp.alias_(argument, ARGUMENT.format(i)) for i, argument in named])
+    if guards:
+        rows.append("expressions", exp.alias_(_guarded(exp.true(), guards), GUARD))
     _take_rows(rows, site, eager)
     names = [exp.column(ARGUMENT.format(i)) for i in range(len(arguments))]
     query = exp.Select(expressions=[exp.alias_(key_of(names, keeps_nulls), KEY), *names]).from_(rows.subquery("__rows"))
     conditions: list[exp.Expr] = [] if keeps_nulls else [_not_null(name) for name in names]
-    if whole is not None:
+    if guards:
         conditions.append(exp.column(GUARD))
     set_condition(query, "where", conditions)
     query.set("with_", visible_ctes(site.block))
     return query
+
+
+def _guarded(value: exp.Expr, guards: Sequence[exp.Expr]) -> exp.Expr:
+    """The value where all guards hold, else null; nothing is evaluated where a guard before it does not hold."""
+    for guard in reversed(guards):
+        value = exp.Case(ifs=[exp.If(this=guard.copy(), true=value.copy())])
+        value.meta[GUARD_META] = True
+    return value.copy()
 
 
 def _take_rows(rows: exp.Select, site: Site, eager: bool) -> None:
@@ -237,21 +247,32 @@ def _not_null(column: exp.Expr) -> exp.Expr:
     return exp.Not(this=exp.Is(this=column.copy(), expression=exp.Null()))
 
 
-def per_outer_row(query: exp.Select, outer: exp.Select) -> exp.Select:
+def per_outer_row(query: exp.Select, outer: exp.Select, block: exp.Select) -> exp.Select:
     """The input of a call in a subquery that reads the rows around it: the subquery's, for every row of ``outer``."""
     inner = query.copy()
     inner.set("with_", None)
     lateral = exp.Lateral(this=inner.subquery(), alias=exp.TableAlias(this=exp.to_identifier("__inner")))
     columns = [exp.column(name, "__inner") for name in query.named_selects]
     around = exp.Select(expressions=columns)
-    for key in SOURCES:
-        held = outer.args.get(key)
-        around.set(key, [part.copy() for part in held] if isinstance(held, list) else held.copy() if held else None)
+    in_from = _take_tables_before(around, outer, block)
     around.append("joins", exp.Join(this=lateral, kind="CROSS"))
     free = [part for part in condition_of(outer, "where") if not holds_call(part) and not part.find(exp.Query)]
-    set_condition(around, "where", free)
+    set_condition(around, "where", [] if in_from else free)
     around.set("with_", visible_ctes(outer))
     return around
+
+
+def _take_tables_before(around: exp.Select, outer: exp.Select, block: exp.Select) -> bool:
+    """The tables of ``outer`` that ``block`` may read: those before it, where it stands in the FROM itself."""
+    place = next((node for node in _ancestors(block) if node.parent is outer), None)
+    for key in SOURCES:
+        held = outer.args.get(key)
+        if isinstance(held, list):
+            stop = next((number for number, part in enumerate(held) if part is place), len(held))
+            around.set(key, [part.copy() for part in held[:stop]])
+        elif held is not None:
+            around.set(key, held.copy())
+    return place is not None and place.arg_key in SOURCES
 
 
 def sql_of(tree: exp.Expr) -> str:

@@ -157,16 +157,22 @@ class Connection:
 
     def _register_frames(self, text: str, frame: FrameType) -> None:
         """Make the caller's DataFrames tables, where the statement names them and the database has no such table."""
-        for name in _table_names(text) - self._catalog():
+        stored = self._stored()
+        for name in _table_names(text):
             found = frame.f_locals.get(name, frame.f_globals.get(name))
-            if _is_frame(found):
+            if name.casefold() in stored:
+                if name.casefold() in self._frames:
+                    self.duckdb.unregister(name)
+                    self._frames.discard(name.casefold())
+            elif _is_frame(found):
                 self.duckdb.register(name, found)
                 self._frames.add(name.casefold())
 
-    def _catalog(self) -> set[str]:
-        query = "SELECT table_name FROM duckdb_tables() UNION SELECT view_name FROM duckdb_views()"
-        names = {name for (name,) in self.duckdb.execute(query).fetchall() if name.casefold() not in self._frames}
-        return names
+    def _stored(self) -> set[str]:
+        """The tables and views of the database, without the frames that stand for one."""
+        tables = self.duckdb.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+        views = self.duckdb.execute("SELECT view_name FROM duckdb_views()").fetchall()
+        return {name.casefold() for (name,) in tables} | ({name.casefold() for (name,) in views} - self._frames)
 
 
 def _table_names(text: str) -> set[str]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.sql.aggregate import first_parts
-from vllm_relational.sql.blocks import ARGUMENT, GUARD, KEY, conjunction, conjuncts, lookups
+from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
 from vllm_relational.sql.execute import bind, prepared, rehearse
 from vllm_relational.sql.job import Job
@@ -145,13 +145,12 @@ def _without(query: exp.Select, unknown: set[str]) -> tuple[exp.Select, list[str
             if not names:
                 kept.append(part)
         clause.set("this", conjunction(kept) or exp.true())
-    for alias in list(query.find_all(exp.Alias)):
-        if alias.alias == GUARD:
-            names = [node.name for node in lookups(alias) if node.name in unknown]
-            dropped += [name for name in names if name not in dropped]
-            if names:
-                kept = [p for p in conjuncts(alias.this) if not any(n.name in unknown for n in lookups(p))]
-                alias.set("this", exp.paren(conjunction(kept) or exp.true()))
+    for guarded in [case for case in query.find_all(exp.Case) if GUARD_META in case.meta]:
+        branch = guarded.args["ifs"][0]
+        names = [node.name for node in lookups(branch.this) if node.name in unknown]
+        dropped += [name for name in names if name not in dropped]
+        if names:
+            branch.set("this", exp.true())
     return query, dropped
 
 

@@ -42,6 +42,8 @@ def render_run(run: Execution, settings: Settings) -> str:
         node = root.add(_line(_heading(operator)))
         for line in _run_lines(operator, settings):
             node.add(_line(line))
+    for note in run.notes:
+        root.add(_line(f"rewrite: {note}"))
     return _printed(root)
 
 

@@ -258,7 +258,7 @@ class Planner:
                 failure = failure or error
             around = around.find_ancestor(exp.Select)
             if isinstance(around, exp.Select):
-                query = per_outer_row(query, around)
+                query = per_outer_row(query, around, site.block)
         assert failure is not None
         raise engine_error(self._sql, failure) from failure
 

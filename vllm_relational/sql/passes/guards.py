@@ -18,16 +18,19 @@ ROOTS = (exp.Where, exp.Having, exp.Qualify)
 
 
 def guards_of(call: exp.Expr, aggregates: Aggregates) -> list[exp.Expr]:
-    """Conditions, in terms of the rows that the call is computed for, outside of which its answer does not matter."""
+    """Conditions, in terms of the rows that the call is computed for, outside of which its answer does not matter.
+
+    In the order of evaluation: a later one may fail, as a cast may, where an earlier one does not hold.
+    """
     found: list[exp.Expr] = []
     node = call
     while node.parent is not None and not isinstance(node.parent, exp.Select | exp.Join):
         parent = node.parent
         if isinstance(parent, exp.Filter):
-            found += _of_filter(node, parent)
+            found = [*_of_filter(node, parent), *found]
         if _changes_rows(parent, aggregates):
             break
-        found += [guard for guard in _guards(node, parent) if not holds_call(guard)]
+        found = [*(guard for guard in _guards(node, parent) if not holds_call(guard)), *found]
         node = parent
     return [guard.copy() for guard in found]
 
