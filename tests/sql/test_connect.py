@@ -68,6 +68,15 @@ def test_a_filter_keeps_the_rows_of_which_the_model_says_yes(con, engine):
         "SELECT coalesce(stars, LLM_SCORE('{text}', 1, 5, text)) FROM review",
         "SELECT product_id, LLM_AGG('Sum up {text}', text) FROM review GROUP BY product_id",
         "SELECT LLM_AGG('Sum up {text}', text ORDER BY id) FILTER (WHERE stars > 2) FROM review",
+        "SELECT x, LLM('{x}', x) FROM (SELECT ['a', 'b'] AS xs) t, unnest(t.xs) u(x)",
+        "SELECT r.id, t.a FROM review r, LATERAL (SELECT LLM('{text}', r.text) AS a) t WHERE r.stars > 2",
+        "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r WHERE n < 4) SELECT LLM('{n}', n) FROM r",
+        "SELECT * REPLACE (LLM('{text}', text) AS text) FROM review",
+        "FROM review SELECT id, LLM('{text}', text) WHERE id < 4",
+        "SELECT max(LLM('{text}', text)) AS m FROM review HAVING m IS NOT NULL",
+        "SELECT LLM('{1} of {2}', upper(text), id + 1) FROM review",
+        "SELECT id FROM review WHERE text IN (SELECT LLM('{name}', name) FROM product) OR LLM_FILTER('{text}', text)",
+        "SELECT kind, LLM_FILTER('{kind} is odd', kind) FROM product GROUP BY ROLLUP (kind)",
         "SELECT DISTINCT ON (LLM('{text}', text)) 1 FROM review",
     ],
 )
@@ -105,7 +114,9 @@ def test_frames_of_the_caller_and_files_are_tables(con, tmp_path):
     quoted = str(path).replace("'", "''")
     assert len(con.sql(f"SELECT LLM('{{text}}?', text) FROM '{quoted}'").df()) == 2
     mine = pd.DataFrame({"text": ["c"]})
-    assert con.sql("SELECT count(*) FROM mine").fetchall() == [(1,)]
+    assert con.sql("SELECT count(*) FROM mine").fetchall() == [(len(mine),)]
+    con.sql("CREATE TABLE mine AS SELECT 'd' AS text UNION ALL SELECT 'e'")
+    assert con.sql("SELECT count(LLM('{text}?', text)) FROM mine").fetchall() == [(2,)]
 
 
 def test_a_rollback_leaves_the_users_tables_and_keeps_the_answers(con, engine):
@@ -164,6 +175,26 @@ def test_answers_in_a_side_database_outlive_the_session(connect, engine, tmp_pat
         assert con.sql("SELECT count(LLM('Sum up {text}', text)) FROM t").fetchall() == [(2,)]
         con.close()
     assert len(engine.asked) == 2
+
+
+def test_a_side_database_goes_on_after_the_engine_died(connect, tmp_path):
+    from fake_engine import FakeEngine
+
+    from vllm_relational import EngineDiedError
+
+    asked = []
+    for dies_after in (3, None):
+        engine = FakeEngine(lambda row: "x", dies_after=dies_after)
+        with vllm_relational.sql.connect(llm=RelationalLLM(engine=engine), side=tmp_path / "a.duckdb") as con:
+            query = "SELECT count(LLM('{i}', i)) FROM range(10) t(i)"
+            if dies_after:
+                with pytest.raises(EngineDiedError):
+                    con.sql(query)
+            else:
+                assert con.sql(query).fetchall() == [(10,)]
+        asked.append(len(engine.asked))
+    assert asked == [4, 7]  # the fourth was on its way when the engine died
+    assert [path.name for path in tmp_path.iterdir()] == ["a.duckdb"]
 
 
 def test_the_users_database_gets_no_table(engine, tmp_path):

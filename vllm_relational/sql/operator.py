@@ -108,11 +108,11 @@ class Operator:
         todo = self.pending(inputs)
         if todo.num_rows == 0:
             return
-        records = self.records(todo)
-        answers, errors = self._run(llm, records)
-        values = [self.question.value(answer) for answer in answers]
-        reasons = [error or "" for error in errors]
-        store.add(self.table, todo[KEY].to_pylist(), _structs(records), values, reasons)
+        records, keys = self.records(todo), todo[KEY].to_pylist()
+        with store.checkpoint(self.table, keys) as kept:
+            answers, errors = self._run(llm, records, kept)
+            values = [self.question.value(answer) for answer in answers]
+            store.add(self.table, keys, _structs(records), values, [error or "" for error in errors])
         self.asked += todo.num_rows
 
     def rule_out(self, store: Store, inputs: pa.Table) -> None:
@@ -121,11 +121,11 @@ class Operator:
         keys = todo[KEY].to_pylist()
         store.add(self.table, keys, _structs(self.records(todo)), [False] * len(keys), [BLOCKED] * len(keys))
 
-    def _run(self, llm: Asks, records: pa.Table) -> tuple[Sequence[Any], Sequence[str | None]]:
+    def _run(self, llm: Asks, records: pa.Table, kept: dict[str, Any]) -> tuple[Sequence[Any], Sequence[str | None]]:
         options = self.settings.options(self.question)
         if self.question.function == "LLM_AGG":
             return reduce_groups(llm, records, self.question, options, self.reports)
-        result = llm.run(records, self.question.template, **options)
+        result = llm.run(records, self.question.template, **options, **kept)
         self.reports.append(result.report)
         return result.answers, result.errors
 

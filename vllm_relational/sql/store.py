@@ -8,7 +8,8 @@ transaction anyway. Writing goes through a connection of its own, so a rollback 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Store:
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, side: Path | None = None) -> None:
-        self._user = connection
+        self._user, self._side = connection, side
         self._cursor = connection.cursor()
         taken = {row[0] for row in self._cursor.execute("SELECT database_name FROM duckdb_databases()").fetchall()}
         if DATABASE in taken:
@@ -150,6 +151,20 @@ class Store:
         self._dropped = self._rows
 
     # ---------------------------------------------------------------------------------------------------- answers
+    @contextlib.contextmanager
+    def checkpoint(self, table: OperatorTable, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Options of ``RelationalLLM.run`` that keep answers as they come, beside the file of a named store.
+
+        A run over the same keys goes on from them after a crash. The file goes when the run's answers are stored.
+        """
+        if self._side is None:
+            yield {}
+            return
+        digest = hashlib.blake2b("\n".join(keys).encode("utf-8", "replace"), digest_size=8).hexdigest()
+        path = self._side.with_name(f"{self._side.name}.{table.name}.{digest}.checkpoint.jsonl")
+        yield {"checkpoint": path, "resume": path.exists()}
+        path.unlink(missing_ok=True)
+
     def add(
         self,
         table: OperatorTable,

@@ -51,3 +51,11 @@ def test_outside_of_its_guard_the_answer_changes_nothing(shop, shape, value, ans
     both = f"({shape.format(call=answer)}) IS NOT DISTINCT FROM ({shape.format(call='NULL')})"
     (row,) = shop.sql(f"SELECT {guard}, {both} FROM (SELECT {value}::BOOLEAN AS v)").fetchall()
     assert row[0] or row[1]
+
+
+def test_a_guard_protects_what_stands_behind_it(con, engine):
+    rows = "(VALUES ('1'), ('odd'), ('7')) t(v)"
+    number = "v ~ '^[0-9]+$'"
+    case = f"CASE WHEN NOT {number} THEN 'odd' WHEN CAST(v AS INT) > 3 THEN LLM('{{1}}', CAST(v AS INT)) END"
+    assert con.sql(f"SELECT count({case}) FROM {rows}").fetchall() == [(2,)]
+    assert len(engine.asked) == 1
