@@ -51,7 +51,7 @@ def sql(
     command.check_target(output)
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
-    options = {"max_tokens": {"text": max_tokens, "json": 256}, "optimize": optimize, "order": order}
+    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order}
     try:
         with command.opened(llm, db, side, rates, prices, **options) as connection:
             command.run_sql(connection, text, output)
@@ -84,7 +84,7 @@ def explain(
     text = command.statement_text(statement, file)
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, False, 1, arguments)
-    options = {"max_tokens": {"text": max_tokens, "json": 256}, "optimize": optimize, "order": order}
+    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order}
     with command.opened(llm, db, side, rates, prices, read_only=db is not None, **options) as connection:
         print(command.explained(connection, text))
     return 0

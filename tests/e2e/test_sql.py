@@ -19,7 +19,7 @@ QUERIES = sorted((ROOT / "examples" / "queries").glob("*.sql"))
 def con(llm: RelationalLLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[vllm_relational.sql.Connection]:
     monkeypatch.chdir(ROOT)  # the queries name the table by its path in the repository
     llm.reset_cache()
-    with vllm_relational.sql.connect(llm=llm, max_tokens={"text": 4, "json": 64}) as connection:
+    with vllm_relational.sql.connect(llm=llm, max_tokens=4) as connection:
         yield connection
 
 

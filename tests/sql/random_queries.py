@@ -44,7 +44,8 @@ AGGREGATES = [
 def random_query(seed: int) -> str:
     """The query with that number."""
     rng = random.Random(seed)
-    return rng.choice([_flat, _flat, _grouped, _joined, _cte, _derived, _limited, _limited, _exists, _union])(rng)
+    shapes = [_flat, _flat, _grouped, _joined, _cte, _derived, _limited, _limited, _exists, _union, _windowed, _nested]
+    return rng.choice(shapes)(rng)
 
 
 def _where(rng: random.Random, least_llm: int = 1) -> str:
@@ -82,7 +83,7 @@ def _grouped(rng: random.Random) -> str:
 
 
 def _joined(rng: random.Random) -> str:
-    kind = rng.choice(["JOIN", "JOIN", "LEFT JOIN"])
+    kind = rng.choice(["JOIN", "JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"])
     on = rng.choice(["", " AND LLM_FILTER('{p.name} fits {r.text}', p.name, r.text)", " AND r.stars > 1"])
     where = _where(rng, 0 if on else 1)
     extra = rng.choice(["", " AND p.kind = 1", " AND p.price > 5"]) if where else rng.choice(["", "WHERE p.kind = 1"])
@@ -130,6 +131,29 @@ def _exists(rng: random.Random) -> str:
     test = "LLM_FILTER('{name} fits {text}', p.name, r.text)"
     inner = f"SELECT 1 FROM review r WHERE r.product_id = p.id AND r.stars > 1 AND {test}"
     return f"SELECT p.id FROM product p WHERE p.kind < 2 AND {rng.choice(['', 'NOT '])}EXISTS ({inner})"
+
+
+def _windowed(rng: random.Random) -> str:
+    over = rng.choice(["PARTITION BY r.product_id ORDER BY r.id", f"ORDER BY {VALUES[1]}, r.id"])
+    qualify = rng.choice(["", f"QUALIFY row_number() OVER ({over}) <= 2", f"QUALIFY {rng.choice(FILTERS)}"])
+    value = rng.choice(["row_number()", f"sum({VALUES[1]})", "lag(r.stars)"])
+    return f"SELECT r.id, {value} OVER ({over}) AS w FROM review r {_where(rng, 0)} {qualify}"
+
+
+def _nested(rng: random.Random) -> str:
+    """A subquery with a LIMIT under a join, and a second level of calls."""
+    order = rng.choice(["r.id", "r.ts DESC, r.id"])
+    inner = f"SELECT r.* FROM review r {_where(rng)} ORDER BY {order} LIMIT {rng.randint(2, 9)}"
+    outer = rng.choice(
+        [
+            f"SELECT r.id, p.name, {rng.choice(VALUES)} AS v FROM ({inner}) r JOIN product p ON p.id = r.product_id",
+            f"SELECT p.id, count(r.id) FROM product p LEFT JOIN ({inner}) r ON p.id = r.product_id AND r.stars > 1 "
+            "GROUP BY p.id",
+            f"SELECT max({VALUES[1]}) AS best FROM ({inner}) r",
+            f"SELECT p.id FROM product p WHERE p.id IN (SELECT r.product_id FROM ({inner}) r WHERE r.stars < 4)",
+        ]
+    )
+    return f"WITH unused AS (SELECT {VALUES[0]} AS s FROM review r) {outer}"
 
 
 def _union(rng: random.Random) -> str:

@@ -23,7 +23,7 @@ class Short(RelationalLLM):
 
 def open_with(answer, **options):
     llm = Short(engine=answer if isinstance(answer, FakeEngine) else FakeEngine(answer))
-    return vllm_relational.sql.connect(llm=llm, max_tokens={"text": 16, "json": 16}, **options)
+    return vllm_relational.sql.connect(llm=llm, max_tokens=16, **options)
 
 
 class Refusing(FakeEngine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import duckdb
 import pandas as pd
 import pytest
 from oracle_engine import OracleEngine
@@ -177,6 +178,18 @@ def test_answers_in_a_side_database_outlive_the_session(connect, engine, tmp_pat
     assert len(engine.asked) == 2
 
 
+def test_the_user_may_have_a_database_a_schema_and_tables_of_our_names(engine, tmp_path):
+    path = tmp_path / "llm.duckdb"
+    with duckdb.connect(str(path)) as plain:
+        plain.execute("CREATE SCHEMA llm_answers; CREATE TABLE op_1 AS SELECT 1 AS mine")
+        plain.execute("CREATE TABLE llm_errors AS SELECT 2 AS mine")
+    with vllm_relational.sql.connect(path, llm=RelationalLLM(engine=engine)) as con:
+        assert con.sql("SELECT count(LLM('{i}', i)) FROM range(3) t(i)").fetchall() == [(3,)]
+        assert con.sql("SELECT count(*) FROM vllm_relational_answers.op_1").fetchall() == [(3,)]
+        assert con.sql("SELECT * FROM llm_errors, op_1").fetchall() == [(2, 1)]
+        assert "vllm_relational_answers.op_1 in SELECT" in con.report()
+
+
 def test_a_side_database_goes_on_after_the_engine_died(connect, tmp_path):
     from fake_engine import FakeEngine
 
@@ -198,8 +211,6 @@ def test_a_side_database_goes_on_after_the_engine_died(connect, tmp_path):
 
 
 def test_the_users_database_gets_no_table(engine, tmp_path):
-    import duckdb
-
     path = tmp_path / "shop.duckdb"
     with duckdb.connect(str(path)) as plain:
         plain.execute("CREATE TABLE t AS SELECT 'a' AS text")

@@ -17,7 +17,7 @@ from vllm_relational.sql.execute import Execution, execute
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Asks, Settings
 from vllm_relational.sql.parse import DIALECT, Statement, parse, statements
-from vllm_relational.sql.store import DATABASE, Store
+from vllm_relational.sql.store import Store
 
 if TYPE_CHECKING:
     from vllm_relational.sql.explain import Plan
@@ -152,8 +152,10 @@ class Connection:
     def _publish_errors(self) -> None:
         """``llm_errors`` without the database's name, unless the user has a table of that name."""
         known = "SELECT 1 FROM duckdb_tables() WHERE table_name = 'llm_errors' AND database_name <> ?"
-        if not self.duckdb.execute(known, [DATABASE]).fetchall():
-            self.duckdb.execute(f"CREATE OR REPLACE TEMP VIEW llm_errors AS SELECT * FROM {DATABASE}.llm_errors")
+        if not self.duckdb.execute(known, [self._store.database]).fetchall():
+            self.duckdb.execute(
+                f"CREATE OR REPLACE TEMP VIEW llm_errors AS SELECT * FROM {self._store.schema}.llm_errors"
+            )
 
     def _register_frames(self, text: str, frame: FrameType) -> None:
         """Make the caller's DataFrames tables, where the statement names them and the database has no such table."""

@@ -17,6 +17,7 @@ from vllm_relational.sql.cost import Tokens, answer_tokens
 from vllm_relational.sql.execute import bind, prepared, rehearse
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator, Settings
+from vllm_relational.sql.parse import DIALECT, parse
 from vllm_relational.sql.passes.blocking import check_rows, two_sides
 from vllm_relational.sql.planner import Asked, Driver, Planner
 
@@ -54,7 +55,10 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Plan:
-    """The forecasts of a statement in the order in which its operators would be asked."""
+    """The forecasts of a statement in the order in which its operators would be asked.
+
+    sql: the statement on one line, without comments; notes: what was rewritten in it as a whole.
+    """
 
     sql: str
     forecasts: tuple[Forecast, ...]
@@ -76,7 +80,8 @@ def forecast(job: Job) -> Plan:
     bind(job, rehearse(job.planner(), tree))
     found: dict[str, Forecast] = {}
     job.planner().plan(tree, _Forecaster(job, found))
-    return Plan(job.sql, tuple(found.values()), job.settings, tuple(notes))
+    written = parse(job.sql).sql(dialect=DIALECT, comments=False)
+    return Plan(written, tuple(found.values()), job.settings, tuple(notes))
 
 
 class _Forecaster(Driver):

@@ -20,7 +20,7 @@ SHOWN = 90
 
 def render_plan(plan: Plan) -> str:
     """The operators of a plan, each above those whose answers it needs."""
-    root = Tree(_line(" ".join(plan.sql.split())))
+    root = Tree(_line(plan.sql))
     nodes: dict[str, Tree] = {}
     for entry in reversed(plan.forecasts):
         name = entry.operator.table.name
@@ -53,7 +53,7 @@ def _needs(entry: Forecast) -> Sequence[str]:
 
 def _heading(operator: Operator) -> str:
     places = {"from": "in ON", "where": "in WHERE", "group": "in GROUP BY", "having": "in HAVING"}
-    return f"llm.{operator.table.name} {places.get(operator.clause, 'in SELECT')}: {operator.sql}"
+    return f"{operator.table.place} {places.get(operator.clause, 'in SELECT')}: {operator.sql}"
 
 
 def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:

@@ -95,14 +95,14 @@ def _parts(decision: Decision) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------------------------------- decisions
-def decision_of(function: str, literals: Sequence[Any], max_tokens: Mapping[str, int]) -> Decision:
+def decision_of(function: str, literals: Sequence[Any], max_tokens: int, max_json_tokens: int) -> Decision:
     """How the answers of a call are enforced.
 
     literals:   the values of the arguments that ``LITERALS`` lists for the function.
-    max_tokens: 'text' and 'json', the longest answers in tokens.
+    max_tokens, max_json_tokens: the longest answers.
     Raises ``RelationalError`` without a place: the parser adds it.
     """
-    decision: Decision = FreeText(max_tokens["text"])
+    decision: Decision = FreeText(max_tokens)
     if function == "LLM_FILTER":
         return Choice((YES, NO))
     if function == "LLM_CLASSIFY":
@@ -110,7 +110,7 @@ def decision_of(function: str, literals: Sequence[Any], max_tokens: Mapping[str,
     elif function == "LLM_SCORE":
         decision = IntegerRange(_whole(literals[0]), _whole(literals[1]))
     elif function == "LLM_EXTRACT":
-        decision = JsonSchema(_schema(literals[0]), max_tokens["json"])
+        decision = JsonSchema(_schema(literals[0]), max_json_tokens)
     check_decision(decision)
     return decision
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from vllm_relational.config import DEFAULT_SYSTEM_PROMPT
-from vllm_relational.records import EngineInfo, QueryResult, RunReport
+from vllm_relational.records import EngineInfo, FreeText, JsonSchema, QueryResult, RunReport
 from vllm_relational.sql.aggregate import reduce_groups
 from vllm_relational.sql.blocks import KEY
 from vllm_relational.sql.cost import Prices, Rates
@@ -36,7 +36,7 @@ class Asks(Protocol):
 class Settings:
     """How SQL asks.
 
-    max_tokens:    longest answers in tokens: 'text' for LLM and LLM_AGG, 'json' for LLM_EXTRACT.
+    max_tokens:    the longest answer of LLM and LLM_AGG in tokens; ``max_json_tokens``: of LLM_EXTRACT.
     keeps_nulls:   a null argument is sent to the model as null; by default the answer is null and nothing is asked.
     system_prompt: the first message of every prompt.
     order:         the planner; None for the one of the LLM object.
@@ -49,7 +49,8 @@ class Settings:
     max_pairs:     pairs of a semantic join that are asked at most where nothing proposes candidates.
     """
 
-    max_tokens: dict[str, int] = field(default_factory=lambda: {"text": 64, "json": 256})
+    max_tokens: int = FreeText.max_tokens
+    max_json_tokens: int = JsonSchema.max_tokens
     keeps_nulls: bool = False
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
     order: str | None = None

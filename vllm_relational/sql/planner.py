@@ -201,7 +201,9 @@ class Planner:
         columns, named = _distinct_arguments(parts.columns, call.meta[ARGUMENTS_META][-len(parts.columns) :])
         try:
             template = canonical_template(parts.function, parts.prompt, named)
-            decision = decision_of(parts.function, parts.literals, self.settings.max_tokens)
+            decision = decision_of(
+                parts.function, parts.literals, self.settings.max_tokens, self.settings.max_json_tokens
+            )
         except RelationalError as error:
             raise self._error(call, str(error)) from None
         question = Question(parts.function, template, decision, field_names(named))

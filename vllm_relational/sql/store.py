@@ -21,7 +21,9 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import LOOKUP
 
-DATABASE = "llm"
+# What the database of answers is called: the first name that the user has no database or schema of.
+NAMES = ("llm", "llm_answers", "vllm_relational_answers")
+TAKEN_NAMES = "SELECT database_name FROM duckdb_databases() UNION SELECT schema_name FROM duckdb_schemas()"
 ANSWERED, FAILED, BLOCKED = "answered", "failed", "not a candidate"
 
 
@@ -29,13 +31,14 @@ ANSWERED, FAILED, BLOCKED = "answered", "failed", "not a candidate"
 class OperatorTable:
     """The inputs of one question that are settled.
 
-    name:     of the table in the database ``llm``: ``op_1``.
+    name:     ``op_1``; place: with the database that it is in, ``llm.op_1``.
     answers:  by key, what SQL sees; None for a row that failed.
     failed:   the keys that failed, with the reason.
     lookup:   the SQL function that knows the answers; '' before there is one.
     """
 
     name: str
+    place: str
     sql_type: str
     arrow_type: pa.DataType
     answers: dict[str, Any] = field(default_factory=dict)
@@ -51,16 +54,17 @@ class OperatorTable:
 class Store:
     """All operator tables behind one connection.
 
-    side: the database file for them; None keeps them in memory, for as long as the connection lives.
+    side:     the database file for them; None keeps them in memory, for as long as the connection lives.
+    database: what it is called in SQL, ``llm`` unless the user has a database or schema of that name.
     Raises ``RelationalError`` when the file cannot be opened.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, side: Path | None = None) -> None:
         self._user, self._side = connection, side
         self._cursor = connection.cursor()
-        taken = {row[0] for row in self._cursor.execute("SELECT database_name FROM duckdb_databases()").fetchall()}
-        if DATABASE in taken:
-            raise RelationalError(f"the database is called {DATABASE!r}, as the one for answers: rename its file")
+        taken = {row[0] for row in self._cursor.execute(TAKEN_NAMES).fetchall()}
+        self.database = next(name for name in NAMES if name not in taken)
+        self.schema = f"{self.database}.main"
         self._attach(side)
         self._tables: dict[str, OperatorTable] = {}
         self._published: list[str] = []
@@ -69,13 +73,13 @@ class Store:
     def _attach(self, side: Path | None) -> None:
         place = str(side).replace("'", "''") if side is not None else ":memory:"
         try:
-            self._cursor.execute(f"ATTACH '{place}' AS {DATABASE} (READ_WRITE)")
+            self._cursor.execute(f"ATTACH '{place}' AS {self.database} (READ_WRITE)")
             self._cursor.execute(
-                f"CREATE TABLE IF NOT EXISTS {DATABASE}.operators"
+                f"CREATE TABLE IF NOT EXISTS {self.schema}.operators"
                 "(name VARCHAR, question VARCHAR, function VARCHAR, prompt VARCHAR, answer_type VARCHAR)"
             )
             self._cursor.execute(
-                f"CREATE TABLE IF NOT EXISTS {DATABASE}.llm_errors(operator VARCHAR, inputs VARCHAR, reason VARCHAR)"
+                f"CREATE TABLE IF NOT EXISTS {self.schema}.llm_errors(operator VARCHAR, inputs VARCHAR, reason VARCHAR)"
             )
         except duckdb.Error as error:
             raise RelationalError(f"cannot keep answers in {place}: {str(error).splitlines()[0]}") from error
@@ -85,22 +89,22 @@ class Store:
         """The table of a question, with what it answered before; made where there is none."""
         if identity not in self._tables:
             name = self._known(identity) or self._new(identity, function, prompt, sql_type)
-            table = OperatorTable(name, sql_type, self._arrow_type(sql_type))
+            table = OperatorTable(name, f"{self.database}.{name}", sql_type, self._arrow_type(sql_type))
             self._load(table)
             self._tables[identity] = table
         self._publish(self._tables[identity])
         return self._tables[identity]
 
     def _known(self, identity: str) -> str | None:
-        query = f"SELECT name FROM {DATABASE}.operators WHERE question = ?"
+        query = f"SELECT name FROM {self.schema}.operators WHERE question = ?"
         rows = self._cursor.execute(query, [identity]).fetchall()
         return rows[0][0] if rows else None
 
     def _new(self, identity: str, function: str, prompt: str, sql_type: str) -> str:
-        count = self._cursor.execute(f"SELECT count(*) FROM {DATABASE}.operators").fetchall()[0][0]
+        count = self._cursor.execute(f"SELECT count(*) FROM {self.schema}.operators").fetchall()[0][0]
         name = f"op_{count + 1}"
         values = [name, identity, function, prompt, sql_type]
-        self._cursor.execute(f"INSERT INTO {DATABASE}.operators VALUES (?, ?, ?, ?, ?)", values)
+        self._cursor.execute(f"INSERT INTO {self.schema}.operators VALUES (?, ?, ?, ?, ?)", values)
         return name
 
     def _arrow_type(self, sql_type: str) -> pa.DataType:
@@ -110,15 +114,15 @@ class Store:
         if not self._exists(table.name):
             return
         # Another session may have had no candidates to go by.
-        self._cursor.execute(f"DELETE FROM {DATABASE}.{table.name} WHERE status = '{BLOCKED}'")
-        query = f"SELECT key, answer FROM {DATABASE}.{table.name} WHERE status = '{ANSWERED}'"
+        self._cursor.execute(f"DELETE FROM {self.schema}.{table.name} WHERE status = '{BLOCKED}'")
+        query = f"SELECT key, answer FROM {self.schema}.{table.name} WHERE status = '{ANSWERED}'"
         kept = self._cursor.sql(query).to_arrow_table()
         answers = kept["answer"].to_pylist()
         table.answers.update(zip(kept["key"].to_pylist(), answers, strict=True))
 
     def _exists(self, name: str) -> bool:
         query = "SELECT 1 FROM duckdb_tables() WHERE database_name = ? AND table_name = ?"
-        return self._cursor.execute(query, [DATABASE, name]).fetchall() != []
+        return self._cursor.execute(query, [self.database, name]).fetchall() != []
 
     def _publish(self, table: OperatorTable) -> None:
         """Make the table's lookup a function of SQL, unless it is one; a rollback of the user's may have undone it."""
@@ -192,14 +196,14 @@ class Store:
                 table.failed[key] = reason
 
     def _append(self, table: OperatorTable, rows: pa.Table) -> None:
-        place = f"{DATABASE}.{table.name}"
+        place = f"{self.schema}.{table.name}"
         self._cursor.register("__rows", rows)
         try:
             self._cursor.execute("BEGIN")
             self._cursor.execute(f"CREATE TABLE IF NOT EXISTS {place} AS SELECT * FROM __rows LIMIT 0")
             self._cursor.execute(f"INSERT INTO {place} SELECT * FROM __rows")
             self._cursor.execute(
-                f"INSERT INTO {DATABASE}.llm_errors SELECT ?, CAST(inputs AS VARCHAR), reason FROM __rows "
+                f"INSERT INTO {self.schema}.llm_errors SELECT ?, CAST(inputs AS VARCHAR), reason FROM __rows "
                 f"WHERE status = '{FAILED}'",
                 [table.name],
             )
@@ -214,15 +218,15 @@ class Store:
         """Before a statement: what failed in an earlier one is asked again."""
         for table in tables:
             if self._exists(table.name):
-                self._cursor.execute(f"DELETE FROM {DATABASE}.{table.name} WHERE status = '{FAILED}'")
-                self._cursor.execute(f"DELETE FROM {DATABASE}.llm_errors WHERE operator = ?", [table.name])
+                self._cursor.execute(f"DELETE FROM {self.schema}.{table.name} WHERE status = '{FAILED}'")
+                self._cursor.execute(f"DELETE FROM {self.schema}.llm_errors WHERE operator = ?", [table.name])
             for key in table.failed:
                 table.answers.pop(key, None)
             table.failed.clear()
 
     def errors(self) -> pa.Table:
         """The rows that failed and were not answered since: operator, inputs, reason."""
-        return self._cursor.sql(f"SELECT * FROM {DATABASE}.llm_errors").to_arrow_table()
+        return self._cursor.sql(f"SELECT * FROM {self.schema}.llm_errors").to_arrow_table()
 
     def close(self) -> None:
         """Detach the database of answers."""
@@ -230,5 +234,5 @@ class Store:
             with contextlib.suppress(duckdb.Error):  # undone by a rollback
                 self._user.remove_function(name)
         self._tables.clear()
-        self._cursor.execute(f"DETACH {DATABASE}")
+        self._cursor.execute(f"DETACH {self.database}")
         self._cursor.close()
