@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from oracle_engine import OracleEngine
 
 from vllm_relational import RelationalError
 from vllm_relational.sql.cost import Prices, Rates, Tokens
@@ -38,6 +39,20 @@ def test_an_input_that_depends_on_answers_is_bounded(con):
 def test_answers_as_input_cannot_be_planned(con):
     _, outer = con.forecast("SELECT LLM('Long?', LLM('Sum up {text}', text)) FROM review WHERE id < 9").forecasts
     assert outer.reads == ["op_1"] and outer.operator.rows_in == 9
+
+
+def test_a_question_that_stands_twice_is_forecast_once(con):
+    query = "SELECT LLM('{text}', text) FROM review WHERE LLM('{text}', text) <> 'no' OR stars = 1"
+    (entry,) = con.forecast(query).forecasts
+    con.sql(query)
+    assert entry.to_ask == con.last_run.asked == 13
+
+
+def test_failed_rows_will_be_asked_again(connect):
+    con = connect(engine=OracleEngine(fails_every=3))
+    con.sql(f"CREATE TABLE s AS {TWO}")
+    failed = con.forecast(TWO).forecasts[0]
+    assert failed.to_ask == len(failed.operator.table.failed) > 0
 
 
 def test_seconds_and_dollars(connect):

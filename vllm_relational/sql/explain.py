@@ -23,6 +23,8 @@ from vllm_relational.sql.planner import Asked, Driver, Planner
 
 # Share of rows that an LLM predicate keeps, before any was asked.
 ASSUMED_SELECTIVITY = 0.5
+# On a block with a LIMIT: the rows after which a run stops.
+NEED_META = "need"
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Forecast:
     share:      of these rows, the part that is expected to come: 1 where that is certain.
     waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
     counts:     how tokens were counted.
+    planned:    the keys that are in ``tokens``.
     candidates: pairs of a semantic join that will at most be proposed; 0 for other operators.
     stops_after: rows of a LIMIT, after which no more are asked; 0 without.
     """
@@ -45,6 +48,7 @@ class Forecast:
     reads: list[str] = field(default_factory=list)
     counts: str = "exact"
     stops_after: int = 0
+    planned: set[str] = field(default_factory=set)
     candidates: int = 0
 
     @property
@@ -91,25 +95,31 @@ class _Forecaster(Driver):
         self._job, self._found = job, found
 
     def settle(self, asked: Asked) -> None:
+        """Plan the inputs that are known, or say what they wait for."""
         found, operator = self._found, asked.operator
         unknown = {known.operator.table.lookup for known in found.values() if known.to_ask or not known.is_certain}
         query, waits = _without(asked.query, unknown)
         entry = found.setdefault(operator.table.name, Forecast(operator))
         names = {known.operator.table.lookup: name for name, known in found.items()}
-        need = asked.site.block.meta.get("need")
-        entry.stops_after = max(entry.stops_after, need or 0)
-        entry.waits_for += [names[name] for name in waits]
+        entry.stops_after = max(entry.stops_after, asked.site.block.meta.get(NEED_META, 0))
+        entry.waits_for += [names[name] for name in waits if names[name] not in entry.waits_for]
         entry.share = min(entry.share, ASSUMED_SELECTIVITY ** len(waits))
         reads = sorted({names[node.name] for node in lookups(query) if node.name in unknown})
         if reads:
             entry.reads += reads
             operator.rows_in += self._job.count(_rows_only(query))
-            return
-        sides, settings = two_sides(operator.question.function, asked.columns), self._job.settings
+        else:
+            self._plan(entry, asked, query)
+
+    def _plan(self, entry: Forecast, asked: Asked, query: exp.Select) -> None:
+        sides, settings = two_sides(asked.operator.question.function, asked.columns), self._job.settings
         if sides is not None:
             check_rows(self._job.count(query))
-        inputs = self._job.distinct_inputs(operator, query)
+        inputs = self._job.distinct_inputs(asked.operator, query)
         _plan_inputs(self._job, entry, inputs)
+        if entry.stops_after and asked.operator.rows_in:
+            likely = max(settings.batch_rows, entry.stops_after / ASSUMED_SELECTIVITY)
+            entry.share = min(entry.share, likely / asked.operator.rows_in)
         if sides is not None and settings.candidates is not None and inputs.num_rows:
             left = [ARGUMENT.format(place) for place in sides[0]]
             rows = inputs.group_by(left).aggregate([]).num_rows
@@ -118,14 +128,15 @@ class _Forecaster(Driver):
 
     def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
         """A run stops once enough rows passed; the forecast is for all that may be asked."""
-        kept.meta["need"] = need
+        kept.meta[NEED_META] = need
         return super().first(planner, kept, need)
 
 
 def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table) -> None:
     """What the pipeline's plan says of the inputs without an answer."""
-    operator = entry.operator
-    todo = operator.pending(inputs)
+    operator, keys = entry.operator, inputs[KEY].to_pylist()
+    todo = inputs.filter(pa.array([_is_open(entry, key) for key in keys], pa.bool_()))
+    entry.planned.update(keys)
     if todo.num_rows == 0:
         return
     records, options = operator.records(todo), operator.settings.options(operator.question)
@@ -136,6 +147,12 @@ def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table) -> None:
     entry.tokens += Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
     entry.to_ask += report.num_asked
     entry.counts = report.token_counts
+
+
+def _is_open(entry: Forecast, key: str) -> bool:
+    """Whether a run would ask: without an answer, or failed before, and not planned for another place already."""
+    table = entry.operator.table
+    return (key not in table.answers or key in table.failed) and key not in entry.planned
 
 
 def _without(query: exp.Select, unknown: set[str]) -> tuple[exp.Select, list[str]]:

@@ -76,8 +76,10 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
         lines.append(f"LIMIT: asked in batches until {entry.stops_after:,} rows have passed")
     if entry.waits_for:
         waits = ", ".join(f"llm.{name}" for name in entry.waits_for)
-        expected = entry.tokens.times(entry.share)
-        lines.append(f"depends on {waits}: at {entry.share:.0%} of the rows {_tokens(expected, settings)}")
+        lines.append(f"depends on the answers of {waits}")
+    if entry.share < 1:
+        expected = _tokens(entry.tokens.times(entry.share), settings)
+        lines.append(f"expected, if {entry.share:.0%} of them are asked: {expected}")
     return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
 
 
