@@ -102,6 +102,9 @@ def _cte(rng: random.Random) -> str:
             "SELECT p.id, x.v0 FROM product p LEFT JOIN x ON x.product_id = p.id AND x.stars > 1",
             "SELECT a.id, b.v0 FROM x a JOIN x b ON a.id = b.id WHERE a.stars = 1",
             "SELECT id FROM x",
+            "SELECT id, v0 FROM x ORDER BY id LIMIT 4",
+            "SELECT * FROM x WHERE stars > 1 ORDER BY ts DESC LIMIT 3 OFFSET 1",
+            "SELECT id, v0 FROM x ORDER BY v0 IS NULL, id DESC LIMIT 5",
         ]
     )
     return f"WITH x AS ({inner}) {outer}"

@@ -15,6 +15,7 @@ from vllm_relational.sql.job import Job
 from vllm_relational.sql.normalise import normalise
 from vllm_relational.sql.operator import Operator
 from vllm_relational.sql.parse import engine_error, error_here, parse
+from vllm_relational.sql.passes.inner_limit import push_limits
 from vllm_relational.sql.passes.prune import drop_unread
 from vllm_relational.sql.passes.pushdown import push_conditions
 from vllm_relational.sql.planner import Driver, Planner, aggregate_names
@@ -70,7 +71,8 @@ def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
     if not job.settings.optimize:
         return tree, []
     rewritten = tree.copy()
-    notes = [*drop_unread(rewritten), *push_conditions(rewritten, Aggregates(aggregate_names(job.connection)))]
+    aggregates = Aggregates(aggregate_names(job.connection))
+    notes = drop_unread(rewritten) + push_conditions(rewritten, aggregates) + push_limits(rewritten, aggregates)
     return (rewritten, notes) if notes and _binds(job, rewritten) else (tree, [])
 
 

@@ -54,7 +54,7 @@ def split(
 
     expand: a star -> columns; name: the column name that DuckDB gives an item.
     """
-    size, start = _number(block.args.get("limit")), _number(block.args.get("offset"))
+    size, start = number_of(block.args.get("limit")), number_of(block.args.get("offset"))
     if size is None or start is None or not _is_plain(block, aggregates):
         return None
     items = [column for item in block.expressions for column in (expand(item) if item.is_star else [item])]
@@ -83,7 +83,14 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
     asking = [part for part in parts if holds_call(part)]
     if not asking or any(part.find(exp.Query, exp.Window, exp.Columns) for part in (*asking, *block.expressions)):
         return False
+    if any(item.is_star for item in block.expressions) and _merges_columns(block):
+        return False
     return not holds_call(block.args.get("order")) and _stands_alone(block)
+
+
+def _merges_columns(block: exp.Select) -> bool:
+    """Whether ``*`` has fewer columns than the tables together."""
+    return any(join.args.get("using") or join.method == "NATURAL" for join in block.args.get("joins") or [])
 
 
 def _stands_alone(block: exp.Select) -> bool:
@@ -100,7 +107,7 @@ def _stands_alone(block: exp.Select) -> bool:
     return True
 
 
-def _number(held: exp.Expr | None) -> int | None:
+def number_of(held: exp.Expr | None) -> int | None:
     """The number of LIMIT or OFFSET; 0 without one, None for anything but a number."""
     if held is None:
         return 0

@@ -34,14 +34,15 @@ def push_conditions(tree: exp.Expr, aggregates: Aggregates) -> list[str]:
     """Copy conditions into the subqueries that they are about, in place; returns what was done."""
     notes = []
     for block in list(tree.find_all(exp.Select, bfs=True)):
-        sources = list(_sources(tree, block, aggregates))
+        sources = list(sources_of(tree, block, aggregates))
         for source in sources:
             if source.body is not None and _loses_rows(block, source):
                 notes += _push(block, source, sources)
     return notes
 
 
-def _sources(tree: exp.Expr, block: exp.Select, aggregates: Aggregates) -> Iterator[Source]:
+def sources_of(tree: exp.Expr, block: exp.Select, aggregates: Aggregates) -> Iterator[Source]:
+    """The tables of a FROM; those with calls inside have a body if its rows do not depend on one another."""
     first = block.args.get("from_")
     parts = [(None, first.this)] if first is not None else []
     parts += [(join, join.this) for join in block.args.get("joins") or []]
@@ -103,12 +104,12 @@ def _outer_conditions(block: exp.Select, source: Source, alone: bool) -> Iterato
         parts += condition_of(block, "where")
     for part in parts:
         if not holds_call(part) and not part.find(exp.Query, exp.AggFunc, exp.Window) and part.find(exp.Column):
-            mapped = _mapped(part, source, alone)
-            if mapped is not None:
-                yield mapped
+            inner = mapped(part, source, alone)
+            if inner is not None:
+                yield inner
 
 
-def _mapped(part: exp.Expr, source: Source, alone: bool) -> exp.Expr | None:
+def mapped(part: exp.Expr, source: Source, alone: bool) -> exp.Expr | None:
     """The condition in terms of the body's own columns; None where it cannot be said so."""
     copy = exp.paren(part.copy(), copy=False)
     for column in list(copy.find_all(exp.Column)):
