@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
-from sqlglot import exp
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Asks, Settings
-from vllm_relational.sql.parse import DIALECT, Statement, parse, statements
+from vllm_relational.sql.parse import Statement, names_in, statements
 from vllm_relational.sql.store import Store
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class Connection:
     def _register_frames(self, text: str, frame: FrameType) -> None:
         """Make the caller's DataFrames tables, where the statement names them and the database has no such table."""
         stored = self._stored()
-        for name in _table_names(text):
+        for name in names_in(text):
             found = frame.f_locals.get(name, frame.f_globals.get(name))
             if name.casefold() in stored:
                 if name.casefold() in self._frames:
@@ -175,17 +174,6 @@ class Connection:
         tables = self.duckdb.execute("SELECT table_name FROM duckdb_tables()").fetchall()
         views = self.duckdb.execute("SELECT view_name FROM duckdb_views()").fetchall()
         return {name.casefold() for (name,) in tables} | ({name.casefold() for (name,) in views} - self._frames)
-
-
-def _table_names(text: str) -> set[str]:
-    """The names that stand where a table may; none for text that only DuckDB can read."""
-    try:
-        tree = parse(text)
-    except RelationalError:
-        import sqlglot
-
-        return {token.text for token in sqlglot.tokenize(text, read=DIALECT) if token.text.isidentifier()}
-    return {table.name for table in tree.find_all(exp.Table) if not table.db}
 
 
 def _is_frame(found: Any) -> bool:

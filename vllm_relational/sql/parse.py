@@ -68,6 +68,17 @@ def _asks(tokens: Sequence[Token]) -> bool:
     )
 
 
+def names_in(sql: str) -> set[str]:
+    """The words of a text that may name a table, keywords among them: all but texts and numbers."""
+    try:
+        tokens = sqlglot.tokenize(sql, read=DIALECT)
+    except TokenError:
+        return set()
+    if tokens and tokens[0].token_type == TokenType.COMMAND:
+        tokens = _behind_command(tokens[:2])
+    return {token.text for token in tokens if token.token_type not in (TokenType.STRING, TokenType.NUMBER)}
+
+
 def parse(sql: str) -> exp.Expr:
     """The syntax tree of one statement; raises ``SQLError`` at the place that cannot be read."""
     try:
