@@ -98,21 +98,15 @@ class Asker(Driver):
         if not size or any(part.find(exp.Query) or _nests(part) for part in parts):
             return parts
         found = [[planner.inspect(call) for call in calls(part)] for part in parts]
-        inputs = [
-            [self._job.distinct_inputs(asked.operator, asked.query, counts=False) for asked in row] for row in found
-        ]
+        inputs = [[self._inputs(asked) for asked in row] for row in found]
         if any(table.num_rows < SAMPLED_FROM * size for row in inputs for table in row):
             return parts
-        estimates = [
-            self._estimate(planner, block, part, row, tables)
-            for part, row, tables in zip(parts, found, inputs, strict=True)
-        ]
-        for place, number in enumerate(by_rank(estimates)):
-            seen = estimates[number]
-            note = f"predicate {place + 1} of {len(parts)}: keeps {seen.selectivity:.0%} of {seen.rows} rows sampled"
-            for asked in found[number]:
-                asked.operator.notes.append(f"{note}, {seen.cost:.0f} tokens a row")
-        return [parts[number] for number in by_rank(estimates)]
+        samples = zip(parts, found, inputs, strict=True)
+        estimates = [self._estimate(planner, block, *sample) for sample in samples]
+        places = by_rank(estimates)
+        for place, number in enumerate(places):
+            _note_rank(found[number], estimates[number], f"predicate {place + 1} of {len(parts)}")
+        return [parts[number] for number in places]
 
     def _inputs(self, asked: Asked) -> pa.Table:
         return self._job.distinct_inputs(asked.operator, asked.query, counts=False)
@@ -155,6 +149,12 @@ class Asker(Driver):
         text = f"SELECT count(*) AS n, count(*) FILTER (WHERE __kept) AS k FROM ({sql_of(rows)})"
         row = self._job.fetch(text).to_pylist()[0]
         return row["k"], row["n"]
+
+
+def _note_rank(found: Sequence[Asked], seen: Estimate, place: str) -> None:
+    for asked in found:
+        kept = f"keeps {seen.selectivity:.0%} of {seen.rows} rows sampled"
+        asked.operator.notes.append(f"{place}: {kept}, {seen.cost:.0f} tokens a row")
 
 
 def _tokens_a_prompt(operator: Operator) -> float:

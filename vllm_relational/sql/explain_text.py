@@ -58,29 +58,33 @@ def _heading(operator: Operator) -> str:
 
 def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
     operator = entry.operator
-    lines = []
     if entry.reads:
         asked = ", ".join(f"llm.{name}" for name in entry.reads)
-        lines.append(f"at most {operator.rows_in:,} rows; its input is the answers of {asked}: nothing to plan yet")
+        lines = [f"at most {operator.rows_in:,} rows; its input is the answers of {asked}: nothing to plan yet"]
     else:
-        most = "" if entry.is_certain else "at most "
-        known = operator.distinct - entry.to_ask
-        answered = (
-            f", {known:,} of them answered before" if known > 0 and operator.question.function != "LLM_AGG" else ""
-        )
-        lines.append(f"{most}{operator.rows_in:,} rows in, {operator.distinct:,} distinct{answered}")
-        lines.append(f"{most}{_tokens(entry.tokens, settings)} (tokens {entry.counts})")
+        lines = [_input_line(entry), f"{_most(entry)}{_tokens(entry.tokens, settings)} (tokens {entry.counts})"]
     if entry.candidates:
         lines.append(f"blocking: at most {entry.candidates:,} candidates of {operator.distinct:,} pairs are asked")
     if entry.stops_after:
         lines.append(f"LIMIT: asked in batches until {entry.stops_after:,} rows have passed")
     if entry.waits_for:
-        waits = ", ".join(f"llm.{name}" for name in entry.waits_for)
-        lines.append(f"depends on the answers of {waits}")
+        lines.append(f"depends on the answers of {', '.join(f'llm.{name}' for name in entry.waits_for)}")
     if entry.share < 1:
         expected = _tokens(entry.tokens.times(entry.share), settings)
         lines.append(f"expected, if {entry.share:.0%} of them are asked: {expected}")
     return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
+
+
+def _most(entry: Forecast) -> str:
+    return "" if entry.is_certain else "at most "
+
+
+def _input_line(entry: Forecast) -> str:
+    operator = entry.operator
+    known = operator.distinct - entry.to_ask
+    counts_inputs = known > 0 and operator.question.function != "LLM_AGG"
+    answered = f", {known:,} of them answered before" if counts_inputs else ""
+    return f"{_most(entry)}{operator.rows_in:,} rows in, {operator.distinct:,} distinct{answered}"
 
 
 def _run_lines(operator: Operator, settings: Settings) -> list[str]:

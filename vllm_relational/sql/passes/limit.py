@@ -58,21 +58,28 @@ def split(
     if size is None or start is None or not _is_plain(block, aggregates):
         return None
     items = [column for item in block.expressions for column in (expand(item) if item.is_star else [item])]
-    conditions = condition_of(block, "where")
-    asking = [part for part in conditions if holds_call(part)]
+    asking = [part for part in condition_of(block, "where") if holds_call(part)]
     order = _spelled_order(block, items)
     if order is None or any(item.is_star for item in items) or _reads_alias(items, asking):
         return None
     for call in [call for part in (*items, *asking) for call in calls(part)]:
         expand_stars(call, expand)
+    return _put_apart(block, items, order, size + start, name)
+
+
+def _put_apart(
+    block: exp.Select, items: list[exp.Expr], order: exp.Order, need: int, name: Callable[[exp.Expr], str]
+) -> Split:
+    """The parts of a block that can be split; ``items`` and ``order`` are those of its select list, written out."""
+    conditions = condition_of(block, "where")
+    asking = [part for part in conditions if holds_call(part)]
     columns = _Columns()
     out = [columns.over(item.copy(), name) for item in items]
     kept = [columns.moved(part.copy()) for part in asking]
     rows = _rows(block, columns.expressions, [part for part in conditions if not holds_call(part)], order)
     if not asking:
-        rows.set("limit", block.args["limit"].copy())
-        rows.set("offset", block.args["offset"].copy() if block.args.get("offset") else None)
-    return Split(_numbered(rows, block), _limited(kept, block) if kept else None, out, size + start)
+        _copy_limit(block, rows)
+    return Split(_numbered(rows, block), _limited(kept, block) if kept else None, out, need)
 
 
 def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
@@ -186,9 +193,13 @@ def _numbered(rows: exp.Select, block: exp.Select) -> exp.Select:
 
 def _limited(kept: list[exp.Expr], block: exp.Select) -> exp.Select:
     query = exp.Select(expressions=[exp.Star()], where=exp.Where(this=conjunction(kept)), order=_by_row())
+    _copy_limit(block, query)
+    return query
+
+
+def _copy_limit(block: exp.Select, query: exp.Select) -> None:
     query.set("limit", block.args["limit"].copy())
     query.set("offset", block.args["offset"].copy() if block.args.get("offset") else None)
-    return query
 
 
 def _by_row() -> exp.Order:
