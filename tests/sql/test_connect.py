@@ -13,6 +13,12 @@ from vllm_relational import RelationalError, RelationalLLM
 GOOD = "LLM_FILTER('{text} is good', text)"
 
 
+EXTRACT = (
+    'LLM_EXTRACT(\'{text}\', \'{"type": "object", "properties": {"a": {"type": "string"}, '
+    '"b": {"type": "integer"}}}\', text)'
+)
+
+
 def texts(engine: OracleEngine) -> list[str]:
     return sorted(row["text"] for row in engine.rows())
 
@@ -65,6 +71,9 @@ def test_a_filter_keeps_the_rows_of_which_the_model_says_yes(con, engine):
         "SELECT id FROM product UNION ALL SELECT id FROM review WHERE LLM_FILTER('{text} is good', text)",
         'SELECT (LLM_EXTRACT(\'{text}\', \'{"type": "object", "properties": {"a": {"type": "string"}, '
         '"b": {"type": "integer"}}}\', text)).b + 1 FROM review',
+        f"SELECT id, {EXTRACT} AS s, (s).b FROM review ORDER BY id LIMIT 4",
+        f"SELECT id, {EXTRACT} AS s, (s).b + 1 AS n FROM review WHERE (s).b > 1",
+        f"SELECT {EXTRACT} AS s, LLM('Sum up {{1}}', (s).b) FROM review",
         "SELECT avg(LLM_SCORE('{text}', 1, 5, text)) FILTER (WHERE stars > 1) FROM review",
         "SELECT coalesce(stars, LLM_SCORE('{text}', 1, 5, text)) FROM review",
         "SELECT product_id, LLM_AGG('Sum up {text}', text) FROM review GROUP BY product_id",

@@ -141,10 +141,10 @@ def _spelled_order(block: exp.Select, items: list[exp.Expr]) -> exp.Order | None
 
 
 def _reads_alias(items: list[exp.Expr], asking: list[exp.Expr]) -> bool:
-    """Whether a call may read another item by its alias, which has no column in the FROM."""
+    """Whether an item may read another, or a field of it, by its alias, which has no column in the FROM."""
     aliases = {item.alias.casefold() for item in items if isinstance(item, exp.Alias)}
     columns = [column for part in (*items, *asking) for column in part.find_all(exp.Column)]
-    return any(not column.table and column.name.casefold() in aliases for column in columns)
+    return any((column.table or column.name).casefold() in aliases for column in columns)
 
 
 class _Columns:
