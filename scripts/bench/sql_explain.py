@@ -41,7 +41,8 @@ def write_table(path: Path, rows: int) -> None:
                 || i || ', otherwise ' || ['fine','poor','great'][1 + i % 3] AS comment,
             'product ' || (hash(i * 7) % 5000) AS product, 'category ' || (hash(i * 7) % 5000 % 40) AS category,
             'A sturdy thing for every day, model ' || (hash(i * 7) % 5000) || ', washable, two pockets' AS description,
-            1 + hash(i * 3) % 5 AS rating FROM (SELECT x % ({rows} * 2 // 3) AS i FROM range({rows}) t(x))) TO '{place}' (FORMAT parquet)"""
+            1 + hash(i * 3) % 5 AS rating
+            FROM (SELECT x % ({rows} * 2 // 3) AS i FROM range({rows}) t(x))) TO '{place}' (FORMAT parquet)"""
     ).fetchall()
 
 
