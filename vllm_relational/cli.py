@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_relational import cli_options, cli_output, cli_retrieval
+from vllm_relational import cli_options, cli_output, cli_retrieval, cli_sql
+from vllm_relational.cli_options import BaseUrl, Concurrency, EngineArg, Model, Tokenizer, Verbose
 from vllm_relational.config import DEFAULT_EMBEDDER, DEFAULT_ORDER, DEFAULT_SIMILARITY, DEFAULT_SYSTEM_PROMPT
 from vllm_relational.records import QueryResult, RelationalError, RunReport
 
@@ -33,9 +34,6 @@ app = typer.Typer(
 
 Table = Annotated[Path, typer.Argument(help="Parquet, CSV, TSV, JSON lines or Arrow file.")]
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="Question per row: {column}, {*} for all, {{ for a brace.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub name.")]
-BaseUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server, e.g. http://localhost:8000/v1.")]
-Concurrency = Annotated[int, typer.Option(help="With --base-url: requests in flight.")]
 Choices = Annotated[str | None, typer.Option(help="Labels to choose from: yes,no or a JSON list.")]
 Range = Annotated[str | None, typer.Option("--range", help="Answer with a whole number: 1,5.")]
 Schema = Annotated[Path | None, typer.Option(help="JSON schema file that every answer follows.")]
@@ -50,8 +48,6 @@ Weight = Annotated[
 ]
 Nulls = Annotated[str, typer.Option(help="error: a null in a used column fails the row; keep: the model sees null.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N rows.")]
-EngineArg = Annotated[list[str] | None, typer.Option(help="vLLM engine argument NAME=VALUE, repeatable.")]
-Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer folder or hub name, if not the model's.")]
 Report = Annotated[Path | None, typer.Option(help="Also write the report as a file: .json, else one HTML page.")]
 Dedup = Annotated[str, typer.Option(help="Rows that pass for equal are asked once: exact, normalized, semantic.")]
 Normalize = Annotated[
@@ -78,7 +74,6 @@ Eviction = Annotated[
     str | None, typer.Option(help="Which cached block vLLM gives up first: lru (default, its own), fifo, batch.")
 ]
 TokenExact = Annotated[bool, typer.Option("--token-exact", help="Reuse prefixes to the token, not the block.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show vLLM's log.")]
 
 
 def _command(function: Callable[..., int], **settings: Any) -> Callable[..., None]:
@@ -89,7 +84,7 @@ def _command(function: Callable[..., int], **settings: Any) -> Callable[..., Non
         try:
             raise typer.Exit(function(**arguments))
         except RelationalError as error:
-            _say(f"error: {error}")
+            _say(f"error: {str(error).splitlines()[0]}")  # errors of SQL show the place on further lines
             raise typer.Exit(COULD_NOT_RUN) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -375,6 +370,7 @@ def serve(
 
 _command(cli_retrieval.index)
 _command(cli_retrieval.retrieve)
+cli_sql.add_commands(_command)
 
 
 def _default_checkpoint(output: Path | None) -> Path | None:

@@ -7,7 +7,9 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from vllm_relational.records import EngineInfo, RelationalError
 
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
 
     from vllm_relational.llm import RelationalLLM
 
+
+# Options that several commands have.
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub name.")]
+BaseUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server, e.g. http://localhost:8000/v1.")]
+Concurrency = Annotated[int, typer.Option(help="With --base-url: requests in flight.")]
+EngineArg = Annotated[list[str] | None, typer.Option(help="vLLM engine argument NAME=VALUE, repeatable.")]
+Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer folder or hub name, if not the model's.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show vLLM's log.")]
 
 # Have options of their own, or none.
 RESERVED_ARGUMENTS = ("model", "tokenizer", "base_url", "order", "concurrency", "verbose", "quiet", "engine")

@@ -19,11 +19,24 @@ MAX_LINES = 500
 
 SHARED = {"records", "config", "native"}  # what every room may import
 # The front doors put rooms together; native.py finds the references of its loops in two rooms.
-FRONT = {"pipeline", "llm", "accessor", "cli", "cli_options", "cli_output", "bench", "plugin", "__init__"}
-FRONT |= {"grouping", "auditing", "planning", "planning_text", "planning_html", "cli_retrieval"}
+FRONT = {
+    "pipeline",
+    "llm",
+    "accessor",
+    "cli",
+    "cli_options",
+    "cli_output",
+    "cli_retrieval",
+    "cli_sql",
+    "bench",
+    "plugin",
+}
+FRONT |= {"plugin", "__init__", "grouping", "auditing", "planning", "planning_text", "planning_html"}
+# sql stands above llm, which it is given: it imports no stage. Its own files are one room.
 EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv"}}
 EXTRA |= {"retrieval": {"embed"}}
-HEAVY = {"torch", "vllm", "transformers", "polars", "duckdb", "matplotlib", "plotly", "faiss", "sentence_transformers"}
+HEAVY = {"torch", "vllm", "transformers", "polars", "duckdb", "sqlglot", "matplotlib", "plotly", "faiss"}
+HEAVY |= {"sentence_transformers"}
 MAY_IMPORT_VLLM = {"engine", "vllm_ext", "plugin"}
 
 

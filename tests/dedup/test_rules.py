@@ -58,7 +58,7 @@ def test_no_rule_no_change(text):
     ids=str,
 )
 def test_examples(rules, text, normal):
-    for library in ("stopwordsiso", "snowballstemmer", "simplemma", "spellchecker"):
+    for library in ("stopwordsiso", "Stemmer", "simplemma", "spellchecker"):
         pytest.importorskip(library)
     assert normalizer(rules)(text) == normal
 

@@ -82,7 +82,7 @@ def _lemma(language: str) -> Rule:
 
 
 def _stem(language: str) -> Rule:
-    stemmer = _ready("snowballstemmer", "snowballstemmer", language, lambda m: m.stemmer(language), "stem")
+    stemmer = _ready("PyStemmer", "Stemmer", language, lambda m: m.Stemmer(language), "stem")
     return _each_word(stemmer.stemWord)
 
 

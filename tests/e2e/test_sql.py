@@ -1,0 +1,76 @@
+"""The example queries on real vLLM: what EXPLAIN says is what the engine counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vllm_relational.sql
+from vllm_relational import RelationalLLM
+from vllm_relational.sql.cost import measured
+
+ROOT = Path(__file__).parents[2]
+QUERIES = sorted((ROOT / "examples" / "queries").glob("*.sql"))
+
+
+@pytest.fixture
+def con(llm: RelationalLLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[vllm_relational.sql.Connection]:
+    monkeypatch.chdir(ROOT)  # the queries name the table by its path in the repository
+    llm.reset_cache()
+    with vllm_relational.sql.connect(llm=llm, max_tokens=4) as connection:
+        yield connection
+
+
+def text_of(name: str) -> str:
+    return (ROOT / "examples" / "queries" / f"{name}.sql").read_text()
+
+
+@pytest.mark.parametrize("path", QUERIES, ids=lambda path: path.stem)
+def test_every_example_runs_and_measures_what_was_predicted(con: vllm_relational.sql.Connection, path: Path) -> None:
+    rows = con.sql(path.read_text()).fetchall()
+
+    assert rows and len(con.errors()) == 0
+    for operator in con.last_run.operators:
+        predicted, counted = operator.reports[0].predicted, measured(operator.reports)
+        assert counted is not None and counted.prompt == pytest.approx(predicted.prompt_tokens, rel=0.02)
+        assert counted.hit_rate == pytest.approx(predicted.hit_rate, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["filter", "projection", "aggregation"])
+def test_explain_forecasts_what_the_engine_then_counts(con: vllm_relational.sql.Connection, name: str) -> None:
+    (operator,) = con.forecast(text_of(name)).forecasts
+    assert operator.is_certain and operator.counts == "exact"
+
+    con.sql(text_of(name))
+
+    counted = measured(con.last_run.operators[0].reports)
+    assert counted.prompt == pytest.approx(operator.tokens.prompt, rel=0.02)
+    assert counted.hit_rate == pytest.approx(operator.tokens.hit_rate, abs=0.02)
+
+
+def test_explain_of_a_second_stage_is_exact_once_the_first_is_answered(con: vllm_relational.sql.Connection) -> None:
+    text = text_of("multi_llm").rstrip().rstrip(";")
+    first, second = con.forecast(text).forecasts
+    assert first.is_certain and second.waits_for == [first.operator.table.name]
+    con.sql(f"SELECT count(*) FROM ({text.replace('LLM(', 'concat(', 1)})")  # asks the filter only
+
+    second = con.forecast(text).forecasts[1]
+    assert second.is_certain and second.to_ask > 10
+    con.sql(text)
+
+    counted = measured(con.last_run.operators[1].reports)
+    assert counted.prompt == pytest.approx(second.tokens.prompt, rel=0.02)
+    assert counted.hit_rate == pytest.approx(second.tokens.hit_rate, abs=0.02)
+
+
+def test_many_values_are_summed_up_within_the_context(con: vllm_relational.sql.Connection) -> None:
+    rows = con.sql(
+        "SELECT property_type, count(*) AS n, LLM_AGG('What do guests say? {comments}', comments) AS said "
+        "FROM 'examples/airbnb_reviews.parquet' GROUP BY property_type"
+    ).fetchall()
+
+    assert len(rows) == 8 and all(said is not None for _, _, said in rows)
+    assert len(con.last_run.operators[0].reports) >= 2  # 300 reviews do not fit into 2,048 tokens
+    assert len(con.errors()) == 0

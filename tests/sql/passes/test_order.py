@@ -1,0 +1,60 @@
+"""LLM predicates by cost and selectivity."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from fake_engine import FakeEngine, row_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_relational.sql.passes.order import Estimate, by_rank
+
+ESTIMATES = st.lists(st.builds(Estimate, st.floats(0.1, 100), st.floats(0, 1)), min_size=1, max_size=5)
+
+
+def expected_cost(estimates) -> float:
+    """Tokens a row when predicates are asked one after the other, each for the rows that passed those before."""
+    cost, share = 0.0, 1.0
+    for estimate in estimates:
+        cost += share * estimate.cost
+        share *= estimate.selectivity
+    return cost
+
+
+@given(ESTIMATES)
+def test_no_other_order_costs_less(estimates):
+    chosen = expected_cost([estimates[place] for place in by_rank(estimates)])
+    best = min(expected_cost(order) for order in itertools.permutations(estimates))
+    assert chosen == pytest.approx(best)
+
+
+class Picky(FakeEngine):
+    """Says yes to every statement but one in ten of those about 'rare'."""
+
+    def _complete(self, prompt):
+        rare = "rare" in prompt.user.partition("\n\n{\n")[0]
+        self.answer = lambda row: "yes" if not rare or row["n"] % 10 == 0 else "no"
+        return super()._complete(prompt)
+
+
+def test_the_selective_predicate_goes_first_wherever_it_is_written(connect):
+    for written in (["common", "rare"], ["rare", "common"]):
+        engine = Picky()
+        con = connect(engine=engine, sample_rows=10)
+        con.sql("CREATE TABLE many AS SELECT i AS n FROM range(200) t(i)")
+        where = " AND ".join(f"LLM_FILTER('{{n}} is {word}', n)" for word in written)
+        assert len(con.sql(f"SELECT n FROM many WHERE {where}").fetchall()) == 20
+        common = [row_of(prompt) for prompt in engine.asked if "common" in prompt.user]
+        assert 20 <= len(common) <= 30 and len(engine.asked) == 200 + len(common)
+        assert "predicate 1 of 2: keeps" in con.report()
+
+
+def test_small_inputs_are_asked_as_written(connect):
+    engine = Picky()
+    con = connect(engine=engine)
+    con.sql(
+        "SELECT 1 FROM (SELECT i AS n FROM range(20) t(i)) WHERE LLM_FILTER('{n} rare', n) AND LLM_FILTER('{n}', n)"
+    )
+    assert len(engine.asked) == 22

@@ -1,0 +1,66 @@
+"""Conditions move into subqueries where that is equivalent, and only there."""
+
+from __future__ import annotations
+
+import pytest
+from oracle_engine import OracleEngine
+
+GOOD = "SELECT * FROM review WHERE LLM_FILTER('{id} {text} is good', id, text)"
+
+
+def asked(connect, query: str, **settings) -> int:
+    engine = OracleEngine()
+    connect(engine=engine, **settings).sql(query)
+    return len(engine.asked)
+
+
+@pytest.mark.parametrize(
+    ("query", "rows"),
+    [
+        (f"SELECT id FROM ({GOOD}) WHERE ts <= DATE '2023-01-04'", "ts <= DATE '2023-01-04'"),
+        (f"WITH x AS ({GOOD}) SELECT id FROM x WHERE id IN (1, 2) AND stars = 2", "id IN (1, 2) AND stars = 2"),
+        (
+            f"SELECT x.id FROM ({GOOD}) x JOIN product p ON p.id = x.product_id WHERE p.kind = 1",
+            "product_id IN (SELECT id FROM product WHERE kind = 1)",
+        ),
+        (
+            f"SELECT p.id FROM product p LEFT JOIN ({GOOD}) x ON p.id = x.product_id AND x.stars > 2 WHERE p.kind = 1",
+            "product_id IN (SELECT id FROM product WHERE kind = 1) AND stars > 2",
+        ),
+        (
+            "SELECT id FROM (SELECT id, id * 2 AS k, LLM('{id}', id) AS a FROM review) WHERE k < 6 AND a = 'yes'",
+            "id < 3",
+        ),
+    ],
+)
+def test_a_condition_outside_holds_inside(connect, shop, query, rows):
+    needs_text = "" if "LLM('{id}'" in query else " AND text IS NOT NULL"
+    (expected,) = shop.sql(f"SELECT count(*) FROM review WHERE {rows}{needs_text}").fetchall()[0]
+    assert asked(connect, query) == expected
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"SELECT x.id FROM ({GOOD}) x LEFT JOIN product p ON p.id = x.product_id AND x.stars > 2",
+        f"SELECT id FROM ({GOOD} LIMIT 40) WHERE stars = 1",
+        f"SELECT n FROM (SELECT *, row_number() OVER (ORDER BY id) AS n FROM ({GOOD})) WHERE stars = 1",
+        f"SELECT x.id FROM product p FULL JOIN ({GOOD}) x ON p.id = x.product_id WHERE p.kind = 1 OR p.kind IS NULL",
+        f"WITH x AS ({GOOD}) SELECT a.id FROM x a JOIN x b ON a.id = b.product_id WHERE a.stars = 1",
+        f"SELECT x.id FROM ({GOOD}) x ANTI JOIN product p ON p.id = x.product_id",
+    ],
+)
+def test_a_condition_stays_outside_where_rows_depend_on_others(connect, query):
+    planned, naive = connect(engine=OracleEngine()), connect(engine=OracleEngine(), optimize=False)
+    assert sorted(planned.sql(query).fetchall()) == sorted(naive.sql(query).fetchall())
+    assert planned.last_run.operators[0].distinct == naive.last_run.operators[0].distinct
+
+
+def test_a_name_that_means_something_else_inside_leaves_the_statement_as_it_is(connect):
+    query = (
+        f"WITH x AS ({GOOD}), late AS (SELECT 3 AS product_id) "
+        "SELECT x.id FROM x JOIN late ON late.product_id = x.product_id"
+    )
+    con = connect()
+    assert all(row == (3,) or row for row in con.sql(query).fetchall())
+    assert con.last_run.notes == []

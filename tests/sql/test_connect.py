@@ -1,0 +1,259 @@
+"""Where calls may stand, what is asked for them, and what comes out."""
+
+from __future__ import annotations
+
+import duckdb
+import pandas as pd
+import pytest
+from oracle_engine import OracleEngine
+
+import vllm_relational.sql
+from vllm_relational import RelationalError, RelationalLLM
+
+GOOD = "LLM_FILTER('{text} is good', text)"
+
+
+EXTRACT = (
+    'LLM_EXTRACT(\'{text}\', \'{"type": "object", "properties": {"a": {"type": "string"}, '
+    '"b": {"type": "integer"}}}\', text)'
+)
+
+
+def texts(engine: OracleEngine) -> list[str]:
+    return sorted(row["text"] for row in engine.rows())
+
+
+def test_a_query_asks_exactly_the_rows_that_pass_the_cheap_filter(con, engine, shop):
+    con.sql(f"SELECT id FROM review WHERE ts > DATE '2023-02-05' AND {GOOD}")
+    passed = shop.sql("SELECT DISTINCT text FROM review WHERE ts > DATE '2023-02-05' AND text IS NOT NULL").fetchall()
+    assert texts(engine) == sorted(text for (text,) in passed)
+    assert con.last_run.operators[0].rows_in < 40
+
+
+def test_a_filter_keeps_the_rows_of_which_the_model_says_yes(con, engine):
+    kept = con.sql(f"SELECT text FROM review WHERE {GOOD}").fetchall()
+    table = dict(con.sql("SELECT inputs.text, answer FROM llm.op_1").fetchall())
+    assert kept and {text for (text,) in kept} == {text for text, answer in table.items() if answer}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"SELECT id FROM review WHERE {GOOD} ORDER BY id",
+        f"SELECT id, {GOOD} AS good FROM review",
+        f"SELECT {GOOD} AS good, count(*) FROM review GROUP BY good",
+        f"SELECT {GOOD} AS good, count(*) FROM review GROUP BY 1",
+        f"SELECT {GOOD} AS good, count(*) FROM review GROUP BY ALL",
+        f"SELECT count(*) FROM review GROUP BY {GOOD}",
+        "SELECT product_id, avg(LLM_SCORE('How good is {text}?', 1, 5, text)) FROM review GROUP BY product_id",
+        "SELECT product_id FROM review GROUP BY product_id HAVING LLM_FILTER('{product_id} is lucky', product_id)",
+        "SELECT product_id, max(LLM_SCORE('{text}', 1, 5, text)) AS s FROM review GROUP BY product_id HAVING s > 3",
+        "SELECT id FROM review ORDER BY LLM_SCORE('How good is {text}?', 1, 5, text), id",
+        "SELECT CASE WHEN stars > 2 THEN LLM('Sum up {text}', text) ELSE 'low' END FROM review",
+        "SELECT p.id, r.id FROM product p JOIN review r ON r.product_id = p.id AND "
+        "LLM_FILTER('{p.name} fits {r.text}', p.name, r.text)",
+        "SELECT p.id, r.id FROM product p LEFT JOIN review r ON r.product_id = p.id AND "
+        "LLM_FILTER('{name} fits {text}', p.name, r.text)",
+        "WITH x AS (SELECT *, LLM('Sum up {text}', text) AS s FROM review) SELECT s, count(*) FROM x GROUP BY s",
+        "SELECT * FROM (SELECT id, LLM('Sum up {text}', text) AS s FROM review) WHERE s = 'yes'",
+        "SELECT id, LLM('Sum up {text}', text) AS s FROM review WHERE s = 'yes'",
+        "SELECT id FROM product p WHERE EXISTS (SELECT 1 FROM review r WHERE r.product_id = p.id "
+        "AND LLM_FILTER('{name} fits {text}', p.name, r.text))",
+        "SELECT id, (SELECT max(LLM_SCORE('{text}', 1, 5, text)) FROM review r WHERE r.product_id = p.id) "
+        "FROM product p",
+        "SELECT id FROM product WHERE id IN (SELECT product_id FROM review WHERE LLM_FILTER('{text} is good', text))",
+        "SELECT id, rank() OVER (ORDER BY LLM_SCORE('{text}', 1, 5, text)) FROM review QUALIFY "
+        "row_number() OVER (PARTITION BY product_id ORDER BY id) = 1 AND LLM_FILTER('{text} is good', text)",
+        "SELECT LLM('Sum up {*}', r.*) FROM review r",
+        "SELECT LLM('Sum up', *) FROM review",
+        "SELECT LLM('Translate {text}', text) || LLM_CLASSIFY('{text}', ['x', 'y'], text) FROM review",
+        "SELECT LLM('Is this long?', LLM('Shorten {text}', text)) FROM review",
+        "SELECT id FROM product UNION ALL SELECT id FROM review WHERE LLM_FILTER('{text} is good', text)",
+        'SELECT (LLM_EXTRACT(\'{text}\', \'{"type": "object", "properties": {"a": {"type": "string"}, '
+        '"b": {"type": "integer"}}}\', text)).b + 1 FROM review',
+        f"SELECT id, {EXTRACT} AS s, (s).b FROM review ORDER BY id LIMIT 4",
+        f"SELECT id, {EXTRACT} AS s, (s).b + 1 AS n FROM review WHERE (s).b > 1",
+        f"SELECT {EXTRACT} AS s, LLM('Sum up {{1}}', (s).b) FROM review",
+        "SELECT avg(LLM_SCORE('{text}', 1, 5, text)) FILTER (WHERE stars > 1) FROM review",
+        "SELECT coalesce(stars, LLM_SCORE('{text}', 1, 5, text)) FROM review",
+        "SELECT product_id, LLM_AGG('Sum up {text}', text) FROM review GROUP BY product_id",
+        "SELECT LLM_AGG('Sum up {text}', text ORDER BY id) FILTER (WHERE stars > 2) FROM review",
+        "SELECT x, LLM('{x}', x) FROM (SELECT ['a', 'b'] AS xs) t, unnest(t.xs) u(x)",
+        "SELECT r.id, t.a FROM review r, LATERAL (SELECT LLM('{text}', r.text) AS a) t WHERE r.stars > 2",
+        "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r WHERE n < 4) SELECT LLM('{n}', n) FROM r",
+        "SELECT * REPLACE (LLM('{text}', text) AS text) FROM review",
+        "FROM review SELECT id, LLM('{text}', text) WHERE id < 4",
+        "SELECT max(LLM('{text}', text)) AS m FROM review HAVING m IS NOT NULL",
+        "SELECT LLM('{1} of {2}', upper(text), id + 1) FROM review",
+        "SELECT id FROM review WHERE text IN (SELECT LLM('{name}', name) FROM product) OR LLM_FILTER('{text}', text)",
+        "SELECT kind, LLM_FILTER('{kind} is odd', kind) FROM product GROUP BY ROLLUP (kind)",
+        "SELECT DISTINCT ON (LLM('{text}', text)) 1 FROM review",
+    ],
+)
+def test_calls_stand_wherever_an_expression_may(connect, query):
+    planned, naive = connect(), connect(engine=OracleEngine(), optimize=False)
+    result, expected = planned.sql(query), naive.sql(query)
+    assert result.columns == expected.columns
+    assert sorted(map(repr, result.fetchall())) == sorted(map(repr, expected.fetchall()))
+
+
+# ------------------------------------------------------------------------------------------------------ statements
+def test_statements_without_calls_go_to_duckdb_as_they_are(con, engine):
+    assert con.sql("SELECT 'LLM(x)' AS \"LLM\" -- LLM(\n").fetchall() == [("LLM(x)",)]
+    assert con.sql("CREATE TABLE other(a INT); INSERT INTO other VALUES (1); FROM other").fetchall() == [(1,)]
+    assert engine.asked == []
+
+
+def test_create_table_and_insert(con, engine):
+    con.sql("CREATE TABLE summed AS SELECT id, LLM('Sum up {text}', text) AS s FROM review WHERE id < 3")
+    con.sql("INSERT INTO summed SELECT id, LLM('Sum up {text}', text) FROM review WHERE id BETWEEN 2 AND 4")
+    assert con.sql("SELECT count(*), count(s) FROM summed").fetchall() == [(6, 6)]
+    assert len(engine.asked) == 5
+
+
+def test_copy_writes_a_file(con, tmp_path):
+    con.sql(f"COPY (SELECT id, LLM('Sum up {{text}}', text) AS s FROM review) TO '{tmp_path / 's.parquet'}'")
+    assert con.sql(f"SELECT count(*) FROM '{tmp_path / 's.parquet'}'").fetchall() == [(40,)]
+
+
+def test_frames_of_the_caller_and_files_are_tables(con, tmp_path):
+    mine = pd.DataFrame({"text": ["a", "b"]})
+    path = tmp_path / "odd ' name.csv"
+    mine.to_csv(path, index=False)
+    assert len(con.sql("SELECT LLM('{text}?', text) FROM mine").df()) == 2
+    quoted = str(path).replace("'", "''")
+    assert len(con.sql(f"SELECT LLM('{{text}}?', text) FROM '{quoted}'").df()) == 2
+    mine = pd.DataFrame({"text": ["c"]})
+    assert con.sql("SELECT count(*) FROM mine").fetchall() == [(len(mine),)]
+    con.sql("CREATE TABLE mine AS SELECT 'd' AS text UNION ALL SELECT 'e'")
+    assert con.sql("SELECT count(LLM('{text}?', text)) FROM mine").fetchall() == [(2,)]
+
+
+def test_a_rollback_leaves_the_users_tables_and_keeps_the_answers(con, engine):
+    con.sql("BEGIN")
+    con.sql("INSERT INTO review SELECT 99, 1, 'fresh', ts, 1 FROM review WHERE id = 0")
+    con.sql("CREATE TABLE summed AS SELECT id, LLM('Sum up {text}', text) AS s FROM review WHERE id IN (1, 99)")
+    assert con.sql("SELECT count(s) FROM summed").fetchall() == [(2,)]
+    con.sql("ROLLBACK")
+    assert con.sql("SELECT LLM('Sum up {text}', text) IS NULL FROM review WHERE id = 1").fetchall() == [(False,)]
+    assert texts(engine) == ["fresh", "text 1"]
+
+
+# --------------------------------------------------------------------------------------------------- nulls, failures
+def test_a_null_argument_gives_null_without_a_question(con, engine):
+    rows = con.sql("SELECT text, LLM('Sum up {text}', text) FROM review").fetchall()
+    assert any(text is None for text, _ in rows)
+    assert all((text is None) == (answer is None) for text, answer in rows)
+    assert len(con.errors()) == 0
+
+
+def test_nulls_can_be_sent(connect, engine):
+    con = connect(keeps_nulls=True)
+    assert con.sql("SELECT count(*) FROM review WHERE LLM('Sum up {text}', text) IS NULL").fetchall() == [(0,)]
+    assert {"text": None} in engine.rows()
+
+
+def test_a_failed_row_is_null_and_listed_and_asked_again(connect):
+    engine = OracleEngine(fails_every=4)
+    con = connect(engine=engine)
+    rows = con.sql("SELECT DISTINCT text, LLM('Sum up {text}', text) FROM review WHERE text IS NOT NULL").fetchall()
+    failed = sorted(text for text, answer in rows if answer is None)
+    assert failed
+    errors = con.sql("SELECT operator, inputs, reason FROM llm_errors").fetchall()
+    assert sorted(inputs for _, inputs, _ in errors) == sorted(f"{{'text': {text}}}" for text in failed)
+    assert {reason for _, _, reason in errors} == {"failed request: refused by the oracle"}
+    engine.fails_every, before = 0, len(engine.asked)
+    assert con.sql(
+        "SELECT count(*) FROM review WHERE LLM('Sum up {text}', text) IS NULL AND text IS NOT NULL"
+    ).fetchall() == [(0,)]
+    assert len(engine.asked) - before == len(failed) and len(con.errors()) == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+def test_answers_are_kept_between_statements(con, engine):
+    con.sql("SELECT LLM('Sum up {text}', text) FROM review WHERE id < 5")
+    con.sql("SELECT LLM('Sum up {text}', text) FROM review WHERE id < 6")
+    assert len(engine.asked) == 5
+    con.sql("SELECT LLM('Sum  up {text}', text) FROM review WHERE id < 5")
+    assert len(engine.asked) == 10
+
+
+def test_answers_in_a_side_database_outlive_the_session(connect, engine, tmp_path):
+    for _ in range(2):
+        con = vllm_relational.sql.connect(llm=RelationalLLM(engine=engine), side=tmp_path / "answers.duckdb")
+        con.sql("CREATE TABLE t AS SELECT 'a' AS text UNION ALL SELECT 'b'")
+        assert con.sql("SELECT count(LLM('Sum up {text}', text)) FROM t").fetchall() == [(2,)]
+        con.close()
+    assert len(engine.asked) == 2
+
+
+def test_the_user_may_have_a_database_a_schema_and_tables_of_our_names(engine, tmp_path):
+    path = tmp_path / "llm.duckdb"
+    with duckdb.connect(str(path)) as plain:
+        plain.execute("CREATE SCHEMA llm_answers; CREATE TABLE op_1 AS SELECT 1 AS mine")
+        plain.execute("CREATE TABLE llm_errors AS SELECT 2 AS mine")
+    with vllm_relational.sql.connect(path, llm=RelationalLLM(engine=engine)) as con:
+        assert con.sql("SELECT count(LLM('{i}', i)) FROM range(3) t(i)").fetchall() == [(3,)]
+        assert con.sql("SELECT count(*) FROM vllm_relational_answers.op_1").fetchall() == [(3,)]
+        assert con.sql("SELECT * FROM llm_errors, op_1").fetchall() == [(2, 1)]
+        assert "vllm_relational_answers.op_1 in SELECT" in con.report()
+
+
+def test_a_side_database_goes_on_after_the_engine_died(connect, tmp_path):
+    from fake_engine import FakeEngine
+
+    from vllm_relational import EngineDiedError
+
+    asked = []
+    for dies_after in (3, None):
+        engine = FakeEngine(lambda row: "x", dies_after=dies_after)
+        with vllm_relational.sql.connect(llm=RelationalLLM(engine=engine), side=tmp_path / "a.duckdb") as con:
+            query = "SELECT count(LLM('{i}', i)) FROM range(10) t(i)"
+            if dies_after:
+                with pytest.raises(EngineDiedError):
+                    con.sql(query)
+            else:
+                assert con.sql(query).fetchall() == [(10,)]
+        asked.append(len(engine.asked))
+    assert asked == [4, 7]  # the fourth was on its way when the engine died
+    assert [path.name for path in tmp_path.iterdir()] == ["a.duckdb"]
+
+
+def test_the_users_database_gets_no_table(engine, tmp_path):
+    path = tmp_path / "shop.duckdb"
+    with duckdb.connect(str(path)) as plain:
+        plain.execute("CREATE TABLE t AS SELECT 'a' AS text")
+    with vllm_relational.sql.connect(path, llm=RelationalLLM(engine=engine), read_only=True) as con:
+        con.sql("SELECT LLM('Sum up {text}', text) FROM t")
+    with duckdb.connect(str(path)) as plain:
+        assert plain.sql("SELECT table_name FROM duckdb_tables()").fetchall() == [("t",)]
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+@pytest.mark.parametrize(
+    ("query", "place", "reason"),
+    [
+        ("SELECT id,\n  LLM('Is {txt} good?', text) FROM review", (2, 3), r"names \{txt\}.* did you mean \{text\}"),
+        ("SELECT LLM('{text}' text) FROM review", (1, 21), "expecting"),
+        ("SELECT nope, LLM('{text}', text) FROM review", (1, 8), "nope"),
+        ("SELECT LLM('{text}', text) FROM nowhere", (1, 33), "nowhere"),
+        ("SELECT LLM(text, text) FROM review", (1, 8), "not a text in quotes"),
+        ("SELECT LLM('{text}') FROM review", (1, 8), "1 arguments"),
+        ("SELECT LLM_SCORE('{text}', 5, 1, text) FROM review", (1, 8), "low must be below high"),
+        ("SELECT LLM_SCORE('{text}', 1.5, 2, text) FROM review", (1, 8), "whole number"),
+        ("SELECT LLM_CLASSIFY('{text}', ['a'], text) FROM review", (1, 8), "at least two"),
+        ("SELECT LLM_EXTRACT('{text}', 'x', text) FROM review", (1, 8), "not JSON"),
+        ("SELECT LLM('{text}', text) FROM review ORDER BY random()", (1, 49), "other rows each time"),
+        ("CREATE VIEW v AS SELECT LLM('{text}', text) FROM review", (1, 13), "CREATE TABLE AS"),
+        ("SELECT LLM('{id}', p.id, r.id) FROM product p, review r", (1, 8), r"\{p.id\} or \{r.id\}"),
+        ("SELECT list_transform([1], x -> LLM('{x}', x)) FROM review", (1, 33), "unnest"),
+    ],
+)
+def test_errors_point_at_the_place_and_nothing_is_asked(con, engine, query, place, reason):
+    with pytest.raises(RelationalError, match=reason) as caught:
+        con.sql(query)
+    first, shown, caret = str(caught.value).splitlines()
+    assert first.startswith(f"line {place[0]}, column {place[1]}: ")
+    assert shown.strip() == query.splitlines()[place[0] - 1].strip()
+    assert caret.index("^") == place[1] + 1
+    assert engine.asked == []

@@ -1,0 +1,97 @@
+"""Names in prompts, and the types of answers."""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from vllm_relational.records import Choice, FreeText, JsonSchema, RelationalError
+from vllm_relational.sql.functions import Argument, Question, canonical_template, field_names, shaped, sql_type_of
+
+TEXT, OTHER, COUNT = Argument("text", "r"), Argument("text", "p"), Argument("COUNT(*)")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "template"),
+    [
+        ("Is {text} good?", [TEXT], "Is {text} good?"),
+        ("Is {r.text} good?", [TEXT], "Is {text} good?"),
+        ("Is { TEXT } good?", [TEXT], "Is {text} good?"),
+        ("Is {1} good?", [TEXT], "Is {text} good?"),
+        ("{r.text} or {p.text}", [TEXT, OTHER], "{r.text} or {p.text}"),
+        ("Are {count(*)} many?", [COUNT], "Are {COUNT(*)} many?"),
+        ("About {*} with {{braces}}", [TEXT, COUNT], "About {*} with {{braces}}"),
+        ("Is it good?", [TEXT], "Is it good? Answer from {*}."),
+    ],
+)
+def test_names_in_the_prompt_become_fields(prompt, arguments, template):
+    assert canonical_template("LLM", prompt, arguments) == template
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "reason"),
+    [
+        ("{txt}", [TEXT], r"did you mean \{text\}"),
+        ("{x}", [], "arguments: none"),
+        ("{text}", [TEXT, OTHER], r"write \{r.text\} or \{p.text\}"),
+        ("{3}", [TEXT], "no argument"),
+    ],
+)
+def test_other_names_are_refused(prompt, arguments, reason):
+    with pytest.raises(RelationalError, match=reason):
+        canonical_template("LLM", prompt, arguments)
+
+
+def test_fields_have_names_of_their_own():
+    assert field_names([TEXT, COUNT]) == ("text", "COUNT(*)")
+    assert field_names([TEXT, OTHER]) == ("r.text", "p.text")
+    assert field_names([Argument("llm"), Argument("LLM")]) == ("llm", "LLM_2")
+
+
+def test_a_question_reads_what_it_names():
+    question = Question("LLM", "{b} and {{a}}", FreeText(), ("a", "b"))
+    assert question.reads == ("b",)
+    assert Question("LLM", "{*}", FreeText(), ("a", "b")).reads == ("a", "b")
+
+
+def test_equal_questions_and_no_others_have_one_identity():
+    base = Question("LLM", "{a}", FreeText(), ("a",))
+    assert base.identity() == Question("LLM", "{a}", FreeText(), ("a", "b")).identity()
+    others = [
+        Question("LLM_AGG", "{a}", FreeText(), ("a",)),
+        Question("LLM", "{a} ", FreeText(), ("a",)),
+        Question("LLM", "{a}", FreeText(5), ("a",)),
+        Question("LLM", "{a}", Choice(("x", "y")), ("a",)),
+        Question("LLM", "{a}", Choice(("y", "x")), ("a",)),
+        Question("LLM", "{*}", FreeText(), ("a",)),
+    ]
+    assert len({question.identity() for question in [base, *others]}) == 7
+
+
+@pytest.mark.parametrize(
+    ("schema", "sql_type", "value", "held"),
+    [
+        ({"type": "string"}, "VARCHAR", "x", "x"),
+        ({"enum": [1, "a"]}, "VARCHAR", 1, "1"),
+        ({"type": ["string", "null"]}, "VARCHAR", None, None),
+        ({"type": "number"}, "DOUBLE", 1, 1.0),
+        ({"type": "integer"}, "BIGINT", 3.0, 3),
+        ({"type": "array", "items": {"type": "boolean"}}, "BOOLEAN[]", [True], [True]),
+        ({"type": "array"}, "VARCHAR", [1], "[1]"),
+        ({"type": "object"}, "VARCHAR", {"a": 1}, '{"a": 1}'),
+        (
+            {"type": "object", "properties": {'a "b"': {"type": "string"}, "c": {"type": "array", "items": {}}}},
+            'STRUCT("a ""b""" VARCHAR, "c" VARCHAR[])',
+            {"c": [1, "x"]},
+            {'a "b"': None, "c": ["1", "x"]},
+        ),
+        ({"type": "object", "properties": {"A": {}, "a": {}}}, "VARCHAR", {"A": 1}, '{"A": 1}'),
+    ],
+)
+def test_json_answers_have_the_type_of_their_schema(schema, sql_type, value, held):
+    assert sql_type_of(schema) == sql_type
+    assert shaped(value, schema) == held
+    kind = duckdb.sql(f"SELECT NULL::{sql_type} AS x").to_arrow_table().schema.field(0).type
+    assert pa.array([held], kind).to_pylist() == [held]
+    assert Question("LLM_EXTRACT", "{a}", JsonSchema(schema), ("a",)).sql_type() == sql_type

@@ -1,0 +1,174 @@
+"""The driver that runs a statement: it asks every operator when the planner comes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from sqlglot import exp
+
+from vllm_relational.sql.blocks import (
+    KEY,
+    condition_of,
+    key_of,
+    rows_before,
+    set_condition,
+    sql_of,
+)
+from vllm_relational.sql.cost import answer_tokens
+from vllm_relational.sql.job import Job
+from vllm_relational.sql.operator import Operator
+from vllm_relational.sql.parse import calls, is_call
+from vllm_relational.sql.passes.blocking import check_pairs, check_rows, choose, recall_note, two_sides
+from vllm_relational.sql.passes.limit import ROW, batches
+from vllm_relational.sql.passes.order import Estimate, by_rank
+from vllm_relational.sql.planner import Asked, Driver, Planner
+
+# A predicate is sampled where it has so many times more inputs than the sample: else sampling could cost more.
+SAMPLED_FROM = 4
+
+
+class Asker(Driver):
+    """Asks the model. ``job``: the statement that is run."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def settle(self, asked: Asked) -> None:
+        """Ask the inputs without an answer; of a semantic join, those that are likely to hold."""
+        job, settings = self._job, self._job.settings
+        sides = two_sides(asked.operator.question.function, asked.columns)
+        if sides is not None:
+            check_rows(job.count(asked.query))
+        inputs = job.distinct_inputs(asked.operator, asked.query)
+        if sides is not None and settings.candidates is None:
+            check_pairs(asked.operator.pending(inputs).num_rows, settings.max_pairs)
+        if sides is None or settings.candidates is None or not inputs.num_rows:
+            asked.operator.ask(job.llm, job.store, inputs)
+            return
+        blocked = choose(inputs, sides, settings.candidates, settings.candidates_k, settings.audit_pairs)
+        for part in (blocked.candidates, blocked.audited):
+            asked.operator.ask(job.llm, job.store, part)
+        asked.operator.rule_out(job.store, blocked.left_out)
+        found, missed = (self._holding(asked.operator, part) for part in (blocked.candidates, blocked.audited))
+        asked.operator.notes.append(recall_note(blocked, found, missed))
+
+    def _holding(self, operator: Operator, inputs: pa.Table) -> int:
+        return sum(operator.table.answers.get(key) is True for key in inputs[KEY].to_pylist())
+
+    # ------------------------------------------------------------------------------------------------------- limit
+    def stored(self, rows: exp.Select) -> exp.Expr:
+        """The rows as a temporary table."""
+        return exp.to_table(self._job.keep_rows(sql_of(rows)))
+
+    def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
+        """Ask in batches until enough rows pass."""
+        table = kept.args["from_"].this
+        total = self._job.count(exp.Select(expressions=[exp.Star()]).from_(table.copy()))
+
+        def passed(low: int, high: int) -> int:
+            batch = kept.copy()
+            within = exp.and_(exp.column(ROW) > low, exp.column(ROW) <= high)
+            set_condition(batch, "where", [*condition_of(batch, "where"), within])
+            for clause in ("limit", "offset", "order"):
+                batch.set(clause, None)
+            planner.visit(batch)
+            return self._job.count(batch)
+
+        asked = max(batches(total, max(self._job.settings.batch_rows, 2 * need), passed, need), default=0)
+        for operator in self._silently(planner, kept):
+            operator.notes.append(f"LIMIT: {asked:,} of {total:,} rows were looked at until {need:,} had passed")
+        return self.stored(kept)
+
+    def _silently(self, planner: Planner, kept: exp.Select) -> list[Operator]:
+        """Put lookups into a query whose calls have been asked as far as needed."""
+        found = []
+        for part in condition_of(kept, "where"):
+            for call in [node for node in _inside_out(part) if is_call(node)]:
+                asked = planner.inspect(call)
+                found.append(asked.operator)
+                call.replace(planner.lookup(asked))
+        return found
+
+    # ------------------------------------------------------------------------------------------------------- order
+    def ordered(self, planner: Planner, block: exp.Select, parts: list[exp.Expr]) -> list[exp.Expr]:
+        """By cost / (1 - selectivity), both from a sample of the rows."""
+        size = self._job.settings.sample_rows
+        if not size or any(part.find(exp.Query) or _nests(part) for part in parts):
+            return parts
+        found = [[planner.inspect(call) for call in calls(part)] for part in parts]
+        inputs = [[self._inputs(asked) for asked in row] for row in found]
+        if any(table.num_rows < SAMPLED_FROM * size for row in inputs for table in row):
+            return parts
+        samples = zip(parts, found, inputs, strict=True)
+        estimates = [self._estimate(planner, block, *sample) for sample in samples]
+        places = by_rank(estimates)
+        for place, number in enumerate(places):
+            _note_rank(found[number], estimates[number], f"predicate {place + 1} of {len(parts)}")
+        return [parts[number] for number in places]
+
+    def _inputs(self, asked: Asked) -> pa.Table:
+        return self._job.distinct_inputs(asked.operator, asked.query, counts=False)
+
+    def _estimate(
+        self, planner: Planner, block: exp.Select, part: exp.Expr, found: Sequence[Asked], inputs: Sequence[pa.Table]
+    ) -> Estimate:
+        """Ask a sample of the inputs of one predicate and see what it keeps."""
+        cost, samples = 0.0, []
+        for asked, table in zip(found, inputs, strict=True):
+            rows = np.linspace(0, table.num_rows - 1, self._job.settings.sample_rows).astype(np.int64)
+            sample = table.take(pa.array(np.unique(rows)))
+            samples.append(sample[KEY].to_pylist())
+            pending = asked.operator.pending(table).num_rows
+            asked.operator.ask(self._job.llm, self._job.store, sample)
+            cost += pending * _tokens_a_prompt(asked.operator) / table.num_rows
+        kept, rows_seen = self._seen(planner, block, part, found, samples)
+        return Estimate(cost, kept / rows_seen if rows_seen else 1.0, rows_seen)
+
+    def _seen(
+        self,
+        planner: Planner,
+        block: exp.Select,
+        part: exp.Expr,
+        found: Sequence[Asked],
+        samples: Sequence[list[str]],
+    ) -> tuple[int, int]:
+        """Of the rows whose inputs were sampled: how many pass, and how many there are."""
+        decided = exp.paren(part.copy(), copy=False)  # a part that is a call by itself needs a parent to be replaced in
+        for call, asked in zip(list(calls(decided)), found, strict=True):
+            call.replace(planner.lookup(asked))
+        rows = rows_before(block)
+        rows.set("expressions", [exp.alias_(decided, "__kept")])
+        keys = [key_of(asked.columns, self._job.settings.keeps_nulls) for asked in found]
+        sampled = [
+            exp.In(this=key, expressions=[exp.Literal.string(text) for text in texts])
+            for key, texts in zip(keys, samples, strict=True)
+        ]
+        set_condition(rows, "where", [*condition_of(rows, "where"), *sampled])
+        text = f"SELECT count(*) AS n, count(*) FILTER (WHERE __kept) AS k FROM ({sql_of(rows)})"
+        row = self._job.fetch(text).to_pylist()[0]
+        return row["k"], row["n"]
+
+
+def _note_rank(found: Sequence[Asked], seen: Estimate, place: str) -> None:
+    for asked in found:
+        kept = f"keeps {seen.selectivity:.0%} of {seen.rows} rows sampled"
+        asked.operator.notes.append(f"{place}: {kept}, {seen.cost:.0f} tokens a row")
+
+
+def _tokens_a_prompt(operator: Operator) -> float:
+    """Tokens to compute and to decode for one prompt, from the last run; 1 before any."""
+    if not operator.reports or not operator.reports[-1].num_asked:
+        return 1.0
+    report = operator.reports[-1]
+    return report.predicted.computed_tokens / report.num_asked + answer_tokens(operator.question.decision)
+
+
+def _nests(part: exp.Expr) -> bool:
+    return any(inner is not call for call in calls(part) for inner in calls(call))
+
+
+def _inside_out(part: exp.Expr) -> list[exp.Expr]:
+    """The nodes below ``part``, each after those that it holds."""
+    return list(reversed(list(part.walk(bfs=True))))

@@ -1,0 +1,285 @@
+"""Blocks of SQL: which SELECT a call stands in, in which clause, and the query for the rows that it is asked for.
+
+A call is replaced by a *lookup*, a function of its arguments' key that knows the answers. The input of a call is a
+query over the same FROM, so it can be written only after the calls that this FROM and the clauses before need have
+become lookups: callers go through a block in the order in which SQL evaluates its clauses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import sqlglot
+from sqlglot import exp
+
+from vllm_relational.sql.parse import DIALECT, holds_call
+
+LOOKUP = "__llm_"
+SOURCES = ("from_", "joins", "laterals")
+ARGUMENT, GUARD, KEY = "__a{}", "__guard", "__key"
+# Marks a CASE that holds a guard, so that a forecast can tell it from the user's.
+GUARD_META = "guard"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a call stands.
+
+    block:   its SELECT.
+    clause:  'from', 'where', 'group', 'having' or 'select' (the list, QUALIFY, ORDER BY, DISTINCT ON).
+    join:    the place of its join in the block, for the clause 'from'.
+    grouped: it is computed once a group, not once a row.
+    """
+
+    block: exp.Select
+    clause: str
+    join: int = -1
+    grouped: bool = False
+
+
+class Aggregates:
+    """Which functions aggregate: those that sqlglot knows, and the others by DuckDB's list of names."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = {name.casefold() for name in names}
+
+    def is_aggregate(self, node: exp.Expr) -> bool:
+        """Whether the node aggregates the rows of a group; over a window it does not."""
+        known = isinstance(node, exp.AggFunc | exp.Filter)
+        named = isinstance(node, exp.Anonymous) and node.name.casefold() in self._names
+        return (known or named) and not _windowed(node)
+
+    def within(self, tree: exp.Expr) -> bool:
+        """Whether an aggregate stands in ``tree``, outside of subqueries."""
+        return any(self.is_aggregate(node) for node in own_nodes(tree))
+
+    def groups(self, block: exp.Select) -> bool:
+        """Whether the block makes groups of its rows."""
+        clauses = (block.args.get("having"), block.args.get("order"), block.args.get("qualify"))
+        return block.args.get("group") is not None or any(
+            self.within(part) for part in (*block.expressions, *clauses) if part is not None
+        )
+
+
+def _windowed(node: exp.Expr) -> bool:
+    parent = node.parent
+    while isinstance(parent, exp.Filter | exp.IgnoreNulls | exp.RespectNulls | exp.WithinGroup):
+        node, parent = parent, parent.parent
+    return isinstance(parent, exp.Window) and parent.this is node
+
+
+def own_nodes(tree: exp.Expr) -> Iterator[exp.Expr]:
+    """The nodes of ``tree`` without those of subqueries in it."""
+    return tree.walk(prune=lambda node: isinstance(node, exp.Query) and node is not tree)
+
+
+def site_of(call: exp.Expr, aggregates: Aggregates) -> Site:
+    """Where a call stands; raises ``LookupError`` when it stands in no SELECT."""
+    node, inside = call, False
+    while node.parent is not None and not isinstance(node.parent, exp.Select):
+        inside = inside or (node is not call and aggregates.is_aggregate(node))
+        node = node.parent
+    block = node.parent
+    inside = inside or (node is not call and aggregates.is_aggregate(node))
+    if block is None:
+        raise LookupError
+    clause = "from" if node.arg_key in SOURCES else str(node.arg_key)
+    clause = clause if clause in ("from", "where", "group", "having") else "select"
+    grouped = clause in ("having", "select") and not inside and aggregates.groups(block)
+    join = block.args["joins"].index(node) if isinstance(node, exp.Join) else -1
+    return Site(block, clause, join, grouped)
+
+
+# ------------------------------------------------------------------------------------------------------ conjunctions
+def conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
+    """``a AND (b AND c)`` -> a, b, c."""
+    if condition is None:
+        return []
+    plain = condition.unnest()
+    if isinstance(plain, exp.And):
+        return [*conjuncts(plain.this), *conjuncts(plain.expression)]
+    return [condition]
+
+
+def conjunction(parts: Sequence[exp.Expr]) -> exp.Expr | None:
+    """Copies of the parts, joined by AND; None for none."""
+    return exp.and_(*(part.copy() for part in parts), copy=False) if parts else None
+
+
+def condition_of(block: exp.Select, clause: str) -> list[exp.Expr]:
+    """The conjuncts of WHERE, HAVING or QUALIFY."""
+    held = block.args.get(clause)
+    return conjuncts(held.this) if held is not None else []
+
+
+def set_condition(block: exp.Select, clause: str, parts: Sequence[exp.Expr]) -> None:
+    """Put conjuncts in place of those of WHERE or HAVING."""
+    kinds = {"where": exp.Where, "having": exp.Having, "qualify": exp.Qualify}
+    whole = conjunction(parts)
+    block.set(clause, kinds[clause](this=whole) if whole is not None else None)
+
+
+# ------------------------------------------------------------------------------------------------------------- keys
+def key_of(arguments: Sequence[exp.Expr], keeps_nulls: bool) -> exp.Expr:
+    """The expression whose value tells inputs apart: a text, the only argument's own where that is enough."""
+    texts = [exp.cast(argument.copy(), "VARCHAR", dialect=DIALECT) for argument in arguments]
+    if len(texts) == 1 and not keeps_nulls:
+        return texts[0]
+    array = exp.Anonymous(this="to_json", expressions=[exp.Anonymous(this="list_value", expressions=texts)])
+    return exp.cast(array, "VARCHAR", dialect=DIALECT)
+
+
+def lookup(name: str, key: exp.Expr) -> exp.Anonymous:
+    """The call of a lookup function."""
+    return exp.Anonymous(this=name, expressions=[key])
+
+
+def lookups(tree: exp.Expr) -> Iterator[exp.Anonymous]:
+    """Every lookup in ``tree``."""
+    return (node for node in tree.find_all(exp.Anonymous) if node.name.startswith(LOOKUP))
+
+
+# ------------------------------------------------------------------------------------------------------ input queries
+def visible_ctes(block: exp.Expr) -> exp.With | None:
+    """Copies of the common table expressions that ``block`` can name, the outermost first."""
+    seen: dict[str, exp.CTE] = {}
+    node: exp.Expr | None = block
+    recursive = False
+    while node is not None:
+        held = node.args.get("with_")
+        if held is not None:
+            recursive = recursive or bool(held.args.get("recursive"))
+            nearer = seen
+            seen = {cte.alias.casefold(): cte for cte in _before(held, block)}
+            for name, cte in nearer.items():
+                seen.pop(name, None)
+                seen[name] = cte
+        node = node.parent
+    if not seen:
+        return None
+    return exp.With(expressions=[cte.copy() for cte in seen.values()], recursive=recursive or None)
+
+
+def _before(held: exp.With, block: exp.Expr) -> Iterator[exp.CTE]:
+    """The expressions of a WITH that the block may name: all, or those before the one that it stands in."""
+    for cte in held.expressions:
+        if any(node is cte for node in _ancestors(block)):
+            return
+        yield cte
+
+
+def _ancestors(node: exp.Expr | None) -> Iterator[exp.Expr]:
+    while node is not None:
+        yield node
+        node = node.parent
+
+
+def input_query(
+    site: Site, arguments: Sequence[exp.Expr], guards: Sequence[exp.Expr], eager: bool, keeps_nulls: bool
+) -> exp.Select:
+    """One row for each row (or group) that needs an answer: the key and the arguments ``__a0``, ``__a1``, ...
+
+    guards: conditions on the same rows that must hold for the answer to matter.
+    eager:  take the rows before the other conditions of the clause, as a plan without optimiser does.
+    """
+    named = enumerate(_guarded(argument, guards) for argument in arguments)
+    rows = exp.Select(expressions=[exp.alias_(argument, ARGUMENT.format(i)) for i, argument in named])
+    if guards:
+        rows.append("expressions", exp.alias_(_guarded(exp.true(), guards), GUARD))
+    _take_rows(rows, site, eager)
+    names = [exp.column(ARGUMENT.format(i)) for i in range(len(arguments))]
+    query = exp.Select(expressions=[exp.alias_(key_of(names, keeps_nulls), KEY), *names]).from_(rows.subquery("__rows"))
+    conditions: list[exp.Expr] = [] if keeps_nulls else [_not_null(name) for name in names]
+    if guards:
+        conditions.append(exp.column(GUARD))
+    set_condition(query, "where", conditions)
+    query.set("with_", visible_ctes(site.block))
+    return query
+
+
+def _guarded(value: exp.Expr, guards: Sequence[exp.Expr]) -> exp.Expr:
+    """The value where all guards hold, else null; nothing is evaluated where a guard before it does not hold."""
+    for guard in reversed(guards):
+        value = exp.Case(ifs=[exp.If(this=guard.copy(), true=value.copy())])
+        value.meta[GUARD_META] = True
+    return value.copy()
+
+
+def _take_rows(rows: exp.Select, site: Site, eager: bool) -> None:
+    """FROM and what limits it, up to the clause of the call."""
+    block = site.block
+    for key in SOURCES:
+        held = block.args.get(key)
+        rows.set(key, [part.copy() for part in held] if isinstance(held, list) else held.copy() if held else None)
+    if site.clause == "from":
+        _take_pairs(rows, site, eager)
+        return
+    if site.clause != "where" or not eager:
+        set_condition(rows, "where", [part for part in condition_of(block, "where") if not holds_call(part)])
+    if site.grouped:
+        rows.set("group", block.args["group"].copy() if block.args.get("group") else None)
+        if site.clause != "having" or not eager:
+            set_condition(rows, "having", [part for part in condition_of(block, "having") if not holds_call(part)])
+    if block.args.get("windows"):
+        rows.set("windows", [window.copy() for window in block.args["windows"]])
+
+
+def rows_before(block: exp.Select) -> exp.Select:
+    """The rows of a block that pass the conditions of its WHERE without calls; the select list is left open."""
+    rows = exp.Select()
+    _take_rows(rows, Site(block, "where"), eager=False)
+    rows.set("with_", visible_ctes(block))
+    return rows
+
+
+def _take_pairs(rows: exp.Select, site: Site, eager: bool) -> None:
+    """The pairs of an outer join: all, or those that the rest of its condition admits."""
+    joins = rows.args["joins"][: site.join + 1]
+    join = joins[-1]
+    kept = [] if eager else [part for part in conjuncts(join.args.get("on")) if not holds_call(part)]
+    joins[-1] = exp.Join(this=join.this, on=conjunction(kept) or exp.true())
+    rows.set("joins", joins)
+    rows.set("laterals", None)
+
+
+def _not_null(column: exp.Expr) -> exp.Expr:
+    return exp.Not(this=exp.Is(this=column.copy(), expression=exp.Null()))
+
+
+def per_outer_row(query: exp.Select, outer: exp.Select, block: exp.Select) -> exp.Select:
+    """The input of a call in a subquery that reads the rows around it: the subquery's, for every row of ``outer``."""
+    inner = query.copy()
+    inner.set("with_", None)
+    lateral = exp.Lateral(this=inner.subquery(), alias=exp.TableAlias(this=exp.to_identifier("__inner")))
+    columns = [exp.column(name, "__inner") for name in query.named_selects]
+    around = exp.Select(expressions=columns)
+    in_from = _take_tables_before(around, outer, block)
+    around.append("joins", exp.Join(this=lateral, kind="CROSS"))
+    free = [part for part in condition_of(outer, "where") if not holds_call(part) and not part.find(exp.Query)]
+    set_condition(around, "where", [] if in_from else free)
+    around.set("with_", visible_ctes(outer))
+    return around
+
+
+def _take_tables_before(around: exp.Select, outer: exp.Select, block: exp.Select) -> bool:
+    """The tables of ``outer`` that ``block`` may read: those before it, where it stands in the FROM itself."""
+    place = next((node for node in _ancestors(block) if node.parent is outer), None)
+    for key in SOURCES:
+        held = outer.args.get(key)
+        if isinstance(held, list):
+            stop = next((number for number, part in enumerate(held) if part is place), len(held))
+            around.set(key, [part.copy() for part in held[:stop]])
+        elif held is not None:
+            around.set(key, held.copy())
+    return place is not None and place.arg_key in SOURCES
+
+
+def sql_of(tree: exp.Expr) -> str:
+    """DuckDB's SQL for a tree."""
+    return tree.sql(dialect=DIALECT)
+
+
+def parse_expression(text: str) -> exp.Expr:
+    """A tree for an expression that this package writes."""
+    return sqlglot.parse_one(text, read=DIALECT)

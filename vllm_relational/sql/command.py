@@ -1,0 +1,133 @@
+"""The commands ``sql`` and ``explain``: option texts -> a connection, and its result -> a file or the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from vllm_relational.records import RelationalError
+from vllm_relational.sql.connect import Connection, Result, connect
+from vllm_relational.sql.cost import Prices, Rates
+from vllm_relational.sql.parse import statements
+
+SHOWN_ROWS = 50
+# By suffix, what DuckDB's COPY writes.
+FORMATS = {".csv": "FORMAT csv, HEADER", ".tsv": "FORMAT csv, HEADER, DELIMITER '\t'", ".parquet": "FORMAT parquet"}
+FORMATS |= {".pq": "FORMAT parquet", ".jsonl": "FORMAT json", ".ndjson": "FORMAT json"}
+
+
+def statement_text(sql: str | None, file: Path | None) -> str:
+    """The SQL of the argument or of ``--file``; one of them must be given."""
+    if (sql is None) == (file is None):
+        raise RelationalError("give the SQL as an argument or with --file, one of them")
+    if sql is not None:
+        return sql
+    assert file is not None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RelationalError(f"cannot read {file}: {error}") from error
+
+
+def check_target(output: Path | None) -> None:
+    """Before anything is asked: can the result be written?"""
+    if output is None:
+        return
+    if output.suffix.lower() not in FORMATS:
+        raise RelationalError(f"cannot write {output}: use a name that ends in {', '.join(sorted(FORMATS))}")
+    if not output.parent.is_dir():
+        raise RelationalError(f"cannot write {output}: the folder {output.parent} does not exist")
+
+
+def numbers(text: str | None, option: str, count: int) -> list[float] | None:
+    """``a,b``: so many numbers."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise RelationalError(f"{option} is {text!r}: write {count} numbers with commas between them")
+    return values
+
+
+def opened(
+    llm: Any, db: str | None, side: Path | None, rates: str | None, prices: str | None, **options: Any
+) -> Connection:
+    """A connection as the options say. A database file must exist: a misspelt name would make an empty one."""
+    if db is not None and db != ":memory:" and not Path(db).exists():
+        raise RelationalError(f"the database {db} does not exist: check the path, or leave --db for files and queries")
+    speed, price = numbers(rates, "--rates", 2), numbers(prices, "--prices", 3)
+    options |= {"rates": Rates(*speed) if speed else None, "prices": Prices(*price) if price else None}
+    return connect(db or ":memory:", llm=llm, side=side, **options)
+
+
+def run_sql(connection: Connection, text: str, output: Path | None) -> Result | None:
+    """Run the statements and write or print the last one's rows. DuckDB's errors become ``RelationalError``."""
+    try:
+        result = connection.sql(text)
+        if result is None:
+            return None
+        if output is not None:
+            _write(connection, result.arrow(), output)
+        else:
+            print_rows(result.arrow())
+        return result
+    except duckdb.Error as error:
+        raise RelationalError(str(error).splitlines()[0]) from error
+
+
+def explained(connection: Connection, text: str) -> str:
+    """The plan of the last statement that asks; the statements before it must not ask, and are run."""
+    parts = statements(text)
+    asking = [place for place, part in enumerate(parts) if part.asks]
+    if not asking:
+        raise RelationalError("the SQL calls no LLM function: there is nothing to explain")
+    if len(asking) > 1:
+        raise RelationalError("explain takes one statement with LLM functions: give them one by one")
+    try:
+        for part in parts[: asking[0]]:
+            connection.duckdb.execute(part.text).fetchall()
+        return connection.explain(parts[asking[0]].text)
+    except duckdb.Error as error:
+        raise RelationalError(str(error).splitlines()[0]) from error
+
+
+def _write(connection: Connection, rows: pa.Table, output: Path) -> None:
+    """Through a file beside it, so that a failed write leaves what was there."""
+    part = output.with_name(f".{output.name}.part")
+    connection.duckdb.register("__result", rows)
+    place = str(part).replace("'", "''")
+    try:
+        connection.duckdb.execute(f"COPY __result TO '{place}' ({FORMATS[output.suffix.lower()]})").fetchall()
+        part.replace(output)
+    finally:
+        connection.duckdb.unregister("__result")
+        part.unlink(missing_ok=True)
+
+
+def print_rows(rows: pa.Table) -> None:
+    """The first rows as a table on standard output; control characters in cells cannot steer the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name in rows.column_names:
+        table.add_column(Text(_plain(name)))
+    for row in rows.slice(0, SHOWN_ROWS).to_pylist() if rows.num_columns else []:
+        table.add_row(*(Text(_plain("NULL" if value is None else str(value))) for value in row.values()))
+    Console(file=sys.stdout, highlight=False, emoji=False, markup=False).print(table)
+    if rows.num_rows > SHOWN_ROWS:
+        print(f"{rows.num_rows:,} rows, {SHOWN_ROWS} shown: write all with -o FILE")
+
+
+def _plain(text: str) -> str:
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
+    )

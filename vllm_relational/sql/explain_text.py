@@ -1,0 +1,124 @@
+"""Plans and runs of SQL statements as trees for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+from vllm_relational.sql.cost import Tokens, measured, predicted
+from vllm_relational.sql.execute import Execution
+from vllm_relational.sql.explain import Forecast, Plan
+from vllm_relational.sql.operator import Operator, Settings
+
+WIDTH = 110
+SHOWN = 90
+
+
+def render_plan(plan: Plan) -> str:
+    """The operators of a plan, each above those whose answers it needs."""
+    root = Tree(_line(plan.sql))
+    nodes: dict[str, Tree] = {}
+    for entry in reversed(plan.forecasts):
+        name = entry.operator.table.name
+        above = next((other.operator.table.name for other in plan.forecasts if name in _needs(other)), "")
+        nodes[name] = nodes.get(above, root).add(_line(_heading(entry.operator)))
+        for line in _forecast_lines(entry, plan.settings):
+            nodes[name].add(_line(line))
+    for note in plan.notes:
+        root.add(_line(f"rewrite: {note}"))
+    if len(plan.forecasts) != 1:
+        root.add(_line(f"in all: {_tokens(plan.tokens, plan.settings)}"))
+    return _printed(root)
+
+
+def render_run(run: Execution, settings: Settings) -> str:
+    """What was asked, as predicted by the plans and as counted by the engine."""
+    root = Tree(_line(f"{run.asked:,} prompts asked"))
+    for operator in run.operators:
+        node = root.add(_line(_heading(operator)))
+        for line in _run_lines(operator, settings):
+            node.add(_line(line))
+    for note in run.notes:
+        root.add(_line(f"rewrite: {note}"))
+    return _printed(root)
+
+
+def _needs(entry: Forecast) -> Sequence[str]:
+    return [*entry.waits_for, *entry.reads]
+
+
+def _heading(operator: Operator) -> str:
+    places = {"from": "in ON", "where": "in WHERE", "group": "in GROUP BY", "having": "in HAVING"}
+    return f"{operator.table.place} {places.get(operator.clause, 'in SELECT')}: {operator.sql}"
+
+
+def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
+    operator = entry.operator
+    if entry.reads:
+        asked = ", ".join(f"llm.{name}" for name in entry.reads)
+        lines = [f"at most {operator.rows_in:,} rows; its input is the answers of {asked}: nothing to plan yet"]
+    else:
+        lines = [_input_line(entry), f"{_most(entry)}{_tokens(entry.tokens, settings)} (tokens {entry.counts})"]
+    if entry.candidates:
+        lines.append(f"blocking: at most {entry.candidates:,} candidates of {operator.distinct:,} pairs are asked")
+    if entry.stops_after:
+        lines.append(f"LIMIT: asked in batches until {entry.stops_after:,} rows have passed")
+    if entry.waits_for:
+        lines.append(f"depends on the answers of {', '.join(f'llm.{name}' for name in entry.waits_for)}")
+    if entry.share < 1:
+        expected = _tokens(entry.tokens.times(entry.share), settings)
+        lines.append(f"expected, if {entry.share:.0%} of them are asked: {expected}")
+    return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
+
+
+def _most(entry: Forecast) -> str:
+    return "" if entry.is_certain else "at most "
+
+
+def _input_line(entry: Forecast) -> str:
+    operator = entry.operator
+    known = operator.distinct - entry.to_ask
+    counts_inputs = known > 0 and operator.question.function != "LLM_AGG"
+    answered = f", {known:,} of them answered before" if counts_inputs else ""
+    return f"{_most(entry)}{operator.rows_in:,} rows in, {operator.distinct:,} distinct{answered}"
+
+
+def _run_lines(operator: Operator, settings: Settings) -> list[str]:
+    lines = [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct, {operator.asked:,} asked"]
+    if operator.reports:
+        lines.append(f"predicted: {_tokens(predicted(operator.reports, operator.question.decision), settings)}")
+    counted = measured(operator.reports)
+    if counted is not None:
+        seconds = sum(report.stage_seconds.get("ask", 0.0) for report in operator.reports)
+        lines.append(f"measured: {_tokens(counted, settings, seconds)}")
+    if operator.table.failed:
+        lines.append(f"failed: {len(operator.table.failed):,} inputs, listed in llm_errors")
+    return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
+
+
+def _tokens(tokens: Tokens, settings: Settings, seconds: float | None = None) -> str:
+    parts = [f"{tokens.prompt:,} prompt tokens", f"hit rate {tokens.hit_rate:.1%}", f"{tokens.output:,} answer tokens"]
+    if seconds is None and settings.rates is not None:
+        seconds = settings.rates.seconds(tokens)
+    if seconds is not None:
+        parts.append(f"{seconds:,.1f} s")
+    if settings.prices is not None:
+        parts.append(f"${settings.prices.dollars(tokens):,.4f}")
+    return ", ".join(parts)
+
+
+def _line(text: str) -> Text:
+    """One line without what could steer the terminal."""
+    plain = "".join(character if character.isprintable() else " " for character in text)
+    return Text(plain if len(plain) <= SHOWN * 2 else f"{plain[: SHOWN * 2]}…")
+
+
+def _printed(root: Tree) -> str:
+    out = io.StringIO()
+    console = Console(width=WIDTH, file=out, color_system=None, markup=False, emoji=False, highlight=False)
+    console.print(root)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

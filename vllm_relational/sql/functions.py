@@ -1,0 +1,254 @@
+"""The LLM functions of SQL: what each asks of a row, how its answer is enforced, and the type that SQL sees.
+
+A question is all of a call that decides its answer beside the row: two calls with equal questions share answers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_relational.config import check_decision
+from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
+
+YES, NO = "yes", "no"
+BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+
+# By name: the literal arguments between the prompt and the columns.
+LITERALS = {
+    "LLM": (),
+    "LLM_FILTER": (),
+    "LLM_CLASSIFY": ("a list of labels",),
+    "LLM_SCORE": ("the lowest score", "the highest score"),
+    "LLM_EXTRACT": ("a JSON schema",),
+    "LLM_AGG": (),
+}
+USAGE = {
+    "LLM": "LLM('prompt', column, ...)",
+    "LLM_FILTER": "LLM_FILTER('statement', column, ...)",
+    "LLM_CLASSIFY": "LLM_CLASSIFY('prompt', ['label', 'label'], column, ...)",
+    "LLM_SCORE": "LLM_SCORE('prompt', 1, 5, column, ...)",
+    "LLM_EXTRACT": """LLM_EXTRACT('prompt', '{"type": "object", "properties": {...}}', column, ...)""",
+    "LLM_AGG": "LLM_AGG('prompt', column)",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a call asks.
+
+    template: for ``RelationalLLM.run``; braces hold names of ``fields``.
+    fields:   the names of the record's fields, one an argument.
+    reads:    the fields that the template names, in argument order: the others cannot change an answer.
+    """
+
+    function: str
+    template: str
+    decision: Decision
+    fields: tuple[str, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        named = {match[1] for match in BRACES.finditer(self.template) if match[1] is not None}
+        return self.fields if "*" in named else tuple(field for field in self.fields if field in named)
+
+    def identity(self) -> str:
+        """A text that is equal for equal questions."""
+        decision = [type(self.decision).__name__, *_parts(self.decision)]
+        return json.dumps([self.function, self.template, decision, self.reads], sort_keys=True, ensure_ascii=False)
+
+    def options(self) -> dict[str, Any]:
+        """The options of ``RelationalLLM.run`` that enforce the answer's form."""
+        match self.decision:
+            case Choice(labels):
+                return {"choices": list(labels)}
+            case IntegerRange(low, high):
+                return {"range": (low, high)}
+            case JsonSchema(schema, max_tokens):
+                return {"schema": dict(schema), "max_tokens": max_tokens}
+            case FreeText(max_tokens):
+                return {"max_tokens": max_tokens}
+
+    def sql_type(self) -> str:
+        """The DuckDB type of the answer."""
+        if self.function == "LLM_FILTER":
+            return "BOOLEAN"
+        if isinstance(self.decision, JsonSchema):
+            return sql_type_of(self.decision.schema)
+        return "BIGINT" if isinstance(self.decision, IntegerRange) else "VARCHAR"
+
+    def value(self, answer: Any) -> Any:
+        """An answer of ``RelationalLLM.run`` as a value of ``sql_type``; None stays None."""
+        if answer is None:
+            return None
+        if self.function == "LLM_FILTER":
+            return answer == YES
+        return shaped(answer, self.decision.schema) if isinstance(self.decision, JsonSchema) else answer
+
+
+def _parts(decision: Decision) -> list[Any]:
+    return [value if not isinstance(value, Mapping) else dict(value) for value in vars(decision).values()]
+
+
+# ------------------------------------------------------------------------------------------------------- decisions
+def decision_of(function: str, literals: Sequence[Any], max_tokens: int, max_json_tokens: int) -> Decision:
+    """How the answers of a call are enforced.
+
+    literals:   the values of the arguments that ``LITERALS`` lists for the function.
+    max_tokens, max_json_tokens: the longest answers.
+    Raises ``RelationalError`` without a place: the parser adds it.
+    """
+    decision: Decision = FreeText(max_tokens)
+    if function == "LLM_FILTER":
+        return Choice((YES, NO))
+    if function == "LLM_CLASSIFY":
+        decision = Choice(_labels(literals[0]))
+    elif function == "LLM_SCORE":
+        decision = IntegerRange(_whole(literals[0]), _whole(literals[1]))
+    elif function == "LLM_EXTRACT":
+        decision = JsonSchema(_schema(literals[0]), max_json_tokens)
+    check_decision(decision)
+    return decision
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        raise RelationalError("the labels are not a list of texts: write ['positive', 'negative']")
+    return tuple(value)
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RelationalError(f"the score {value!r} is not a whole number: write LLM_SCORE('prompt', 1, 5, column)")
+    return value
+
+
+def _schema(value: Any) -> dict[str, Any]:
+    try:
+        schema = json.loads(value) if isinstance(value, str) else None
+    except ValueError as error:
+        raise RelationalError(f"the JSON schema is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise RelationalError('the JSON schema is not a JSON object in quotes: write \'{"type": "object", ...}\'')
+    return schema
+
+
+# ----------------------------------------------------------------------------------------- schemas -> types, values
+def sql_type_of(schema: Any) -> str:
+    """A DuckDB type that holds every document of the schema; VARCHAR, as JSON text, where there is no closer one."""
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    if kind == "object" and isinstance(schema.get("properties"), Mapping) and _plain_names(schema["properties"]):
+        fields = (f'"{_quoted(name)}" {sql_type_of(inner)}' for name, inner in schema["properties"].items())
+        return f"STRUCT({', '.join(fields)})"
+    if kind == "array" and isinstance(schema.get("items"), Mapping):
+        return f"{sql_type_of(schema['items'])}[]"
+    simple = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN"}
+    return simple.get(kind, "VARCHAR") if isinstance(kind, str) else "VARCHAR"
+
+
+def shaped(value: Any, schema: Any) -> Any:
+    """A JSON value as ``sql_type_of(schema)`` holds it: absent properties null, what has no type as JSON text."""
+    sql_type = sql_type_of(schema)
+    if value is None:
+        return None
+    if sql_type.startswith("STRUCT") and not sql_type.endswith("[]"):
+        return {name: shaped(value.get(name), inner) for name, inner in schema["properties"].items()}
+    if sql_type.endswith("[]"):
+        return [shaped(item, schema["items"]) for item in value]
+    if sql_type == "VARCHAR" and not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return float(value) if sql_type == "DOUBLE" else int(value) if sql_type == "BIGINT" else value
+
+
+def _plain_names(properties: Mapping[str, Any]) -> bool:
+    """A STRUCT needs fields, and names that differ by more than case."""
+    return (
+        bool(properties) and len({name.casefold() for name in properties}) == len(properties) and "" not in properties
+    )
+
+
+def _quoted(name: str) -> str:
+    return name.replace('"', '""')
+
+
+# ----------------------------------------------------------------------------------------------- names in the prompt
+@dataclass(frozen=True)
+class Argument:
+    """An argument as the prompt may name it: ``name``, and with its table where it is a column of one."""
+
+    name: str
+    table: str = ""
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.table}.{self.name}" if self.table else self.name
+
+
+def field_names(arguments: Sequence[Argument]) -> tuple[str, ...]:
+    """One name an argument: its own where no other argument has it, else with its table, else numbered."""
+    counts: dict[str, int] = {}
+    for argument in arguments:
+        counts[argument.name.casefold()] = counts.get(argument.name.casefold(), 0) + 1
+    names: list[str] = []
+    for argument in arguments:
+        alone = counts[argument.name.casefold()] == 1
+        names.append(_fresh(argument.name if alone else argument.qualified, names))
+    return tuple(names)
+
+
+def _fresh(name: str, taken: Sequence[str]) -> str:
+    folded = {other.casefold() for other in taken}
+    numbered, number = name, 1
+    while numbered.casefold() in folded:
+        number += 1
+        numbered = f"{name}_{number}"
+    return numbered
+
+
+def canonical_template(function: str, prompt: str, arguments: Sequence[Argument]) -> str:
+    """The template for ``RelationalLLM.run``: every name in braces becomes a field's; without names all are sent.
+
+    A name is that of a column, with its table or without, the SQL of an expression, or the number of the argument.
+    Raises ``RelationalError`` on a name that no argument has, with close matches.
+    """
+    fields = field_names(arguments)
+    named = False
+
+    def canonical(match: re.Match[str]) -> str:
+        nonlocal named
+        if match[1] is None:
+            return match[0]
+        named = True
+        return "{" + _resolve(match[1].strip(), arguments, fields) + "}"
+
+    template = BRACES.sub(canonical, prompt)
+    if function == "LLM_FILTER":
+        template = f"Is the following true? {template}"
+    return template if named else f"{template} Answer from {{*}}."
+
+
+def _resolve(name: str, arguments: Sequence[Argument], fields: Sequence[str]) -> str:
+    if name == "*" or name in fields:
+        return name
+    if name.isdigit() and 1 <= int(name) <= len(fields):
+        return fields[int(name) - 1]
+    folded = name.casefold()
+    ways: tuple[Callable[[int], str], ...] = (
+        lambda i: fields[i],
+        lambda i: arguments[i].qualified,
+        lambda i: arguments[i].name,
+    )
+    for way in ways:
+        found = [i for i in range(len(fields)) if way(i).casefold() == folded]
+        if len(found) == 1:
+            return fields[found[0]]
+        if found:
+            options = " or ".join("{" + fields[i] + "}" for i in found)
+            raise RelationalError(f"the prompt names {{{name}}}, which several arguments have: write {options}")
+    close = difflib.get_close_matches(folded, {field.casefold(): field for field in fields}, n=1, cutoff=0.5)
+    hint = f"did you mean {{{close[0]}}}?" if close else f"arguments: {', '.join(fields) or 'none'}"
+    raise RelationalError(f"the prompt names {{{name}}}, which is no argument (for a brace write '{{{{'): {hint}")

@@ -1,0 +1,67 @@
+"""One statement, what it runs on, and what DuckDB computes for it on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+from sqlglot import exp
+
+from vllm_relational.sql.blocks import KEY, sql_of
+from vllm_relational.sql.operator import Asks, Operator, Settings
+from vllm_relational.sql.parse import engine_error
+from vllm_relational.sql.planner import Planner
+from vllm_relational.sql.store import Store
+
+COUNT = "__count"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One statement and what it runs on. ``connection``: the user's; ``sql``: as written."""
+
+    connection: duckdb.DuckDBPyConnection
+    store: Store
+    llm: Asks
+    settings: Settings
+    sql: str
+
+    def planner(self) -> Planner:
+        """A planner for the statement, with no operator yet."""
+        model = self.llm.expected_engine().model
+        return Planner(self.connection, self.store, self.settings, self.sql, model)
+
+    def fetch(self, text: str) -> pa.Table:
+        """The rows of a query that this package wrote."""
+        try:
+            return self.connection.sql(text).to_arrow_table()
+        except duckdb.Error as error:
+            raise engine_error(self.sql, error) from error
+
+    def count(self, query: exp.Select) -> int:
+        """How many rows a query has."""
+        return int(self.fetch(f"SELECT count(*) AS n FROM ({sql_of(query)})")["n"][0].as_py())
+
+    def keep_rows(self, text: str) -> str:
+        """Store the rows of a query in a temporary table, which stays until the next statement; returns its name."""
+        name = self.store.new_rows()
+        try:
+            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {text}").fetchall()
+        except duckdb.Error as error:
+            raise engine_error(self.sql, error) from error
+        return name
+
+    def distinct_inputs(self, operator: Operator, query: exp.Select, counts: bool = True) -> pa.Table:
+        """The inputs that differ, in the order of their keys, so that prompts do not change from run to run.
+
+        counts: add them to the operator's counts.
+        """
+        arguments = [name for name in query.named_selects if name != KEY]
+        firsts = "".join(f"first({name}) AS {name}, " for name in arguments)
+        text = f"SELECT {KEY}, {firsts}count(*) AS {COUNT} FROM ({sql_of(query)}) GROUP BY {KEY} ORDER BY {KEY}"
+        inputs = self.fetch(text)
+        if counts:
+            operator.rows_in += sum(inputs[COUNT].to_pylist())
+            operator.distinct += inputs.num_rows
+        return inputs.drop_columns([COUNT])

@@ -1,0 +1,171 @@
+"""SQL that means the same and says it in fewer ways: what the planner relies on.
+
+Statements first (``normalise``), blocks when the planner comes to them (``normalise_block``), as telling an alias from
+a column needs the block's FROM to be free of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from sqlglot import exp
+
+from vllm_relational.sql.blocks import Aggregates, conjuncts, own_nodes, set_condition
+from vllm_relational.sql.functions import Argument
+from vllm_relational.sql.parse import calls, error_here, holds_call, is_call
+
+VOLATILE = {"random", "rand", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"}
+ARGUMENTS_META, WRITTEN_META = "arguments", "written"
+
+
+def normalise(tree: exp.Expr, sql: str) -> None:
+    """Change the tree in place; raises ``SQLError`` for what cannot be planned."""
+    _refuse_volatile(tree, sql)
+    for call in calls(tree):
+        call.meta[WRITTEN_META] = call.sql(dialect="duckdb")
+        call.meta[ARGUMENTS_META] = [None if given.is_star else argument_of(given) for given in call.expressions]
+    for query in list(tree.find_all(exp.Select)):
+        _name_items(query)
+        _move_inner_conditions(query)
+    for call in list(calls(tree)):
+        if call.name.upper() == "LLM_AGG":
+            _aggregate_values(call, sql)
+
+
+def argument_of(column: exp.Expr) -> Argument:
+    """How the prompt may name an argument: a column by its name, a call by its function's, the rest by their SQL."""
+    if isinstance(column, exp.Order):
+        return argument_of(column.this)
+    if is_call(column):
+        return Argument(column.name.lower())
+    if isinstance(column, exp.Column) and not isinstance(column.this, exp.Star):
+        return Argument(column.name, column.table)
+    return Argument(column.sql(dialect="duckdb").replace("{", "(").replace("}", ")"))  # the prompt has braces too
+
+
+def _refuse_volatile(tree: exp.Expr, sql: str) -> None:
+    """The parts of a plan read the same rows one after the other: what changes in between cannot be joined back."""
+    for node in tree.walk():
+        sampled = isinstance(node, exp.TableSample)
+        name = node.name if isinstance(node, exp.Anonymous) else node.sql_name() if isinstance(node, exp.Func) else ""
+        if sampled or name.casefold() in VOLATILE:
+            what = "a sample" if sampled else "random()" if name == "RAND" else f"{name.lower()}()"
+            fix = "CREATE TEMP TABLE picked AS SELECT ... first, then ask about it"
+            raise error_here(sql, node, f"{what} gives other rows each time it runs: {fix}")
+
+
+def _name_items(query: exp.Select) -> None:
+    """Give calls in the select list the column names that a user expects: replaced calls would show lookups."""
+    for item in list(query.expressions):
+        if not isinstance(item, exp.Alias) and holds_call(item) and not isinstance(item, exp.Query):
+            name = item.name.lower() if is_call(item) else item.sql(dialect="duckdb")
+            item.replace(exp.alias_(item.copy(), name, quoted=True))
+
+
+def _move_inner_conditions(query: exp.Select) -> None:
+    """``a JOIN b ON x AND LLM_FILTER(...)`` -> ``a JOIN b ON x WHERE LLM_FILTER(...)``, for inner joins.
+
+    Not under a later RIGHT or FULL join, whose WHERE would drop rows that its ON keeps.
+    """
+    joins = query.args.get("joins") or []
+    last = max((i for i, join in enumerate(joins) if join.side in ("RIGHT", "FULL")), default=-1)
+    moved: list[exp.Expr] = []
+    for join in joins[last + 1 :]:
+        if join.side or join.kind not in ("", "INNER", "CROSS") or not holds_call(join.args.get("on")):
+            continue
+        parts = conjuncts(join.args["on"])
+        moved += [part for part in parts if holds_call(part)]
+        kept = [part for part in parts if not holds_call(part)]
+        join.set("on", exp.and_(*kept) if kept else exp.true())
+    if moved:
+        where = query.args.get("where")
+        set_condition(query, "where", [*(conjuncts(where.this) if where else []), *moved])
+
+
+def _aggregate_values(call: exp.Anonymous, sql: str) -> None:
+    """``LLM_AGG(p, c) FILTER (WHERE x)`` -> a call over ``list(c ORDER BY c) FILTER (WHERE c IS NOT NULL AND x)``."""
+    if len(call.expressions) != 2:
+        return  # the planner says what is wrong
+    if isinstance(call.parent, exp.Window):
+        raise error_here(sql, call, "LLM_AGG cannot run over a window: use GROUP BY")
+    given = call.expressions[1]
+    order = given if isinstance(given, exp.Order) else None
+    column = order.this if order is not None else given
+    text = exp.cast(column.copy(), "VARCHAR")
+    ordered = order.expressions if order is not None else [exp.Ordered(this=text.copy(), nulls_first=False)]
+    values: exp.Expr = exp.ArrayAgg(this=exp.Order(this=text, expressions=[part.copy() for part in ordered]))
+    condition: exp.Expr = exp.Not(this=exp.Is(this=column.copy(), expression=exp.Null()))
+    held = call.parent
+    if isinstance(held, exp.Filter):
+        condition = exp.and_(condition, held.expression.this.copy())
+        held.replace(call)
+    call.set("expressions", [call.expressions[0], exp.Filter(this=values, expression=exp.Where(this=condition))])
+
+
+def expand_stars(call: exp.Anonymous, expand: Callable[[exp.Expr], list[exp.Expr]]) -> None:
+    """Write out ``*`` and ``t.*`` among the arguments of a call, in place."""
+    given, names = call.expressions, call.meta[ARGUMENTS_META]
+    if not any(argument.is_star for argument in given):
+        return
+    pairs = [
+        (column, argument_of(column) if argument.is_star else name)
+        for argument, name in zip(given, names, strict=True)
+        for column in (expand(argument) if argument.is_star else [argument])
+    ]
+    call.set("expressions", [column for column, _ in pairs])
+    call.meta[ARGUMENTS_META] = [name for _, name in pairs]
+
+
+# ---------------------------------------------------------------------------------------------------------- blocks
+def normalise_block(block: exp.Select, aggregates: Aggregates, is_column: Callable[[str], bool], sql: str) -> None:
+    """Write out what GROUP BY and the other clauses take from the select list by number or alias.
+
+    is_column: whether the block's FROM has a column of that name, which then wins over an alias.
+    """
+    if not holds_call(block):
+        return
+    _spell_groups(block, aggregates, sql)
+    for item in [item for item in block.expressions if isinstance(item, exp.Alias)]:
+        name, expression = item.alias.casefold(), item.this
+        for column in [use for use in _uses(block, name) if not _defines(use, expression)]:
+            if not is_column(name):
+                column.replace(exp.paren(expression.copy()))
+
+
+def _uses(block: exp.Select, name: str) -> Iterator[exp.Column]:
+    """Unqualified columns of that name where DuckDB admits an alias and calls or their inputs may read it.
+
+    ORDER BY finds aliases by itself, and so does the select list where it asks nothing.
+    """
+    parts = [block.args.get(clause) for clause in ("where", "group", "having", "qualify")]
+    for part in [*parts, *(item for item in block.expressions if holds_call(item))]:
+        for node in list(own_nodes(part)) if part is not None else []:
+            if isinstance(node, exp.Column) and not node.table and node.name.casefold() == name:
+                yield node
+
+
+def _defines(use: exp.Column, expression: exp.Expr) -> bool:
+    """Whether the use stands in the aliased expression itself: there it can only be a column."""
+    node: exp.Expr | None = use
+    while node is not None:
+        if node is expression:
+            return True
+        node = node.parent
+    return False
+
+
+def _spell_groups(block: exp.Select, aggregates: Aggregates, sql: str) -> None:
+    """GROUP BY ALL and GROUP BY 1 -> the expressions that they stand for."""
+    group = block.args.get("group")
+    if group is None:
+        return
+    items = [item.this if isinstance(item, exp.Alias) else item for item in block.expressions]
+    if group.args.get("all") and not group.expressions:
+        if any(item.is_star for item in items):
+            raise error_here(sql, block, "GROUP BY ALL beside * and an LLM function: name the columns to group by")
+        group.set("all", None)
+        group.set("expressions", [item.copy() for item in items if not aggregates.within(item)])
+        return
+    for part in list(group.expressions):
+        if isinstance(part, exp.Literal) and not part.is_string and 1 <= int(part.this) <= len(items):
+            part.replace(items[int(part.this) - 1].copy())

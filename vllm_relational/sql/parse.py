@@ -1,0 +1,199 @@
+"""SQL text -> statements and syntax trees; errors that point at the place in the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import ParseError, TokenError
+from sqlglot.tokenizer_core import Token, TokenType
+
+from vllm_relational.records import RelationalError
+from vllm_relational.sql.functions import LITERALS, USAGE
+
+DIALECT = "duckdb"
+_NAMES_IN_MESSAGE = re.compile(r"""["']([^"']+)["']|with name (\w+)|Function (\w+)""")
+
+
+class SQLError(RelationalError):
+    """The SQL is wrong: the first line says where, what and how to mend it; then the line of SQL and a caret."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One statement of a text, exactly as written. ``asks``: it calls an LLM function."""
+
+    text: str
+    asks: bool
+
+
+def statements(sql: str) -> list[Statement]:
+    """The statements of a text. Text that cannot be split into words is one statement, for DuckDB to judge."""
+    try:
+        tokens = sqlglot.tokenize(sql, read=DIALECT)
+    except TokenError:
+        return [Statement(sql, asks=False)]
+    found, start, words = [], 0, []
+    for token in [*tokens, None]:
+        if token is not None and token.token_type != TokenType.SEMICOLON:
+            words.append(token)
+            continue
+        if words:
+            end = len(sql) if token is None else token.start
+            found.append(Statement(sql[start:end], _asks(_behind_command(words))))
+        start, words = (token.end + 1 if token is not None else 0), []
+    return found
+
+
+def _behind_command(tokens: list[Token]) -> list[Token]:
+    """The words of a command such as EXPLAIN: sqlglot takes all that stands behind its name as one text."""
+    if len(tokens) != 2 or tokens[0].token_type != TokenType.COMMAND:
+        return tokens
+    try:
+        return sqlglot.tokenize(tokens[1].text, read=DIALECT)
+    except TokenError:
+        return tokens
+
+
+def _asks(tokens: Sequence[Token]) -> bool:
+    pairs = pairwise(tokens)
+    return any(
+        name.text.upper() in LITERALS and name.token_type != TokenType.STRING and after.token_type == TokenType.L_PAREN
+        for name, after in pairs
+    )
+
+
+def names_in(sql: str) -> set[str]:
+    """The words of a text that may name a table, keywords among them: all but texts and numbers."""
+    try:
+        tokens = sqlglot.tokenize(sql, read=DIALECT)
+    except TokenError:
+        return set()
+    if tokens and tokens[0].token_type == TokenType.COMMAND:
+        tokens = _behind_command(tokens[:2])
+    return {token.text for token in tokens if token.token_type not in (TokenType.STRING, TokenType.NUMBER)}
+
+
+def parse(sql: str) -> exp.Expr:
+    """The syntax tree of one statement; raises ``SQLError`` at the place that cannot be read."""
+    try:
+        tree = sqlglot.parse_one(sql, read=DIALECT)
+    except ParseError as error:
+        first = error.errors[0]
+        line, column = first.get("line") or 1, max((first.get("col") or 1) - len(first.get("highlight") or ""), 0)
+        raise error_at(sql, line, column + 1, _lower_first(first["description"] or "cannot be read")) from None
+    if isinstance(tree, exp.Command):
+        raise error_at(sql, 1, 1, "LLM functions may stand in SELECT, CREATE TABLE AS and INSERT ... SELECT only")
+    return tree
+
+
+def is_call(node: Any) -> bool:
+    """Whether a node of the tree calls an LLM function."""
+    return isinstance(node, exp.Anonymous) and node.name.upper() in LITERALS
+
+
+def calls(tree: exp.Expr) -> Iterator[exp.Anonymous]:
+    """Every call of an LLM function in the tree."""
+    return (node for node in tree.find_all(exp.Anonymous) if is_call(node))
+
+
+def holds_call(tree: exp.Expr | None) -> bool:
+    """Whether there is a call anywhere below ``tree``."""
+    return tree is not None and any(True for _ in calls(tree))
+
+
+@dataclass(frozen=True)
+class CallParts:
+    """A call, taken apart: the prompt's text, the values of its literal arguments, and its columns."""
+
+    function: str
+    prompt: str
+    literals: tuple[Any, ...]
+    columns: tuple[exp.Expr, ...]
+
+
+def parts_of(call: exp.Anonymous, sql: str) -> CallParts:
+    """Take a call apart; raises ``SQLError`` when its arguments are not those of the function."""
+    function = call.name.upper()
+    wanted = LITERALS[function]
+    arguments = call.expressions
+    if len(arguments) < len(wanted) + 2:
+        raise error_here(sql, call, f"{function} has {len(arguments)} arguments: write {USAGE[function]}")
+    prompt = _literal(arguments[0])
+    if not isinstance(prompt, str):
+        raise error_here(sql, call, f"the prompt of {function} is not a text in quotes: write {USAGE[function]}")
+    literals = tuple(_literal(argument) for argument in arguments[1 : len(wanted) + 1])
+    for name, value in zip(wanted, literals, strict=True):
+        if value is None:
+            raise error_here(sql, call, f"{function} needs {name} after the prompt: write {USAGE[function]}")
+    columns = tuple(arguments[len(wanted) + 1 :])
+    if function == "LLM_AGG" and len(columns) != 1:
+        raise error_here(sql, call, f"LLM_AGG takes one column: write {USAGE[function]}")
+    return CallParts(function, prompt, literals, columns)
+
+
+def _literal(node: exp.Expr) -> Any:
+    """The value of a literal text, whole number or list of texts; None for anything else."""
+    if isinstance(node, exp.Literal):
+        return node.this if node.is_string else _number(node.this)
+    if isinstance(node, exp.Neg) and isinstance(node.this, exp.Literal) and not node.this.is_string:
+        number = _number(node.this.this)
+        return -number if isinstance(number, int) else None
+    if isinstance(node, exp.Array):
+        return [_literal(item) for item in node.expressions]
+    return None
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text)
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+def error_here(sql: str, node: exp.Expr, message: str) -> SQLError:
+    """The error, pointing at the function's name where the parser noted it."""
+    start = node.meta.get("start")
+    if start is None:
+        start = next((inner.meta["start"] for inner in node.walk() if "start" in inner.meta), 0)
+    line = sql.count("\n", 0, start) + 1
+    return error_at(sql, line, start - (sql.rfind("\n", 0, start) + 1) + 1, message)
+
+
+def error_at(sql: str, line: int, column: int, message: str) -> SQLError:
+    """``line`` and ``column`` count from 1."""
+    lines = sql.splitlines() or [""]
+    shown = lines[min(line, len(lines)) - 1].replace("\t", " ")
+    start = max(column - 1 - 80, 0)
+    caret = " " * (column - 1 - start) + "^"
+    return SQLError(f"line {line}, column {column}: {message}\n  {shown[start : start + 110]}\n  {caret}")
+
+
+def engine_error(sql: str, error: Exception) -> SQLError:
+    """What DuckDB says of a rewritten statement, pointing at the first word of ``sql`` that the message names."""
+    message = str(error).partition("\n\nLINE ")[0]
+    text = " ".join(message.split())
+    for match in _NAMES_IN_MESSAGE.finditer(message):
+        name = next(group for group in match.groups() if group)
+        token = _first_token(sql, name.rpartition(".")[2])
+        if token is not None:
+            start = token.start
+            line = sql.count("\n", 0, start) + 1
+            return error_at(sql, line, start - (sql.rfind("\n", 0, start) + 1) + 1, text)
+    return SQLError(text)
+
+
+def _first_token(sql: str, name: str) -> Token | None:
+    try:
+        tokens = sqlglot.tokenize(sql, read=DIALECT)
+    except TokenError:
+        return None
+    folded = name.casefold()
+    return next((token for token in tokens if token.text.casefold() == folded), None)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,114 @@
+"""Cheap predicates before LLM predicates: a call is asked only for rows where its answer can change the result.
+
+``FALSE AND x`` is FALSE whatever x is, NULL included; the same holds for ``TRUE OR x``, for the branches of CASE that
+a condition rules out, for COALESCE after its first value, and for rows that a FILTER leaves out. So each is a guard:
+a condition on the same row outside of which the answer does not matter. Guards never change a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlglot import exp
+
+from vllm_relational.sql.blocks import Aggregates
+from vllm_relational.sql.parse import holds_call
+
+ROOTS = (exp.Where, exp.Having, exp.Qualify)
+
+
+def guards_of(call: exp.Expr, aggregates: Aggregates) -> list[exp.Expr]:
+    """Conditions, in terms of the rows that the call is computed for, outside of which its answer does not matter.
+
+    In the order of evaluation: a later one may fail, as a cast may, where an earlier one does not hold.
+    """
+    found: list[exp.Expr] = []
+    node = call
+    while node.parent is not None and not isinstance(node.parent, exp.Select | exp.Join):
+        parent = node.parent
+        if isinstance(parent, exp.Filter):
+            found = [*_of_filter(node, parent), *found]
+        if _changes_rows(parent, aggregates):
+            break
+        found = [*(guard for guard in _guards(node, parent) if not holds_call(guard)), *found]
+        node = parent
+    return [guard.copy() for guard in found]
+
+
+def _changes_rows(node: exp.Expr, aggregates: Aggregates) -> bool:
+    """Aggregates and windows see many rows: what guards them does not guard those rows."""
+    if isinstance(node, exp.Window | exp.Filter | exp.Query):
+        return True
+    return aggregates.is_aggregate(node) and not isinstance(node.parent, exp.Filter)
+
+
+def _guards(node: exp.Expr, parent: exp.Expr) -> Iterator[exp.Expr]:
+    match parent:
+        case exp.And():
+            other = parent.expression if parent.this is node else parent.this
+            yield _is_true(other) if _decides_rows(parent) else _not(_is(other, exp.false()))
+        case exp.Or():
+            yield _not_true(parent.expression if parent.this is node else parent.this)
+        case exp.If():
+            yield from _of_branch(node, parent)
+        case exp.Case():
+            yield from _of_case(node, parent)
+        case exp.Coalesce() if parent.this is not node:
+            earlier = parent.expressions[: parent.expressions.index(node)]
+            yield from (_is(value, exp.Null()) for value in (parent.this, *earlier))
+
+
+def _decides_rows(node: exp.Expr) -> bool:
+    """Whether a false or unknown ``node`` drops the row: it is the clause's condition, or a conjunct of it."""
+    parent = node.parent
+    while isinstance(parent, exp.And | exp.Paren):
+        parent = parent.parent
+    return isinstance(parent, ROOTS)
+
+
+def _of_branch(node: exp.Expr, branch: exp.If) -> Iterator[exp.Expr]:
+    """``IF(c, a, b)``, or one ``WHEN c THEN a`` of a CASE."""
+    condition = _condition(branch)
+    if branch.args.get("true") is node:
+        yield _is_true(condition)
+    elif branch.args.get("false") is node:
+        yield _not_true(condition)
+
+
+def _of_case(node: exp.Expr, case: exp.Case) -> Iterator[exp.Expr]:
+    if node is case.this:
+        return
+    branches = case.args["ifs"]
+    here = next((number for number, branch in enumerate(branches) if branch is node), len(branches))
+    yield from (_not_true(_condition(branch)) for branch in branches[:here])
+
+
+def _condition(branch: exp.If) -> exp.Expr:
+    """What a branch tests: its condition, or for ``CASE x WHEN v`` the equation x = v."""
+    case = branch.parent
+    if isinstance(case, exp.Case) and case.this is not None:
+        return exp.EQ(this=exp.paren(case.this.copy()), expression=exp.paren(branch.this.copy()))
+    condition: exp.Expr = branch.this
+    return condition
+
+
+def _of_filter(node: exp.Expr, held: exp.Filter) -> Iterator[exp.Expr]:
+    condition = held.expression.this
+    if held.this is node and not holds_call(condition):
+        yield _is_true(condition)
+
+
+def _is(value: exp.Expr, what: exp.Expr) -> exp.Expr:
+    return exp.Is(this=exp.paren(value.copy(), copy=False), expression=what)
+
+
+def _not(condition: exp.Expr) -> exp.Expr:
+    return exp.Not(this=condition)
+
+
+def _is_true(value: exp.Expr) -> exp.Expr:
+    return _is(value, exp.true())
+
+
+def _not_true(value: exp.Expr) -> exp.Expr:
+    return _not(_is(value, exp.true()))

@@ -1,0 +1,196 @@
+"""Cheap predicates through subqueries and joins: what is dropped outside need not be asked about inside.
+
+A condition of the outer query on columns of a subquery holds just as well inside of it, before its calls, as long as
+the subquery's rows do not depend on one another (no groups, windows, DISTINCT, LIMIT). A join on equal keys drops the
+rows without a partner, so the keys of the other side are such a condition too: with it a filter that is written before
+a join asks about the rows that the join keeps, never about more than either order alone would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlglot import exp
+
+from vllm_relational.sql.blocks import Aggregates, condition_of, conjunction, conjuncts, set_condition
+from vllm_relational.sql.parse import holds_call
+
+_PLAIN_JOINS, _ODD_JOINS = ("", "INNER", "CROSS"), ("ANTI", "ASOF", "POSITIONAL")
+_ROWS_DEPEND = ("group", "having", "distinct", "limit", "offset", "qualify", "windows", "sample", "with_")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table of a FROM. ``body``: its SELECT, where conditions may be put into it. ``join``: None for the first."""
+
+    alias: str
+    table: exp.Expr
+    join: exp.Join | None
+    body: exp.Select | None
+
+
+def push_conditions(tree: exp.Expr, aggregates: Aggregates) -> list[str]:
+    """Copy conditions into the subqueries that they are about, in place; returns what was done."""
+    notes = []
+    for block in list(tree.find_all(exp.Select, bfs=True)):
+        sources = list(sources_of(tree, block, aggregates))
+        for source in sources:
+            if source.body is not None and _loses_rows(block, source):
+                notes += _push(block, source, sources)
+    return notes
+
+
+def sources_of(tree: exp.Expr, block: exp.Select, aggregates: Aggregates) -> Iterator[Source]:
+    """The tables of a FROM; those with calls inside have a body if its rows do not depend on one another."""
+    first = block.args.get("from_")
+    parts = [(None, first.this)] if first is not None else []
+    parts += [(join, join.this) for join in block.args.get("joins") or []]
+    for join, table in parts:
+        body = _body(tree, table)
+        usable = body is not None and holds_call(body) and _rows_are_free(body, aggregates)
+        yield Source(table.alias_or_name, table, join, body if usable else None)
+
+
+def _body(tree: exp.Expr, table: exp.Expr) -> exp.Select | None:
+    """The SELECT of a derived table, or of a common table expression that is read once."""
+    if isinstance(table, exp.Subquery):
+        alias = table.args.get("alias")
+        plain = isinstance(table.this, exp.Select) and (alias is None or not alias.columns)
+        return table.this if plain else None
+    if not isinstance(table, exp.Table) or table.db:
+        return None
+    name = table.name.casefold()
+    named = [cte for cte in tree.find_all(exp.CTE) if cte.alias.casefold() == name]
+    uses = [use for use in tree.find_all(exp.Table) if use.name.casefold() == name]
+    if len(named) != 1 or len(uses) != 1 or named[0].args["alias"].columns:
+        return None
+    return named[0].this if isinstance(named[0].this, exp.Select) else None
+
+
+def _rows_are_free(body: exp.Select, aggregates: Aggregates) -> bool:
+    """Whether dropping rows of the body changes no other of its rows."""
+    if any(body.args.get(key) for key in _ROWS_DEPEND) or aggregates.groups(body):
+        return False
+    return not any(item.find(exp.Window) for item in body.expressions)
+
+
+def _loses_rows(block: exp.Select, source: Source) -> bool:
+    """Whether a condition that is false for a row of the source drops it: no outer join keeps it."""
+    joins = block.args.get("joins") or []
+    place = joins.index(source.join) if source.join is not None else -1
+    if any(
+        join.side in ("RIGHT", "FULL") or join.kind in ("ANTI", "ASOF", "POSITIONAL") for join in joins[place + 1 :]
+    ):
+        return False
+    return source.join is None or (source.join.side in ("", "LEFT") and source.join.kind in ("", "INNER", "CROSS"))
+
+
+def _push(block: exp.Select, source: Source, sources: list[Source]) -> list[str]:
+    assert source.body is not None
+    found = [*_outer_conditions(block, source, len(sources) == 1), *_join_keys(block, source, sources)]
+    known = {part.sql() for part in condition_of(source.body, "where")}
+    fresh = [part for part in found if part.sql() not in known]
+    if fresh:
+        set_condition(source.body, "where", [*condition_of(source.body, "where"), *fresh])
+    return [f"{source.alias} is asked only where {part.sql(dialect='duckdb')}" for part in fresh]
+
+
+def _outer_conditions(block: exp.Select, source: Source, alone: bool) -> Iterator[exp.Expr]:
+    """Conditions on the source alone: those of WHERE, unless a LEFT JOIN made its rows, and those of its own join."""
+    held = source.join.args.get("on") if source.join is not None else None
+    parts = conjuncts(held)
+    if source.join is None or not source.join.side:
+        parts += condition_of(block, "where")
+    for part in parts:
+        if not holds_call(part) and not part.find(exp.Query, exp.AggFunc, exp.Window) and part.find(exp.Column):
+            inner = mapped(part, source, alone)
+            if inner is not None:
+                yield inner
+
+
+def mapped(part: exp.Expr, source: Source, alone: bool) -> exp.Expr | None:
+    """The condition in terms of the body's own columns; None where it cannot be said so."""
+    copy = exp.paren(part.copy(), copy=False)
+    for column in list(copy.find_all(exp.Column)):
+        mine = column.table.casefold() == source.alias.casefold() if column.table else alone
+        inner = _inner(column.name, source.body) if mine and source.body is not None else None
+        if inner is None:
+            return None
+        column.replace(exp.paren(inner.copy(), copy=False))
+    return copy
+
+
+def _inner(name: str, body: exp.Select) -> exp.Expr | None:
+    """What the body's column of that name is; None where that takes an answer or is not plain to see."""
+    items = [item for item in body.expressions if item.alias_or_name.casefold() == name.casefold()]
+    if len(items) == 1 and not items[0].is_star:
+        inner = items[0].unalias()
+        return inner if not holds_call(inner) and not inner.find(exp.Query) else None
+    stars = [item for item in body.expressions if isinstance(item, exp.Star)]
+    alone = len(stars) == 1 and not items and not body.args.get("joins") and not body.args.get("laterals")
+    return exp.column(name) if alone and not stars[0].args.get("except_") and not stars[0].args.get("replace") else None
+
+
+# ------------------------------------------------------------------------------------------------------- join keys
+def _join_keys(block: exp.Select, source: Source, sources: list[Source]) -> Iterator[exp.Expr]:
+    """``key IN (SELECT other's key ...)`` for every inner equation between the source and a table without calls."""
+    for other in sources:
+        if other is source or holds_call(other.table) or not isinstance(other.table, exp.Table):
+            continue
+        if not _must_match(source, other) or _calls_behind(block, other):
+            continue
+        for mine, theirs in _equations(block, source, other):
+            inner = _inner(mine, source.body) if source.body is not None else None
+            if inner is not None:
+                keys = _keys_of(block, other, theirs)
+                yield exp.In(this=exp.paren(inner.copy(), copy=False), query=keys.subquery(copy=False))
+
+
+def _must_match(source: Source, other: Source) -> bool:
+    """Whether a row of the source without a partner in ``other`` never comes out."""
+    sides = [held.join.side if held.join is not None else "" for held in (source, other)]
+    if sides[1] or (other.join is not None and other.join.kind not in _PLAIN_JOINS):
+        return False  # other is on the optional side: the source's rows stay
+    return sides[0] in ("", "LEFT")
+
+
+def _calls_behind(block: exp.Select, other: Source) -> bool:
+    """Whether the other table is a common table expression with calls."""
+    root = block.root()
+    return any(
+        cte.alias.casefold() == other.table.name.casefold() and holds_call(cte) for cte in root.find_all(exp.CTE)
+    )
+
+
+def _equations(block: exp.Select, source: Source, other: Source) -> Iterator[tuple[str, str]]:
+    """Pairs of column names, the source's and the other's, that the join makes equal."""
+    joined = source.join if source.join is not None and source.join.side else None
+    helds = [joined] if joined is not None else [held.join for held in (source, other) if held.join is not None]
+    for join in helds:
+        if len(block.args.get("joins") or []) == 1:
+            yield from ((name.name, name.name) for name in join.args.get("using") or [])
+    parts = [part for join in helds for part in conjuncts(join.args.get("on"))]
+    parts += condition_of(block, "where") if joined is None else []
+    for part in parts:
+        plain = part.unnest()
+        if (
+            isinstance(plain, exp.EQ)
+            and isinstance(plain.this, exp.Column)
+            and isinstance(plain.expression, exp.Column)
+        ):
+            sides = {side.table.casefold(): side.name for side in (plain.this, plain.expression)}
+            if set(sides) == {source.alias.casefold(), other.alias.casefold()}:
+                yield sides[source.alias.casefold()], sides[other.alias.casefold()]
+
+
+def _keys_of(block: exp.Select, other: Source, key: str) -> exp.Select:
+    """The keys of the other table's rows that pass what the outer query asks of that table alone."""
+    keys = exp.Select(expressions=[exp.column(key, other.alias)]).from_(other.table.copy())
+    whole = conjunction([part for part in condition_of(block, "where") if _about(part, other)])
+    return keys.where(whole, copy=False) if whole is not None else keys
+
+
+def _about(part: exp.Expr, other: Source) -> bool:
+    tables = {column.table.casefold() for column in part.find_all(exp.Column)}
+    return tables == {other.alias.casefold()} and not holds_call(part) and not part.find(exp.Query)

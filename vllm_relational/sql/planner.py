@@ -1,0 +1,319 @@
+"""A statement, call by call in the order in which SQL evaluates them: each becomes an operator and then a lookup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+from sqlglot import exp
+
+from vllm_relational.records import RelationalError
+from vllm_relational.sql.blocks import (
+    KEY,
+    Aggregates,
+    Site,
+    condition_of,
+    input_query,
+    key_of,
+    lookup,
+    lookups,
+    own_nodes,
+    per_outer_row,
+    site_of,
+    sql_of,
+    visible_ctes,
+)
+from vllm_relational.sql.functions import Argument, Question, canonical_template, decision_of, field_names
+from vllm_relational.sql.normalise import ARGUMENTS_META, WRITTEN_META, expand_stars, normalise_block
+from vllm_relational.sql.operator import Operator, Settings, with_reads
+from vllm_relational.sql.parse import engine_error, error_here, holds_call, is_call, parts_of
+from vllm_relational.sql.passes.guards import guards_of
+from vllm_relational.sql.passes.limit import split
+from vllm_relational.sql.store import Store
+
+SPLIT_META = "split"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call as the planner found it: its operator, the query for its inputs, where it stands, what it reads."""
+
+    operator: Operator
+    query: exp.Select
+    site: Site
+    columns: list[exp.Expr]
+
+
+class Driver:
+    """What is done on the way through a statement. This one does nothing: it rehearses."""
+
+    def settle(self, asked: Asked) -> None:
+        """The planner comes to a call; the answers of all calls before are known to lookups."""
+
+    def ordered(self, planner: Planner, block: exp.Select, parts: list[exp.Expr]) -> list[exp.Expr]:
+        """The LLM predicates of a block in the order in which to ask them."""
+        return parts
+
+    def stored(self, rows: exp.Select) -> exp.Expr:
+        """Rows without calls as something to read from, twice the same."""
+        return rows.subquery(f"__rows_{id(rows)}")
+
+    def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
+        """The first ``need`` rows that pass LLM predicates, as something to read from."""
+        return self.stored(kept)
+
+
+class Planner:
+    """Plans one statement.
+
+    connection: the user's, for schemas and binding. sql: the statement as written, for errors.
+    settle:     called once a call, in evaluation order; the answers of all calls before are then known to lookups.
+    operators:  in the order in which they are asked; with the optimiser, equal questions are one operator.
+    """
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, store: Store, settings: Settings, sql: str, model: str
+    ) -> None:
+        self._connection, self._store, self.settings = connection, store, settings
+        self._sql, self._model = sql, model
+        self._aggregates = Aggregates(aggregate_names(connection))
+        self.operators: list[Operator] = []
+        self.driver = Driver()
+
+    def plan(self, tree: exp.Expr, driver: Driver) -> None:
+        """Replace every call in the tree by a lookup, settling it first."""
+        self.driver = driver
+        self.visit(tree)
+        left = next((node for node in tree.find_all(exp.Anonymous) if is_call(node)), None)
+        if left is not None:
+            raise self._error(left, "an LLM function cannot stand here: use it inside of a SELECT")
+
+    # -------------------------------------------------------------------------------------------------- traversal
+    def visit(self, node: exp.Expr) -> None:
+        """Common table expressions first, then blocks from the inside out."""
+        held: exp.With | None = node.args.get("with_")
+        ctes: list[exp.CTE] = [] if held is None else held.expressions
+        for cte in ctes:
+            if held is not None and held.args.get("recursive") and holds_call(cte):
+                raise self._error(cte, "an LLM function cannot stand in a recursive query: CREATE TABLE its rows first")
+            self.visit(cte.this)
+        if isinstance(node, exp.Select):
+            self._visit_block(node)
+        else:
+            for child in [part for part in node.iter_expressions() if part is not held]:
+                self.visit(child)
+            if is_call(node):
+                self._settle_call(node)
+
+    def _visit_block(self, block: exp.Select) -> None:
+        """The clauses in the order of evaluation."""
+        if not holds_call(block):
+            return
+        for part in self._parts(block, "from_", "joins", "laterals"):
+            self.visit(part)
+        normalise_block(block, self._aggregates, lambda name: self._is_column(block, name), self._sql)
+        if self.settings.optimize and self._split(block):
+            return
+        parts = [part for part in condition_of(block, "where") if holds_call(part)]
+        ordered = self.driver.ordered(self, block, parts) if self.settings.optimize and len(parts) > 1 else parts
+        for part in ordered:
+            self.visit(part)
+        self._visit_groups(block)
+        for clause in ("having", "expressions", "distinct", "qualify", "windows", "order"):
+            for part in self._parts(block, clause):
+                self.visit(part)
+
+    def _visit_groups(self, block: exp.Select) -> None:
+        """GROUP BY, and its expressions wherever else the block has them: there they are values of the group."""
+        group: exp.Group | None = block.args.get("group")
+        if group is None:
+            return
+        parts = [part for part in group.expressions if holds_call(part)]
+        for part in parts:
+            written, place = sql_of(part.unnest()), group.expressions.index(part)
+            self.visit(part)
+            settled = group.expressions[place]
+            for clause in ("having", "expressions", "distinct", "qualify", "order"):
+                for other in self._parts(block, clause):
+                    for node in [node for node in own_nodes(other) if sql_of(node) == written]:
+                        node.replace(settled.unnest().copy())
+
+    def _parts(self, block: exp.Select, *clauses: str) -> list[exp.Expr]:
+        held = [block.args.get(clause) for clause in clauses]
+        return [part for item in held if item for part in (item if isinstance(item, list) else [item])]
+
+    def _split(self, block: exp.Select) -> bool:
+        """Compute the rows of a block with LIMIT first, and ask only about them; False where that saves nothing."""
+        if block.args.get("limit") is None or block.meta.get(SPLIT_META):
+            return False
+        found = split(block, self._aggregates, lambda star: self._expanded(star, block), lambda e: self._name(block, e))
+        if found is None:
+            return False
+        table = self.driver.stored(found.rows)
+        if found.kept is not None:
+            found.kept.set("from_", exp.From(this=table))
+            found.kept.meta[SPLIT_META] = True
+            table = self.driver.first(self, found.kept, found.need)
+            self.visit(table)
+        found.finish(block, table)
+        for item in list(block.expressions):
+            self.visit(item)
+        return True
+
+    def _name(self, block: exp.Select, item: exp.Expr) -> str:
+        return str(self._describe(self._from(block, item))[0][0])
+
+    # ------------------------------------------------------------------------------------------------------ calls
+    def _settle_call(self, call: exp.Expr) -> None:
+        asked = self.inspect(call)
+        self.driver.settle(asked)
+        call.replace(self.lookup(asked))
+
+    def lookup(self, asked: Asked) -> exp.Expr:
+        """What stands for the call once it is answered."""
+        return lookup(asked.operator.table.lookup, key_of(asked.columns, self.settings.keeps_nulls))
+
+    def inspect(self, call: exp.Expr) -> Asked:
+        """The operator of a call and the query for its inputs, as far as the calls before are lookups."""
+        assert isinstance(call, exp.Anonymous)
+        if call.find_ancestor(exp.Lambda):
+            raise self._error(call, "an LLM function cannot stand in a lambda: unnest the list into rows")
+        try:
+            site = site_of(call, self._aggregates)
+        except LookupError:
+            raise self._error(call, "an LLM function cannot stand here: use it inside of a SELECT") from None
+        question, columns = self._question(call, site)
+        guards = guards_of(call, self._aggregates) if self.settings.optimize else []
+        eager = not self.settings.optimize
+        query = input_query(site, columns, guards, eager, self.settings.keeps_nulls)
+        query, types = self._bound(query, site)
+        operator = self._operator(call, site, question, types)
+        if self.settings.optimize:
+            _note_conditions(operator, site, guards)
+        return Asked(operator, query, site, columns)
+
+    def _question(self, call: exp.Anonymous, site: Site) -> tuple[Question, list[exp.Expr]]:
+        """What the call asks, and the columns that its prompt reads."""
+        expand_stars(call, lambda star: self._expanded(star, site.block))
+        parts = parts_of(call, self._sql)
+        columns, named = _distinct_arguments(parts.columns, call.meta[ARGUMENTS_META][-len(parts.columns) :])
+        try:
+            template = canonical_template(parts.function, parts.prompt, named)
+            decision = decision_of(
+                parts.function, parts.literals, self.settings.max_tokens, self.settings.max_json_tokens
+            )
+        except RelationalError as error:
+            raise self._error(call, str(error)) from None
+        question = Question(parts.function, template, decision, field_names(named))
+        read = [columns[question.fields.index(field)] for field in question.reads]
+        return with_reads(question, question.reads), read
+
+    def _expanded(self, given: exp.Expr, block: exp.Select) -> list[exp.Expr]:
+        """``pr.*`` and ``*`` -> columns."""
+        sources = [given] if isinstance(given, exp.Column) else self._all_stars(given, block)
+        found: list[exp.Expr] = []
+        for source in sources:
+            query = self._from(block, source)
+            table = source.table if isinstance(source, exp.Column) else None
+            names = [row[0] for row in self._describe(query)]
+            found += [exp.column(name, table, quoted=True) for name in names]
+        return found
+
+    def _all_stars(self, star: exp.Expr, block: exp.Select) -> list[exp.Expr]:
+        """``*`` over several tables, table by table, so that columns of one name stay apart."""
+        sources = [block.args["from_"].this, *(join.this for join in block.args.get("joins") or [])]
+        if len(sources) == 1 or star.args.get("except_") or not all(source.alias_or_name for source in sources):
+            return [star]
+        return [exp.Column(this=exp.Star(), table=exp.to_identifier(source.alias_or_name)) for source in sources]
+
+    def _operator(self, call: exp.Expr, site: Site, question: Question, types: Sequence[str]) -> Operator:
+        """The operator of a question; without optimiser, one a call."""
+        settings = self.settings
+        parts = [question.identity(), *types, self._model, settings.system_prompt, str(settings.keeps_nulls)]
+        if not settings.optimize:
+            parts.append(f"call {len(self.operators)}")
+        table = self._store.table(repr(parts), question.function, question.template, question.sql_type())
+        known = next((operator for operator in self.operators if operator.table is table), None)
+        if known is not None:
+            if call.meta.get("start") not in known.places:
+                known.notes.append("the statement has the question more than once: asked once")
+                known.places.add(call.meta.get("start"))
+            return known
+        self.operators.append(
+            Operator(call.meta.get(WRITTEN_META) or sql_of(call), site.clause, question, table, settings)
+        )
+        self.operators[-1].places.add(call.meta.get("start"))
+        return self.operators[-1]
+
+    # ---------------------------------------------------------------------------------------------------- binding
+    def _bound(self, query: exp.Select, site: Site) -> tuple[exp.Select, list[str]]:
+        """The input query, if need be for every row around its subquery, and the types of its arguments."""
+        around: exp.Expr | None = site.block
+        failure: duckdb.Error | None = None
+        while around is not None:
+            try:
+                described = self._connection.execute(f"DESCRIBE {sql_of(query)}").fetchall()
+                return query, [row[1] for row in described if row[0] != KEY]
+            except duckdb.Error as error:
+                failure = failure or error
+            around = around.find_ancestor(exp.Select)
+            if isinstance(around, exp.Select):
+                query = per_outer_row(query, around, site.block)
+        assert failure is not None
+        raise engine_error(self._sql, failure) from failure
+
+    def _describe(self, query: exp.Expr) -> list[Any]:
+        try:
+            return self._connection.execute(f"DESCRIBE {sql_of(query)}").fetchall()
+        except duckdb.Error as error:
+            raise engine_error(self._sql, error) from error
+
+    def _from(self, block: exp.Select, item: exp.Expr) -> exp.Select:
+        query = exp.Select(expressions=[item.copy()])
+        for key in ("from_", "joins", "laterals"):
+            held = block.args.get(key)
+            query.set(key, [part.copy() for part in held] if isinstance(held, list) else held.copy() if held else None)
+        query.set("with_", visible_ctes(block))
+        return query
+
+    def _is_column(self, block: exp.Select, name: str) -> bool:
+        if block.args.get("from_") is None:
+            return False
+        try:
+            self._connection.execute(f"DESCRIBE {sql_of(self._from(block, exp.column(name, quoted=True)))}").fetchall()
+        except duckdb.Error:
+            return False
+        return True
+
+    def _error(self, node: exp.Expr, message: str) -> RelationalError:
+        return error_here(self._sql, node, message)
+
+
+def _distinct_arguments(
+    columns: Sequence[exp.Expr], named: Sequence[Argument]
+) -> tuple[list[exp.Expr], list[Argument]]:
+    """An argument given twice is one field."""
+    kept: dict[str, tuple[exp.Expr, Argument]] = {}
+    for column, argument in zip(columns, named, strict=True):
+        kept.setdefault(argument.qualified.casefold(), (column, argument))
+    return [column for column, _ in kept.values()], [argument for _, argument in kept.values()]
+
+
+def _note_conditions(operator: Operator, site: Site, guards: Sequence[exp.Expr]) -> None:
+    """Say which conditions spare questions; answers that they depend on show in the tree of operators."""
+    parts = [part for part in condition_of(site.block, "where") if not holds_call(part)]
+    cheap = [sql_of(part) for part in (*parts, *guards) if not any(lookups(part))]
+    cheap = [text for text in cheap if f"({text}) IS TRUE" not in cheap and not text.startswith("__row")]
+    plain = dict.fromkeys(text.removesuffix(" IS TRUE") if text.endswith(") IS TRUE") else text for text in cheap)
+    if plain and (site.clause == "where" or guards):
+        note = f"cheap conditions first: asked only where {' AND '.join(plain)}"
+        if note not in operator.notes:
+            operator.notes.append(note)
+
+
+def aggregate_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """DuckDB's aggregate functions."""
+    query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
+    return [row[0] for row in connection.execute(query).fetchall()]

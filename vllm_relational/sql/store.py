@@ -1,0 +1,238 @@
+"""Inputs and answers of LLM operators, as tables that a user can look at and a later query goes on from.
+
+The tables live in an attached database of their own, called ``llm``: in memory, or in a file that the user names. The
+user's database never holds a half-answered table, may be read-only, and DuckDB writes only one database in a
+transaction anyway. Writing goes through a connection of its own, so a rollback of the user's forgets no answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from duckdb.func import FunctionNullHandling, PythonUDFType
+
+from vllm_relational.records import RelationalError
+from vllm_relational.sql.blocks import LOOKUP
+
+# What the database of answers is called: the first name that the user has no database or schema of.
+NAMES = ("llm", "llm_answers", "vllm_relational_answers")
+TAKEN_NAMES = "SELECT database_name FROM duckdb_databases() UNION SELECT schema_name FROM duckdb_schemas()"
+ANSWERED, FAILED, BLOCKED = "answered", "failed", "not a candidate"
+
+
+@dataclass
+class OperatorTable:
+    """The inputs of one question that are settled.
+
+    name:     ``op_1``; place: with the database that it is in, ``llm.op_1``.
+    answers:  by key, what SQL sees; None for a row that failed.
+    failed:   the keys that failed, with the reason.
+    lookup:   the SQL function that knows the answers; '' before there is one.
+    """
+
+    name: str
+    place: str
+    sql_type: str
+    arrow_type: pa.DataType
+    answers: dict[str, Any] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    lookup: str = ""
+
+    def look_up(self, keys: pa.Array) -> pa.Array:
+        """The answers to a column of keys; null for a key that was not asked."""
+        answers = self.answers
+        return pa.array([answers.get(key) for key in keys.to_pylist()], self.arrow_type)
+
+
+class Store:
+    """All operator tables behind one connection.
+
+    side:     the database file for them; None keeps them in memory, for as long as the connection lives.
+    database: what it is called in SQL, ``llm`` unless the user has a database or schema of that name.
+    Raises ``RelationalError`` when the file cannot be opened.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, side: Path | None = None) -> None:
+        self._user, self._side = connection, side
+        self._cursor = connection.cursor()
+        taken = {row[0] for row in self._cursor.execute(TAKEN_NAMES).fetchall()}
+        self.database = next(name for name in NAMES if name not in taken)
+        self.schema = f"{self.database}.main"
+        self._attach(side)
+        self._tables: dict[str, OperatorTable] = {}
+        self._published: list[str] = []
+        self._rows = self._dropped = 0
+
+    def _attach(self, side: Path | None) -> None:
+        place = str(side).replace("'", "''") if side is not None else ":memory:"
+        try:
+            self._cursor.execute(f"ATTACH '{place}' AS {self.database} (READ_WRITE)")
+            self._cursor.execute(
+                f"CREATE TABLE IF NOT EXISTS {self.schema}.operators"
+                "(name VARCHAR, question VARCHAR, function VARCHAR, prompt VARCHAR, answer_type VARCHAR)"
+            )
+            self._cursor.execute(
+                f"CREATE TABLE IF NOT EXISTS {self.schema}.llm_errors(operator VARCHAR, inputs VARCHAR, reason VARCHAR)"
+            )
+        except duckdb.Error as error:
+            raise RelationalError(f"cannot keep answers in {place}: {str(error).splitlines()[0]}") from error
+
+    # ---------------------------------------------------------------------------------------------------- tables
+    def table(self, identity: str, function: str, prompt: str, sql_type: str) -> OperatorTable:
+        """The table of a question, with what it answered before; made where there is none."""
+        if identity not in self._tables:
+            name = self._known(identity) or self._new(identity, function, prompt, sql_type)
+            table = OperatorTable(name, f"{self.database}.{name}", sql_type, self._arrow_type(sql_type))
+            self._load(table)
+            self._tables[identity] = table
+        self._publish(self._tables[identity])
+        return self._tables[identity]
+
+    def _known(self, identity: str) -> str | None:
+        query = f"SELECT name FROM {self.schema}.operators WHERE question = ?"
+        rows = self._cursor.execute(query, [identity]).fetchall()
+        return rows[0][0] if rows else None
+
+    def _new(self, identity: str, function: str, prompt: str, sql_type: str) -> str:
+        count = self._cursor.execute(f"SELECT count(*) FROM {self.schema}.operators").fetchall()[0][0]
+        name = f"op_{count + 1}"
+        values = [name, identity, function, prompt, sql_type]
+        self._cursor.execute(f"INSERT INTO {self.schema}.operators VALUES (?, ?, ?, ?, ?)", values)
+        return name
+
+    def _arrow_type(self, sql_type: str) -> pa.DataType:
+        return self._cursor.sql(f"SELECT NULL::{sql_type} AS x").to_arrow_table().schema.field(0).type
+
+    def _load(self, table: OperatorTable) -> None:
+        if not self._exists(table.name):
+            return
+        # Another session may have had no candidates to go by.
+        self._cursor.execute(f"DELETE FROM {self.schema}.{table.name} WHERE status = '{BLOCKED}'")
+        query = f"SELECT key, answer FROM {self.schema}.{table.name} WHERE status = '{ANSWERED}'"
+        kept = self._cursor.sql(query).to_arrow_table()
+        answers = kept["answer"].to_pylist()
+        table.answers.update(zip(kept["key"].to_pylist(), answers, strict=True))
+
+    def _exists(self, name: str) -> bool:
+        query = "SELECT 1 FROM duckdb_tables() WHERE database_name = ? AND table_name = ?"
+        return self._cursor.execute(query, [self.database, name]).fetchall() != []
+
+    def _publish(self, table: OperatorTable) -> None:
+        """Make the table's lookup a function of SQL, unless it is one; a rollback of the user's may have undone it."""
+        if table.lookup:
+            try:
+                self._user.execute(f"SELECT {table.lookup}(NULL)").fetchall()
+                return
+            except duckdb.CatalogException:
+                pass
+        self._published.append(f"{LOOKUP}{table.name}_{len(self._published)}")
+        table.lookup = self._published[-1]
+        self._user.create_function(
+            table.lookup,
+            table.look_up,
+            [duckdb.sqltype("VARCHAR")],
+            duckdb.sqltype(table.sql_type),
+            type=PythonUDFType.ARROW,
+            null_handling=FunctionNullHandling.SPECIAL,
+        )
+
+    def new_rows(self) -> str:
+        """A name for a temporary table of rows."""
+        self._rows += 1
+        return f"__llm_rows_{self._rows}"
+
+    def drop_rows(self) -> None:
+        """Drop the temporary tables of the statement before."""
+        for number in range(self._dropped + 1, self._rows + 1):
+            self._user.execute(f"DROP TABLE IF EXISTS temp.__llm_rows_{number}").fetchall()
+        self._dropped = self._rows
+
+    # ---------------------------------------------------------------------------------------------------- answers
+    @contextlib.contextmanager
+    def checkpoint(self, table: OperatorTable, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Options of ``RelationalLLM.run`` that keep answers as they come, beside the file of a named store.
+
+        A run over the same keys goes on from them after a crash. The file goes when the run's answers are stored.
+        """
+        if self._side is None:
+            yield {}
+            return
+        digest = hashlib.blake2b("\n".join(keys).encode("utf-8", "replace"), digest_size=8).hexdigest()
+        path = self._side.with_name(f"{self._side.name}.{table.name}.{digest}.checkpoint.jsonl")
+        yield {"checkpoint": path, "resume": path.exists()}
+        path.unlink(missing_ok=True)
+
+    def add(
+        self,
+        table: OperatorTable,
+        keys: Sequence[str],
+        inputs: pa.Array,
+        answers: Sequence[Any],
+        reasons: Sequence[str],
+    ) -> None:
+        """Keep what was answered, in memory and in the table; a reason marks a row that failed.
+
+        inputs: struct ``[len(keys)]``; reasons: '' for an answered row, ``BLOCKED`` for one that was not asked.
+        """
+        status = [reason if reason == BLOCKED else FAILED if reason else ANSWERED for reason in reasons]
+        columns = {
+            "key": pa.array(keys, pa.string()),
+            "inputs": inputs,
+            "answer": pa.array(answers, table.arrow_type),
+            "status": pa.array(status, pa.string()),
+            "reason": pa.array([reason or None for reason in reasons], pa.string()),
+        }
+        self._append(table, pa.table(columns))
+        for key, answer, reason, state in zip(keys, answers, reasons, status, strict=True):
+            table.answers[key] = answer
+            if state == FAILED:
+                table.failed[key] = reason
+
+    def _append(self, table: OperatorTable, rows: pa.Table) -> None:
+        place = f"{self.schema}.{table.name}"
+        self._cursor.register("__rows", rows)
+        try:
+            self._cursor.execute("BEGIN")
+            self._cursor.execute(f"CREATE TABLE IF NOT EXISTS {place} AS SELECT * FROM __rows LIMIT 0")
+            self._cursor.execute(f"INSERT INTO {place} SELECT * FROM __rows")
+            self._cursor.execute(
+                f"INSERT INTO {self.schema}.llm_errors SELECT ?, CAST(inputs AS VARCHAR), reason FROM __rows "
+                f"WHERE status = '{FAILED}'",
+                [table.name],
+            )
+            self._cursor.execute("COMMIT")
+        except duckdb.Error:
+            self._cursor.execute("ROLLBACK")
+            raise
+        finally:
+            self._cursor.unregister("__rows")
+
+    def forget_failures(self, tables: Iterable[OperatorTable]) -> None:
+        """Before a statement: what failed in an earlier one is asked again."""
+        for table in tables:
+            if self._exists(table.name):
+                self._cursor.execute(f"DELETE FROM {self.schema}.{table.name} WHERE status = '{FAILED}'")
+                self._cursor.execute(f"DELETE FROM {self.schema}.llm_errors WHERE operator = ?", [table.name])
+            for key in table.failed:
+                table.answers.pop(key, None)
+            table.failed.clear()
+
+    def errors(self) -> pa.Table:
+        """The rows that failed and were not answered since: operator, inputs, reason."""
+        return self._cursor.sql(f"SELECT * FROM {self.schema}.llm_errors").to_arrow_table()
+
+    def close(self) -> None:
+        """Detach the database of answers."""
+        for name in self._published:
+            with contextlib.suppress(duckdb.Error):  # undone by a rollback
+                self._user.remove_function(name)
+        self._tables.clear()
+        self._cursor.execute(f"DETACH {self.database}")
+        self._cursor.close()
