@@ -202,6 +202,13 @@ def test_requests_that_vllm_only_skipped_find_their_place_in_the_prefix_order_ag
     assert drain(queue) == drain(filled(filled(RelationalQueue(4, 30.0), prompts), ["5", "31"]))
 
 
+@pytest.mark.parametrize("number", range(1, 7))
+def test_a_queue_of_which_nearly_all_were_skipped_is_still_deep(number):
+    queue = filled(RelationalQueue(4, 30.0), ["12", "3", "13", "3", "12", "4"])
+    put_back(queue, number)
+    assert drain(queue) == ["0:12", "4:12", "2:13", "1:3", "3:3", "5:4"]
+
+
 def test_skipped_requests_are_not_reordered_ones():
     queue = filled(RelationalQueue(4, 30.0), ["12", "3", "13", "3", "12", "4"])
     for _ in range(5):

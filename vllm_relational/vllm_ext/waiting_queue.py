@@ -56,6 +56,7 @@ class RelationalQueue(RequestQueue):
         self._out: set[str] = set()  # of _waiting, taken in this step: they keep their place until it ends
         self._ahead: set[str] = set()  # taken in this step before an older one
         self._any_back = False  # in this step
+        self._felled = False  # in this step
         self._tree: PrefixQueue | None = None
         self._is_cached = is_cached
         self._warm: OrderedDict[str, None] = OrderedDict()
@@ -186,9 +187,13 @@ class RelationalQueue(RequestQueue):
         self._fell_tree()
 
     def _fell_tree(self) -> None:
-        if self._deep_queue is not None and len(self._waiting) - len(self._out) <= self._deep_queue // SHALLOW:
-            self._tree = None
+        if self._tree is not None and self._is_shallow():
+            self._tree, self._felled = None, True
             self._warm.clear()
+
+    def _is_shallow(self) -> bool:
+        assert self._deep_queue is not None
+        return len(self._waiting) - len(self._out) <= self._deep_queue // SHALLOW
 
     def step_ends(self, last_started: Request | None) -> None:
         """vLLM has taken whom it wanted and put back who could not start; the next one goes on from the last started.
@@ -197,15 +202,21 @@ class RelationalQueue(RequestQueue):
         """
         if last_started is not None:
             self._last_started = last_started.block_hashes
-        if self._any_back:
-            self._last = self._last_started
-            if self._tree is not None:
-                self._tree.seek(self._last)
         for request_id in self._out:
             del self._waiting[request_id]
         self._out.clear()
         self._ahead.clear()
-        self._any_back = False
+        if self._any_back:
+            self._go_on_from_last_started()
+        self._any_back = self._felled = False
+
+    def _go_on_from_last_started(self) -> None:
+        self._last = self._last_started
+        if self._tree is not None:
+            self._tree.seek(self._last)
+        elif self._felled and not self._is_shallow():  # it looked shallow while those who came back were out
+            self._grow_tree()
+            self._chosen = None
 
     def remove_request(self, request: Request) -> None:
         """A request is withdrawn; ``ValueError`` if it is not here."""
