@@ -129,7 +129,8 @@ def _content(file: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise PatchError(f"{file} cannot be read ({error.strerror}): nothing was changed; mend its rights") from error
+        message = f"{file} cannot be read ({error.strerror}): nothing was changed; mend that, then try again"
+        raise PatchError(message) from error
 
 
 def new_texts(site: Path, ledger: dict, wanted: str, folder: Path = PATCHES) -> dict[Path, bytes]:
@@ -137,7 +138,7 @@ def new_texts(site: Path, ledger: dict, wanted: str, folder: Path = PATCHES) -> 
     current = states(site, ledger)
     for state in (MISSING, FOREIGN):
         if files := [str(site / path) for path, found in current.items() if found == state]:
-            mend = f"install vLLM {ledger['vllm']} anew, then apply again"
+            mend = f"install vLLM {ledger['vllm']} anew" + (", then apply again" if wanted == PATCHED else "")
             raise PatchError(f"{', '.join(files)}: {state}. Nothing was changed; {mend}")
     todo = {path: (site / path).read_bytes().decode() for path, state in current.items() if state != wanted}
     forward = wanted == PATCHED

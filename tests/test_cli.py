@@ -81,6 +81,7 @@ def test_a_dry_run_knows_the_cache_and_what_it_evicts(tmp_path, tokenizer_folder
         (["--capacity", "3", "--dry-run"], "a cache holds a block"),
         (["--capacity", "3000"], "for --dry-run"),
         (["--eviction", "mru", "-m", "m"], "one of lru, fifo, batch"),
+        (["--eviction", "mru", "--dry-run"], "one of lru, fifo, batch"),
         (["--token-exact", "-m", "m", "--engine-arg", "scheduler_cls=x"], "exclude each other"),
         (["--token-exact", "--base-url", "http://localhost:1/v1"], "vllm-relational serve"),
     ],

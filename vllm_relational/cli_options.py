@@ -185,10 +185,14 @@ def scheduler_settings(
     deep_queue: int | None = None,
     max_age_s: float | None = None,
 ) -> dict[str, Any]:
-    """Those settings of our scheduler that were given."""
+    """Those settings of our scheduler that were given; ``RelationalError`` for values that there are not."""
+    from vllm_relational.vllm_ext.settings import KEY, read_settings
+
     given = {"eviction": eviction, "order": order, "deep_queue": deep_queue, "max_age_s": max_age_s}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return {**settings, "token_exact": True} if token_exact else settings
+    settings |= {"token_exact": True} if token_exact else {}
+    read_settings({KEY: settings})
+    return settings
 
 
 def prepare_processes() -> None:

@@ -76,7 +76,7 @@ class RelationalLLM:
     ) -> None:
         if scheduler is not None and base_url is not None:
             raise RelationalError(
-                "a server got its scheduler when it started: vllm-relational serve MODEL --token-exact"
+                "a server got its scheduler when it started: give vllm-relational serve MODEL --token-exact, --eviction"
             )
         self.order = order
         self.last_result: QueryResult | None = None
@@ -181,7 +181,8 @@ class RelationalLLM:
             return VllmEngine(self._model, **self._engine_args).expected()
         if isinstance(self._engine, VllmEngine):
             return self._engine.expected()
-        return EngineInfo(model=self._model or "none: sizes only")
+        eviction = self._engine_args.get("scheduler", {}).get("eviction", EngineInfo.eviction)
+        return EngineInfo(model=self._model or "none: sizes only", eviction=eviction)
 
     def _load_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:

@@ -64,6 +64,11 @@ def test_the_model_comes_first():
         serve_command("--port", {}, ["8000", "M"])
 
 
+def test_there_is_one_model():
+    with pytest.raises(RelationalError, match="one model, not 'M' and 'N'"):
+        serve_command("M", {}, ["N", "--port", "8000"])
+
+
 def test_another_vllm_is_refused_or_runs_as_it_is(monkeypatch):
     monkeypatch.setattr(server, "installed_vllm", lambda: "0.33.0")
     with pytest.raises(RelationalError, match=r"supports vLLM 0\.32\.0, and vLLM 0\.33\.0 is installed"):

@@ -27,6 +27,8 @@ def serve_command(model: str, settings: Mapping[str, Any], arguments: Sequence[s
     """
     if model.startswith("-"):
         raise RelationalError(f"serve wants the model first, not {model!r}: vllm-relational serve MODEL [OPTION ...]")
+    if arguments and not arguments[0].startswith("-"):
+        raise RelationalError(f"serve takes one model, not {model!r} and {arguments[0]!r}")
     found = installed_vllm()
     check_version(found)
     python = [sys.executable, "-m"]

@@ -59,7 +59,8 @@ class RelationalQueue(RequestQueue):
         self._felled = False  # in this step
         self._tree: PrefixQueue | None = None
         self._is_cached = is_cached
-        self._warm: OrderedDict[str, None] = OrderedDict()
+        self._warm = native.prefix_queue()
+        self._warm_ids: set[str] = set()
         self._last: Hashes = ()  # of the request that was taken last
         self._last_started: Hashes = ()
         self._chosen: Request | None = None
@@ -79,7 +80,8 @@ class RelationalQueue(RequestQueue):
     def _enter(self, tree: PrefixQueue, request: Request, front: bool = False) -> None:
         hashes = _frozen(request)
         if self._is_warm(tree, hashes):
-            self._warm[request.request_id] = None
+            self._warm.add(request.request_id, hashes, front)
+            self._warm_ids.add(request.request_id)
         else:
             tree.add(request.request_id, hashes, front)
 
@@ -142,7 +144,7 @@ class RelationalQueue(RequestQueue):
         self._overtakes = False
         if self._tree is None:
             return oldest
-        first = self._waiting[next(iter(self._warm), None) or str(self._tree.first())]
+        first = self._waiting[str((self._warm if self._warm_ids else self._tree).first())]
         if first is oldest or first.arrival_time - oldest.arrival_time > self._max_age_s:
             return oldest
         self._overtakes = True
@@ -179,8 +181,9 @@ class RelationalQueue(RequestQueue):
             self.num_reordered += 1
             self._ahead.add(request_id)
         self._out.add(request_id)
-        if request_id in self._warm:  # a detour: the way through the tree goes on where it was
-            del self._warm[request_id]
+        if request_id in self._warm_ids:  # a detour: the way through the tree goes on where it was
+            self._warm_ids.remove(request_id)
+            self._warm.take(request_id)
         else:
             self._last = request.block_hashes
             self._tree.take(request_id)
@@ -189,7 +192,8 @@ class RelationalQueue(RequestQueue):
     def _fell_tree(self) -> None:
         if self._tree is not None and self._is_shallow():
             self._tree, self._felled = None, True
-            self._warm.clear()
+            self._warm = native.prefix_queue()
+            self._warm_ids.clear()
 
     def _is_shallow(self) -> bool:
         assert self._deep_queue is not None
@@ -241,7 +245,8 @@ class RelationalQueue(RequestQueue):
     def _withdraw(self, request_id: str) -> None:
         if self._waiting.pop(request_id, None) is not None and self._tree is not None:
             self._tree.remove(request_id)
-            self._warm.pop(request_id, None)
+            self._warm.remove(request_id)
+            self._warm_ids.discard(request_id)
 
     # ----------------------------------------------------------------------------------------------- looking
     def __bool__(self) -> bool:
