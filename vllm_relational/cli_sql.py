@@ -20,6 +20,9 @@ SqlFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the SQL
 Database = Annotated[str | None, typer.Option(help="DuckDB database file; default none, for queries over files.")]
 Side = Annotated[Path | None, typer.Option(help="Database file that keeps inputs and answers; default in memory.")]
 Rates = Annotated[str | None, typer.Option(help="Engine's tokens a second, PREFILL,DECODE, to forecast seconds.")]
+Embedder = Annotated[
+    str | None, typer.Option(help="Semantic joins ask about likely pairs only, by this sentence-transformers model.")
+]
 Prices = Annotated[str | None, typer.Option(help="Dollars a million tokens: INPUT,CACHED,OUTPUT.")]
 
 
@@ -37,6 +40,7 @@ def sql(
     base_url: BaseUrl = None,
     concurrency: Concurrency = 32,
     order: Annotated[str, typer.Option(help="Field and row order of every operator.")] = DEFAULT_ORDER,
+    embedder: Embedder = None,
     rates: Rates = None,
     prices: Prices = None,
     tokenizer: Tokenizer = None,
@@ -51,7 +55,7 @@ def sql(
     command.check_target(output)
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
-    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order}
+    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, **_candidates(embedder)}
     try:
         with command.opened(llm, db, side, rates, prices, **options) as connection:
             command.run_sql(connection, text, output)
@@ -72,6 +76,7 @@ def explain(
     optimize: Annotated[bool, typer.Option(help="Rewrite the plan; off to compare.")] = True,
     base_url: BaseUrl = None,
     order: Annotated[str, typer.Option(help="Field and row order of every operator.")] = DEFAULT_ORDER,
+    embedder: Embedder = None,
     rates: Rates = None,
     prices: Prices = None,
     tokenizer: Tokenizer = None,
@@ -84,7 +89,7 @@ def explain(
     text = command.statement_text(statement, file)
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, False, 1, arguments)
-    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order}
+    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, **_candidates(embedder)}
     with command.opened(llm, db, side, rates, prices, read_only=db is not None, **options) as connection:
         print(command.explained(connection, text))
     return 0
@@ -94,6 +99,15 @@ def add_commands(command: Callable[[Callable[..., int]], Any]) -> None:
     """Register both commands."""
     command(sql)
     command(explain)
+
+
+def _candidates(embedder: str | None) -> dict[str, Any]:
+    if embedder is None:
+        return {}
+    from vllm_relational.embed import load_embedder
+    from vllm_relational.retrieval import nearest_pairs
+
+    return {"candidates": nearest_pairs(load_embedder(embedder))}
 
 
 def _check_installed() -> None:

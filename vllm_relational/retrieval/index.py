@@ -62,7 +62,7 @@ def build_index(
     path = Path(path)
     _check_search(search)
     _check_folder(path)
-    faiss = _import_faiss()
+    faiss = import_faiss()
     passages = distinct_passages(table, column)
     vectors = embed_texts(embedder, passages.texts)
     index = _new_index(faiss, vectors, search)
@@ -99,7 +99,7 @@ class TextIndex:
         A stale index, one whose passages are no longer those of the table, is an error, or with ``rebuild`` built
         again. That the embedding model is still the same is checked with each search, on one passage.
         """
-        path, faiss = Path(path), _import_faiss()
+        path, faiss = Path(path), import_faiss()
         data, sidecar = read_index(path)
         passages = distinct_passages(table, sidecar.column)
         if passages.fingerprint != sidecar.fingerprint:
@@ -199,7 +199,8 @@ def _new_index(faiss: Any, vectors: np.ndarray, search: Search) -> Any:
     return index
 
 
-def _import_faiss() -> Any:
+def import_faiss() -> Any:
+    """The library; ``RelationalError`` with the command to install it where it is missing."""
     if importlib.util.find_spec("faiss") is None:
         raise RelationalError("a vector index needs faiss: pip install 'vllm-relational[semantic]'")
     import faiss
