@@ -23,6 +23,7 @@ Rates = Annotated[str | None, typer.Option(help="Engine's tokens a second, PREFI
 Embedder = Annotated[
     str | None, typer.Option(help="Semantic joins ask about likely pairs only, by this sentence-transformers model.")
 ]
+Pairs = Annotated[int, typer.Option(help="With --embedder: likely pairs a row of the first table.")]
 Prices = Annotated[str | None, typer.Option(help="Dollars a million tokens: INPUT,CACHED,OUTPUT.")]
 
 
@@ -41,6 +42,7 @@ def sql(
     concurrency: Concurrency = 32,
     order: Annotated[str, typer.Option(help="Field and row order of every operator.")] = DEFAULT_ORDER,
     embedder: Embedder = None,
+    candidates: Pairs = 10,
     rates: Rates = None,
     prices: Prices = None,
     tokenizer: Tokenizer = None,
@@ -55,7 +57,7 @@ def sql(
     command.check_target(output)
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
-    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, **_candidates(embedder)}
+    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, **_candidates(embedder, candidates)}
     try:
         with command.opened(llm, db, side, rates, prices, **options) as connection:
             command.run_sql(connection, text, output)
@@ -77,6 +79,7 @@ def explain(
     base_url: BaseUrl = None,
     order: Annotated[str, typer.Option(help="Field and row order of every operator.")] = DEFAULT_ORDER,
     embedder: Embedder = None,
+    candidates: Pairs = 10,
     rates: Rates = None,
     prices: Prices = None,
     tokenizer: Tokenizer = None,
@@ -89,7 +92,7 @@ def explain(
     text = command.statement_text(statement, file)
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, False, 1, arguments)
-    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, **_candidates(embedder)}
+    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, **_candidates(embedder, candidates)}
     with command.opened(llm, db, side, rates, prices, read_only=db is not None, **options) as connection:
         print(command.explained(connection, text))
     return 0
@@ -101,13 +104,15 @@ def add_commands(command: Callable[[Callable[..., int]], Any]) -> None:
     command(explain)
 
 
-def _candidates(embedder: str | None) -> dict[str, Any]:
+def _candidates(embedder: str | None, k: int) -> dict[str, Any]:
     if embedder is None:
         return {}
     from vllm_relational.embed import load_embedder
     from vllm_relational.retrieval import nearest_pairs
 
-    return {"candidates": nearest_pairs(load_embedder(embedder))}
+    if k < 1:
+        raise RelationalError(f"--candidates is {k}: ask about 1 pair a row or more")
+    return {"candidates": nearest_pairs(load_embedder(embedder)), "candidates_k": k}
 
 
 def _check_installed() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import duckdb
 import pandas as pd
 import pytest
+from char_ngrams import char_ngrams
 from fake_engine import FakeEngine
 from typer.testing import CliRunner
 
-from vllm_relational import RelationalLLM, cli_options
+from vllm_relational import RelationalLLM, cli_options, embed
 from vllm_relational.cli import app
 from vllm_relational.table import read_table
 
@@ -59,6 +60,14 @@ def test_a_file_of_statements(db, engine, tmp_path):
     assert result.exit_code == 0 and "X" in result.stdout
     result = run("explain", "--file", script)
     assert result.exit_code == 0 and "1 rows in, 1 distinct" in result.stdout
+
+
+def test_an_embedder_narrows_a_semantic_join(db, engine, monkeypatch):
+    monkeypatch.setattr(embed, "load_embedder", lambda name: char_ngrams)
+    join = "SELECT a.n, b.n FROM t a JOIN t b ON LLM_FILTER('{a.text} and {b.text} are the same', a.text, b.text)"
+    result = run("explain", join, "--db", db, "--embedder", "model", "--candidates", 1)
+    assert result.exit_code == 0 and "at most 2 candidates of 4 pairs are asked" in result.stdout
+    assert "--candidates is 0" in run("explain", join, "--db", db, "--embedder", "model", "--candidates", 0).stderr
 
 
 def test_explain_asks_nothing_and_prices_it(db, engine):
