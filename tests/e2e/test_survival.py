@@ -29,7 +29,14 @@ def _command(table: Path, model: Path, output: Path, *more: str) -> list[str]:
 
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as out:
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_interruptible
+        )
+
+
+def _interruptible() -> None:
+    """The children of a background job inherit that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _lines(checkpoint: Path) -> list[list[object]]:

@@ -372,6 +372,7 @@ def test_a_cache_of_one_prompt_serves_all_where_values_begin_alike(seed, block_s
 # ------------------------------------------------------------------------------------------------------- Ctrl-C
 INTERRUPTED_PLAN = """
 import os, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 import numpy as np
 from vllm_relational import native
 from vllm_relational.records import PlanInput
