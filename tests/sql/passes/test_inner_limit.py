@@ -34,3 +34,16 @@ def test_stars_over_merged_columns_stay_as_they_are(connect):
     query = "SELECT *, LLM('{name}', name) AS v FROM product JOIN (SELECT 1 AS id) o USING (id) LIMIT 3"
     planned, naive = connect().sql(query), connect(engine=OracleEngine(), optimize=False).sql(query)
     assert planned.columns == naive.columns and planned.fetchall() == naive.fetchall()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT id, s, unnest(tags) FROM (SELECT id, CASE WHEN id > 3 THEN [1, 2] ELSE [] END AS tags, "
+        "LLM('{id}', id) AS s FROM review) ORDER BY id LIMIT 3",
+        "SELECT id, unnest([LLM('{id}', id), 'x']) FROM review ORDER BY id LIMIT 3",
+    ],
+)
+def test_a_limit_counts_the_rows_of_unnest(connect, query):
+    naive = connect(engine=OracleEngine(), optimize=False).sql(query).fetchall()
+    assert connect().sql(query).fetchall() == naive and len(naive) == 3

@@ -21,6 +21,11 @@ INNER = "SELECT id, stars, LLM('Sum up {text}', text) AS s FROM review"
         (f"WITH x AS ({INNER} ORDER BY 3 LIMIT 2) SELECT id FROM x", True),
         ("WITH x AS (SELECT DISTINCT stars, LLM('Sum up {text}', text) AS s FROM review) SELECT stars FROM x", True),
         (f"WITH x(a, b, c) AS ({INNER}) SELECT c FROM x", True),
+        (f"WITH x AS ({INNER}) SELECT y.* FROM x AS y", True),
+        (f"WITH x AS ({INNER}) SELECT to_json(y) FROM x AS y", True),
+        (f"WITH x AS ({INNER}) SELECT c FROM x AS y(a, b, c)", True),
+        (f"WITH x AS ({INNER}) SELECT count(*) FROM x PIVOT (count(*) FOR stars IN (1, 2))", True),
+        ("WITH x AS (SELECT LLM('{text}', text) AS s, id FROM review ORDER BY ALL LIMIT 3) SELECT id FROM x", True),
         (f"SELECT id FROM ({INNER}) x UNION ALL SELECT id FROM ({INNER} WHERE s = 'yes') y", True),
     ],
 )

@@ -64,3 +64,29 @@ def test_a_name_that_means_something_else_inside_leaves_the_statement_as_it_is(c
     con = connect()
     assert all(row == (3,) or row for row in con.sql(query).fetchall())
     assert con.last_run.notes == []
+
+
+SUMMED = "SELECT id, ts, stars, product_id, LLM('{text}', text) AS v FROM review"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT s.id, s.v FROM (SELECT *, LLM('{text}', text) AS v, id + 100 AS id FROM review) s WHERE s.id < 20",
+        "SELECT s.stars, s.v FROM (SELECT * RENAME (stars AS id, id AS stars), LLM('{text}', text) AS v FROM review) s "
+        "WHERE s.stars < 3",
+        f"SELECT s.id, x.i FROM ({SUMMED}) s POSITIONAL JOIN range(5) x(i) WHERE s.v = 'yes' AND s.stars > 2",
+        f"SELECT p.id, s.id, s.v FROM (SELECT id, DATE '2023-01-01' + (id * 3)::INT AS t FROM product) p "
+        f"ASOF JOIN ({SUMMED}) s ON p.t >= s.ts WHERE s.stars > 2",
+        f"WITH x AS ({SUMMED}), product AS (SELECT id + 5 AS id FROM product) "
+        "SELECT x.id, x.v FROM x JOIN product ON product.id = x.product_id",
+    ],
+)
+def test_a_condition_that_means_something_else_inside_stays_outside(connect, query):
+    naive = connect(engine=OracleEngine(), optimize=False).sql(query).fetchall()
+    assert naive and sorted(connect().sql(query).fetchall(), key=repr) == sorted(naive, key=repr)
+
+
+def test_keys_come_from_a_with_entry_that_stands_before(connect):
+    entries = f"p AS (SELECT id FROM product WHERE id < 2), x AS ({SUMMED})"
+    assert asked(connect, f"WITH {entries} SELECT x.id, x.v FROM x JOIN p ON p.id = x.product_id") < 13

@@ -10,7 +10,7 @@ from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, condition_of
 from vllm_relational.sql.parse import holds_call
-from vllm_relational.sql.passes.limit import number_of
+from vllm_relational.sql.passes.limit import number_of, unnests
 from vllm_relational.sql.passes.pushdown import Source, mapped, sources_of
 
 _KEEPS_ROWS_APART = ("group", "having", "distinct", "qualify", "windows", "joins", "laterals")
@@ -24,15 +24,16 @@ def push_limits(tree: exp.Expr, aggregates: Aggregates) -> list[str]:
             continue
         size, start = number_of(block.args["limit"]), number_of(block.args.get("offset"))
         sources = list(sources_of(tree, block, aggregates))
-        if size is None or start is None or len(sources) != 1 or aggregates.groups(block) or _has_window(block):
+        if size is None or start is None or len(sources) != 1 or aggregates.groups(block) or _rows_differ(block):
             continue
         if _push(block, sources[0], size + start):
             notes.append(f"{sources[0].alias or 'the subquery'} is asked for {size + start:,} rows, those of the LIMIT")
     return notes
 
 
-def _has_window(block: exp.Select) -> bool:
-    return any(item.find(exp.Window) for item in block.expressions)
+def _rows_differ(block: exp.Select) -> bool:
+    """Whether the list sees more rows than its own, or makes none or many of one."""
+    return any(item.find(exp.Window) or unnests(item) for item in block.expressions)
 
 
 def _push(block: exp.Select, source: Source, rows: int) -> bool:

@@ -90,9 +90,17 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
     asking = [part for part in parts if holds_call(part)]
     if not asking or any(part.find(exp.Query, exp.Window, exp.Columns) for part in (*asking, *block.expressions)):
         return False
+    if any(holds_call(item) and unnests(item) for item in block.expressions):
+        return False
     if any(item.is_star for item in block.expressions) and _merges_columns(block):
         return False
     return not holds_call(block.args.get("order")) and _stands_alone(block)
+
+
+def unnests(item: exp.Expr) -> bool:
+    """Whether an item of the select list makes no row or many of one: LIMIT counts those."""
+    named = (node for node in item.find_all(exp.Anonymous) if node.name.casefold() == "unnest")
+    return item.find(exp.Explode, exp.Unnest) is not None or any(True for _ in named)
 
 
 def _merges_columns(block: exp.Select) -> bool:

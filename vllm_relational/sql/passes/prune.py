@@ -33,22 +33,31 @@ def _is_read(tree: exp.Expr, alias: str, body: exp.Select, item: exp.Alias) -> b
     """Whether anything but the item itself may read it: its name anywhere, the table's as a value, a star over it."""
     name, own = item.alias.casefold(), {id(node) for node in item.walk()}
     inside = {id(node) for node in body.walk()}
+    called = {alias.casefold()} | {use.alias.casefold() for use in _uses(tree, alias) if use.alias}
     for node in tree.walk():
         if isinstance(node, exp.Identifier) and id(node) not in own and node.name.casefold() == name:
             return True
-        if isinstance(node, exp.Column) and not node.table and node.name.casefold() == alias.casefold():
+        if isinstance(node, exp.Column) and not node.table and node.name.casefold() in called:
             return True
         if isinstance(node, exp.Columns) or (isinstance(node, exp.Join) and node.method == "NATURAL"):
             return True
-        if isinstance(node, exp.Star) and id(node) not in inside and _covers(node, alias, body):
+        if isinstance(node, exp.Star) and id(node) not in inside and _covers(node, alias, called, body):
             return True
-    return any(isinstance(part, exp.Literal) for part in _ordinals(body))
+    reshaped = any(use.alias_column_names or use.args.get("pivots") for use in _uses(tree, alias))
+    return reshaped or any(isinstance(part, exp.Literal | exp.Var) for part in _ordinals(body))
 
 
-def _covers(star: exp.Star, alias: str, body: exp.Select) -> bool:
-    """Whether a star may stand for the columns of the query called ``alias``."""
+def _uses(tree: exp.Expr, alias: str) -> Iterator[exp.Expr]:
+    """Where a FROM names the query called ``alias``, or is it."""
+    tables = (held for held in tree.find_all(exp.Table) if held.name.casefold() == alias.casefold())
+    yield from tables
+    yield from (held for held in tree.find_all(exp.Subquery) if held.alias.casefold() == alias.casefold())
+
+
+def _covers(star: exp.Star, alias: str, called: set[str], body: exp.Select) -> bool:
+    """Whether a star may stand for the columns of the query ``alias``; ``called``: its names in any FROM."""
     table = star.parent.table if isinstance(star.parent, exp.Column) else ""
-    if isinstance(star.parent, exp.Count) or (table and table.casefold() != alias.casefold()):
+    if isinstance(star.parent, exp.Count) or (table and table.casefold() not in called):
         return False
     block = star.find_ancestor(exp.Select)
     if block is None:
@@ -59,6 +68,6 @@ def _covers(star: exp.Star, alias: str, body: exp.Select) -> bool:
 
 
 def _ordinals(body: exp.Select) -> Iterator[exp.Expr]:
-    """What ORDER BY sorts by: a number names a column of the list."""
+    """What ORDER BY sorts by: a number names a column of the list, ALL is all of them."""
     order = body.args.get("order")
     yield from (part.this for part in order.expressions) if order is not None else ()

@@ -16,7 +16,9 @@ from sqlglot import exp
 from vllm_relational.sql.blocks import Aggregates, condition_of, conjunction, conjuncts, set_condition
 from vllm_relational.sql.parse import holds_call
 
-_PLAIN_JOINS, _ODD_JOINS = ("", "INNER", "CROSS"), ("ANTI", "ASOF", "POSITIONAL")
+_PLAIN_JOINS = ("", "INNER", "CROSS")
+# Joins that give a row another partner where a row of one side is gone.
+_ODD_METHODS = ("ASOF", "POSITIONAL")
 _ROWS_DEPEND = ("group", "having", "distinct", "limit", "offset", "qualify", "windows", "sample", "with_")
 
 
@@ -79,11 +81,11 @@ def _loses_rows(block: exp.Select, source: Source) -> bool:
     """Whether a condition that is false for a row of the source drops it: no outer join keeps it."""
     joins = block.args.get("joins") or []
     place = joins.index(source.join) if source.join is not None else -1
-    if any(
-        join.side in ("RIGHT", "FULL") or join.kind in ("ANTI", "ASOF", "POSITIONAL") for join in joins[place + 1 :]
-    ):
+    if any(join.side in ("RIGHT", "FULL") or join.kind == "ANTI" for join in joins[place + 1 :]):
         return False
-    return source.join is None or (source.join.side in ("", "LEFT") and source.join.kind in ("", "INNER", "CROSS"))
+    if any(join.method in _ODD_METHODS for join in joins):
+        return False
+    return source.join is None or (source.join.side in ("", "LEFT") and source.join.kind in _PLAIN_JOINS)
 
 
 def _push(block: exp.Select, source: Source, sources: list[Source]) -> list[str]:
@@ -124,12 +126,15 @@ def mapped(part: exp.Expr, source: Source, alone: bool) -> exp.Expr | None:
 def _inner(name: str, body: exp.Select) -> exp.Expr | None:
     """What the body's column of that name is; None where that takes an answer or is not plain to see."""
     items = [item for item in body.expressions if item.alias_or_name.casefold() == name.casefold()]
-    if len(items) == 1 and not items[0].is_star:
+    if items and any(item.is_star or isinstance(item, exp.Columns) for item in body.expressions):
+        return None  # the star may have a column of that name, which then comes first
+    if len(items) == 1:
         inner = items[0].unalias()
         return inner if not holds_call(inner) and not inner.find(exp.Query) else None
     stars = [item for item in body.expressions if isinstance(item, exp.Star)]
     alone = len(stars) == 1 and not items and not body.args.get("joins") and not body.args.get("laterals")
-    return exp.column(name) if alone and not stars[0].args.get("except_") and not stars[0].args.get("replace") else None
+    changed = alone and any(stars[0].args.get(key) for key in ("except_", "replace", "rename"))
+    return exp.column(name) if alone and not changed else None
 
 
 # ------------------------------------------------------------------------------------------------------- join keys
@@ -138,7 +143,7 @@ def _join_keys(block: exp.Select, source: Source, sources: list[Source]) -> Iter
     for other in sources:
         if other is source or holds_call(other.table) or not isinstance(other.table, exp.Table):
             continue
-        if not _must_match(source, other) or _calls_behind(block, other):
+        if not _must_match(source, other) or _calls_behind(block, other) or _is_unknown(block, source, other):
             continue
         for mine, theirs in _equations(block, source, other):
             inner = _inner(mine, source.body) if source.body is not None else None
@@ -161,6 +166,15 @@ def _calls_behind(block: exp.Select, other: Source) -> bool:
     return any(
         cte.alias.casefold() == other.table.name.casefold() and holds_call(cte) for cte in root.find_all(exp.CTE)
     )
+
+
+def _is_unknown(block: exp.Select, source: Source, other: Source) -> bool:
+    """Whether the source's body stands before the other table's WITH entry: there the name is another table's."""
+    names = [cte.alias.casefold() for cte in block.root().find_all(exp.CTE)]
+    entry, own = other.table.name.casefold(), source.table.name.casefold()
+    if entry not in names or not isinstance(source.table, exp.Table):
+        return False
+    return names.count(entry) > 1 or names.index(entry) > names.index(own)
 
 
 def _equations(block: exp.Select, source: Source, other: Source) -> Iterator[tuple[str, str]]:
