@@ -257,3 +257,9 @@ def test_errors_point_at_the_place_and_nothing_is_asked(con, engine, query, plac
     assert shown.strip() == query.splitlines()[place[0] - 1].strip()
     assert caret.index("^") == place[1] + 1
     assert engine.asked == []
+
+
+def test_a_collation_merges_no_inputs(con):
+    con.sql("CREATE TABLE word(x VARCHAR COLLATE NOCASE); INSERT INTO word VALUES ('Abc'), ('abc'), ('ABC')")
+    rows = con.sql("SELECT x, LLM('Sum up {x}', x) FROM word").fetchall()
+    assert len(rows) == 3 and all(answer for _, answer in rows)

@@ -59,7 +59,9 @@ class Job:
         """
         arguments = [name for name in query.named_selects if name != KEY]
         firsts = "".join(f"first({name}) AS {name}, " for name in arguments)
-        text = f"SELECT {KEY}, {firsts}count(*) AS {COUNT} FROM ({sql_of(query)}) GROUP BY {KEY} ORDER BY {KEY}"
+        # A column's collation may take texts for equal that the model is to see, and that lookups tell apart.
+        rows = f"SELECT * REPLACE ({KEY} COLLATE C AS {KEY}) FROM ({sql_of(query)})"
+        text = f"SELECT {KEY}, {firsts}count(*) AS {COUNT} FROM ({rows}) GROUP BY {KEY} ORDER BY {KEY}"
         inputs = self.fetch(text)
         if counts:
             operator.rows_in += sum(inputs[COUNT].to_pylist())
