@@ -263,3 +263,10 @@ def test_a_collation_merges_no_inputs(con):
     con.sql("CREATE TABLE word(x VARCHAR COLLATE NOCASE); INSERT INTO word VALUES ('Abc'), ('abc'), ('ABC')")
     rows = con.sql("SELECT x, LLM('Sum up {x}', x) FROM word").fetchall()
     assert len(rows) == 3 and all(answer for _, answer in rows)
+
+
+def test_questions_that_differ_in_case_share_no_answers_under_a_collation(con, engine):
+    con.sql("SET default_collation = 'NOCASE'")
+    con.sql("SELECT LLM('Rate {text}', text) FROM review")
+    con.sql("SELECT LLM('RATE {text}', text) FROM review")
+    assert len(engine.asked) == 26

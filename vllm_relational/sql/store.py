@@ -96,7 +96,8 @@ class Store:
         return self._tables[identity]
 
     def _known(self, identity: str) -> str | None:
-        query = f"SELECT name FROM {self.schema}.operators WHERE question = ?"
+        # Not by the user's default collation, which may take two questions for one.
+        query = f"SELECT name FROM {self.schema}.operators WHERE question COLLATE C = ?"
         rows = self._cursor.execute(query, [identity]).fetchall()
         return rows[0][0] if rows else None
 
