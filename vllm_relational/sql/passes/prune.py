@@ -39,7 +39,9 @@ def _is_read(tree: exp.Expr, alias: str, body: exp.Select, item: exp.Alias) -> b
             return True
         if isinstance(node, exp.Column) and not node.table and node.name.casefold() in called:
             return True
-        if isinstance(node, exp.Columns) or (isinstance(node, exp.Join) and node.method == "NATURAL"):
+        if isinstance(node, exp.Columns | exp.Summarize | exp.Describe) or (
+            isinstance(node, exp.Join) and node.method == "NATURAL"
+        ):
             return True
         if isinstance(node, exp.Star) and id(node) not in inside and _covers(node, alias, called, body):
             return True
