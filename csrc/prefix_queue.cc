@@ -8,12 +8,7 @@ namespace vllm_relational {
 PrefixQueue::PrefixQueue() : nodes_(1), last_(std::make_shared<std::vector<uint64_t>>()) { nodes_[0].keys = last_; }
 
 size_t PrefixQueue::shared_depth(std::span<const uint64_t> keys) const {
-  uint32_t node = 0;
-  uint32_t next = child(node, keys);
-  while (next != kNone && is_prefix(next, keys)) {
-    node = next;
-    next = child(node, keys);
-  }
+  const auto [node, next] = walk(keys);
   return next == kNone ? nodes_[node].depth : parting(node, next, keys);
 }
 
@@ -41,12 +36,7 @@ void PrefixQueue::take(uint32_t request) {
 
 // Parting from it on the edge, the child's requests still share more than all others.
 void PrefixQueue::seek(std::span<const uint64_t> keys) {
-  uint32_t node = 0;
-  uint32_t next = child(node, keys);
-  while (next != kNone && is_prefix(next, keys)) {
-    node = next;
-    next = child(node, keys);
-  }
+  const auto [node, next] = walk(keys);
   at_ = next == kNone ? node : next;
   if (keys.data() != last_->data()) last_ = std::make_shared<const std::vector<uint64_t>>(keys.begin(), keys.end());
   last_depth_ = keys.size();
@@ -73,6 +63,16 @@ std::vector<uint32_t> PrefixQueue::all() const {
   return found;
 }
 
+std::pair<uint32_t, uint32_t> PrefixQueue::walk(std::span<const uint64_t> keys) const {
+  uint32_t node = 0;
+  uint32_t next = child(node, keys);
+  while (next != kNone && is_prefix(next, keys)) {
+    node = next;
+    next = child(node, keys);
+  }
+  return {node, next};
+}
+
 // The node below on the way of `keys`, which may part from it on the edge.
 uint32_t PrefixQueue::child(uint32_t node, std::span<const uint64_t> keys) const {
   const size_t depth = nodes_[node].depth;
@@ -88,12 +88,7 @@ bool PrefixQueue::is_prefix(uint32_t node, std::span<const uint64_t> keys) const
 
 // The node of exactly these keys.
 uint32_t PrefixQueue::place(const Keys& keys, bool front) {
-  uint32_t node = 0;
-  uint32_t next = child(node, *keys);
-  while (next != kNone && is_prefix(next, *keys)) {
-    node = next;
-    next = child(node, *keys);
-  }
+  auto [node, next] = walk(*keys);
   if (next != kNone) node = split(node, next, *keys);
   if (nodes_[node].depth == keys->size()) return node;
   const uint32_t leaf = new_node(node, keys, keys->size());

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "key_table.h"
@@ -52,6 +53,8 @@ class PrefixQueue {
     uint32_t before = kNone, after = kNone;  // those that end at the same node
   };
 
+  // The deepest node that is a prefix of the keys, and the one below it from which they part on the edge, or kNone.
+  std::pair<uint32_t, uint32_t> walk(std::span<const uint64_t> keys) const;
   uint32_t child(uint32_t node, std::span<const uint64_t> keys) const;
   bool is_prefix(uint32_t node, std::span<const uint64_t> keys) const;
   uint32_t new_node(uint32_t parent, Keys keys, size_t depth);

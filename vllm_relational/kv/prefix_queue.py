@@ -66,10 +66,15 @@ class PrefixQueue:
 
     def shared_depth(self, hashes: Hashes) -> int:
         """How many leading blocks some waiting request has in common with ``hashes``."""
+        node, child = self._walk(hashes)
+        return node.depth if child is None else _parting(node, child, hashes)
+
+    def _walk(self, hashes: Hashes) -> tuple[_Node, _Node | None]:
+        """The deepest node that is a prefix of ``hashes``, and the one below it from which they part on the edge."""
         node = self._root
         while (child := node.child(hashes)) is not None and child.is_prefix_of(hashes):
             node = child
-        return node.depth if child is None else _parting(node, child, hashes)
+        return node, child
 
     def add(self, request: Hashable, hashes: Hashes, front: bool = False) -> None:
         """A request waits; ``hashes``: its full blocks, root first, not to be changed from now on.
@@ -88,9 +93,7 @@ class PrefixQueue:
 
     def _place(self, hashes: Hashes, front: bool) -> _Node:
         """The node of exactly these hashes."""
-        node = self._root
-        while (child := node.child(hashes)) is not None and child.is_prefix_of(hashes):
-            node = child
+        node, child = self._walk(hashes)
         if child is not None:
             node = _split(node, child, hashes)
         return node if node.depth == len(hashes) else node.add_child(hashes, len(hashes), front)
@@ -111,9 +114,7 @@ class PrefixQueue:
 
     def seek(self, hashes: Hashes) -> None:
         """A request with these hashes has started elsewhere: those that share most with it are next."""
-        node = self._root
-        while (child := node.child(hashes)) is not None and child.is_prefix_of(hashes):
-            node = child
+        node, child = self._walk(hashes)
         # Parting from it on the edge, the child's requests still share more than all others.
         self._at, self._last, self._all_sought = child or node, hashes, True
 
