@@ -29,7 +29,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vllm_relational.bench import append_csv
+from vllm_relational.bench import _commit, _machine, append_csv
+from vllm_relational.cli_options import engine_arguments
 
 SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
 SETTINGS = {"relational": {"order": "arrival", "eviction": "lru", "token_exact": True}}  # that part and nothing else
@@ -38,32 +39,6 @@ FIELDS = (
     "computed_tokens_a_row", "ideal_tokens_a_row", "rows_per_second", "slowest_round", "fastest_round", "speed_up",
     "mismatch", "mismatch_of_stock_reversed",
 )  # fmt: skip
-
-
-def engine_arguments(pairs: list[str] | None) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs; a value that reads as JSON is taken as JSON. The GPU host has no typer, so no ``cli``."""
-    arguments = {}
-    for pair in pairs or []:
-        name, _, value = pair.partition("=")
-        try:
-            arguments[name] = json.loads(value)
-        except ValueError:
-            arguments[name] = value
-    return arguments
-
-
-def output_of(*command: str) -> str:
-    """What a command prints, or nothing where it does not exist."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    except OSError:
-        return ""
-
-
-def machine() -> str:
-    """The GPUs where there are any, else the number of processors."""
-    gpus = output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    return gpus.replace("\n", ", ") or f"{os.cpu_count()} CPUs"
 
 
 def make_rows(options: argparse.Namespace, vocabulary: int) -> list[list[int]]:
@@ -140,8 +115,8 @@ def report(options: argparse.Namespace) -> None:
     """Run both variants, print them side by side, append them to the file."""
     stock, partial = in_own_process("stock"), in_own_process("partial")
     noise, difference = mismatch(stock["answers"], stock["reversed"]), mismatch(stock["answers"], partial["answers"])
-    commit = output_of("git", "rev-parse", "--short", "HEAD")
-    print(f"\n{machine()}, {Path(options.model).name}, commit {commit}")
+    commit = _commit()
+    print(f"\n{_machine()}, {Path(options.model).name}, commit {commit}")
     print(f"{options.rows} rows of {options.shared} shared + {options.own} own tokens, {options.groups} groups")
     print(f"check, {len(stock['answers'])} rows x 16 tokens: {difference:.1%} of rows differ from stock;")
     print(f"  stock differs from itself with the rows reversed in {noise:.1%}")
@@ -154,7 +129,7 @@ def report(options: argparse.Namespace) -> None:
             f" ({min(speeds):.1f}-{max(speeds):.1f})  {speed_up:.3f}x"
         )
         values = (
-            datetime.now(timezone.utc).isoformat(timespec="seconds"), commit, machine(), Path(options.model).name,
+            datetime.now(timezone.utc).isoformat(timespec="seconds"), commit, _machine(), Path(options.model).name,
             name, options.rows, options.groups, options.shared, options.own, found["block_size"],
             round(computed, 3), round(found["ideal"], 3), round(median, 2), round(min(speeds), 2),
             round(max(speeds), 2), round(speed_up, 4), round(difference, 4), round(noise, 4),
