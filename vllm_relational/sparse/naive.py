@@ -1,0 +1,193 @@
+"""Decode attention over a paged KV cache in plain torch, one request at a time: the oracle of every kernel.
+
+Rules say which tokens a query attends to. Scores are unscaled products ``q.k``; DIPR (arXiv 2504.10326, section 5)
+keeps the tokens with ``q.k >= max - beta``. The first ``sinks`` and the last ``recent`` tokens, the *window*, are
+always attended to; between them lies the *body*, in whole groups.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from vllm_relational.sparse.pages import GROUP
+
+
+def beta_of(alpha: float, scale: float) -> float:
+    """Attention weights of at least ``alpha`` times the greatest <=> products of at least the greatest minus beta."""
+    return -math.log(alpha) / scale
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens at the start (``sinks``, rounded up to a group) and at the end (at least ``recent``) of every context."""
+
+    sinks: int = 128
+    recent: int = 512
+
+    def body(self, seq_len: int) -> tuple[int, int]:
+        """First token of the body and the one behind its last; empty where the window covers all."""
+        start = -(-self.sinks // GROUP) * GROUP
+        end = (seq_len - self.recent) // GROUP * GROUP
+        return start, max(start, end)
+
+
+class Rule(Protocol):
+    """Which tokens queries keep, without the window."""
+
+    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        """Products ``[num_heads, seq_len]`` -> bool of the same shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """All tokens."""
+
+    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        return torch.ones_like(scores, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class WindowOnly:
+    """No token beyond the window."""
+
+    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        return torch.zeros_like(scores, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Dipr:
+    """Tokens whose product is at most ``beta`` below the greatest of the head. A NaN product is kept."""
+
+    beta: float
+
+    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        return ~(scores < scores.amax(-1, keepdim=True) - self.beta)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The ``k`` greatest products of a head."""
+
+    k: int
+
+    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        best = scores.topk(min(self.k, scores.shape[-1]), dim=-1).indices
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
+
+
+@dataclass(frozen=True)
+class TopP:
+    """The greatest products of a head that together have attention mass ``p``, at least one."""
+
+    p: float
+
+    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        weights, order = torch.softmax(scores * scale, -1).sort(-1, descending=True)
+        needed = weights.cumsum(-1) - weights < self.p
+        needed[..., 0] = True
+        return torch.zeros_like(needed).scatter_(-1, order, needed)
+
+
+@dataclass
+class Decoded:
+    """One request's attention.
+
+    output: ``[num_heads, head_size]``; lse: log of the softmax's denominator over attended tokens ``[num_heads]``;
+    kept:   bool ``[num_heads, seq_len]``, the window included; mass: attention mass of the kept tokens ``[num_heads]``.
+    """
+
+    output: torch.Tensor
+    lse: torch.Tensor
+    kept: torch.Tensor
+    mass: torch.Tensor
+
+
+def gather(cache: torch.Tensor, block_table: torch.Tensor, seq_len: int) -> torch.Tensor:
+    """Keys or values ``[num_blocks, num_kv_heads, block_size, head_size]`` of a request
+    -> ``[num_kv_heads, seq_len, head_size]``."""
+    num_pages = -(-seq_len // cache.shape[2])
+    pages = cache[block_table[:num_pages].long()].transpose(0, 1)
+    return pages.reshape(cache.shape[1], -1, cache.shape[3])[:, :seq_len]
+
+
+def decode(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    rule: Rule,
+    window: Window | None = None,
+    *,
+    by_group: bool = True,
+    tail: bool = False,
+) -> Decoded:
+    """Attention of one query token of a request over its whole context.
+
+    query: ``[num_heads, head_size]``; key, value: ``[num_kv_heads, seq_len, head_size]``. Computed in their dtype, at
+    least float32: give float64 for a reference of the reference.
+    by_group: a token that one head of a KV head's group keeps is attended to by all of them, as the kernels do.
+    tail:     tokens of the body that are not kept count with their weight and the mean value of their group of 16.
+    """
+    number = torch.promote_types(query.dtype, torch.float32)
+    query, key, value = query.to(number), key.to(number), value.to(number)
+    kv_heads, seq_len, head_size = key.shape
+    grouped = query.view(kv_heads, -1, head_size)
+    scores = (grouped @ key.transpose(1, 2)).view(len(query), seq_len)
+    kept = rule.keep(scores, scale)
+    if window is not None:
+        start, end = window.body(seq_len)
+        kept[:, :start] = kept[:, end:] = True
+    if by_group:
+        together = kept.view(kv_heads, -1, seq_len).any(1, keepdim=True)
+        kept = together.expand(-1, grouped.shape[1], -1).reshape(len(query), seq_len)
+    logits = scores * scale
+    weights = torch.exp(logits - logits.amax(-1, keepdim=True))
+    mass = (weights * kept).sum(-1) / weights.sum(-1)
+    counted = weights if tail else weights * kept
+    repeats = grouped.shape[1]
+    output = _weighted(weights * kept, value, repeats)
+    if tail:
+        output = output + _weighted(weights * ~kept, _group_means(value), repeats)
+    denominator = counted.sum(-1)
+    return Decoded(output / denominator[:, None], denominator.log() + logits.amax(-1), kept, mass)
+
+
+def _weighted(weights: torch.Tensor, value: torch.Tensor, repeats: int) -> torch.Tensor:
+    kv_heads, seq_len, head_size = value.shape
+    return (weights.view(kv_heads, repeats, seq_len) @ value).reshape(-1, head_size)
+
+
+def _group_means(value: torch.Tensor) -> torch.Tensor:
+    """Every token's value replaced by the mean of its group; the last group may be short."""
+    means = [part.mean(1, keepdim=True).expand_as(part) for part in value.split(GROUP, dim=1)]
+    return torch.cat(means, dim=1)
+
+
+def decode_paged(
+    queries: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    rule: Rule,
+    window: Window | None = None,
+    *,
+    by_group: bool = True,
+    tail: bool = False,
+    double: bool = False,
+) -> list[Decoded]:
+    """``decode`` for every request: queries ``[num_reqs, num_heads, head_size]``, caches as in ``gather``,
+    block_table ``[num_reqs, max_blocks]``, seq_lens ``[num_reqs]``. ``double`` computes in float64."""
+    found = []
+    for query, blocks, seq_len in zip(queries, block_table, seq_lens.tolist(), strict=True):
+        key, value = gather(key_cache, blocks, seq_len), gather(value_cache, blocks, seq_len)
+        if double:
+            query, key, value = query.double(), key.double(), value.double()
+        found.append(decode(query, key, value, scale, rule, window, by_group=by_group, tail=tail))
+    return found
