@@ -164,7 +164,8 @@ def _weighted(weights: torch.Tensor, value: torch.Tensor, repeats: int) -> torch
 
 def _group_means(value: torch.Tensor) -> torch.Tensor:
     """Every token's value replaced by the mean of its group; the last group may be short."""
-    means = [part.mean(1, keepdim=True).expand_as(part) for part in value.split(GROUP, dim=1)]
+    parts = torch.split(value, GROUP, dim=1)
+    means = [part.mean(1, keepdim=True).expand_as(part) for part in parts]
     return torch.cat(means, dim=1)
 
 

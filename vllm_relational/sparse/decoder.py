@@ -1,0 +1,75 @@
+"""Sparse decode attention over a batch of requests: the reference on the CPU, the Triton kernels on a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from vllm_relational.sparse import naive
+from vllm_relational.sparse.pages import Pages
+from vllm_relational.sparse.settings import DiprSettings
+
+
+@dataclass(frozen=True)
+class DecodeShape:
+    """Sizes that do not change while an engine lives: heads of queries and of keys, the softmax scale, and the largest
+    batch and context."""
+
+    num_heads: int
+    num_kv_heads: int
+    scale: float
+    max_reqs: int
+    max_seq_len: int
+
+
+class SparseDecoder:
+    """Attention of one query token a request, for all layers of an engine: it owns the scratch memory.
+
+    ``decode`` may be captured in a CUDA graph: grids depend on shapes only, lengths are read on the device.
+    """
+
+    def __init__(self, settings: DiprSettings, shape: DecodeShape) -> None:
+        self.settings, self.shape = settings, shape
+
+    def decode(
+        self,
+        query: torch.Tensor,
+        pages: Pages,
+        block_table: torch.Tensor,
+        lens: torch.Tensor,
+        rows: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        """Write the attention of every request that is to be attended to sparsely.
+
+        query, output: ``[num_tokens, num_heads, head_size]``; block_table: int32 ``[num_reqs, max_blocks]``;
+        lens: int32 ``[num_reqs]``, tokens of the context, 0 for a request that is not to be touched;
+        rows: int32 ``[num_reqs]`` or longer, the row of each request in ``query`` and ``output``.
+        """
+        reference(self.settings, self.shape.scale, query, pages, block_table, lens, rows, output)
+
+
+def reference(
+    settings: DiprSettings,
+    scale: float,
+    query: torch.Tensor,
+    pages: Pages,
+    block_table: torch.Tensor,
+    lens: torch.Tensor,
+    rows: torch.Tensor,
+    output: torch.Tensor,
+) -> None:
+    """What ``SparseDecoder.decode`` computes, by ``naive``; it reads lengths on the host."""
+    window = naive.Window(settings.sinks, settings.recent)
+    for request, seq_len in enumerate(lens.tolist()):
+        if seq_len == 0:
+            continue
+        key = naive.gather(pages.key, block_table[request], seq_len)
+        value = naive.gather(pages.value, block_table[request], seq_len)
+        beta = settings.beta(scale, seq_len)
+        rule = naive.Dense() if math.isinf(beta) else naive.Dipr(beta)
+        row = int(rows[request])
+        found = naive.decode(query[row], key, value, scale, rule, window, tail=settings.tail)
+        output[row] = found.output.to(output.dtype)

@@ -1,0 +1,82 @@
+"""Settings of DIPR attention: which tokens are attended to, and when a request is attended to densely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vllm_relational.records import RelationalError
+
+METHODS = ("auto", "scan", "v_skip", "dense")
+
+
+@dataclass(frozen=True)
+class DiprSettings:
+    """``RelationalError`` for values that there are not.
+
+    method:       ``scan`` reads a 4-bit index of the keys and the tokens that may matter; ``v_skip`` reads all keys and
+                  the values that matter; ``dense`` reads all; ``auto`` chooses by length and layer (``optimizer.py``).
+    alpha:        tokens with at least this share of the greatest attention weight are attended to: beta = -ln(alpha) /
+                  softmax scale (arXiv 2504.10326, section 5). 0 attends to all tokens.
+    alpha_length: where given, alpha is this number over the context length instead: beta grows with the length.
+    tail:         tokens that are not attended to count with their estimated weight and the mean value of their group.
+    sinks, recent: tokens at the start and at the end of the context that are always attended to.
+    dense_below:  tokens: shorter contexts are attended to densely.
+    dense_layers: so many first layers are attended to densely.
+    most_candidates: share of the body that a scan may keep; a part of it that keeps more is attended to densely.
+    certificate:  report how much attention mass the attended tokens have.
+    """
+
+    method: str = "auto"
+    alpha: float = 4e-3
+    alpha_length: float | None = None
+    tail: bool = True
+    sinks: int = 128
+    recent: int = 512
+    dense_below: int = 8192
+    dense_layers: int = 2
+    most_candidates: float = 0.5
+    certificate: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
+        _check(_is_number(self.alpha) and 0 <= self.alpha <= 1, "alpha", self.alpha, "a share from 0 (all tokens) to 1")
+        length = self.alpha_length
+        _check(
+            length is None or (_is_number(length) and length >= 0), "alpha_length", length, "a number of tokens or null"
+        )
+        for name in ("tail", "certificate"):
+            _check(type(getattr(self, name)) is bool, name, getattr(self, name), "true or false")
+        for name, least in (("sinks", 0), ("recent", 1), ("dense_below", 0), ("dense_layers", 0)):
+            value = getattr(self, name)
+            _check(type(value) is int and value >= least, name, value, f"a whole number, {least} or more")
+        share = self.most_candidates
+        _check(_is_number(share) and 0 < share <= 1, "most_candidates", share, "a share above 0 up to 1")
+
+    def beta(self, scale: float, seq_len: int) -> float:
+        """How far below the greatest product ``q.k`` a token of a context of ``seq_len`` may be; infinite for all."""
+        alpha = self.alpha if self.alpha_length is None else min(self.alpha_length / max(seq_len, 1), 1.0)
+        return -math.log(alpha) / scale if alpha > 0 else math.inf
+
+
+def read_dipr(given: Any) -> DiprSettings:
+    """The settings in an object of names and values; ``RelationalError`` for others."""
+    if not isinstance(given, Mapping):
+        raise RelationalError(f"the dipr settings are {given!r}: they must be an object such as {{'alpha': 0.004}}")
+    known = [field.name for field in fields(DiprSettings)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        raise RelationalError(f"dipr has no setting {names}: there are {', '.join(known)}")
+    return DiprSettings(**given)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _check(holds: bool, name: str, value: object, right: str) -> None:
+    if not holds:
+        raise RelationalError(f"dipr setting {name} is {value!r}: it must be {right}")
