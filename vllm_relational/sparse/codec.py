@@ -1,8 +1,9 @@
 """The index of a group in plain torch: how keys become codes, and what the codes promise.
 
-A key's channel ``k`` is stored as ``code`` with ``k' = low + step * code`` and ``|k - k'| <= step / 2``. So for every
-query ``|q.k - q.k'| <= sum_i |q_i| step_i / 2``: a hard bound, in the spirit of vector-approximation files (Weber,
-Schek and Blott, 1998). ``kernels/seal.py`` computes the same bits on the GPU.
+A key's channel ``k`` is stored as ``code`` with ``k' = origin + step * (64 + code)`` and ``|k - k'| <= step / 2``. (The
+kernel gets 64 + code for free.) So for every query ``|q.k - q.k'| <= sum_i |q_i| step_i / 2``: a hard bound, in the
+spirit of vector-approximation files (Weber, Schek and Blott, 1998). ``kernels/seal.py`` computes the same bits on the
+GPU.
 """
 
 from __future__ import annotations
@@ -12,48 +13,73 @@ import torch
 from vllm_relational.sparse.pages import GROUP, Pages
 
 NUM_CODES = 16
-LEAST_STEP = 2.0**-12
-MOST_STEP_CODE = 199
-"""A step beyond this would leave float16 when multiplied by a code; such a channel is marked by a NaN ``low``."""
-SLACK = 1 + 2.0**-8
-"""On the bound: covers rounding in float32."""
+LEAST_STEP = 2.0**-14
+MOST_STEP_CODE = 27 * 8 - 1
+"""A step beyond this would leave float16 when multiplied by 15; such a channel is marked by a NaN ``origin``."""
+MOST_KEY = 60000.0
+"""Larger keys, which float16 cannot hold, are marked likewise, and so is an origin that it cannot hold."""
+STEPS = NUM_CODES - 1 - 64 * 2.0**-10 - 0.01
+"""Steps that a channel's spread may take, with room for the rounding of the origin, which lies 64 steps below."""
+SLACK = 1 + 2.0**-7
+"""On the bound: covers rounding in float32, of the estimate too."""
 
 
 def encode_step(step: torch.Tensor) -> torch.Tensor:
-    """float32 -> 8 bits, rounded up: five of exponent, three of mantissa, from ``LEAST_STEP`` on; may exceed 255."""
+    """float32 -> the middle bits of a float16, rounded up: five of exponent, three of mantissa; may exceed 255."""
     bits = step.clamp(min=LEAST_STEP).to(torch.float32).view(torch.int32)
-    return ((bits + 0xFFFFF) >> 20) - ((127 - 12) << 3)
+    return ((bits + 0xFFFFF) >> 20) - ((127 - 15) << 3)
 
 
 def decode_step(code: torch.Tensor) -> torch.Tensor:
     """uint8 -> float16, exactly what ``encode_step`` rounded to."""
-    return ((code.to(torch.int16) << 7) + (3 << 10)).view(torch.float16)
-
-
-def round_down(values: torch.Tensor) -> torch.Tensor:
-    """float32 -> the greatest bfloat16 that is not greater."""
-    bits = values.to(torch.float32).view(torch.int32)
-    return (torch.where(bits < 0, bits + 0xFFFF, bits) >> 16).to(torch.int16).view(torch.bfloat16)
+    return (code.to(torch.int16) << 7).view(torch.float16)
 
 
 def encode(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Keys ``[..., GROUP, head_size]`` -> codes ``[..., GROUP, head_size // 2]``, low and step ``[..., head_size]``."""
+    """Keys ``[..., GROUP, head_size]`` -> packed codes, as many bytes as half the channels, and origin and step
+    ``[..., head_size]``."""
     keys = keys.float()
-    low = round_down(keys.amin(-2))
-    wide = encode_step((keys.amax(-2) - low.float()) / (NUM_CODES - 1))
-    fits = (wide <= MOST_STEP_CODE) & keys.isfinite().all(-2)
-    low = torch.where(fits, low, torch.nan)
-    step = torch.where(fits, wide, 0).to(torch.uint8)
-    scaled = (keys - low.float()[..., None, :]) / decode_step(step).float()[..., None, :]
-    codes = torch.where(scaled.isnan(), 0.0, scaled.add(0.5).floor().clamp(0, NUM_CODES - 1)).to(torch.uint8)
-    half = keys.shape[-1] // 2
-    return codes[..., :half] | (codes[..., half:] << 4), low, step
+    low = keys.amin(-2)
+    wide = encode_step((keys.amax(-2) - low + low.abs() * 2.0**-10) / STEPS)
+    fits = (wide <= MOST_STEP_CODE) & (keys.abs() <= MOST_KEY).all(-2)  # NaN fails too
+    step = torch.where(fits, wide, encode_step(torch.zeros_like(low))).to(torch.uint8)
+    size = decode_step(step).float()
+    origin = _round_down(low - 64 * size)
+    fits &= origin.isfinite()
+    codes = ((keys - origin.float()[..., None, :]) / size[..., None, :] - 63.5).floor().clamp(0, NUM_CODES - 1)
+    codes = torch.where(fits[..., None, :], codes, 0).to(torch.uint8)
+    return pack(codes), torch.where(fits, origin, torch.nan), step
 
 
-def decode(codes: torch.Tensor, low: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+def _round_down(values: torch.Tensor) -> torch.Tensor:
+    """float32 -> the greatest float16 that is not greater."""
+    near = values.to(torch.float16)
+    return torch.where(near.float() > values, torch.nextafter(near, torch.full_like(near, -torch.inf)), near)
+
+
+def pack(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 codes ``[..., head_size]`` -> bytes ``[..., head_size // 2]``.
+
+    A 32-bit word holds eight channels: a pair of neighbours of each quarter of the head, the first in its low half and
+    the second in its high half, at bit 4 times the quarter. Masked, such a pair is a pair of float16 but for exponents.
+    """
+    pairs = codes.reshape(*codes.shape[:-1], 4, codes.shape[-1] // 8, 2)  # [..., quarter, word, half of the word]
+    first, second, third, fourth = (pairs[..., quarter, :, :] for quarter in range(4))
+    in_bytes = torch.stack([first | (second << 4), third | (fourth << 4)], dim=-1)  # [..., word, half, byte]
+    return in_bytes.flatten(-3)
+
+
+def unpack(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``pack``."""
+    in_bytes = packed.reshape(*packed.shape[:-1], packed.shape[-1] // 4, 2, 2)
+    low, high = in_bytes & 15, in_bytes >> 4
+    quarters = torch.stack([low[..., 0], high[..., 0], low[..., 1], high[..., 1]], dim=-3)
+    return quarters.flatten(-3)
+
+
+def decode(codes: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """What the codes say of the keys: float32 ``[..., GROUP, head_size]``; NaN where they say nothing."""
-    both = torch.cat([codes & 15, codes >> 4], dim=-1).float()
-    return low.float()[..., None, :] + decode_step(step).float()[..., None, :] * both
+    return origin.float()[..., None, :] + decode_step(step).float()[..., None, :] * (64 + unpack(codes).float())
 
 
 def error_bound(queries: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
@@ -70,9 +96,9 @@ def seal(pages: Pages, slots: torch.Tensor) -> None:
     tokens = groups[:, None] * GROUP + torch.arange(GROUP, device=slots.device)
     keys = pages.key[blocks[:, None], :, tokens].transpose(1, 2)  # [num ends, num_kv_heads, GROUP, head_size]
     values = pages.value[blocks[:, None], :, tokens].transpose(1, 2)
-    codes, low, step = encode(keys)
+    codes, origin, step = encode(keys)
     pages.codes[blocks, :, groups] = codes
-    pages.low[blocks, :, groups] = low
+    pages.origin[blocks, :, groups] = origin
     pages.step[blocks, :, groups] = step
     pages.value_mean[blocks, :, groups] = values.float().mean(-2).to(torch.bfloat16)
 

@@ -14,11 +14,12 @@ from vllm_relational.sparse.settings import DiprSettings
 
 @dataclass(frozen=True)
 class DecodeShape:
-    """Sizes that do not change while an engine lives: heads of queries and of keys, the softmax scale, and the largest
-    batch and context."""
+    """Sizes that do not change while an engine lives: heads of queries and of keys, channels of a head, the softmax
+    scale, and the largest batch and context."""
 
     num_heads: int
     num_kv_heads: int
+    head_size: int
     scale: float
     max_reqs: int
     max_seq_len: int
@@ -28,10 +29,30 @@ class SparseDecoder:
     """Attention of one query token a request, for all layers of an engine: it owns the scratch memory.
 
     ``decode`` may be captured in a CUDA graph: grids depend on shapes only, lengths are read on the device.
+    device: 'cpu' computes with ``naive``, anything else with the Triton kernels.
     """
 
-    def __init__(self, settings: DiprSettings, shape: DecodeShape) -> None:
+    def __init__(self, settings: DiprSettings, shape: DecodeShape, device: torch.device | str = "cpu") -> None:
         self.settings, self.shape = settings, shape
+        self._kernels = None
+        if torch.device(device).type != "cpu":
+            from vllm_relational.sparse.kernels.launch import Kernels
+
+            self._kernels = Kernels(
+                settings,
+                num_heads=shape.num_heads,
+                num_kv_heads=shape.num_kv_heads,
+                head_size=shape.head_size,
+                scale=shape.scale,
+                max_reqs=shape.max_reqs,
+                max_seq_len=shape.max_seq_len,
+                device=device,
+            )
+
+    @property
+    def statistics(self) -> torch.Tensor | None:
+        """What the kernels counted so far, on the device (``kernels.launch.STATISTICS``); None on the CPU."""
+        return self._kernels.statistics if self._kernels is not None else None
 
     def decode(
         self,
@@ -48,7 +69,16 @@ class SparseDecoder:
         lens: int32 ``[num_reqs]``, tokens of the context, 0 for a request that is not to be touched;
         rows: int32 ``[num_reqs]`` or longer, the row of each request in ``query`` and ``output``.
         """
-        reference(self.settings, self.shape.scale, query, pages, block_table, lens, rows, output)
+        if self._kernels is None:
+            reference(self.settings, self.shape.scale, query, pages, block_table, lens, rows, output)
+            return
+        from vllm_relational.sparse.kernels.launch import Batch
+
+        batch = Batch(query, pages, block_table, lens, rows, output)
+        if self.settings.method == "v_skip" or self.settings.attends_to_all:
+            self._kernels.v_skip(batch)
+        else:
+            self._kernels.scan(batch)
 
 
 def reference(

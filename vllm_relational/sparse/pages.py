@@ -2,12 +2,12 @@
 
 The cache of a layer is one tensor; the page of block ``b`` and KV head ``h`` is one contiguous chunk of it:
 
-    | token 0: key, value | token 1: key, value | ... | codes | low | step | value mean | padding |
+    | token 0: key, value | token 1: key, value | ... | codes | origin | value mean | step | padding |
     |<------------ block_size tokens ---------------->|<---------- index, in groups of 16 --------->|
 
 Keys and values keep the layout that vLLM's own kernels read; a copied, offloaded or shared block carries its index
-along. Of every group of 16 tokens the index holds, a channel at a time, 4-bit codes with a minimum (``low``, bfloat16)
-and a step (8 bits), and the mean of the values (bfloat16). A group is *sealed* when its last token is written.
+along. Of every group of 16 tokens the index holds, a channel at a time, 4-bit codes with an origin (float16) and a
+step (8 bits), and the mean of the values (bfloat16). A group is *sealed* when its last token is written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 GROUP = 16
-"""Tokens that share a minimum and a step a channel, and a mean value."""
+"""Tokens that share an origin and a step a channel, and a mean value."""
 
 _ALIGNMENT = 4  # bytes: the cache may be seen as float32
 
@@ -26,8 +26,8 @@ _ALIGNMENT = 4  # bytes: the cache may be seen as float32
 class PageLayout:
     """Where things lie in a page.
 
-    block_size: tokens a page, a multiple of ``GROUP``. head_size: channels of keys and of values, even.
-    dtype: of keys and values. ``ValueError`` for sizes that the index does not fit.
+    block_size: tokens a page, a multiple of ``GROUP``. head_size: channels of keys and of values, a multiple of 16.
+    dtype:      of keys and values. ``ValueError`` for sizes that the index does not fit.
     """
 
     block_size: int
@@ -37,8 +37,8 @@ class PageLayout:
     def __post_init__(self) -> None:
         if self.block_size % GROUP or self.block_size < GROUP:
             raise ValueError(f"the DIPR index needs blocks of a multiple of {GROUP} tokens, not {self.block_size}")
-        if self.head_size % 2 or self.head_size < 16:
-            raise ValueError(f"the DIPR index needs an even head size of 16 or more, not {self.head_size}")
+        if self.head_size % 16:
+            raise ValueError(f"the DIPR index needs a head size of a multiple of 16, not {self.head_size}")
 
     @property
     def num_groups(self) -> int:
@@ -80,10 +80,10 @@ class Pages:
     """Views into the cache of one layer; see ``PageLayout``.
 
     key, value:  ``[num_blocks, num_kv_heads, block_size, head_size]``, the model's dtype
-    codes:       uint8 ``[num_blocks, num_kv_heads, num_groups, GROUP, head_size // 2]``; the low half of a byte is a
-                 channel of the first half of the head, the high half the same channel of the second half
-    low:         bfloat16 ``[num_blocks, num_kv_heads, num_groups, head_size]``
-    step:        uint8, the same shape; ``codec.decode_step`` reads it
+    codes:       uint8 ``[num_blocks, num_kv_heads, num_groups, GROUP, head_size // 2]``, as ``codec.pack`` packs them
+    words:       the codes as int32 ``[..., head_size // 8]``
+    origin:      float16 ``[num_blocks, num_kv_heads, num_groups, head_size]``
+    step:        uint8, the same shape; ``codec.decode_step`` reads it; step_words: four a word
     value_mean:  bfloat16, the same shape
     """
 
@@ -96,19 +96,19 @@ class Pages:
         self.key_value = rows
         start = size * 2 * head * layout.dtype.itemsize
         self.codes = self._part(torch.uint8, start, (groups, GROUP, head // 2))
+        self.words = self._part(torch.int32, start, (groups, GROUP, head // 8))
         start += groups * GROUP * head // 2
-        self.low = self._part(torch.bfloat16, start, (groups, head))
+        self.origin = self._part(torch.float16, start, (groups, head))
         start += groups * head * 2
         self.value_mean = self._part(torch.bfloat16, start, (groups, head))
         start += groups * head * 2
         self.step = self._part(torch.uint8, start, (groups, head))
+        self.step_words = self._part(torch.int32, start, (groups, head // 4))
         self.num_blocks, self.num_kv_heads = blocks, heads
 
     def _part(self, dtype: torch.dtype, start: int, shape: tuple[int, ...]) -> torch.Tensor:
         """``shape`` elements of every page from byte ``start`` on."""
-        typed = self.cache.view(dtype) if dtype.itemsize <= self.cache.element_size() else None
-        if typed is None:
-            raise ValueError(f"the cache must be seen as at least {dtype.itemsize} bytes an element")
+        typed = self.cache.view(dtype)
         inner = [1]
         for length in reversed(shape[1:]):
             inner.insert(0, inner[0] * length)

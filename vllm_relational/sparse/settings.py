@@ -55,6 +55,11 @@ class DiprSettings:
         share = self.most_candidates
         _check(_is_number(share) and 0 < share <= 1, "most_candidates", share, "a share above 0 up to 1")
 
+    @property
+    def attends_to_all(self) -> bool:
+        """Whether beta is infinite at every length."""
+        return (self.alpha if self.alpha_length is None else self.alpha_length) == 0
+
     def beta(self, scale: float, seq_len: int) -> float:
         """How far below the greatest product ``q.k`` a token of a context of ``seq_len`` may be; infinite for all."""
         alpha = self.alpha if self.alpha_length is None else min(self.alpha_length / max(seq_len, 1), 1.0)

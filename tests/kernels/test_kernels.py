@@ -1,0 +1,223 @@
+"""Every kernel against its reference: odd sizes, any group of heads, poisoned memory, blocks at random."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paged import Paged, paged_batch
+
+from vllm_relational.sparse import codec, naive
+from vllm_relational.sparse.decoder import reference
+from vllm_relational.sparse.kernels.launch import Batch, Kernels, Tuning
+from vllm_relational.sparse.kernels.seal import seal
+from vllm_relational.sparse.pages import PageLayout, new_cache
+from vllm_relational.sparse.settings import DiprSettings
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+WINDOW = {"sinks": 32, "recent": 64}
+
+
+def kernels_for(batch: Paged, dipr: DiprSettings, programs: int = 12) -> Kernels:
+    num_reqs, num_heads, head_size = len(batch.lens), batch.query.shape[1], batch.query.shape[2]
+    made = Kernels(
+        dipr,
+        num_heads=num_heads,
+        num_kv_heads=batch.pages.num_kv_heads,
+        head_size=head_size,
+        scale=batch.scale,
+        max_reqs=num_reqs,
+        max_seq_len=max(int(batch.lens.max()), 1),
+        device=DEVICE,
+        tuning=Tuning(programs=programs),
+    )
+    for scratch in made.scratch:
+        scratch.view(torch.uint8).fill_(0xFF)
+    return made
+
+
+def run(batch: Paged, dipr: DiprSettings, method: str, programs: int = 12) -> tuple[torch.Tensor, Kernels]:
+    made = kernels_for(batch, dipr, programs)
+    output = torch.full_like(batch.query, torch.nan)
+    getattr(made, method)(Batch(batch.query, batch.pages, batch.block_table, batch.lens, batch.rows, output))
+    return output, made
+
+
+def expected(batch: Paged, dipr: DiprSettings) -> torch.Tensor:
+    output = torch.full_like(batch.query, torch.nan)
+    reference(dipr, batch.scale, batch.query, batch.pages, batch.block_table, batch.lens, batch.rows, output)
+    return output
+
+
+def attended(batch: Paged, made: Kernels, request: int) -> torch.Tensor:
+    """The tokens that window and list of a request hold: bool ``[num_kv_heads, seq_len]``."""
+    length = int(batch.lens[request])
+    start, end = naive.Window(made.settings.sinks, made.settings.recent).body(length)
+    kept = torch.zeros((batch.pages.num_kv_heads, length), dtype=torch.bool)
+    kept[:, :start] = kept[:, end:] = True
+    for head, tokens in enumerate(made.listed(len(batch.lens), request, length)):
+        assert len(tokens) == len(set(tokens))
+        kept[head, tokens] = True
+    return kept
+
+
+SHAPES = [
+    pytest.param(4, 2, 64, 16, torch.float32, id="heads 4"),
+    pytest.param(1, 3, 64, 32, torch.float16, id="one head, blocks of 32"),
+    pytest.param(7, 1, 96, 64, torch.float16, id="heads 7, size 96, blocks of 64"),
+    pytest.param(16, 1, 64, 16, torch.bfloat16, id="heads 16, bfloat16"),
+    pytest.param(4, 1, 128, 48, torch.bfloat16, id="size 128, blocks of 48"),
+    pytest.param(2, 1, 256, 16, torch.float16, id="size 256"),
+    pytest.param(3, 1, 80, 16, torch.float32, id="size 80"),
+]
+
+
+@pytest.mark.parametrize("method", ["scan", "v_skip"])
+@pytest.mark.parametrize(("group", "kv_heads", "head_size", "block_size", "dtype"), SHAPES)
+def test_an_infinite_beta_is_dense_attention(method, group, kv_heads, head_size, block_size, dtype):
+    batch = paged_batch(
+        [1, 63, 300, 0, 111],
+        group=group,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        block_size=block_size,
+        dtype=dtype,
+        device=DEVICE,
+    )
+    output, _ = run(batch, DiprSettings(alpha=0.0, tail=False, **WINDOW), method)
+    right = expected(batch, DiprSettings(alpha=0.0, tail=False, **WINDOW))
+    touched = batch.rows[batch.lens > 0].long()
+    assert torch.allclose(output[touched].float(), right[touched].float(), atol=TOLERANCE[dtype])
+    others = [row for row in range(len(output)) if row not in touched.tolist()]
+    assert output[others].isnan().all()  # nobody's rows
+
+
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize(("group", "kv_heads", "head_size", "block_size", "dtype"), SHAPES)
+def test_a_scan_attends_to_the_dipr_set_and_what_it_lists(tail, group, kv_heads, head_size, block_size, dtype):
+    batch = paged_batch(
+        [740, 333],
+        group=group,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        block_size=block_size,
+        dtype=dtype,
+        spread=3.0,
+        device=DEVICE,
+    )
+    dipr = DiprSettings(alpha=0.05, tail=tail, most_candidates=1.0, **WINDOW)
+    output, made = run(batch, dipr, "scan")
+    rule = naive.Dipr(dipr.beta(batch.scale, 1))
+    for request, row in enumerate(batch.rows.tolist()):
+        length = int(batch.lens[request])
+        kept = attended(batch, made, request)
+        key, value = (
+            naive.gather(part, batch.block_table[request], length) for part in (batch.pages.key, batch.pages.value)
+        )
+        exact = naive.decode(batch.query[row].double(), key.double(), value.double(), batch.scale, rule)
+        union = exact.kept.view(kv_heads, group, length).any(1).cpu()
+        assert (kept | ~union).all()
+        assert kept.sum() < kept.numel()  # it did leave something out
+        listed = naive.decode(
+            batch.query[row].float(),
+            key.float(),
+            value.float(),
+            batch.scale,
+            Listed(kept.repeat_interleave(group, 0)),
+            tail=tail,
+        )
+        # Weights of the tail are estimates: their error is bounded by the codes', not by rounding.
+        atol = TOLERANCE[dtype] if not tail else TOLERANCE[dtype] + 0.05
+        assert torch.allclose(output[row].float(), listed.output, atol=atol)
+
+
+class Listed:
+    """Tokens given beforehand."""
+
+    def __init__(self, kept: torch.Tensor) -> None:
+        self.kept = kept
+
+    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        return self.kept.to(scores.device).clone()
+
+
+@settings(max_examples=12 if not ON_GPU else 60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(65, 900 if not ON_GPU else 9000),
+    st.sampled_from([0.5, 2.0, 6.0]),
+    st.sampled_from([1e-3, 0.02, 0.3]),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_no_token_of_the_dipr_set_is_left_out(seed, length, spread, alpha, programs, by_length):
+    batch = paged_batch([length], group=2, kv_heads=1, spread=spread, seed=seed, dtype=torch.bfloat16, device=DEVICE)
+    dipr = DiprSettings(alpha=alpha, alpha_length=alpha * length if by_length else None, **WINDOW)
+    _, made = run(batch, dipr, "scan", programs)
+    kept = attended(batch, made, 0)
+    key = naive.gather(batch.pages.key, batch.block_table[0], length).double()
+    exact = naive.decode(
+        batch.query[batch.rows[0].long()].double(), key, key, batch.scale, naive.Dipr(dipr.beta(batch.scale, length))
+    )
+    assert (kept | ~exact.kept.any(0).cpu()).all()
+
+
+def test_a_split_that_lists_too_many_counts_whole():
+    batch = paged_batch([900], spread=0.1, device=DEVICE)
+    dipr = DiprSettings(alpha=0.01, most_candidates=0.05, **WINDOW)
+    output, made = run(batch, dipr, "scan")
+    assert (made.counts[: 2 * made.splits(1)] < 0).any()
+    dense = expected(batch, DiprSettings(alpha=0.0, tail=False))
+    row = int(batch.rows[0])
+    assert torch.allclose(output[row], dense[row], atol=1e-3)
+    body, listed, full = made.statistics[:3].tolist()
+    assert full > 0 and body == 2 * (832 - 32) and listed <= body
+
+
+def test_keys_that_no_code_can_hold_are_attended_to():
+    batch = paged_batch([500], dtype=torch.bfloat16, spread=4.0, device=DEVICE)
+    block = int(batch.block_table[0, 10])
+    batch.pages.key[block, 0, 3, 7] = 1e5
+    slots = torch.arange(16, device=DEVICE) + block * 16
+    seal(batch.pages, slots)
+    _, made = run(batch, DiprSettings(alpha=0.9, **WINDOW), "scan")
+    assert attended(batch, made, 0)[0, 160:176].all()
+
+
+@pytest.mark.parametrize(
+    ("head_size", "block_size", "dtype"), [(64, 16, torch.bfloat16), (96, 32, torch.float16), (80, 64, torch.float32)]
+)
+def test_sealing_writes_the_bits_of_the_reference(head_size, block_size, dtype):
+    layout = PageLayout(block_size, head_size, dtype)
+    caches = [new_cache(layout, 6, 3, DEVICE) for _ in range(2)]
+    right, found = (layout.views(cache) for cache in caches)
+    keys = torch.randn((70, 3, head_size), device=DEVICE) * torch.rand(head_size, device=DEVICE) * 10 + 5
+    keys[20, 1, 3], keys[40, 0, 0] = torch.nan, 5e4
+    values = torch.randn((70, 3, head_size), device=DEVICE)
+    slots = torch.arange(70, device=DEVICE) + 5
+    slots[50] = -1
+    codec.write(right, keys, values, slots)
+    found.key_value[:] = right.key_value
+    seal(found, slots)
+    assert torch.equal(found.codes, right.codes) and torch.equal(found.step, right.step)
+    assert torch.equal(found.origin.nan_to_num(-1), right.origin.nan_to_num(-1))
+    assert torch.allclose(
+        found.value_mean.float(), right.value_mean.float(), rtol=2**-7, atol=1e-6
+    )  # the interpreter cuts
+
+
+def test_the_certificate_counts_what_is_only_estimated():
+    batch = paged_batch([700], spread=3.0, device=DEVICE)
+    dipr = DiprSettings(alpha=0.3, certificate=True, **WINDOW)
+    _, made = run(batch, dipr, "scan")
+    bins = made.statistics[3:]
+    assert bins.sum() == batch.query.shape[1]
+    row = int(batch.rows[0])
+    key, value = (naive.gather(part, batch.block_table[0], 700) for part in (batch.pages.key, batch.pages.value))
+    kept = attended(batch, made, 0).repeat_interleave(4, 0)
+    left = 1 - naive.decode(batch.query[row].float(), key, value, batch.scale, Listed(kept)).mass
+    near = torch.histc((-torch.log2(left)).clamp(0, 15).cpu(), 16, 0, 16)
+    assert (near.cumsum(0) - bins.cpu().cumsum(0)).abs().max() <= 2  # an estimate may fall into the next bin

@@ -1,0 +1,90 @@
+"""The reference against torch's own attention, and the rules against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from paged import paged_batch
+
+from vllm_relational.sparse import naive
+
+
+def decoded(batch, rule, window=None, **options):
+    return naive.decode_paged(
+        batch.query[batch.rows.long()],
+        batch.pages.key,
+        batch.pages.value,
+        batch.block_table,
+        batch.lens,
+        batch.scale,
+        rule,
+        window,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(("group", "block_size"), [(1, 16), (4, 32), (7, 64)])
+def test_dense_is_the_attention_of_torch(group, block_size):
+    batch = paged_batch([1, 16, 333], group=group, block_size=block_size)
+    for request, found in enumerate(decoded(batch, naive.Dense())):
+        length = int(batch.lens[request])
+        key = naive.gather(batch.pages.key, batch.block_table[request], length).repeat_interleave(group, 0)
+        value = naive.gather(batch.pages.value, batch.block_table[request], length).repeat_interleave(group, 0)
+        query = batch.query[batch.rows[request].long()][:, None]
+        assert torch.allclose(found.output, F.scaled_dot_product_attention(query, key, value)[:, 0], atol=1e-5)
+        assert torch.allclose(found.mass, torch.ones(()))
+
+
+def test_dipr_keeps_what_has_a_share_of_the_greatest_weight():
+    batch, alpha = paged_batch([500], spread=2.0), 0.03
+    rule = naive.Dipr(naive.beta_of(alpha, batch.scale))
+    (found,) = decoded(batch, rule, by_group=False)
+    (dense,) = decoded(batch, naive.Dense(), double=True)
+    key = naive.gather(batch.pages.key, batch.block_table[0], 500).double().repeat_interleave(4, 0)
+    weights = torch.softmax(torch.einsum("hd,htd->ht", batch.query[batch.rows[0].long()].double(), key) * 0.125, -1)
+    assert torch.equal(found.kept, weights >= alpha * weights.amax(-1, keepdim=True))
+    assert torch.allclose(found.mass.double(), (weights * found.kept).sum(-1))
+    assert (found.output - dense.output).abs().max() < 2 * (1 - found.mass.min()) * batch.pages.value[
+        :1
+    ].nan_to_num().abs().max()
+
+
+def test_an_infinite_beta_keeps_everything():
+    batch = paged_batch([200])
+    (found,) = decoded(batch, naive.Dipr(math.inf))
+    assert found.kept.all()
+
+
+@pytest.mark.parametrize("length", [1, 100, 640, 655, 656, 1000])
+def test_the_window_is_kept_and_the_body_is_whole_groups(length):
+    start, end = naive.Window(sinks=100, recent=512).body(length)
+    assert start == 112 and end >= start and (end - start) % 16 == 0
+    assert end == start or length - 512 - 16 < end <= length - 512
+
+
+def test_top_k_and_top_p_by_their_definitions():
+    batch = paged_batch([300], spread=2.0)
+    (few,) = decoded(batch, naive.TopK(7), by_group=False)
+    assert (few.kept.sum(-1) == 7).all()
+    (most,) = decoded(batch, naive.TopP(0.9), by_group=False)
+    assert (most.mass >= 0.9 - 1e-6).all()
+    lightest = torch.where(most.kept, torch.inf, 0)  # without one more it would not do
+    assert most.kept.sum(-1).min() >= 1 and lightest.shape == most.kept.shape
+
+
+def test_the_tail_counts_what_is_not_kept_with_the_mean_of_its_group():
+    batch, window = paged_batch([704], spread=2.0), naive.Window(32, 64)
+    rule = naive.Dipr(naive.beta_of(0.05, batch.scale))
+    (dense,) = decoded(batch, naive.Dense(), double=True)
+    (without,) = decoded(batch, rule, window, double=True)
+    (with_tail,) = decoded(batch, rule, window, double=True, tail=True)
+    assert torch.allclose(with_tail.lse, dense.lse)
+    assert (with_tail.output - dense.output).norm() < 0.7 * (without.output - dense.output).norm()
+    value = batch.pages.value
+    value[:] = value.unflatten(2, (-1, 16)).mean(3, keepdim=True).expand(-1, -1, -1, 16, -1).flatten(2, 3)
+    (same,) = decoded(batch, rule, window, double=True, tail=True)
+    (dense,) = decoded(batch, naive.Dense(), double=True)
+    assert torch.allclose(same.output, dense.output)

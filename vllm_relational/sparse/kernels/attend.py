@@ -1,0 +1,83 @@
+"""Exact attention of one tile of tokens, online over tiles: the piece that window, gather and v_skip share."""
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def dot(left, right, added):
+    """``added + left @ right`` in float32; the interpreter multiplies bfloat16 as whole numbers, so not there."""
+    if INTERPRETED:
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, added, input_precision="ieee")
+
+
+@triton.jit
+def load_queries(query_ptr, row, head, stride_qt, HEADS: tl.constexpr, PADDED: tl.constexpr,
+                 HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
+    """The queries of a KV head's group ``[PADDED heads, CHANNELS]``; zero where there is none."""
+    heads, channels = tl.arange(0, PADDED), tl.arange(0, CHANNELS)
+    place = row.to(tl.int64) * stride_qt + (head * HEADS + heads[:, None]) * HEAD_SIZE + channels[None, :]
+    return tl.load(query_ptr + place, mask=(heads[:, None] < HEADS) & (channels[None, :] < HEAD_SIZE), other=0.0)
+
+
+@triton.jit
+def token_rows(key_ptr, table_ptr, tokens, there, head, stride_kb, stride_kh, stride_kt, BLOCK_SIZE: tl.constexpr):
+    """Where the keys of tokens of a request lie: pointers ``[tokens]``; values lie one head size behind."""
+    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=there, other=0).to(tl.int64)
+    return key_ptr + blocks * stride_kb + head.to(tl.int64) * stride_kh + (tokens % BLOCK_SIZE) * stride_kt
+
+
+@triton.jit
+def products(queries, rows, there, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr):
+    """Unscaled ``q.k``: float32 ``[PADDED heads, tokens]``, minus infinity where there is no token."""
+    channels = tl.arange(0, CHANNELS)
+    inside = channels < HEAD_SIZE
+    keys = tl.load(rows[:, None] + channels[None, :], mask=there[:, None] & inside[None, :], other=0.0)
+    found = dot(queries, tl.trans(keys), tl.zeros([queries.shape[0], keys.shape[0]], tl.float32))
+    return tl.where(there[None, :], found, float("-inf"))
+
+
+@triton.jit
+def accumulate(scores, rows, there, most, total, summed, scale, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr):
+    """Add tokens with given products to a softmax under way: its greatest product, denominator and numerator."""
+    channels = tl.arange(0, CHANNELS)
+    inside = channels < HEAD_SIZE
+    values = tl.load(rows[:, None] + HEAD_SIZE + channels[None, :], mask=there[:, None] & inside[None, :], other=0.0)
+    greatest = tl.maximum(most, tl.max(scores, axis=1))
+    base = tl.where(greatest == float("-inf"), 0.0, greatest)  # no token so far
+    weights = tl.exp2((scores - base[:, None]) * (scale * LOG2E))
+    fade = tl.exp2((most - base) * (scale * LOG2E))
+    total = total * fade + tl.sum(weights, axis=1)
+    return greatest, total, dot(weights.to(values.dtype), values, summed * fade[:, None])
+
+
+@triton.jit
+def store_partial(
+    partial_ptr, most_ptr, total_ptr, place, num_partials, most, total, summed,
+    HEADS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Keep a softmax under way as partial ``place`` of its request and KV head, for ``merge``.
+
+    place: int64, ``(request * num_kv_heads + head) * HEADS * num_partials + index``.
+    """
+    heads, channels = tl.arange(0, PADDED), tl.arange(0, CHANNELS)
+    real = heads < HEADS
+    where = place + heads * num_partials
+    tl.store(most_ptr + where, most, mask=real)
+    tl.store(total_ptr + where, total, mask=real)
+    tl.store(partial_ptr + where[:, None] * CHANNELS + channels[None, :], summed, mask=real[:, None])
+
+
+@triton.jit
+def body_of(seq_len, SINKS: tl.constexpr, RECENT: tl.constexpr, GROUP: tl.constexpr):
+    """``naive.Window.body``: first token and the one behind the last; SINKS is a multiple of the group."""
+    end = tl.maximum(seq_len - RECENT, 0) // GROUP * GROUP
+    return SINKS, tl.maximum(end, SINKS)
