@@ -84,9 +84,29 @@ def test_the_default_rules_keep_apart(one, other):
     assert normal(one) != normal(other)
 
 
+@pytest.mark.parametrize("cleaned", [[], list(DEFAULT_RULES)], ids=["alone", "after default"])
+@pytest.mark.parametrize(
+    ("one", "other"), [("Is it?", "Was he?"), ("not #", "the #"), ("don\u2019t \U0001f44d", "\U0001f44d"), ("No $", "So $")]
+)
+def test_texts_of_stop_words_and_marks_only_stay_apart(one, other, cleaned):
+    pytest.importorskip("stopwordsiso")
+    normal = normalizer([*cleaned, "stopwords"])
+    assert normal(one) != normal(other)
+
+
 def test_a_text_of_stop_words_only_stays():
     pytest.importorskip("stopwordsiso")
     assert normalizer(["stopwords"])("The The") == "The The"
+
+
+def test_words_with_either_apostrophe_are_stop_words():
+    pytest.importorskip("stopwordsiso")
+    assert normalizer(["stopwords"])("don\u2019t smoke") == normalizer(["stopwords"])("don't smoke") == "smoke"
+
+
+def test_two_languages_for_one_rule_are_refused():
+    with pytest.raises(RelationalError, match="the rule stem is given for de and for en: choose one language"):
+        normalizer(["stem:de", "case", "stem"])
 
 
 @pytest.mark.parametrize("rule", ["nope", "case:de", "stem:", ":de", ""])

@@ -1,8 +1,9 @@
 """The rules of normalised deduplication: each turns a text into a plainer one; libraries know the languages.
 
 A rule is named ``name`` or ``name:language`` (ISO 639-1, English by default). Whatever the order in which they are
-given, rules run in the order of ``CLEANING`` and then of ``WORDING``. No rule leaves an empty text: where it would,
-the text stays as it was before that rule, so '!!!' and '???' do not become equal. Only blanks become empty.
+given, rules run in the order of ``CLEANING`` and then of ``WORDING``. No rule leaves a text without words, or empty:
+where it would, the text stays as it was before that rule, so that neither '!!!' and '???' nor, without stop words,
+'Is it?' and 'Was he?' become equal. Only blanks become empty.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ DEFAULT_LANGUAGE = "en"
 MOST_PASSES = 8
 WORDS_KEPT = 200_000  # answers of a dictionary that are remembered
 
-_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:'[\p{L}\p{M}]+)*")
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['\u2019][\p{L}\p{M}]+)*")
 _IGNORABLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 _DASH = regex.compile(r"\p{Dash}")
 _QUOTE = regex.compile(r"\p{Quotation_Mark}")
@@ -71,7 +72,7 @@ def _stopwords(language: str) -> Rule:
     if not library.has_lang(language):
         raise _no_language("stopwords", language)
     words = library.stopwords(language)
-    drop = _each_word(lambda word: "" if word.casefold() in words else word)
+    drop = _each_word(lambda word: "" if word.casefold().replace("\u2019", "'") in words else word)
     return lambda text: _whitespace(drop(text))
 
 
@@ -128,12 +129,21 @@ def normalizer(rules: Sequence[str]) -> Rule:
     Without rules about words it is idempotent: cleaning runs until nothing changes. Raises ``RelationalError`` for an
     unknown rule or language and for a missing library.
     """
-    named = dict(map(_parse, rules))
+    named = _languages(rules)
     cleaning = [rule for name, rule in CLEANING.items() if name in named]
     wording = [make(named[name]) for name, make in WORDING.items() if name in named]
     if not wording:
         return lambda text: _settled(text, cleaning)
     return lambda text: _settled(_applied(_settled(text, cleaning), wording), cleaning)
+
+
+def _languages(rules: Sequence[str]) -> dict[str, str]:
+    """By name of a rule its language."""
+    named: dict[str, str] = {}
+    for name, language in map(_parse, rules):
+        if named.setdefault(name, language) != language:
+            raise RelationalError(f"the rule {name} is given for {named[name]} and for {language}: choose one language")
+    return named
 
 
 def _parse(text: str) -> tuple[str, str]:
@@ -158,6 +168,10 @@ def _settled(text: str, cleaning: Sequence[Rule]) -> str:
 def _applied(text: str, rules: Sequence[Rule]) -> str:
     for rule in rules:
         changed = rule(text)
-        if changed.strip() or not text.strip():
-            text = changed
+        if _says_something(changed) or not _says_something(text):
+            text = changed if changed.strip() or not text.strip() else text
     return text
+
+
+def _says_something(text: str) -> bool:
+    return _WORD.search(text) is not None
