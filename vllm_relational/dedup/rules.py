@@ -26,16 +26,33 @@ WORDS_KEPT = 200_000  # answers of a dictionary that are remembered
 
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['\u2019][\p{L}\p{M}]+)*")
 _IGNORABLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+# Powers, fractions and the like after a digit: plain, 10\u2076 would be 106 and 1\u00bd would be 11/2.
+_POWER = regex.compile(r"(?<=\p{N})(\p{No}+)")
 _DASH = regex.compile(r"\p{Dash}")
+# Feet and inches (minutes and seconds) as quotes: 6' is not 6".
+_INCHES, _FEET = regex.compile(r"(?<=\p{N})[\"\u201d]"), regex.compile(r"(?<=\p{N})['\u2019](?!\p{L})")
 _QUOTE = regex.compile(r"\p{Quotation_Mark}")
-# Marks that close or enclose. A question mark says something and stays, and so do signs such as #, %, & and $.
-_MARK = r"[[\p{Terminal_Punctuation}\p{Quotation_Mark}\p{Ps}\p{Pe}]--[?]]"
-_NOISE = regex.compile(rf"(?V1)(?<![\p{{L}}\p{{M}}\p{{N}}]){_MARK}+(?!\p{{N}})|{_MARK}+(?![\p{{L}}\p{{M}}\p{{N}}])")
+# A question mark says something, in any script; Unicode has no property for them.
+_QUESTION = r"?\u037e\u055e\u061f\u1367\u1945\u203d\u2047-\u2049\u2cfa\u2cfb\ua60f\ua6f7\ufe16\ufe56\uff1f\U00011143"
+_SMILEY = r"[:;=]['\-]?[()\[\]]+"  # with the quotes and dashes made alike
+# Marks that close or enclose; signs such as #, %, & and $ stay. In Greek the semicolon is the question mark.
+_MARK = (
+    rf"(?!{_SMILEY})(?!(?<=\p{{Greek}});)"
+    rf"[[\p{{Terminal_Punctuation}}\p{{Quotation_Mark}}\p{{Ps}}\p{{Pe}}]--[{_QUESTION}]]"
+)
+_NOISE = regex.compile(
+    rf"(?V1){_SMILEY}(*SKIP)(*FAIL)"
+    rf"|(?<![\p{{L}}\p{{M}}\p{{N}}])(?:{_MARK})+(?!\p{{N}})|(?:{_MARK})+(?![\p{{L}}\p{{M}}\p{{N}}])"
+)
 
 
 def _unicode(text: str) -> str:
     """Compatibility forms made alike, invisible characters dropped (NFKC; Unicode 3.13, toNFKC_Casefold)."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", str(_IGNORABLE.sub("", text)))
+    if text.isascii():
+        return text
+    pieces = _POWER.split(str(_IGNORABLE.sub("", text)))  # every other piece is powers
+    pieces[::2] = [unicodedata.normalize("NFKC", piece) for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 def _case(text: str) -> str:
@@ -44,7 +61,8 @@ def _case(text: str) -> str:
 
 def _punctuation(text: str) -> str:
     """Quotes and dashes made alike; what closes or encloses words dropped, unless a number or a word goes on: 1.5."""
-    return str(_NOISE.sub("", _QUOTE.sub("'", _DASH.sub("-", text))))
+    primes = _FEET.sub("\u2032", _INCHES.sub("\u2033", text))
+    return str(_NOISE.sub("", _QUOTE.sub("'", _DASH.sub("-", primes))))
 
 
 def _whitespace(text: str) -> str:
