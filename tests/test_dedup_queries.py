@@ -133,6 +133,12 @@ def test_rows_that_differ_in_a_column_not_compared_are_not_merged():
     assert example.origin == "semantic" and 0.8 <= example.similarity < 1 and set(example.asked) == {"a"}
 
 
+def test_by_meaning_a_null_is_not_the_word_null():
+    rows = [{"a": text, "b": "k"} for text in ["null", None, "null", None]]
+    dedup = DedupConfig("semantic", embedder=char_ngrams, similarity=0.9, similar_columns=("a", "b"))
+    assert ask(rows, dedup=dedup, nulls="keep").source_rows.tolist() == [0, 1, 0, 1]
+
+
 def test_texts_that_the_embedder_cuts_are_not_merged():
     class Cutting:
         name = "cutting"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -143,3 +146,16 @@ def test_an_embedder_reads_plain_texts():
 def test_columns_of_numbers_are_not_compared_by_meaning():
     table = table_of(text=["a", "1"], price=["1.5", "2"], stars=[1, 2], blank=["", ""], codes=["1", "x"])
     assert text_columns(table) == ("text", "codes")
+
+
+def test_dates_bytes_and_decimals_are_not_compared_by_meaning():
+    table = table_of(
+        text=["a", "b"],
+        day=[datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)],
+        written=["2020-01-01", "2020-01-02T10:00:00Z"],
+        raw=[b"AbC", b"abc"],
+        cost=[decimal.Decimal("1.5"), decimal.Decimal("2.5")],
+        often=[datetime.timedelta(1), datetime.timedelta(2)],
+        state=pa.array(["on", "off"]).dictionary_encode(),
+    )
+    assert text_columns(table) == ("text", "state")

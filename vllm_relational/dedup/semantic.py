@@ -8,6 +8,7 @@ its members. Cost: ``num_rows * ROWS_PER_BLOCK`` similarities, not ``num_rows **
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -29,21 +30,31 @@ ROUNDING = 1e-6  # of a cosine in single precision: equal vectors are similar by
 
 
 def text_columns(table: EncodedTable) -> tuple[str, ...]:
-    """Columns to compare by meaning: those with a value that is a text and no number."""
-    return tuple(
-        name
-        for name, values in zip(table.names, table.values, strict=True)
-        if any(_is_prose(value) for value in values)
-    )
+    """Columns to compare by meaning: columns of text with a value that is neither a number nor a date."""
+    columns = zip(table.names, table.values, table.is_text, strict=True)
+    return tuple(name for name, values, is_text in columns if is_text and any(_is_prose(value) for value in values))
 
 
 def _is_prose(value: str) -> bool:
-    if not value.startswith('"'):
+    if not value.startswith('"'):  # the null of a column
         return False
+    text = json.loads(value).strip()
+    return not _is_number(text) and not _is_date(text)
+
+
+def _is_number(text: str) -> bool:
     try:
-        return not math.isfinite(float(json.loads(value) or 0))
+        return math.isfinite(float(text or 0))
     except ValueError:
-        return True
+        return False
+
+
+def _is_date(text: str) -> bool:
+    """ISO 8601, as Python writes it; with a Z that Python 3.10 does not read."""
+    try:
+        return bool(datetime.datetime.fromisoformat(text.removesuffix("Z")))
+    except ValueError:
+        return False
 
 
 def row_texts(table: EncodedTable, rows: np.ndarray, columns: Sequence[str]) -> list[str]:
