@@ -203,6 +203,7 @@ def test_wrong_settings_are_refused_before_anything_is_sent(dedup, reason):
         {"similarity": 0.0},
         {"similarity": 1.1},
         {"similarity": float("nan")},
+        {"similarity": "0.9"},
     ],
 )
 def test_settings_that_contradict_are_refused(settings):
@@ -210,7 +211,9 @@ def test_settings_that_contradict_are_refused(settings):
         DedupConfig(**settings)
 
 
-@pytest.mark.parametrize("options", [{"audit": -1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "options", [{"audit": -1}, {"seed": -1}, {"audit": 0.1}, {"audit": True}, {"audit": "5"}, {"seed": 1.5}]
+)
 def test_numbers_out_of_range_are_refused(options):
     with pytest.raises(RelationalError, match="audit is"):
         QueryConfig(**options)

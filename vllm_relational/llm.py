@@ -219,6 +219,8 @@ class RelationalLLM:
         audit: int = 0,
         seed: int = 0,
     ) -> QueryConfig:
+        if normalize is not None and not isinstance(normalize, Mapping):
+            raise RelationalError(f"normalize is {normalize!r}: give rules by column, e.g. {{'*': ['default']}}")
         return QueryConfig(
             order=order or self.order,
             pin=_names(pin),
