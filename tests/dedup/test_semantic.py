@@ -95,6 +95,19 @@ def test_vectors_of_length_zero_stay_alone():
     assert similar_rows(vectors, 0.5, ones(vectors)).tolist() == [0, 1, 2, 3]
 
 
+def test_no_threshold_is_so_low_that_vectors_of_length_zero_are_joined():
+    vectors = np.concatenate([np.zeros((2, 3)), np.eye(3)]).astype(np.float32)
+    assert similar_rows(vectors, 1e-7, ones(vectors)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_row_asked_is_the_closest_to_the_centre_of_all_that_may_be_asked():
+    # Many heavy rows on one side draw the centre to them, but are too far from the row on the other side.
+    angles = np.deg2rad(np.concatenate([[-8.0, 0.0, 1.5], np.linspace(5, 10, 40)]))
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    weights = np.where(np.arange(len(vectors)) < 3, 1, 1000)
+    assert set(similar_rows(vectors, np.cos(np.deg2rad(10.1)), weights)) == {2}
+
+
 def test_equal_vectors_are_joined_at_a_threshold_of_one():
     vectors = np.repeat(unit(np.random.default_rng(0).normal(size=(5, 384))), 3, axis=0)
     assert len(set(similar_rows(vectors, 1.0, ones(vectors)).tolist())) == 5

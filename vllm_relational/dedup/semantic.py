@@ -24,7 +24,7 @@ CHUNK = 2048
 # Blocks that a row left alone looks into, its own included.
 NEAREST_BLOCKS = 4
 KMEANS_ROUNDS = 10
-# Rows near the centre that are tried for representative before the one that formed the group.
+# Rows near the centre that are tried for representative at first, before those farther off.
 CANDIDATES = 16
 ROUNDING = 1e-6  # of a cosine in single precision: equal vectors are similar by 1
 
@@ -89,7 +89,7 @@ def similar_rows(
     """
     heads = np.arange(len(vectors))
     keys = np.zeros(len(vectors), np.int64) if keys is None else keys
-    threshold -= ROUNDING
+    threshold = max(threshold - ROUNDING, np.finfo(np.float32).tiny)  # above 0: a vector of length 0 is like nothing
     for rows in _rows_by_key(keys):
         heads[rows] = rows[_grouped(vectors[rows], threshold, seed)]
     return _central(vectors, heads, threshold, weights)
@@ -214,8 +214,19 @@ def _central(vectors: np.ndarray, heads: np.ndarray, threshold: float, weights: 
     for rows in _rows_by_key(heads):
         members = vectors[rows]
         closeness = members @ (weights[rows].astype(np.float32) @ members)
-        for place in np.argsort(-closeness, kind="stable")[:CANDIDATES].tolist():
-            if (members @ members[place]).min() >= threshold:
-                central[rows] = rows[place]
-                break
+        place = _first_near_all(members, np.argsort(-closeness, kind="stable"), threshold)
+        if place is not None:  # None: by rounding, not even the head is
+            central[rows] = rows[place]
     return central
+
+
+def _first_near_all(members: np.ndarray, order: np.ndarray, threshold: float) -> int | None:
+    """The first place of ``order`` whose vector is within the threshold of all members; mostly among the first."""
+    start, size = 0, CANDIDATES
+    while start < len(order):
+        places = order[start : start + size]
+        near = (members @ members[places].T).min(axis=0) >= threshold
+        if near.any():
+            return int(places[near.argmax()])
+        start, size = start + size, min(2 * size, CHUNK)
+    return None
