@@ -50,7 +50,7 @@ class DedupConfig:
 
     def __post_init__(self) -> None:
         _one_of("dedup", self.mode, get_args(DedupMode))
-        if not isinstance(self.similarity, Real):
+        if not _is_number(self.similarity):
             raise RelationalError(f"similarity is {self.similarity!r}: give a number, e.g. 0.95")
         if self.normalize and self.mode == "exact":
             raise RelationalError("normalize has no effect with exact deduplication: add --dedup normalized")
@@ -107,6 +107,10 @@ class QueryConfig:
             raise RelationalError(
                 f"audit is {self.audit!r} and seed is {self.seed!r}: give whole numbers from 0; a seed has 31 bits"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
 
 
 def _whole(number: Any) -> bool:

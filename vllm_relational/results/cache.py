@@ -85,7 +85,7 @@ class AnswerCache:
         self._one("SELECT count(*) FROM (SELECT key FROM answers LIMIT 1)")
 
     def _use_log(self) -> None:
-        """Change to the write-ahead log. Where two processes do so in a new file, SQLite refuses one without waiting."""
+        """Change to the write-ahead log. Where two processes do so in a new file, SQLite refuses one at once."""
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
             try:

@@ -128,8 +128,7 @@ class TextIndex:
     def nearest(self, questions: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``retrieve``, with numbers of passages: int64 ``[n, k]`` and float32 ``[n, k]``."""
         self._check_k(k)
-        if isinstance(questions, str):
-            raise RelationalError(f"questions is the text {questions[:40]!r}: give a list of questions")
+        _check_list(questions)
         if not questions:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         numbers = {text: number for number, text in enumerate(dict.fromkeys(questions))}
@@ -172,7 +171,7 @@ class TextIndex:
         vector: np.ndarray = self._index.reconstruct(0)
         return vector
 
-    def _check_k(self, k: int) -> None:
+    def _check_k(self, k: Any) -> None:
         if not isinstance(k, Integral) or k < 1:
             raise RelationalError(f"k is {k!r}: retrieve 1 passage or more")
         if k > len(self.passages.texts):
@@ -216,6 +215,11 @@ def import_faiss() -> Any:
     import faiss
 
     return faiss
+
+
+def _check_list(questions: Any) -> None:
+    if isinstance(questions, str):  # would be asked letter by letter
+        raise RelationalError(f"questions is the text {questions[:40]!r}: give a list of questions")
 
 
 def _check_search(search: str) -> None:
