@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -115,7 +115,7 @@ def _is_number(value: Any) -> bool:
 
 def _whole(number: Any) -> bool:
     """A whole number from 0; found here, a share such as audit=0.1 does not cost the answers of a whole run."""
-    return isinstance(number, Integral) and not isinstance(number, bool) and number >= 0
+    return isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= 0)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

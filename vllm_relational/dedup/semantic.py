@@ -89,7 +89,9 @@ def similar_rows(
     """
     heads = np.arange(len(vectors))
     keys = np.zeros(len(vectors), np.int64) if keys is None else keys
-    threshold = max(threshold - ROUNDING, np.finfo(np.float32).tiny)  # above 0: a vector of length 0 is like nothing
+    threshold = max(
+        threshold - ROUNDING, float(np.finfo(np.float32).tiny)
+    )  # above 0: a vector of length 0 is like nothing
     for rows in _rows_by_key(keys):
         heads[rows] = rows[_grouped(vectors[rows], threshold, seed)]
     return _central(vectors, heads, threshold, weights)

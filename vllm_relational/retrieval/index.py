@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -172,7 +171,7 @@ class TextIndex:
         return vector
 
     def _check_k(self, k: Any) -> None:
-        if not isinstance(k, Integral) or k < 1:
+        if not isinstance(k, int | np.integer) or k < 1:
             raise RelationalError(f"k is {k!r}: retrieve 1 passage or more")
         if k > len(self.passages.texts):
             raise RelationalError(
