@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from vllm_relational import RelationalLLM, cli_options
 from vllm_relational.cli import app
+from vllm_relational.records import RelationalError
 from vllm_relational.table import read_table
 
 TEXTS = ["Good", "good!", "good!", "Bad", '=1+1; DROP TABLE "x" {a}', "\x01 é"]
@@ -135,3 +136,19 @@ def test_an_embedder_may_be_a_function():
     frame = pa.table({"a": ["a fine place", "a fine place!", "other"]})
     result = llm.run(frame, "{a}?", dedup="semantic", embedder=char_ngrams, similarity=0.8, progress=False)
     assert result.origins.count("semantic") == 1
+
+
+def test_rules_without_columns_are_refused():
+    with pytest.raises(RelationalError, match=r"normalize is 'default': give rules by column, e\.g\. \{'\*'"):
+        RelationalLLM(engine=FakeEngine()).run(pa.table({"a": ["x"]}), "{a}?", dedup="normalized", normalize="default")
+
+
+@pytest.mark.parametrize("options", [["--audit", "-1"], ["--seed", "-1"]])
+def test_a_dry_run_refuses_what_a_run_refuses(table, options):
+    result = run_cli("run", table, "-p", "{text}?", "--dry-run", *options)
+    assert result.exit_code == 2 and "give whole numbers from 0" in result.stderr
+
+
+def test_a_taken_column_is_named_with_all_options_that_name_columns(table):
+    result = run_cli("run", table, "-p", "{text}?", "--explain-dedup", "text")
+    assert result.exit_code == 2 and "--explain-dedup" in result.stderr

@@ -71,9 +71,9 @@ def test_without_output_rows_go_to_standard_output(folder):
 
 def test_a_moved_index_finds_its_table_again_only_where_it_is_told(folder):
     (folder / "passages.parquet").rename(folder / "elsewhere.parquet")
-    assert "passages.parquet, now gone: name the table of the passages with --passage-table" in error_of(
-        *retrieve(folder)
-    )
+    # The command run has no such option: the message names the command that has.
+    message = "passages.parquet, now gone: name the table of the passages, vllm-relational retrieve --passage-table"
+    assert message in error_of(*retrieve(folder))
     told = call(*retrieve(folder, "-k", 1, "--passage-table", folder / "elsewhere.parquet"))
     assert told.exit_code == 0, told.output
 

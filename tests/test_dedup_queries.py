@@ -133,6 +133,12 @@ def test_rows_that_differ_in_a_column_not_compared_are_not_merged():
     assert example.origin == "semantic" and 0.8 <= example.similarity < 1 and set(example.asked) == {"a"}
 
 
+def test_by_meaning_a_null_is_not_the_word_null():
+    rows = [{"a": text, "b": "k"} for text in ["null", None, "null", None]]
+    dedup = DedupConfig("semantic", embedder=char_ngrams, similarity=0.9, similar_columns=("a", "b"))
+    assert ask(rows, dedup=dedup, nulls="keep").source_rows.tolist() == [0, 1, 0, 1]
+
+
 def test_texts_that_the_embedder_cuts_are_not_merged():
     class Cutting:
         name = "cutting"
@@ -197,6 +203,7 @@ def test_wrong_settings_are_refused_before_anything_is_sent(dedup, reason):
         {"similarity": 0.0},
         {"similarity": 1.1},
         {"similarity": float("nan")},
+        {"similarity": "0.9"},
     ],
 )
 def test_settings_that_contradict_are_refused(settings):
@@ -204,7 +211,9 @@ def test_settings_that_contradict_are_refused(settings):
         DedupConfig(**settings)
 
 
-@pytest.mark.parametrize("options", [{"audit": -1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "options", [{"audit": -1}, {"seed": -1}, {"audit": 0.1}, {"audit": True}, {"audit": "5"}, {"seed": 1.5}]
+)
 def test_numbers_out_of_range_are_refused(options):
     with pytest.raises(RelationalError, match="audit is"):
         QueryConfig(**options)

@@ -176,7 +176,7 @@ def run(
         cli_output.check_result_place(data, None, *new_columns)
     if dry_run:
         info = cli_options.with_capacity(llm.expected_engine(), capacity)
-        return _finish(llm.plan(data, prompt, info, order=order, **options), report)
+        return _finish(llm.plan(data, prompt, info, order=order, audit=audit, seed=seed, **options), report)
     checkpoint = checkpoint or _default_checkpoint(output)
     if resume and output is not None and output.exists() and checkpoint is not None and not checkpoint.exists():
         _say(f"nothing to resume: {output} is complete; to ask again, run without --resume")

@@ -21,7 +21,8 @@ def check_result_place(data: pa.Table, output: Path | None, *columns: str) -> No
     for name in columns:
         if name in data.column_names:
             raise RelationalError(
-                f"the table has a column {name!r} already: choose another name with --answer-column or --error-column"
+                f"the table has a column {name!r} already: choose another name with --answer-column, --error-column or "
+                "--explain-dedup"
             )
     if len(set(columns)) < len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)

@@ -133,7 +133,9 @@ def _passage_table(index: Path, source: str | None, given: Path | None) -> pa.Ta
         return read_table(given)
     if source is None or not (index.parent / source).exists():
         where = "was not made from a file" if source is None else f"was made from {index.parent / source}, now gone"
-        raise RelationalError(f"the index {index} {where}: name the table of the passages with --passage-table")
+        raise RelationalError(
+            f"the index {index} {where}: name the table of the passages, vllm-relational retrieve --passage-table TABLE"
+        )
     return read_table(index.parent / source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,6 +50,8 @@ class DedupConfig:
 
     def __post_init__(self) -> None:
         _one_of("dedup", self.mode, get_args(DedupMode))
+        if not _is_number(self.similarity):
+            raise RelationalError(f"similarity is {self.similarity!r}: give a number, e.g. 0.95")
         if self.normalize and self.mode == "exact":
             raise RelationalError("normalize has no effect with exact deduplication: add --dedup normalized")
         if self.similar_columns and self.mode != "semantic":
@@ -100,10 +103,19 @@ class QueryConfig:
         _check_weights(self.column_weights)
         if self.resume and self.checkpoint is None:
             raise RelationalError("resume needs a checkpoint: name the file with checkpoint=... or use -o with the CLI")
-        if self.audit < 0 or not 0 <= self.seed < 2**31 - 1:
+        if not _whole(self.audit) or not _whole(self.seed) or self.seed >= 2**31 - 1:
             raise RelationalError(
-                f"audit is {self.audit} and seed is {self.seed}: give whole numbers from 0; a seed has 31 bits"
+                f"audit is {self.audit!r} and seed is {self.seed!r}: give whole numbers from 0; a seed has 31 bits"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+def _whole(number: Any) -> bool:
+    """A whole number from 0; found here, a share such as audit=0.1 does not cost the answers of a whole run."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= 0)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -88,12 +88,21 @@ class RowGrouper:
         return dedup.regrouped(distinct, group.reshape(-1), rows[kept]), similarity
 
     def _keys(self, codes: np.ndarray, rows: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        """Equal where two rows may be joined: equal in the columns not compared, both read to their end."""
+        """Equal where two rows may be joined: equal in the columns not compared, both read to their end.
+
+        In columns that are compared a null is like nothing but a null: an embedder reads it as the word.
+        """
         others = [place for place, name in enumerate(self._table.names) if name not in self._columns]
-        keys = dedup.distinct_rows(codes[others][:, rows]).inverse
+        compared = [place for place in range(len(codes)) if place not in others]
+        nulls = [self._is_null(place)[self._table.codes[place, rows]] for place in compared]
+        keys = dedup.distinct_rows(np.concatenate([codes[others][:, rows], np.array(nulls, codes.dtype)])).inverse
         alone = np.flatnonzero(~whole)
         keys[alone] = -1 - alone
         return keys
+
+    def _is_null(self, column: int) -> np.ndarray:
+        """Of each value of the column; bool ``[num_values]``."""
+        return np.array([value == "null" for value in self._table.values[column]], bool)
 
     def _examples(self, grouping: Grouping, similarity: np.ndarray) -> Iterator[MergeExample]:
         origin, source = dedup.origins(grouping), dedup.source_rows(grouping.distinct)

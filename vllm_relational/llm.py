@@ -219,6 +219,7 @@ class RelationalLLM:
         audit: int = 0,
         seed: int = 0,
     ) -> QueryConfig:
+        _check_rules(normalize)
         return QueryConfig(
             order=order or self.order,
             pin=_names(pin),
@@ -244,6 +245,11 @@ class RelationalLLM:
 
 
 _DECISION_OPTIONS = ("choices", "range", "schema", "max_tokens")
+
+
+def _check_rules(normalize: Any) -> None:
+    if normalize is not None and not isinstance(normalize, Mapping):
+        raise RelationalError(f"normalize is {normalize!r}: give rules by column, e.g. {{'*': ['default']}}")
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

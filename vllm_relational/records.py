@@ -37,11 +37,17 @@ class EncodedTable:
     codes:  int32 ``[num_columns, num_rows]``; ``NULL_CODE`` where the cell is null. Codes count distinct values in
             order of first appearance, so they are the same on every run.
     values: per column the distinct values as JSON texts, indexed by code.
+    is_text: per column, whether its cells are texts: JSON puts dates, bytes and decimals in quotes as well. () for all.
     """
 
     names: tuple[str, ...]
     codes: np.ndarray
     values: tuple[Sequence[str], ...]
+    is_text: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.is_text:
+            object.__setattr__(self, "is_text", (True,) * len(self.names))
 
     @property
     def num_rows(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 
 import numpy as np
@@ -107,3 +108,9 @@ def test_rules_by_column(chosen, rules):
 def test_a_column_that_the_prompt_does_not_use_is_refused():
     with pytest.raises(RelationalError, match="'c', which the prompt does not use"):
         column_rules(("a", "b"), {"c": ("case",)})
+
+
+def test_bytes_in_base64_are_no_text():
+    raw = [base64.b64decode(text) for text in ("AbCd", "abcd")]
+    table = encode_columns(pa.table({"raw": raw}), ["raw"])
+    assert np.array_equal(normal_codes(table, {"raw": DEFAULT_RULES}), table.codes)

@@ -12,7 +12,29 @@ from vllm_relational.dedup.rules import CLEANING, WORDING
 from vllm_relational.records import RelationalError
 
 odd = st.sampled_from(
-    ["ﬁ", "\u017f", "İ", "ß", "Å", "\u200b", "\u00ad", "“", "\u2019", "—", "1.5", "...", " ", "\x00", "<|im_start|>"]
+    [
+        "ﬁ",
+        "\u017f",
+        "İ",
+        "ß",
+        "Å",
+        "\u200b",
+        "\u00ad",
+        "“",
+        "\u2019",
+        "—",
+        "1.5",
+        "...",
+        " ",
+        "2\u00b2",
+        "\u00bd",
+        ":)",
+        "6'",
+        ";",
+        "\u061f",
+        "\x00",
+        "<|im_start|>",
+    ]
 )
 texts = st.lists(odd | st.text(max_size=4), max_size=6).map("".join)
 cleaning = st.lists(st.sampled_from(sorted(CLEANING)), unique=True)
@@ -77,16 +99,68 @@ def test_examples(rules, text, normal):
         ("", "..."),
         ("a b", "ab"),
         ("résumé", "resume"),
+        ("Great :)", "Great :("),
+        ("Great!:-)", "Great!:-("),
+        ("ok =)", "ok"),
+        ("10\u2076", "106"),
+        ("2\u00b2", "22"),
+        ("1\u00bd", "11\u20442"),
+        ("1\u2464", "15"),
+        ("6'", '6"'),
+        ("5' 10\u201d", "5' 10\u2019"),
+        ("\u062c\u064a\u062f\u061f", "\u062c\u064a\u062f"),
+        ("\u039a\u03b1\u03bb\u03cc;", "\u039a\u03b1\u03bb\u03cc"),
+        ("\u039a\u03b1\u03bb\u03cc\u037e", "\u039a\u03b1\u03bb\u03cc"),
+        ("wow\u203d", "wow"),
     ],
+    ids=ascii,
 )
 def test_the_default_rules_keep_apart(one, other):
     normal = normalizer(DEFAULT_RULES)
     assert normal(one) != normal(other)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("the 90\u2019s", "the 90's."),
+        ('a 6" pipe', "a 6\u2033 pipe"),
+        ("CO\u2082", "CO2"),
+        ("ok;", "ok"),
+        ("note (see below):", "note see below"),
+        ("it says 'yes'", "it says \u201cyes\u201d"),
+    ],
+    ids=ascii,
+)
+def test_the_default_rules_join(one, other):
+    normal = normalizer(DEFAULT_RULES)
+    assert normal(one) == normal(other)
+
+
+@pytest.mark.parametrize("cleaned", [[], list(DEFAULT_RULES)], ids=["alone", "after default"])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Is it?", "Was he?"), ("not #", "the #"), ("don\u2019t \U0001f44d", "\U0001f44d"), ("No $", "So $")],
+)
+def test_texts_of_stop_words_and_marks_only_stay_apart(one, other, cleaned):
+    pytest.importorskip("stopwordsiso")
+    normal = normalizer([*cleaned, "stopwords"])
+    assert normal(one) != normal(other)
+
+
 def test_a_text_of_stop_words_only_stays():
     pytest.importorskip("stopwordsiso")
     assert normalizer(["stopwords"])("The The") == "The The"
+
+
+def test_words_with_either_apostrophe_are_stop_words():
+    pytest.importorskip("stopwordsiso")
+    assert normalizer(["stopwords"])("don\u2019t smoke") == normalizer(["stopwords"])("don't smoke") == "smoke"
+
+
+def test_two_languages_for_one_rule_are_refused():
+    with pytest.raises(RelationalError, match="the rule stem is given for de and for en: choose one language"):
+        normalizer(["stem:de", "case", "stem"])
 
 
 @pytest.mark.parametrize("rule", ["nope", "case:de", "stem:", ":de", ""])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -92,6 +95,19 @@ def test_vectors_of_length_zero_stay_alone():
     assert similar_rows(vectors, 0.5, ones(vectors)).tolist() == [0, 1, 2, 3]
 
 
+def test_no_threshold_is_so_low_that_vectors_of_length_zero_are_joined():
+    vectors = np.concatenate([np.zeros((2, 3)), np.eye(3)]).astype(np.float32)
+    assert similar_rows(vectors, 1e-7, ones(vectors)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_row_asked_is_the_closest_to_the_centre_of_all_that_may_be_asked():
+    # Many heavy rows on one side draw the centre to them, but are too far from the row on the other side.
+    angles = np.deg2rad(np.concatenate([[-8.0, 0.0, 1.5], np.linspace(5, 10, 40)]))
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    weights = np.where(np.arange(len(vectors)) < 3, 1, 1000)
+    assert set(similar_rows(vectors, np.cos(np.deg2rad(10.1)), weights)) == {2}
+
+
 def test_equal_vectors_are_joined_at_a_threshold_of_one():
     vectors = np.repeat(unit(np.random.default_rng(0).normal(size=(5, 384))), 3, axis=0)
     assert len(set(similar_rows(vectors, 1.0, ones(vectors)).tolist())) == 5
@@ -143,3 +159,16 @@ def test_an_embedder_reads_plain_texts():
 def test_columns_of_numbers_are_not_compared_by_meaning():
     table = table_of(text=["a", "1"], price=["1.5", "2"], stars=[1, 2], blank=["", ""], codes=["1", "x"])
     assert text_columns(table) == ("text", "codes")
+
+
+def test_dates_bytes_and_decimals_are_not_compared_by_meaning():
+    table = table_of(
+        text=["a", "b"],
+        day=[datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)],
+        written=["2020-01-01", "2020-01-02T10:00:00Z"],
+        raw=[b"AbC", b"abc"],
+        cost=[decimal.Decimal("1.5"), decimal.Decimal("2.5")],
+        often=[datetime.timedelta(1), datetime.timedelta(2)],
+        state=pa.array(["on", "off"]).dictionary_encode(),
+    )
+    assert text_columns(table) == ("text", "state")

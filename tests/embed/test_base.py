@@ -27,7 +27,14 @@ def test_no_text_needs_no_embedder():
 
 @pytest.mark.parametrize(
     ("returned", "reason"),
-    [(np.zeros((1, 2)), "one row a text"), (np.zeros(2), "one row a text"), (np.full((2, 2), np.nan), "not finite")],
+    [
+        ([["a"], ["b"]], "no table of numbers"),
+        ([[1.0], [1.0, 2.0]], "no table of numbers"),
+        (np.zeros((2, 0)), "one row a text"),
+        (np.zeros((1, 2)), "one row a text"),
+        (np.zeros(2), "one row a text"),
+        (np.full((2, 2), np.nan), "not finite"),
+    ],
 )
 def test_wrong_vectors_are_refused(returned, reason):
     with pytest.raises(RelationalError, match=reason):

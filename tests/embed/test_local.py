@@ -30,6 +30,14 @@ def test_texts_that_the_model_cuts_are_known(minilm):
     assert whole[0] and not whole[2]
 
 
+def test_the_default_prompt_of_a_model_counts_as_read(minilm):
+    embedder = load_embedder(minilm)
+    texts = ["short", "word " * 200]
+    assert embedder.reads_whole(texts).tolist() == [True, True]
+    embedder.model.prompts, embedder.model.default_prompt_name = {"document": "read " * 60}, "document"
+    assert embedder.reads_whole(texts).tolist() == [True, False]
+
+
 def test_a_released_model_is_loaded_again(minilm):
     embedder = load_embedder(minilm)
     before = embedder(["text"])

@@ -12,9 +12,12 @@ from vllm_relational.vllm_ext.facts import engine_info
 
 def fingerprint(folder, **changes) -> str:
     facts = {"dtype": "bfloat16", "quantization": None, "revision": None, "model": str(folder), "max_model_len": 9}
-    cache = SimpleNamespace(num_gpu_blocks=9, block_size=16, enable_prefix_caching=True)
+    facts |= {"hf_overrides": {}, "cache_dtype": "auto"} | changes
+    cache = SimpleNamespace(
+        num_gpu_blocks=9, block_size=16, enable_prefix_caching=True, cache_dtype=facts.pop("cache_dtype")
+    )
     config = SimpleNamespace(
-        model_config=SimpleNamespace(**facts | changes),
+        model_config=SimpleNamespace(**facts),
         cache_config=cache,
         scheduler_config=SimpleNamespace(scheduler_cls=None),
         additional_config={},
@@ -22,7 +25,16 @@ def fingerprint(folder, **changes) -> str:
     return engine_info(SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config)), "name").fingerprint
 
 
-@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"quantization": "fp8"}, {"revision": "v2"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "float32"},
+        {"quantization": "fp8"},
+        {"revision": "v2"},
+        {"cache_dtype": "fp8"},
+        {"hf_overrides": {"rope_theta": 1e6}},
+    ],
+)
 def test_settings_that_change_answers_change_it(tmp_path, change):
     assert fingerprint(tmp_path) != fingerprint(tmp_path, **change)
 
@@ -39,4 +51,4 @@ def test_other_files_change_it(tmp_path):
 
 
 def test_a_hub_name_has_no_files():
-    assert fingerprint("owner/model") == "bfloat16; None; None; "
+    assert fingerprint("owner/model") == "bfloat16; None; None; ; auto; {}"

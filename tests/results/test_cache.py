@@ -101,7 +101,7 @@ def damaged(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path: path.write_text("not a database " * 100), "delete it, or name another"),
+        (lambda path: path.write_text("not a database " * 100), "file is not a database; name another file with"),
         (other_database, "not a result cache of this version"),
         (other_version, "not a result cache of this version"),
         (damaged, "delete it, or name another"),
@@ -173,4 +173,40 @@ def test_two_processes_make_and_write_one_file(tmp_path):
     assert [process.communicate()[1] or process.returncode for process in processes] == [0, 0, 0]
     cache = AnswerCache(path)
     assert cache.sizes() == [("m", 1000, sum(len(f"answer {number}") for number in range(1000)))]
+    cache.close()
+
+
+class LockedAtFirst(sqlite3.Connection):
+    """What SQLite does where two connections change a new file to the log at once: it refuses one, without waiting."""
+
+    refusals = 2
+
+    def execute(self, sql, *parameters):
+        if "journal_mode" in sql and self.refusals:
+            self.refusals -= 1
+            raise sqlite3.OperationalError("database is locked")
+        return super().execute(sql, *parameters)
+
+
+def test_two_that_open_a_new_file_at_once_wait_for_each_other(tmp_path, monkeypatch):
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=LockedAtFirst, **options))
+    cache = AnswerCache(tmp_path / "c.db")
+    cache.add(b"1", "yes", "m")
+    assert cache.find([b"1"]) == {b"1": "yes"}
+    cache.close()
+
+
+@pytest.mark.parametrize("answer", [b"yes", b"\xff", "yes\ud800".encode("utf-8", "surrogatepass")], ids=ascii)
+@pytest.mark.parametrize("kind", ["BLOB", "TEXT"])
+def test_what_is_no_valid_text_in_the_file_is_no_answer(tmp_path, answer, kind):
+    path = tmp_path / "c.db"
+    cache = AnswerCache(path)
+    cache.add(b"1", "yes", "m")
+    cache.add(b"2", "no", "m")
+    with sqlite3.connect(path) as poison:
+        poison.execute(f"UPDATE answers SET answer = CAST(? AS {kind}) WHERE key = ?", (answer, b"1"))
+    poison.close()
+    readable = {b"1": "yes"} if (answer, kind) == (b"yes", "TEXT") else {}
+    assert cache.find([b"1", b"2"]) == {b"2": "no"} | readable
     cache.close()

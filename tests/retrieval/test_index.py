@@ -116,6 +116,13 @@ def test_another_model_is_refused(table, path, other):
         TextIndex.load(path, table, other).retrieve(["river"], 1)
 
 
+def test_equally_near_passages_come_in_the_order_of_the_table(path):
+    texts = pa.table({"text": [f"{head} {tail}" for tail in range(9) for head in ("abc", "xyz")]})
+    index = build_index(texts, "text", lambda asked: HashedTrigrams()([text[:3] for text in asked]), path)  # cuts texts
+    for questions in (["xyz"], ["xyz", *map(str, range(60))]):  # faiss compares few questions in another way than many
+        assert index.retrieve(questions, 4).ids[0].tolist() == [1, 3, 5, 7]
+
+
 def test_half_replaced_files_are_refused(table, path):
     build_index(table, "text", HashedTrigrams(), path)
     old = path.read_bytes()
@@ -123,6 +130,34 @@ def test_half_replaced_files_are_refused(table, path):
     path.write_bytes(old)
     with pytest.raises(RelationalError, match="do not belong together: build it again"):
         TextIndex.load(path, table, HashedTrigrams())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_passages", "7", "does not describe an index .num_passages is '7'"),
+        ("column", None, "column is None"),
+        ("dimension", True, "dimension is True"),
+        ("search", "nope", "search is 'nope'"),
+    ],
+)
+def test_a_damaged_field_of_the_sidecar_is_named(table, path, field, value, message):
+    build_index(table, "text", HashedTrigrams(), path)
+    sidecar = path.with_name("text.index.json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {field: value}))
+    with pytest.raises(RelationalError, match=message):
+        TextIndex.load(path, table, HashedTrigrams())
+
+
+def test_of_two_columns_of_one_name_none_is_taken(path):
+    twins = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    with pytest.raises(RelationalError, match="two columns are named 'text': rename one"):
+        build_index(twins, "text", HashedTrigrams(), path)
+
+
+def test_one_question_is_a_list_of_one(table, path):
+    with pytest.raises(RelationalError, match="questions is the text 'river': give a list"):
+        build_index(table, "text", HashedTrigrams(), path).retrieve("river", 1)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +188,8 @@ def test_a_failed_build_leaves_the_old_index(table, path):
 
 
 @pytest.mark.parametrize(
-    ("k", "message"), [(0, "k is 0: retrieve 1"), (5, "holds 4 distinct passages: ask for at most")]
+    ("k", "message"),
+    [(0, "k is 0: retrieve 1"), ("2", "k is '2': retrieve 1"), (5, "holds 4 distinct passages: ask for at most")],
 )
 def test_k_must_fit(table, path, k, message):
     index = build_index(table, "text", HashedTrigrams(), path)

@@ -84,3 +84,11 @@ def test_nothing_is_nothing(shape):
 def test_very_long_passages_do_not_overflow():
     rows = np.array([[0, 1], [1, 0], [1, 2]])
     assert shared_order(rows, np.array([2**40, 2**41, 1])).tolist() == [[1, 0], [1, 0], [1, 2]]
+
+
+def test_rows_with_equal_sets_have_equal_orders_where_the_given_order_is_kept():
+    given = np.array([[0, 4, 1], [0, 2, 4], [0, 2, 1], [0, 2, 4], [0, 1, 4]])
+    lengths = np.array([5, 2, 8, 7, 2])
+    order = shared_order(given, lengths)
+    assert order[0].tolist() == order[4].tolist()
+    assert tree_size(order, lengths) <= tree_size(given, lengths)

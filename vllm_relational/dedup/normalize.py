@@ -43,11 +43,11 @@ def normal_codes(table: EncodedTable, rules: Mapping[str, Sequence[str]]) -> np.
     """Codes of normal forms: int32 ``[num_columns, num_rows]``, nulls as before; equal form, equal code.
 
     rules: by column, see ``rules.normalizer``; columns without rules keep their codes. Only texts have forms:
-    numbers, dates, lists and nulls are as they are.
+    numbers, dates, bytes, lists and nulls are as they are.
     """
     codes: np.ndarray = table.codes.copy()
     for column, name in enumerate(table.names):
-        if rules.get(name):
+        if rules.get(name) and table.is_text[column]:
             form_of = _form_codes(table.values[column], normalizer(rules[name]))
             asked = codes[column] != NULL_CODE
             codes[column, asked] = form_of[codes[column, asked]]

@@ -1,8 +1,9 @@
 """The rules of normalised deduplication: each turns a text into a plainer one; libraries know the languages.
 
 A rule is named ``name`` or ``name:language`` (ISO 639-1, English by default). Whatever the order in which they are
-given, rules run in the order of ``CLEANING`` and then of ``WORDING``. No rule leaves an empty text: where it would,
-the text stays as it was before that rule, so '!!!' and '???' do not become equal. Only blanks become empty.
+given, rules run in the order of ``CLEANING`` and then of ``WORDING``. No rule leaves a text without words, or empty:
+where it would, the text stays as it was before that rule, so that neither '!!!' and '???' nor, without stop words,
+'Is it?' and 'Was he?' become equal. Only blanks become empty.
 """
 
 from __future__ import annotations
@@ -23,18 +24,35 @@ DEFAULT_LANGUAGE = "en"
 MOST_PASSES = 8
 WORDS_KEPT = 200_000  # answers of a dictionary that are remembered
 
-_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:'[\p{L}\p{M}]+)*")
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['\u2019][\p{L}\p{M}]+)*")
 _IGNORABLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+# Powers, fractions and the like after a digit: plain, 10\u2076 would be 106 and 1\u00bd would be 11/2.
+_POWER = regex.compile(r"(?<=\p{N})(\p{No}+)")
 _DASH = regex.compile(r"\p{Dash}")
+# Feet and inches (minutes and seconds) as quotes: 6' is not 6".
+_INCHES, _FEET = regex.compile(r"(?<=\p{N})[\"\u201d]"), regex.compile(r"(?<=\p{N})['\u2019](?!\p{L})")
 _QUOTE = regex.compile(r"\p{Quotation_Mark}")
-# Marks that close or enclose. A question mark says something and stays, and so do signs such as #, %, & and $.
-_MARK = r"[[\p{Terminal_Punctuation}\p{Quotation_Mark}\p{Ps}\p{Pe}]--[?]]"
-_NOISE = regex.compile(rf"(?V1)(?<![\p{{L}}\p{{M}}\p{{N}}]){_MARK}+(?!\p{{N}})|{_MARK}+(?![\p{{L}}\p{{M}}\p{{N}}])")
+# A question mark says something, in any script; Unicode has no property for them.
+_QUESTION = r"?\u037e\u055e\u061f\u1367\u1945\u203d\u2047-\u2049\u2cfa\u2cfb\ua60f\ua6f7\ufe16\ufe56\uff1f\U00011143"
+_SMILEY = r"[:;=]['\-]?[()\[\]]+"  # with the quotes and dashes made alike
+# Marks that close or enclose; signs such as #, %, & and $ stay. In Greek the semicolon is the question mark.
+_MARK = (
+    rf"(?!{_SMILEY})(?!(?<=\p{{Greek}});)"
+    rf"[[\p{{Terminal_Punctuation}}\p{{Quotation_Mark}}\p{{Ps}}\p{{Pe}}]--[{_QUESTION}]]"
+)
+_NOISE = regex.compile(
+    rf"(?V1){_SMILEY}(*SKIP)(*FAIL)"
+    rf"|(?<![\p{{L}}\p{{M}}\p{{N}}])(?:{_MARK})+(?!\p{{N}})|(?:{_MARK})+(?![\p{{L}}\p{{M}}\p{{N}}])"
+)
 
 
 def _unicode(text: str) -> str:
     """Compatibility forms made alike, invisible characters dropped (NFKC; Unicode 3.13, toNFKC_Casefold)."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", str(_IGNORABLE.sub("", text)))
+    if text.isascii():
+        return text
+    pieces = _POWER.split(str(_IGNORABLE.sub("", text)))  # every other piece is powers
+    pieces[::2] = [unicodedata.normalize("NFKC", piece) for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 def _case(text: str) -> str:
@@ -43,7 +61,8 @@ def _case(text: str) -> str:
 
 def _punctuation(text: str) -> str:
     """Quotes and dashes made alike; what closes or encloses words dropped, unless a number or a word goes on: 1.5."""
-    return str(_NOISE.sub("", _QUOTE.sub("'", _DASH.sub("-", text))))
+    primes = _FEET.sub("\u2032", _INCHES.sub("\u2033", text))
+    return str(_NOISE.sub("", _QUOTE.sub("'", _DASH.sub("-", primes))))
 
 
 def _whitespace(text: str) -> str:
@@ -71,7 +90,7 @@ def _stopwords(language: str) -> Rule:
     if not library.has_lang(language):
         raise _no_language("stopwords", language)
     words = library.stopwords(language)
-    drop = _each_word(lambda word: "" if word.casefold() in words else word)
+    drop = _each_word(lambda word: "" if word.casefold().replace("\u2019", "'") in words else word)
     return lambda text: _whitespace(drop(text))
 
 
@@ -128,12 +147,21 @@ def normalizer(rules: Sequence[str]) -> Rule:
     Without rules about words it is idempotent: cleaning runs until nothing changes. Raises ``RelationalError`` for an
     unknown rule or language and for a missing library.
     """
-    named = dict(map(_parse, rules))
+    named = _languages(rules)
     cleaning = [rule for name, rule in CLEANING.items() if name in named]
     wording = [make(named[name]) for name, make in WORDING.items() if name in named]
     if not wording:
         return lambda text: _settled(text, cleaning)
     return lambda text: _settled(_applied(_settled(text, cleaning), wording), cleaning)
+
+
+def _languages(rules: Sequence[str]) -> dict[str, str]:
+    """By name of a rule its language."""
+    named: dict[str, str] = {}
+    for name, language in map(_parse, rules):
+        if named.setdefault(name, language) != language:
+            raise RelationalError(f"the rule {name} is given for {named[name]} and for {language}: choose one language")
+    return named
 
 
 def _parse(text: str) -> tuple[str, str]:
@@ -158,6 +186,10 @@ def _settled(text: str, cleaning: Sequence[Rule]) -> str:
 def _applied(text: str, rules: Sequence[Rule]) -> str:
     for rule in rules:
         changed = rule(text)
-        if changed.strip() or not text.strip():
-            text = changed
+        if _says_something(changed) or not _says_something(text):
+            text = changed if changed.strip() or not text.strip() else text
     return text
+
+
+def _says_something(text: str) -> bool:
+    return _WORD.search(text) is not None

@@ -8,6 +8,7 @@ its members. Cost: ``num_rows * ROWS_PER_BLOCK`` similarities, not ``num_rows **
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -23,27 +24,37 @@ CHUNK = 2048
 # Blocks that a row left alone looks into, its own included.
 NEAREST_BLOCKS = 4
 KMEANS_ROUNDS = 10
-# Rows near the centre that are tried for representative before the one that formed the group.
+# Rows near the centre that are tried for representative at first, before those farther off.
 CANDIDATES = 16
 ROUNDING = 1e-6  # of a cosine in single precision: equal vectors are similar by 1
 
 
 def text_columns(table: EncodedTable) -> tuple[str, ...]:
-    """Columns to compare by meaning: those with a value that is a text and no number."""
-    return tuple(
-        name
-        for name, values in zip(table.names, table.values, strict=True)
-        if any(_is_prose(value) for value in values)
-    )
+    """Columns to compare by meaning: columns of text with a value that is neither a number nor a date."""
+    columns = zip(table.names, table.values, table.is_text, strict=True)
+    return tuple(name for name, values, is_text in columns if is_text and any(_is_prose(value) for value in values))
 
 
 def _is_prose(value: str) -> bool:
-    if not value.startswith('"'):
+    if not value.startswith('"'):  # the null of a column
         return False
+    text = json.loads(value).strip()
+    return not _is_number(text) and not _is_date(text)
+
+
+def _is_number(text: str) -> bool:
     try:
-        return not math.isfinite(float(json.loads(value) or 0))
+        return math.isfinite(float(text or 0))
     except ValueError:
-        return True
+        return False
+
+
+def _is_date(text: str) -> bool:
+    """ISO 8601, as Python writes it; with a Z that Python 3.10 does not read."""
+    try:
+        return bool(datetime.datetime.fromisoformat(text.removesuffix("Z")))
+    except ValueError:
+        return False
 
 
 def row_texts(table: EncodedTable, rows: np.ndarray, columns: Sequence[str]) -> list[str]:
@@ -78,7 +89,9 @@ def similar_rows(
     """
     heads = np.arange(len(vectors))
     keys = np.zeros(len(vectors), np.int64) if keys is None else keys
-    threshold -= ROUNDING
+    threshold = max(
+        threshold - ROUNDING, float(np.finfo(np.float32).tiny)
+    )  # above 0: a vector of length 0 is like nothing
     for rows in _rows_by_key(keys):
         heads[rows] = rows[_grouped(vectors[rows], threshold, seed)]
     return _central(vectors, heads, threshold, weights)
@@ -203,8 +216,19 @@ def _central(vectors: np.ndarray, heads: np.ndarray, threshold: float, weights: 
     for rows in _rows_by_key(heads):
         members = vectors[rows]
         closeness = members @ (weights[rows].astype(np.float32) @ members)
-        for place in np.argsort(-closeness, kind="stable")[:CANDIDATES].tolist():
-            if (members @ members[place]).min() >= threshold:
-                central[rows] = rows[place]
-                break
+        place = _first_near_all(members, np.argsort(-closeness, kind="stable"), threshold)
+        if place is not None:  # None: by rounding, not even the head is
+            central[rows] = rows[place]
     return central
+
+
+def _first_near_all(members: np.ndarray, order: np.ndarray, threshold: float) -> int | None:
+    """The first place of ``order`` whose vector is within the threshold of all members; mostly among the first."""
+    start, size = 0, CANDIDATES
+    while start < len(order):
+        places = order[start : start + size]
+        near = (members @ members[places].T).min(axis=0) >= threshold
+        if near.any():
+            return int(places[near.argmax()])
+        start, size = start + size, min(2 * size, CHUNK)
+    return None

@@ -33,8 +33,12 @@ def embed_texts(embedder: Embedder, texts: list[str]) -> np.ndarray:
     """
     if not texts:
         return np.empty((0, 0), np.float32)
-    vectors = np.ascontiguousarray(embedder(texts), dtype=np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(texts):
+    returned = embedder(texts)
+    try:
+        vectors = np.ascontiguousarray(returned, dtype=np.float32)
+    except (ValueError, TypeError) as error:  # text, or rows of several lengths
+        raise RelationalError(f"the embedder returned no table of numbers: {error}") from error
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.shape[1]:
         raise RelationalError(
             f"the embedder returned an array of shape {vectors.shape} for {len(texts)} texts: it must return one row a "
             "text, [number of texts, dimension]"

@@ -39,6 +39,8 @@ class LocalEmbedder:
         longest = self.model.max_seq_length
         if longest is None:
             return np.ones(len(texts), bool)
+        prompt = self.model.prompts.get(self.model.default_prompt_name) or ""
+        texts = [prompt + text for text in texts]  # as ``encode`` puts it before each text
         # A token is a byte at least: short texts need no tokenizer.
         whole = np.array([len(text.encode()) <= longest - SPECIAL_TOKENS for text in texts], bool)
         unsure = np.flatnonzero(~whole)

@@ -25,6 +25,7 @@ from vllm_relational.records import Prompt, RelationalError
 APPLICATION_ID = 0x764C5252  # "vLRR", in the header of the file
 FORMAT = 1
 WAIT_SECONDS = 30.0  # for another process's write
+RETRY_SECONDS = 0.02  # where SQLite does not wait by itself
 KEYS_A_QUERY = 500  # SQLite's least limit of parameters is 999
 
 _TABLE = """
@@ -32,6 +33,7 @@ CREATE TABLE IF NOT EXISTS answers (
   key BLOB PRIMARY KEY, answer TEXT NOT NULL, model TEXT NOT NULL, created REAL NOT NULL
 ) WITHOUT ROWID
 """
+_FIND = "SELECT key, CAST(answer AS BLOB) FROM answers WHERE key IN ({}) AND typeof(answer) = 'text'"
 
 
 def answer_key(settings: Mapping[str, Any], prompt: Prompt) -> bytes:
@@ -78,17 +80,30 @@ class AnswerCache:
             self._database.execute("ROLLBACK")
             raise RelationalError(f"{self.path} is not a result cache of this version: name another file with --cache")
         self._database.execute("COMMIT")
-        self._database.execute("PRAGMA journal_mode = WAL")
+        self._use_log()
         self._database.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, not the file
         self._one("SELECT count(*) FROM (SELECT key FROM answers LIMIT 1)")
 
+    def _use_log(self) -> None:
+        """Change to the write-ahead log. Where two processes do so in a new file, SQLite refuses one at once."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(RETRY_SECONDS)
+
     def find(self, keys: Iterable[bytes]) -> dict[bytes, str]:
-        """The answers that are there."""
+        """The answers that are there; what is not text, or not valid text, is none that this class wrote."""
         found: dict[bytes, str] = {}
         with self._explained("read"):
             for some in _batches(keys):
                 marks = ",".join("?" * len(some))
-                found.update(self._database.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", some))
+                rows = self._database.execute(_FIND.format(marks), some)
+                found.update((key, answer) for key, raw in rows if (answer := _decoded(raw)) is not None)
         return found
 
     def add(self, key: bytes, answer: str, model: str) -> None:
@@ -156,10 +171,19 @@ class QueryCache:
             self._file.add(self._keys[row], text, self._model)
 
 
+def _decoded(raw: bytes) -> str | None:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def _fix(error: sqlite3.DatabaseError) -> str:
     if isinstance(error, sqlite3.OperationalError):  # locked, no such folder, read-only, full
         return f"{error}; check the folder and its rights, or name another file with --cache"
-    return f"{error}; the file is damaged or no cache: delete it, or name another with --cache"
+    if "not a database" in str(error):  # somebody's file: no word of deleting it
+        return f"{error}; name another file with --cache"
+    return f"{error}; the file is damaged: delete it, or name another with --cache"
 
 
 def _batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -33,7 +33,7 @@ SAME_VECTOR = 0.045
 
 @dataclass(frozen=True)
 class RetrievedTexts:
-    """The nearest passages of each question, best first.
+    """The nearest passages of each question, best first; equally near ones in the order of the table.
 
     ids:    int64 ``[num_questions, k]``: rows of the table, the first that holds the passage.
     scores: float32 ``[num_questions, k]``: cosines.
@@ -101,13 +101,14 @@ class TextIndex:
         """
         path, faiss = Path(path), import_faiss()
         data, sidecar = read_index(path)
+        _check_search(sidecar.search)
         passages = distinct_passages(table, sidecar.column)
         if passages.fingerprint != sidecar.fingerprint:
             if not rebuild:
                 raise RelationalError(
                     f"the index {path} is stale: column {sidecar.column!r} of the table has changed since "
                     f"({sidecar.num_passages} passages then, {len(passages.texts)} now): load it with rebuild=True "
-                    f"(--rebuild), or {REBUILD}"
+                    f"(vllm-relational retrieve --rebuild), or {REBUILD}"
                 )
             source = None if sidecar.source is None else path.parent / sidecar.source
             search: Any = sidecar.search
@@ -126,10 +127,11 @@ class TextIndex:
     def nearest(self, questions: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``retrieve``, with numbers of passages: int64 ``[n, k]`` and float32 ``[n, k]``."""
         self._check_k(k)
+        _check_list(questions)
         if not questions:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         numbers = {text: number for number, text in enumerate(dict.fromkeys(questions))}
-        scores, found = self._search(self._embed(list(numbers)), k)
+        scores, found = _ranked(*self._search(self._embed(list(numbers)), k))
         inverse = np.fromiter((numbers[text] for text in questions), np.int64, len(questions))
         return found[inverse].astype(np.int64, copy=False), scores[inverse]
 
@@ -168,14 +170,20 @@ class TextIndex:
         vector: np.ndarray = self._index.reconstruct(0)
         return vector
 
-    def _check_k(self, k: int) -> None:
-        if k < 1:
-            raise RelationalError(f"k is {k}: retrieve 1 passage or more")
-        if k > self.sidecar.num_passages:
+    def _check_k(self, k: Any) -> None:
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise RelationalError(f"k is {k!r}: retrieve 1 passage or more")
+        if k > len(self.passages.texts):
             raise RelationalError(
-                f"k is {k}, but the index {self.path} holds {self.sidecar.num_passages} distinct passages: ask for at "
+                f"k is {k}, but the index {self.path} holds {len(self.passages.texts)} distinct passages: ask for at "
                 "most so many"
             )
+
+
+def _ranked(scores: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both ``[n, k]``, best first and equals by number: passages that an embedder cuts to the same text are equals."""
+    order = np.lexsort((found, -scores), axis=-1)
+    return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(found, order, axis=-1)
 
 
 def name_of(embedder: Embedder) -> str:
@@ -206,6 +214,11 @@ def import_faiss() -> Any:
     import faiss
 
     return faiss
+
+
+def _check_list(questions: Any) -> None:
+    if isinstance(questions, str):  # would be asked letter by letter
+        raise RelationalError(f"questions is the text {questions[:40]!r}: give a list of questions")
 
 
 def _check_search(search: str) -> None:

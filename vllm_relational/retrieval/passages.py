@@ -52,6 +52,8 @@ def texts_of(table: pa.Table, column: str) -> list[str | None]:
     check_table(table)
     if column not in table.column_names:
         raise RelationalError(f"the table has no column {column!r}: {_columns_of(table)}")
+    if table.column_names.count(column) > 1:
+        raise RelationalError(f"two columns are named {column!r}: rename one of them")
     kind = table.schema.field(column).type
     if not _is_text(kind):
         raise RelationalError(f"column {column!r} is {kind}, not text: cast it to a string first, or name another")

@@ -32,9 +32,10 @@ def shared_order(passages: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """
     if passages.size == 0:
         return passages
-    sets, inverse = np.unique(np.sort(passages, axis=1), axis=0, return_inverse=True)
-    ordered = _Tree(_greedy(sets, lengths), lengths).regraft()[inverse.ravel()]
-    return min(ordered, passages, key=lambda order: tree_size(order, lengths))
+    sets, first, inverse = np.unique(np.sort(passages, axis=1), axis=0, return_index=True, return_inverse=True)
+    ordered = _Tree(_greedy(sets, lengths), lengths).regraft()
+    # The given order, each set as its first row has it: no larger than the tree of all rows as given.
+    return min(ordered, passages[first], key=lambda order: tree_size(order, lengths))[inverse.ravel()]
 
 
 def tree_size(order: np.ndarray, lengths: np.ndarray) -> int:

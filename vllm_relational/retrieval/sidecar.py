@@ -83,9 +83,20 @@ def read_sidecar(path: Path) -> Sidecar:
             raise RelationalError(
                 f"the index {path} has version {fields['version']}, this one reads {VERSION}: {REBUILD}"
             )
-        return Sidecar(**fields)
+        sidecar = Sidecar(**fields)
+        _check_kinds(sidecar)
+        return sidecar
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RelationalError(f"{described} does not describe an index ({error}): {REBUILD}") from error
+
+
+def _check_kinds(sidecar: Sidecar) -> None:
+    """Raise ``TypeError`` where a field holds what no ``write_index`` wrote."""
+    for field in dataclasses.fields(sidecar):
+        value = getattr(sidecar, field.name)
+        kinds = {"int": (int,), "str": (str,), "str | None": (str, type(None))}[str(field.type)]
+        if type(value) not in kinds:
+            raise TypeError(f"{field.name} is {value!r}")
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -26,7 +26,7 @@ def encode_columns(table: pa.Table, names: Sequence[str]) -> EncodedTable:
     compared by their JSON text. Memory: 4 bytes a cell and the distinct texts.
     """
     codes = np.empty((len(names), table.num_rows), dtype=np.int32)
-    values = []
+    values, is_text = [], []
     for position, name in enumerate(names):
         try:
             codes[position], texts = _encode(table.column(name))
@@ -35,7 +35,8 @@ def encode_columns(table: pa.Table, names: Sequence[str]) -> EncodedTable:
                 f"cannot read the values of column {name!r} ({table.column(name).type}): {error}"
             ) from error
         values.append(texts)
-    return EncodedTable(tuple(names), codes, tuple(values))
+        is_text.append(pa.types.is_large_string(_plain(table.column(name).slice(0, 0)).type))
+    return EncodedTable(tuple(names), codes, tuple(values), tuple(is_text))
 
 
 def nulls_as_values(table: EncodedTable) -> EncodedTable:
@@ -45,7 +46,7 @@ def nulls_as_values(table: EncodedTable) -> EncodedTable:
         if (row == NULL_CODE).any():
             row[row == NULL_CODE] = len(values[column])
             values[column] = [*values[column], "null"]
-    return EncodedTable(table.names, codes, tuple(values))
+    return EncodedTable(table.names, codes, tuple(values), table.is_text)
 
 
 def fingerprint(table: EncodedTable) -> str:

@@ -22,7 +22,7 @@ def engine_info(llm: Any, model: str) -> EngineInfo:
         block_size=cache.block_size,
         prefix_caching=bool(cache.enable_prefix_caching),
         **scheduler_facts(config.scheduler_config.scheduler_cls, config.additional_config),
-        fingerprint=_fingerprint(config.model_config),
+        fingerprint=_fingerprint(config.model_config, cache.cache_dtype),
     )
 
 
@@ -34,10 +34,13 @@ def scheduler_facts(scheduler_cls: Any, additional_config: Any) -> dict[str, Any
     return {"eviction": read_settings(additional_config).eviction}
 
 
-def _fingerprint(model: Any) -> str:
-    """What tells this model from others of its name: precision, quantisation, revision, and the files of a folder."""
+def _fingerprint(model: Any, cache_dtype: Any) -> str:
+    """What tells this model from others of its name: precision, quantisation, revision, overrides, files of a folder.
+
+    cache_dtype: precision of the KV cache, which changes answers too.
+    """
     facts = [str(model.dtype), str(model.quantization), str(model.revision), _files(Path(model.model))]
-    return "; ".join(facts)
+    return "; ".join([*facts, str(cache_dtype), repr(model.hf_overrides)])
 
 
 def _files(folder: Path) -> str:
