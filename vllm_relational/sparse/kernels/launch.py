@@ -25,18 +25,22 @@ class Tuning:
     programs:     programs that the card runs at once, over which splits are spread.
     scan_groups:  groups of 16 tokens that a scan reads at once, a power of two of at least 16.
     gather_tile, window_tile, dense_tile: tokens that the others read at once.
+    list_bytes:   most memory for lists of tokens, of all requests together; a split with no room for its list is
+                  attended to densely.
     """
 
     programs: int = 528
     scan_groups: int = 16
     scan_warps: int = 4
     scan_stages: int = 2
+    scan_registers: int | None = None
     gather_tile: int = 64
     window_tile: int = 128
     dense_tile: int = 64
     dense_warps: int = 4
     dense_stages: int = 3
     most_splits: int = 128
+    list_bytes: int = 64 * 2**20
 
 
 STATISTICS = 3 + CERTIFICATE_BINS
@@ -58,9 +62,10 @@ class Batch:
 
 
 class Kernels:
-    """Launches for one shape. ``candidates`` is the scratch a request and KV head has for its list, in tokens.
+    """Launches for one shape: heads of queries and of keys, channels of a head, the softmax scale, and the largest
+    batch and context.
 
-    Memory: 4 bytes a candidate, and ``4 * (head_size + 2)`` a partial softmax.
+    Memory: ``list_bytes`` of the tuning at most, and ``4 * (head_size + 2)`` a partial softmax of a head.
     """
 
     def __init__(
@@ -107,8 +112,10 @@ class Kernels:
 
     def capacity(self, num_reqs: int) -> int:
         """Tokens that a split may list."""
-        share = triton.cdiv(self.max_seq_len, self.splits(num_reqs) * GROUP * self.tuning.scan_groups)
-        return max(GROUP, int(share * GROUP * self.tuning.scan_groups * self.settings.most_candidates))
+        tile = GROUP * self.tuning.scan_groups
+        share = triton.cdiv(self.max_seq_len, self.splits(num_reqs) * tile) * tile
+        room = self.tuning.list_bytes // (4 * num_reqs * self.num_kv_heads * self.splits(num_reqs))
+        return max(GROUP, min(int(share * self.settings.most_candidates), room) // GROUP * GROUP)
 
     # ------------------------------------------------------------------------------------- what the last scan did
     @property
@@ -160,7 +167,7 @@ class Kernels:
             GROUPS=self.tuning.scan_groups, SPLITS=splits, WINDOW_TILES=self._window_tiles,
             WINDOW_PADDED=triton.next_power_of_2(self._window_tiles), TAIL=self.settings.tail,
             BY_LENGTH=self.settings.alpha_length is not None, NUMBER=_number(batch.query.dtype),
-            num_warps=self.tuning.scan_warps, num_stages=self.tuning.scan_stages,
+            num_warps=self.tuning.scan_warps, num_stages=self.tuning.scan_stages, maxnreg=self.tuning.scan_registers,
         )  # fmt: skip
         gather_kernel[(gathers, self.num_kv_heads, num_reqs)](
             batch.query, pages.key, batch.block_table, batch.lens, batch.rows, *partials, self.lists, self.counts,
