@@ -58,7 +58,7 @@ def attended(batch: Paged, made: Kernels, request: int) -> torch.Tensor:
     start, end = naive.Window(made.settings.sinks, made.settings.recent).body(length)
     kept = torch.zeros((batch.pages.num_kv_heads, length), dtype=torch.bool)
     kept[:, :start] = kept[:, end:] = True
-    for head, tokens in enumerate(made.listed(len(batch.lens), request, length)):
+    for head, tokens in enumerate(made.listed(batch.lens.tolist(), request)):
         assert len(tokens) == len(set(tokens))
         kept[head, tokens] = True
     return kept
@@ -108,7 +108,7 @@ def test_a_scan_attends_to_the_dipr_set_and_what_it_lists(tail, group, kv_heads,
         spread=3.0,
         device=DEVICE,
     )
-    dipr = DiprSettings(alpha=0.05, tail=tail, most_candidates=1.0, **WINDOW)
+    dipr = DiprSettings(alpha=0.3, tail=tail, most_candidates=1.0, **WINDOW)
     output, made = run(batch, dipr, "scan")
     rule = naive.Dipr(dipr.beta(batch.scale, 1))
     for request, row in enumerate(batch.rows.tolist()):

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from vllm_relational.sparse.kernels.gather import gather_kernel
+from vllm_relational.sparse.kernels.group import group_kernel
 from vllm_relational.sparse.kernels.merge import CERTIFICATE_BINS, merge_kernel
 from vllm_relational.sparse.kernels.scan import scan_kernel
 from vllm_relational.sparse.kernels.v_skip import v_skip_kernel
@@ -22,25 +23,27 @@ from vllm_relational.sparse.settings import DiprSettings
 class Tuning:
     """How work is cut; found by measuring, changes no result but for rounding.
 
-    programs:     programs that the card runs at once, over which splits are spread.
-    scan_groups:  groups of 16 tokens that a scan reads at once, a power of two of at least 16.
-    gather_tile, window_tile, dense_tile: tokens that the others read at once.
-    list_bytes:   most memory for lists of tokens, of all requests together; a split with no room for its list is
-                  attended to densely.
+    programs:    programs that the card runs at once, over which splits are spread.
+    most_splits: parts of a context at most.
+    scan_groups: groups of 16 tokens that a scan reads at once, a power of two.
+    group_tile, tail_tile: groups, and gather_tile, window_tile, dense_tile: tokens that the others read at once.
+    most_tokens: tokens of sparse requests together that there is scratch for; requests beyond are attended to densely.
     """
 
     programs: int = 528
-    scan_groups: int = 16
+    most_splits: int = 128
+    scan_groups: int = 8
     scan_warps: int = 4
     scan_stages: int = 2
     scan_registers: int | None = None
+    group_tile: int = 64
     gather_tile: int = 64
+    tail_tile: int = 64
     window_tile: int = 128
     dense_tile: int = 64
     dense_warps: int = 4
     dense_stages: int = 3
-    most_splits: int = 128
-    list_bytes: int = 64 * 2**20
+    most_tokens: int = 2**21
 
 
 STATISTICS = 3 + CERTIFICATE_BINS
@@ -65,7 +68,8 @@ class Kernels:
     """Launches for one shape: heads of queries and of keys, channels of a head, the softmax scale, and the largest
     batch and context.
 
-    Memory: ``list_bytes`` of the tuning at most, and ``4 * (head_size + 2)`` a partial softmax of a head.
+    Memory a token that there is room for and KV head: ``12 * heads / 16`` bytes of scratch and 4 bytes times
+    ``most_candidates``; and ``4 * (head_size + 3)`` a partial softmax of a head.
     """
 
     def __init__(
@@ -88,95 +92,120 @@ class Kernels:
         self._sinks = -(-settings.sinks // GROUP) * GROUP
         self._window_tiles = triton.cdiv(self._sinks + settings.recent + GROUP, self.tuning.window_tile)
         self.statistics = torch.zeros(STATISTICS, dtype=torch.int64, device=device)
-        most = max(self.num_partials(reqs) * reqs for reqs in range(1, max_reqs + 1))
-        self._partial = torch.empty(most * num_heads * self._channels, dtype=torch.float32, device=device)
-        self._most = torch.empty(most * num_heads, dtype=torch.float32, device=device)
-        self._total = torch.empty(most * num_heads, dtype=torch.float32, device=device)
-        most_splits = max(self.splits(reqs) * reqs for reqs in range(1, max_reqs + 1))
-        self.counts = torch.zeros(most_splits * num_kv_heads, dtype=torch.int32, device=device)
-        lists = max(self.capacity(reqs) * self.splits(reqs) * reqs for reqs in range(1, max_reqs + 1))
-        self.lists = torch.empty(lists * num_kv_heads, dtype=torch.int32, device=device)
+        self.heads = num_heads // num_kv_heads
+        self._compact = max(4, triton.next_power_of_2(self.heads))
+        batches = range(1, max_reqs + 1)
+        partials = max(self.num_partials(reqs) * reqs for reqs in batches) * num_heads
+        self._partial, self._most, self._total, self._tail = (
+            torch.empty(partials * width, dtype=torch.float32, device=device) for width in (self._channels, 1, 1, 1)
+        )
+        splits = max(self.splits(reqs) * reqs for reqs in batches)
+        self.counts = torch.zeros(splits * num_kv_heads, dtype=torch.int32, device=device)
+        tokens = min(max_reqs * max_seq_len, self.tuning.most_tokens)
+        self._groups = triton.cdiv(tokens, GROUP) + max(reqs * (1 + self.spare(reqs)) for reqs in batches)
+        self._base, self._bound, self._weight = (
+            torch.empty(num_kv_heads * self._groups * self._compact, dtype=torch.float32, device=device)
+            for _ in range(3)
+        )
+        self._room = max(1, int(GROUP * settings.most_candidates))  # tokens a group
+        self.lists = torch.empty(num_kv_heads * self._groups * self._room, dtype=torch.int32, device=device)
 
     # ------------------------------------------------------------------------------------------- how work is cut
     def splits(self, num_reqs: int) -> int:
         """Parts of a context that programs share, for a batch of ``num_reqs``."""
         return max(1, min(self.tuning.most_splits, self.tuning.programs // (num_reqs * self.num_kv_heads)))
 
-    def gathers(self, num_reqs: int) -> int:
-        """Programs that share the listed tokens of a request and KV head."""
-        return self.splits(num_reqs)
-
     def num_partials(self, num_reqs: int) -> int:
         """Partial softmaxes a request and head."""
-        return self._window_tiles + self.splits(num_reqs) + self.gathers(num_reqs)
+        return self._window_tiles + self.splits(num_reqs)
 
-    def capacity(self, num_reqs: int) -> int:
-        """Tokens that a split may list."""
-        tile = GROUP * self.tuning.scan_groups
-        share = triton.cdiv(self.max_seq_len, self.splits(num_reqs) * tile) * tile
-        room = self.tuning.list_bytes // (4 * num_reqs * self.num_kv_heads * self.splits(num_reqs))
-        return max(GROUP, min(int(share * self.settings.most_candidates), room) // GROUP * GROUP)
+    def spare(self, num_reqs: int) -> int:
+        """Groups of scratch that a request has beyond its own: splits are cut in whole tiles."""
+        return self.splits(num_reqs) * self.tuning.scan_groups
 
     # ------------------------------------------------------------------------------------- what the last scan did
     @property
     def scratch(self) -> tuple[torch.Tensor, ...]:
         """Memory that needs no initial value."""
-        return (self._partial, self._most, self._total, self.counts, self.lists)
+        scratch = (self._base, self._bound, self._weight, self._tail, self.lists)
+        return (self._partial, self._most, self._total, self.counts, *scratch)
 
-    def listed(self, num_reqs: int, request: int, seq_len: int) -> list[list[int]]:
-        """For every KV head the tokens of the body that the last scan of ``num_reqs`` requests attended to exactly."""
-        splits, capacity = self.splits(num_reqs), self.capacity(num_reqs)
-        start, end = Window(self._sinks, self.settings.recent).body(seq_len)
-        tile = GROUP * self.tuning.scan_groups
-        share = triton.cdiv(triton.cdiv(end - start, tile), splits) * tile
+    def listed(self, lens: list[int], request: int) -> list[list[int]]:
+        """For every KV head the tokens of a request's body that the last scan, of requests with these lengths, attended
+        to exactly."""
+        num_reqs, splits, tile = len(lens), self.splits(len(lens)), self.tuning.scan_groups
+        start, end = Window(self._sinks, self.settings.recent).body(lens[request])
+        share = triton.cdiv(triton.cdiv((end - start) // GROUP, tile), splits) * tile
+        place = sum(triton.cdiv(length, GROUP) + self.spare(num_reqs) for length in lens[:request])
         counts = self.counts[: num_reqs * self.num_kv_heads * splits].view(num_reqs, self.num_kv_heads, splits)
-        lists = self.lists[: counts.numel() * capacity].view(*counts.shape, capacity)
+        lists = self.lists.view(self.num_kv_heads, -1)
         found: list[list[int]] = []
         for head in range(self.num_kv_heads):
             found.append([])
             for split, count in enumerate(counts[request, head].tolist()):
-                first = start + split * share
-                whole = list(range(first, min(first + share, end)))
-                found[-1] += whole if count < 0 else lists[request, head, split, :count].tolist()
+                first, room = start + split * share * GROUP, (place + split * share) * self._room
+                whole = list(range(first, min(first + share * GROUP, end)))
+                found[-1] += whole if count < 0 else lists[head, room : room + count].tolist()
         return found
 
     # ---------------------------------------------------------------------------------------------------- launches
     def scan(self, batch: Batch) -> None:
-        """Window, index, listed tokens, merge: four launches."""
+        """Window, groups, codes, listed tokens, merge: five launches."""
         num_reqs = batch.lens.shape[0]
-        splits, gathers = self.splits(num_reqs), self.gathers(num_reqs)
-        pages, num_partials = batch.pages, self.num_partials(num_reqs)
-        capacity = self.capacity(num_reqs)
-        common, window = self._common(batch), {"SINKS": self._sinks, "RECENT": self.settings.recent}
-        partials = (self._partial, self._most, self._total)
-        keys = (pages.key.stride(0), pages.key.stride(1), pages.key.stride(2), batch.block_table.stride(0))
-        beta, alpha_length = self._beta()
+        self._window(batch)
+        self._group(batch)
+        self._scan(batch)
+        self._gather(batch)
+        self._merge(batch, self.num_partials(num_reqs), self._window_tiles)
+
+    def _window(self, batch: Batch) -> None:
+        num_reqs, pages = batch.lens.shape[0], batch.pages
         window_kernel[(self._window_tiles, self.num_kv_heads, num_reqs)](
-            batch.query, pages.key, batch.block_table, batch.lens, batch.rows, *partials,
-            self.scale, batch.query.stride(0), *keys, num_partials,
-            **common, **window, CHANNELS=self._channels, TILE=self.tuning.window_tile, num_warps=4,
+            batch.query, pages.key, batch.block_table, batch.lens, batch.rows, self._partial, self._most, self._total,
+            self.scale, batch.query.stride(0), *pages.key.stride()[:3], batch.block_table.stride(0),
+            self.num_partials(num_reqs), **self._common(batch), CHANNELS=self._channels, TILE=self.tuning.window_tile,
+            num_warps=4,
         )  # fmt: skip
-        scan_kernel[(splits, self.num_kv_heads, num_reqs)](
-            batch.query, pages.words, pages.origin, pages.step_words, pages.value_mean, batch.block_table, batch.lens,
-            batch.rows, *partials, self.lists, self.counts,
-            self.scale, beta, alpha_length, batch.query.stride(0), pages.words.stride(0), pages.words.stride(1),
-            pages.origin.stride(0), pages.origin.stride(1), pages.step_words.stride(0), pages.step_words.stride(1),
-            batch.block_table.stride(0), num_partials, capacity,
-            **{**common, "PADDED": max(4, triton.next_power_of_2(common["HEADS"]))}, **window,
-            CHANNELS=self._channels, WORDS=max(8, triton.next_power_of_2(self.head_size // 8)),
-            GROUPS=self.tuning.scan_groups, SPLITS=splits, WINDOW_TILES=self._window_tiles,
-            WINDOW_PADDED=triton.next_power_of_2(self._window_tiles), TAIL=self.settings.tail,
+
+    def _group(self, batch: Batch) -> None:
+        num_reqs, pages = batch.lens.shape[0], batch.pages
+        programs = triton.cdiv(self.max_seq_len, GROUP * self.tuning.group_tile)
+        programs = max(1, min(programs, self.tuning.programs * 2 // (num_reqs * self.num_kv_heads)))
+        group_kernel[(programs, self.num_kv_heads, num_reqs)](
+            batch.query, pages.origin, pages.step, batch.block_table, batch.lens, batch.rows, self._base, self._bound,
+            num_reqs, batch.query.stride(0), *pages.origin.stride()[:2], *pages.step.stride()[:2],
+            batch.block_table.stride(0), self._groups,
+            **self._common(batch, self._compact), **self._sharing(num_reqs), CHANNELS=self._channels,
+            TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), num_warps=4,
+        )  # fmt: skip
+
+    def _scan(self, batch: Batch) -> None:
+        num_reqs, pages = batch.lens.shape[0], batch.pages
+        beta, alpha_length = self._beta()
+        scan_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
+            batch.query, pages.words, pages.step_words, batch.block_table, batch.lens, batch.rows, self._most,
+            self._base, self._bound, self._weight, self.lists, self.counts,
+            self.scale, beta, alpha_length, num_reqs, batch.query.stride(0), *pages.words.stride()[:2],
+            *pages.step_words.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
+            self._groups * self._room,
+            **self._common(batch, self._compact), **self._sharing(num_reqs), **self._splitting(num_reqs),
+            WORDS=max(8, triton.next_power_of_2(self.head_size // 8)), ROOM=self._room, TAIL=self.settings.tail,
             BY_LENGTH=self.settings.alpha_length is not None, NUMBER=_number(batch.query.dtype),
             num_warps=self.tuning.scan_warps, num_stages=self.tuning.scan_stages, maxnreg=self.tuning.scan_registers,
         )  # fmt: skip
-        gather_kernel[(gathers, self.num_kv_heads, num_reqs)](
-            batch.query, pages.key, batch.block_table, batch.lens, batch.rows, *partials, self.lists, self.counts,
-            self.statistics, self.scale, batch.query.stride(0), *keys, num_partials, self._window_tiles + splits,
-            capacity,
-            **common, **window, CHANNELS=self._channels, GROUPS=self.tuning.scan_groups, SPLITS=splits,
-            SPLITS_PADDED=triton.next_power_of_2(splits), TILE=self.tuning.gather_tile, num_warps=4,
+
+    def _gather(self, batch: Batch) -> None:
+        num_reqs, pages = batch.lens.shape[0], batch.pages
+        splits = self.splits(num_reqs)
+        gather_kernel[(splits, self.num_kv_heads, num_reqs)](
+            batch.query, pages.key, pages.value_mean, batch.block_table, batch.lens, batch.rows, self._partial,
+            self._most, self._total, self._tail, self._weight, self.lists, self.counts, self.statistics,
+            self.scale, num_reqs, batch.query.stride(0), *pages.key.stride()[:3], *pages.value_mean.stride()[:2],
+            batch.block_table.stride(0), self.num_partials(num_reqs), self._groups, self._groups * self._room,
+            **self._common(batch), **self._sharing(num_reqs), **self._splitting(num_reqs), CHANNELS=self._channels,
+            COMPACT=self._compact, SPLITS_PADDED=triton.next_power_of_2(splits), TILE=self.tuning.gather_tile,
+            TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.tail, num_warps=4,
         )  # fmt: skip
-        self._merge(batch, num_partials, self._window_tiles, splits)
 
     def v_skip(self, batch: Batch) -> None:
         """All keys, and the values that matter: two launches."""
@@ -186,32 +215,44 @@ class Kernels:
         v_skip_kernel[(splits, self.num_kv_heads, num_reqs)](
             batch.query, pages.key, pages.value_mean, batch.block_table, batch.lens, batch.rows,
             self._partial, self._most, self._total, self.counts,
-            self.scale, beta, alpha_length, batch.query.stride(0), pages.key.stride(0), pages.key.stride(1),
-            pages.key.stride(2), pages.origin.stride(0), pages.origin.stride(1), batch.block_table.stride(0), splits,
-            **self._common(batch), SINKS=self._sinks, RECENT=self.settings.recent, CHANNELS=self._channels,
-            SPLITS=splits, TILE=self.tuning.dense_tile, TAIL=self.settings.tail,
-            BY_LENGTH=self.settings.alpha_length is not None,
+            self.scale, beta, alpha_length, batch.query.stride(0), *pages.key.stride()[:3],
+            *pages.value_mean.stride()[:2], batch.block_table.stride(0), splits,
+            **self._common(batch), CHANNELS=self._channels, SPLITS=splits, TILE=self.tuning.dense_tile,
+            TAIL=self.settings.tail, BY_LENGTH=self.settings.alpha_length is not None,
             num_warps=self.tuning.dense_warps, num_stages=self.tuning.dense_stages,
         )  # fmt: skip
-        self._merge(batch, splits, 0, 0)
+        self._merge(batch, splits, splits)
 
-    def _merge(self, batch: Batch, num_partials: int, first_estimate: int, num_estimates: int) -> None:
+    def _merge(self, batch: Batch, num_partials: int, num_exact: int) -> None:
         chunk = min(32, self._channels)
         merge_kernel[(self._channels // chunk, self.num_heads, batch.lens.shape[0])](
-            batch.output, batch.lens, batch.rows, self._partial, self._most, self._total, self.statistics,
-            self.scale, batch.output.stride(0), num_partials, first_estimate, num_estimates,
+            batch.output, batch.lens, batch.rows, self._partial, self._most, self._total, self._tail, self.statistics,
+            self.scale, batch.output.stride(0), num_partials, num_exact,
             HEAD_SIZE=self.head_size, CHANNELS=self._channels, PARTIALS=triton.next_power_of_2(num_partials),
-            CHUNK=chunk, CERTIFICATE=self.settings.certificate and num_estimates > 0, num_warps=4,
+            CHUNK=chunk, CERTIFICATE=self.settings.certificate and num_exact < num_partials, num_warps=4,
         )  # fmt: skip
 
-    def _common(self, batch: Batch) -> dict[str, int]:
-        heads = self.num_heads // self.num_kv_heads
+    # ------------------------------------------------------------------------------------------------- constants
+    def _common(self, batch: Batch, padded: int = 0) -> dict[str, int]:
         return {
-            "HEADS": heads,
-            "PADDED": max(16, triton.next_power_of_2(heads)),
+            "HEADS": self.heads,
+            "PADDED": padded or max(16, triton.next_power_of_2(self.heads)),
             "HEAD_SIZE": self.head_size,
             "BLOCK_SIZE": batch.pages.layout.block_size,
             "GROUP": GROUP,
+            "SINKS": self._sinks,
+            "RECENT": self.settings.recent,
+        }
+
+    def _sharing(self, num_reqs: int) -> dict[str, int]:
+        return {"SPARE": self.spare(num_reqs), "REQS": triton.next_power_of_2(num_reqs)}
+
+    def _splitting(self, num_reqs: int) -> dict[str, int]:
+        return {
+            "GROUPS": self.tuning.scan_groups,
+            "SPLITS": self.splits(num_reqs),
+            "WINDOW_TILES": self._window_tiles,
+            "WINDOW_PADDED": triton.next_power_of_2(self._window_tiles),
         }
 
     def _beta(self) -> tuple[float, float]:

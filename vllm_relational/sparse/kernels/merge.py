@@ -13,16 +13,15 @@ LAST_BIN = tl.constexpr(15.0)
 
 @triton.jit
 def merge_kernel(
-    output_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, statistics_ptr, scale, stride_ot, num_partials,
-    first_estimate, num_estimates,
+    output_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, tail_ptr, statistics_ptr,
+    scale, stride_ot, num_partials, num_exact,
     HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr, PARTIALS: tl.constexpr, CHUNK: tl.constexpr,
     CERTIFICATE: tl.constexpr,
 ):  # fmt: skip
     """Grid: (chunks of channels, query heads, requests).
 
     A partial whose denominator is 0 is not read: its numerator may be anything. With CERTIFICATE the attention mass of
-    partials that are estimates is counted by its size: the attention is at most twice that share times the largest
-    difference of values away from dense attention.
+    estimates, which the partials from ``num_exact`` on may hold, is counted by its size.
     """
     chunk, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if tl.load(lens_ptr + request) == 0:
@@ -39,8 +38,8 @@ def merge_kernel(
     weights = tl.where(used, tl.exp2((most - greatest) * (scale * LOG2E)), 0.0)
     summed = tl.sum(values * weights[:, None], axis=0) / tl.sum(totals * weights, axis=0)
     if CERTIFICATE and chunk == 0:
-        estimates = (every >= first_estimate) & (every < first_estimate + num_estimates)
-        share = tl.sum(tl.where(estimates, totals * weights, 0.0), axis=0) / tl.sum(totals * weights, axis=0)
+        estimates = tl.load(tail_ptr + place + every, mask=used & (every >= num_exact), other=0.0)
+        share = tl.sum(estimates * weights, axis=0) / tl.sum(totals * weights, axis=0)
         bin = tl.minimum(-tl.log2(tl.maximum(share, 1e-30)), LAST_BIN).to(tl.int32)
         one = tl.full([], 1, tl.int64)
         tl.atomic_add(statistics_ptr + 3 + tl.maximum(bin, 0), one)

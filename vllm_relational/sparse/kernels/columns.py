@@ -1,0 +1,65 @@
+"""Heads in the columns of a product: tensor cores make 16 columns, a KV head's group may have fewer queries.
+
+With up to 4 heads every thread holds one head's column and three empty ones (``PADDED`` is 4), with up to 8 one empty
+column for each (8). ``compact`` drops the empty ones within each thread, so that what follows is not done for nobody.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def head_of(column, PADDED: tl.constexpr):
+    """The head in a column; ``PADDED`` where there is none."""
+    if PADDED == 4:
+        return tl.where((column < 8) & (column % 2 == 0), column // 2, 4)
+    elif PADDED == 8:
+        return tl.where(column < 8, column, 8)
+    else:
+        return column
+
+
+@triton.jit
+def compact(product, PADDED: tl.constexpr):
+    """``[rows, 16]``, zero in the columns without a head -> ``[rows, PADDED]``."""
+    rows: tl.constexpr = product.shape[0]
+    if PADDED == 4:
+        return tl.sum(tl.sum(tl.reshape(product, [rows, 2, 4, 2]), axis=3), axis=1)
+    elif PADDED == 8:
+        return tl.sum(tl.reshape(product, [rows, 2, 8]), axis=1)
+    else:
+        return product
+
+
+@triton.jit
+def widen(values, PADDED: tl.constexpr):
+    """``compact`` undone, copies of heads in the columns without one: ``[rows, PADDED]`` -> ``[rows, 16]``."""
+    rows: tl.constexpr = values.shape[0]
+    if PADDED == 4:
+        return tl.reshape(tl.broadcast_to(values[:, None, :, None], [rows, 2, 4, 2]), [rows, 16])
+    elif PADDED == 8:
+        return tl.reshape(tl.broadcast_to(values[:, None, :], [rows, 2, 8]), [rows, 16])
+    else:
+        return values
+
+
+@triton.jit
+def first_group(lens_ptr, request, num_reqs, SPARE: tl.constexpr, REQS: tl.constexpr, GROUP: tl.constexpr):
+    """Where a request's groups begin in scratch that all requests share: each has ``SPARE`` more than it needs."""
+    others = tl.arange(0, REQS)
+    before = (others < request) & (others < num_reqs)
+    lens = tl.load(lens_ptr + others, mask=before, other=0)
+    return tl.sum(tl.where(before, tl.cdiv(lens, GROUP) + SPARE, 0), axis=0).to(tl.int64)
+
+
+@triton.jit
+def load_seed(most_ptr, pair, num_partials, HEADS: tl.constexpr, PADDED: tl.constexpr,
+              WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr):  # fmt: skip
+    """The greatest product that the window found, for each head; 0 where there is none."""
+    heads, tiles = tl.arange(0, PADDED), tl.arange(0, WINDOW_PADDED)
+    seen = most_ptr + pair * HEADS * num_partials + heads[:, None] * num_partials + tiles[None, :]
+    there = (heads[:, None] < HEADS) & (tiles[None, :] < WINDOW_TILES)
+    known = tl.max(tl.load(seen, mask=there, other=float("-inf")), axis=1)
+    return tl.where(heads < HEADS, known, 0.0)
