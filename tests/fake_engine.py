@@ -15,7 +15,10 @@ from vllm_relational.records import Completion, Decision, EngineDiedError, Engin
 
 Answer = Callable[[dict[str, Any]], str]
 _ROW = r"\{\n(?P<row>(?:\"[^\n]*,\n)*)\}"
-_LAYOUTS = [re.compile(_ROW + r"\n\n(?P<question>.*)", re.DOTALL), re.compile(r"(?P<question>.*)\n\n" + _ROW, re.DOTALL)]
+_LAYOUTS = [
+    re.compile(_ROW + r"\n\n(?P<question>.*)", re.DOTALL),
+    re.compile(r"(?P<question>.*)\n\n" + _ROW, re.DOTALL),
+]
 
 
 def parts_of(prompt: Prompt) -> tuple[str, dict[str, Any]]:

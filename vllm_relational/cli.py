@@ -17,7 +17,13 @@ import typer
 
 from vllm_relational import cli_options, cli_output, cli_retrieval, cli_sql
 from vllm_relational.cli_options import BaseUrl, Concurrency, EngineArg, Model, Tokenizer, Verbose
-from vllm_relational.config import DEFAULT_EMBEDDER, DEFAULT_ORDER, DEFAULT_SIMILARITY, DEFAULT_SYSTEM_PROMPT, QUESTION_FIRST
+from vllm_relational.config import (
+    DEFAULT_EMBEDDER,
+    DEFAULT_ORDER,
+    DEFAULT_SIMILARITY,
+    DEFAULT_SYSTEM_PROMPT,
+    QUESTION_FIRST,
+)
 from vllm_relational.records import QueryResult, RelationalError, RunReport
 
 if TYPE_CHECKING:

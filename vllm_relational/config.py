@@ -105,7 +105,7 @@ class QueryConfig:
     def __post_init__(self) -> None:
         _one_of("on_error", self.on_error, get_args(OnError))
         _one_of("nulls", self.nulls, get_args(Nulls))
-        _one_of("layout", self.layout, get_args(Layout))
+        check_layout(self.layout)
         _check_groups(self.keep_order)
         _check_weights(self.column_weights)
         if self.resume and self.checkpoint is None:
@@ -114,6 +114,11 @@ class QueryConfig:
             raise RelationalError(
                 f"audit is {self.audit} and seed is {self.seed}: give whole numbers from 0; a seed has 31 bits"
             )
+
+
+def check_layout(layout: str) -> None:
+    """Raise ``RelationalError`` for a layout that there is not."""
+    _one_of("layout", layout, get_args(Layout))
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -152,6 +152,10 @@ class RelationalLLM:
             self._engine = _make_engine(self._model, self._base_url, self._quiet, self._engine_args)
         return self._engine
 
+    def start(self) -> EngineInfo:
+        """Start the engine, unless it runs; what it says of itself."""
+        return self.engine.start()
+
     def reset_cache(self) -> bool:
         """Forget cached prefixes, so that the next query starts cold; False where the engine cannot."""
         return self.engine.reset_cache()

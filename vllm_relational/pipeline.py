@@ -27,6 +27,7 @@ from vllm_relational.prompts.template import answer_room
 from vllm_relational.records import (
     NULL_CODE,
     AskedBatch,
+    CacheForecast,
     Completion,
     Decision,
     Distinct,
