@@ -31,8 +31,8 @@ def builder_of(
     columns: dict,
     tokenizer,
     template: str = "Is {*} kind?",
-    decision=FreeText(),
-    layout: str = "question-first",  # noqa: B008
+    decision=FreeText(),  # noqa: B008
+    layout: str = "question-first",
 ) -> tuple:
     table = pa.table(columns)
     question = parse_template(template, table.column_names)

@@ -104,7 +104,8 @@ def test_explain_says_what_was_chosen_and_a_run_does_the_same():
 def test_short_rows_keep_the_question_first():
     with opened(TokenEngine()) as con:
         con.sql(
-            "SELECT LLM('A long question about {shelf}, longer than it', shelf) FROM note WHERE LLM_FILTER('{shelf}', shelf)"
+            "SELECT LLM('A long question about {shelf}, longer than it', shelf) FROM note "
+            "WHERE LLM_FILTER('{shelf}', shelf)"
         )
         assert layouts(con) == ["question-first", "question-first"]
         assert con.last_run.notes[0].startswith("questions before rows in llm.op_1, llm.op_2: ")
