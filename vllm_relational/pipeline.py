@@ -98,12 +98,17 @@ class PreparedQuery:
     def __init__(self, job: _Job) -> None:
         self._job = job
 
-    def plan(self, info: EngineInfo, order: str | None = None, budget_seconds: float | None = None) -> PlannedQuery:
+    def plan(
+        self, info: EngineInfo, order: str | None = None, budget_seconds: float | None = None, quick: bool = False
+    ) -> PlannedQuery:
         """Plan for that engine, by default in the order that the query was prepared with.
 
         budget_seconds: for planners that search, see ``plan.planner``; None for the planner's default.
+        quick:          without search, to compare queries with each other.
         """
         job = self._job.again(order)
+        if quick and planner(job.config.order).takes_budget:
+            budget_seconds = 0.0
         batch = job.plan(info, {}, budget_seconds)
         report = job.report(batch, info, Measured())
         forecaster = job.forecaster(info)

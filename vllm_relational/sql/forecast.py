@@ -90,12 +90,19 @@ class Extent:
     counts_only: the inputs, but no tokens.
     halvings:    so often the inputs are halved, and tokens scaled up again.
     common:      by operator the fields by whose values inputs are chosen, so that operators keep the same rows.
+    quick:       plans are made without search.
     """
 
     choosing: bool = False
     counts_only: bool = False
     halvings: int = 0
     common: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    quick: bool = False
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether operators are forecast as a run plans them."""
+        return not self.counts_only and not self.halvings and not self.quick
 
 
 def forecast_tree(job: Job, tree: exp.Expr, extent: Extent = Extent()) -> Plan:
@@ -168,7 +175,8 @@ def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, extent: Extent) ->
     if operator.question.function == "LLM_AGG":
         records = first_parts(job.llm, records, operator.question, options)
     kept = thinned(records, extent.common.get(operator.table.name, ()), extent.halvings)
-    report, scale = job.llm.forecast(kept, operator.question.template, **options), records.num_rows / kept.num_rows
+    report = job.llm.forecast(kept, operator.question.template, quick=extent.quick, **options)
+    scale = records.num_rows / kept.num_rows
     output = report.num_asked * answer_tokens(operator.question.decision)
     tokens = Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
     entry.tokens += tokens.times(scale)

@@ -54,10 +54,10 @@ class Trail:
         """Deduplicate and tokenise, ask nothing."""
         return self._llm.prepare(table, prompt, **options)
 
-    def forecast(self, table: Any, prompt: str, **options: Any) -> RunReport:
-        """Plan as ``run`` would, and go on as if that had been asked."""
+    def forecast(self, table: Any, prompt: str, quick: bool = False, **options: Any) -> RunReport:
+        """Plan as ``run`` would, or in less time, and go on as if that had been asked."""
         prepared = self._llm.prepare(table, prompt, after=self._asked, **options)
-        planned = prepared.plan(self.expected_engine())
+        planned = prepared.plan(self.expected_engine(), quick=quick)
         self._asked.append(planned.asked)
         report: RunReport = planned.report
         return report

@@ -188,6 +188,15 @@ def test_a_large_statement_is_chosen_for_from_a_part_of_its_rows(monkeypatch):
         assert first.tokens.prompt == con.last_run.operators[0].reports[0].measured_prompt_tokens  # of all rows
 
 
+def test_many_inputs_are_compared_without_search_and_forecast_with_it(monkeypatch):
+    with opened(TokenEngine()) as con:
+        searched = con.forecast(WIDE)
+        monkeypatch.setattr("vllm_relational.sql.passes.layout.QUICK_FROM", 10)
+        quick = con.forecast(WIDE)
+    assert [entry.tokens for entry in quick.forecasts] == [entry.tokens for entry in searched.forecasts]
+    assert [entry.operator.layout for entry in quick.forecasts] == ["row-first", "row-first"]
+
+
 def test_two_operators_keep_the_same_part_of_their_rows():
     records = pa.table({"a": [str(i) for i in range(200)], "b": ["x"] * 200})
     half = thinned(records, ("a",), 1)

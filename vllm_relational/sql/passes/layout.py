@@ -22,6 +22,8 @@ from vllm_relational.sql.operator import Operator
 
 # Inputs of an operator from which the choice is forecast: of more, a part.
 MOST_INPUTS = 20_000
+# From so many inputs on, the plans that are compared are made without search, which would take most of the time.
+QUICK_FROM = 2_000
 # Operators of a group that are tried one by one in the other layout.
 MOST_SINGLE = 6
 
@@ -78,7 +80,8 @@ def _extent(groups: Sequence[Sequence[Operator]], sizes: Mapping[str, int]) -> E
         for group in groups
         for operator in group
     }
-    return Extent(choosing=True, halvings=(max(most - 1, 0) // MOST_INPUTS).bit_length(), common=common)
+    halvings = (max(most - 1, 0) // MOST_INPUTS).bit_length()
+    return Extent(choosing=True, halvings=halvings, common=common, quick=most >= QUICK_FROM)
 
 
 class _Search:
@@ -128,7 +131,7 @@ class _Search:
 
     def exact_plan(self) -> Plan | None:
         """The forecast with the chosen layouts, where it is of all inputs."""
-        whole = not self._extent.halvings and not any(entry.is_partial for entry in self._plan.forecasts)
+        whole = self._extent.is_exact and not any(entry.is_partial for entry in self._plan.forecasts)
         return self._plan if whole else None
 
 
