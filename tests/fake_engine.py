@@ -14,13 +14,23 @@ from vllm_relational.prompts import FourByteEstimate
 from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, TokenSegments
 
 Answer = Callable[[dict[str, Any]], str]
-_ROW = re.compile(r"\n\{\n((?:\".*,\n)*)\}$", re.DOTALL)
+_ROW = r"\{\n(?P<row>(?:\"[^\n]*,\n)*)\}"
+_LAYOUTS = [
+    re.compile(_ROW + r"\n\n(?P<question>.*)", re.DOTALL),
+    re.compile(r"(?P<question>.*)\n\n" + _ROW, re.DOTALL),
+]
+
+
+def parts_of(prompt: Prompt) -> tuple[str, dict[str, Any]]:
+    """The question and the record inside a prompt in message form, whichever stands first."""
+    found = next(found for layout in _LAYOUTS if (found := layout.fullmatch(prompt.user)))
+    lines = found["row"]
+    return found["question"], json.loads("{" + lines.rstrip(",\n") + "}")
 
 
 def row_of(prompt: Prompt) -> dict[str, Any]:
     """The record inside a prompt in message form."""
-    lines = _ROW.search(prompt.user)[1]
-    return json.loads("{" + lines.rstrip(",\n") + "}")
+    return parts_of(prompt)[1]
 
 
 def canonical(row: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 
-from fake_engine import FakeEngine, row_of
+from fake_engine import FakeEngine, parts_of, row_of
 
 from vllm_relational.records import Choice, Completion, Decision, IntegerRange, JsonSchema, Prompt
 
@@ -29,9 +29,9 @@ class OracleEngine(FakeEngine):
         return [row_of(prompt) for prompt in self.asked]
 
     def _complete(self, prompt: Prompt) -> Completion:
-        instruction = prompt.user.partition("\n\n{\n")[0]
+        instruction, row = parts_of(prompt)
         self.questions.append(instruction)
-        number = zlib.crc32((instruction + json.dumps(row_of(prompt), sort_keys=True)).encode()) >> 3
+        number = zlib.crc32((instruction + json.dumps(row, sort_keys=True)).encode()) >> 3
         if self.fails_every and number % self.fails_every == 0:
             return Completion(prompt.key, None, "refused by the oracle")
         return Completion(prompt.key, answer(number, self.decision), prompt_tokens=20, output_tokens=1, cached_tokens=8)

@@ -372,6 +372,22 @@ def test_plan_keeps_orders_and_weighs_columns(tmp_path):
     assert order("--weight", "b=0", "--weight", "c=3") == ["c", "b", "a"]
 
 
+def test_the_layout_says_what_prompts_begin_with(tmp_path, table):
+    hits, planned = {}, {}
+    for layout in ("question-first", "row-first"):
+        options = ["-p", "Is {text} a good text?", "--layout", layout]
+        assert run_cli("run", table, *options, "--dry-run", "--report", tmp_path / "r.json").exit_code == 0
+        report = json.loads((tmp_path / "r.json").read_text())
+        assert report["layout"] == layout
+        hits[layout] = report["predicted"]["hit_tokens"]
+        planned[layout] = json.loads(run_cli("plan", table, *options, "--planner", "tree", "--json").stdout)[
+            "hit_tokens"
+        ]
+    assert hits["question-first"] > hits["row-first"] and hits == planned
+    result = run_cli("run", table, "-p", "{text}?", "--dry-run", "--layout", "last")
+    assert result.exit_code == 2 and "layout is 'last': use one of question-first, row-first" in result.output
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -17,7 +17,13 @@ import typer
 
 from vllm_relational import cli_options, cli_output, cli_retrieval, cli_sql
 from vllm_relational.cli_options import BaseUrl, Concurrency, EngineArg, Model, Tokenizer, Verbose
-from vllm_relational.config import DEFAULT_EMBEDDER, DEFAULT_ORDER, DEFAULT_SIMILARITY, DEFAULT_SYSTEM_PROMPT
+from vllm_relational.config import (
+    DEFAULT_EMBEDDER,
+    DEFAULT_ORDER,
+    DEFAULT_SIMILARITY,
+    DEFAULT_SYSTEM_PROMPT,
+    QUESTION_FIRST,
+)
 from vllm_relational.records import QueryResult, RelationalError, RunReport
 
 if TYPE_CHECKING:
@@ -46,6 +52,7 @@ KeepOrder = Annotated[
 Weight = Annotated[
     list[str] | None, typer.Option(help="COLUMN=NUMBER: how much its tokens count in planning; 1 by default.")
 ]
+Layout = Annotated[str, typer.Option(help="What a prompt begins with: question-first or row-first.")]
 Nulls = Annotated[str, typer.Option(help="error: a null in a used column fails the row; keep: the model sees null.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N rows.")]
 Report = Annotated[Path | None, typer.Option(help="Also write the report as a file: .json, else one HTML page.")]
@@ -119,6 +126,7 @@ def run(
     weight: Weight = None,
     system_prompt: SystemPrompt = DEFAULT_SYSTEM_PROMPT,
     nulls: Nulls = "error",
+    layout: Layout = QUESTION_FIRST,
     on_error: Annotated[str, typer.Option(help="null: a failed row gets a reason; raise: stop at the first.")] = "null",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: OUTPUT.checkpoint.jsonl.")] = None,
@@ -159,7 +167,7 @@ def run(
     """Ask one question of every row of TABLE."""
     data = cli_options.read_rows(table, limit)
     options = cli_options.query_options(
-        choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls
+        choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls, layout
     )
     options |= cli_options.dedup_options(dedup, normalize, similarity, similar, embedder)
     arguments = cli_options.engine_arguments(engine_arg)
@@ -224,6 +232,7 @@ def bench(
     weight: Weight = None,
     system_prompt: SystemPrompt = DEFAULT_SYSTEM_PROMPT,
     nulls: Nulls = "error",
+    layout: Layout = QUESTION_FIRST,
     report: Report = None,
     csv: Annotated[Path | None, typer.Option(help="Append one line an order to this CSV file.")] = None,
     budget: Annotated[float | None, typer.Option(help="Ask only as many rows as fit into these seconds.")] = None,
@@ -237,7 +246,7 @@ def bench(
 
     data = cli_options.read_rows(table, limit)
     options = cli_options.query_options(
-        choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls
+        choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls, layout
     )
     arguments = cli_options.engine_arguments(engine_arg)
     cli_output.check_result_place(data, output, "answer", "error")
@@ -279,6 +288,7 @@ def plan(
     keep_order: KeepOrder = None,
     weight: Weight = None,
     capacity: Annotated[int | None, typer.Option(help="KV cache in tokens; default without limit.")] = None,
+    layout: Layout = QUESTION_FIRST,
     limit: Limit = None,
     budget: Annotated[float | None, typer.Option(help="Seconds of search for tree; default by table size.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a planner on stdout.")] = False,
@@ -301,7 +311,7 @@ def plan(
     llm = cli_options.make_llm(model, None, tokenizer, False, 1, {})
     question = prompt or template_of(cli_options.parse_list(columns, "--columns") if columns else None)
     info = dataclasses.replace(cli_options.with_capacity(llm.expected_engine(), capacity), max_model_len=None)
-    options = {**cli_options.order_options(pin, keep_order, weight), "nulls": "keep"}
+    options = {**cli_options.order_options(pin, keep_order, weight), "nulls": "keep", "layout": layout}
     options |= cli_options.dedup_options(dedup, normalize, similarity, similar, embedder)
     names = cli_options.parse_list(planners, "--planner")
     comparison = compare_planners(llm, data, question, names, options, info, budget)

@@ -50,6 +50,7 @@ def query_options(
     weight: list[str] | None,
     system_prompt: str,
     nulls: str,
+    layout: str,
 ) -> dict[str, Any]:
     """The options of ``RelationalLLM.run`` from those of the command line."""
     return {
@@ -60,6 +61,7 @@ def query_options(
         **order_options(pin, keep_order, weight),
         "system_prompt": system_prompt,
         "nulls": nulls,
+        "layout": layout,
     }
 
 

@@ -24,6 +24,10 @@ Embedder = Annotated[
     str | None, typer.Option(help="Semantic joins ask about likely pairs only, by this sentence-transformers model.")
 ]
 Pairs = Annotated[int, typer.Option(help="With --embedder: likely pairs a row of the first table.")]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="What prompts begin with: question-first or row-first; default by forecast, for each statement."),
+]
 Prices = Annotated[str | None, typer.Option(help="Dollars a million tokens: INPUT,CACHED,OUTPUT.")]
 
 
@@ -41,6 +45,7 @@ def sql(
     base_url: BaseUrl = None,
     concurrency: Concurrency = 32,
     order: Annotated[str, typer.Option(help="Field and row order of every operator.")] = DEFAULT_ORDER,
+    layout: Layout = None,
     embedder: Embedder = None,
     candidates: Pairs = 10,
     rates: Rates = None,
@@ -57,7 +62,8 @@ def sql(
     command.check_target(output)
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
-    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, **_candidates(embedder, candidates)}
+    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, "layout": layout}
+    options |= _candidates(embedder, candidates)
     try:
         with command.opened(llm, db, side, rates, prices, **options) as connection:
             command.run_sql(connection, text, output)
@@ -78,6 +84,7 @@ def explain(
     optimize: Annotated[bool, typer.Option(help="Rewrite the plan; off to compare.")] = True,
     base_url: BaseUrl = None,
     order: Annotated[str, typer.Option(help="Field and row order of every operator.")] = DEFAULT_ORDER,
+    layout: Layout = None,
     embedder: Embedder = None,
     candidates: Pairs = 10,
     rates: Rates = None,
@@ -92,7 +99,8 @@ def explain(
     text = command.statement_text(statement, file)
     arguments = cli_options.engine_arguments(engine_arg)
     llm = cli_options.make_llm(model, base_url, tokenizer, False, 1, arguments)
-    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, **_candidates(embedder, candidates)}
+    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, "layout": layout}
+    options |= _candidates(embedder, candidates)
     with command.opened(llm, db, side, rates, prices, read_only=db is not None, **options) as connection:
         print(command.explained(connection, text))
     return 0

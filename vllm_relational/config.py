@@ -11,13 +11,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
+from vllm_relational.records import AskedBatch, Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
 
 OnError = Literal["null", "raise"]
 Nulls = Literal["error", "keep"]
 DedupMode = Literal["exact", "normalized", "semantic"]
+Layout = Literal["question-first", "row-first"]
 
 DEFAULT_ORDER = "tree"
+QUESTION_FIRST: Layout = "question-first"
+ROW_FIRST: Layout = "row-first"
 MOST_WEIGHT = 1000
 DEFAULT_SIMILARITY = 0.95
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -79,6 +82,10 @@ class QueryConfig:
     cache:         SQLite file of answers that outlives the run and serves other tables; None for none.
     audit:         so many rows of each kind are asked once more after the run, to see what reordering and merging did.
     seed:          of the rows drawn for the audit and of the clusters of semantic deduplication.
+    layout:        'question-first': all prompts share the question, then the row follows. 'row-first': the question
+                   stands behind the row, so that another question over the same rows finds the rows in the KV cache.
+    after:         what the engine was asked just before and may still have in its KV cache: the forecast starts from
+                   there, and with 'row-first' the plan may follow the orders of those rows.
     """
 
     order: str = DEFAULT_ORDER
@@ -95,10 +102,13 @@ class QueryConfig:
     cache: Path | None = None
     audit: int = 0
     seed: int = 0
+    layout: Layout = QUESTION_FIRST
+    after: tuple[AskedBatch, ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("on_error", self.on_error, get_args(OnError))
         _one_of("nulls", self.nulls, get_args(Nulls))
+        check_layout(self.layout)
         _check_groups(self.keep_order)
         _check_weights(self.column_weights)
         if self.resume and self.checkpoint is None:
@@ -116,6 +126,11 @@ def _is_number(value: Any) -> bool:
 def _whole(number: Any) -> bool:
     """A whole number from 0; found here, a share such as audit=0.1 does not cost the answers of a whole run."""
     return isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= 0)
+
+
+def check_layout(layout: str) -> None:
+    """Raise ``RelationalError`` for a layout that there is not."""
+    _one_of("layout", layout, get_args(Layout))
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

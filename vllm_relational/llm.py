@@ -16,8 +16,10 @@ from vllm_relational.config import (
     DEFAULT_ORDER,
     DEFAULT_SIMILARITY,
     DEFAULT_SYSTEM_PROMPT,
+    QUESTION_FIRST,
     DedupConfig,
     DedupMode,
+    Layout,
     Nulls,
     OnError,
     QueryConfig,
@@ -27,6 +29,7 @@ from vllm_relational.engine.base import Engine
 from vllm_relational.pipeline import PreparedQuery, prepare, run_query
 from vllm_relational.prompts import FourByteEstimate, Tokenizer, load_tokenizer
 from vllm_relational.records import (
+    AskedBatch,
     Choice,
     Decision,
     EngineInfo,
@@ -111,8 +114,8 @@ class RelationalLLM:
         range:         (low, high), both included.
         schema:        a JSON schema as a dict.
         max_tokens:    longest answer, for text (64) and JSON (256).
-        order, pin, system_prompt, on_error, nulls, checkpoint, resume, progress, cache, audit, seed: see
-                       ``QueryConfig``; progress defaults to True when standard error is a terminal.
+        order, pin, system_prompt, on_error, nulls, checkpoint, resume, progress, cache, audit, seed, layout, after:
+                       see ``QueryConfig``; progress defaults to True when standard error is a terminal.
         dedup:         'exact', 'normalized' or 'semantic'; normalize (rules by column), similarity, similar_columns and
                        embedder belong to it, see ``DedupConfig``.
 
@@ -148,6 +151,10 @@ class RelationalLLM:
         if self._engine is None:
             self._engine = _make_engine(self._model, self._base_url, self._quiet, self._engine_args)
         return self._engine
+
+    def start(self) -> EngineInfo:
+        """Start the engine, unless it runs; what it says of itself."""
+        return self.engine.start()
 
     def reset_cache(self) -> bool:
         """Forget cached prefixes, so that the next query starts cold; False where the engine cannot."""
@@ -218,6 +225,8 @@ class RelationalLLM:
         cache: str | Path | None = None,
         audit: int = 0,
         seed: int = 0,
+        layout: Layout = QUESTION_FIRST,
+        after: Sequence[AskedBatch] = (),
     ) -> QueryConfig:
         _check_rules(normalize)
         return QueryConfig(
@@ -241,6 +250,8 @@ class RelationalLLM:
             cache=Path(cache) if cache is not None else None,
             audit=audit,
             seed=seed,
+            layout=layout,
+            after=tuple(after),
         )
 
 

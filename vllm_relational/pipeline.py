@@ -18,14 +18,15 @@ from vllm_relational.auditing import Answered, audit
 from vllm_relational.config import QueryConfig, check_decision
 from vllm_relational.dedup import scatter
 from vllm_relational.engine.base import Engine
+from vllm_relational.forecasting import Forecaster
 from vllm_relational.grouping import EXACT, RowGrouper, answer_origins, first_rows, name_sources
-from vllm_relational.kv.replay import replay
 from vllm_relational.plan import PLANNERS, planner, value_overlaps, weighted
 from vllm_relational.prompts import PromptBuilder, Tokenizer, parse_template
 from vllm_relational.prompts.columns import QuestionColumns
 from vllm_relational.prompts.template import answer_room
 from vllm_relational.records import (
     NULL_CODE,
+    AskedBatch,
     CacheForecast,
     Completion,
     Decision,
@@ -97,16 +98,23 @@ class PreparedQuery:
     def __init__(self, job: _Job) -> None:
         self._job = job
 
-    def plan(self, info: EngineInfo, order: str | None = None, budget_seconds: float | None = None) -> PlannedQuery:
+    def plan(
+        self, info: EngineInfo, order: str | None = None, budget_seconds: float | None = None, quick: bool = False
+    ) -> PlannedQuery:
         """Plan for that engine, by default in the order that the query was prepared with.
 
         budget_seconds: for planners that search, see ``plan.planner``; None for the planner's default.
+        quick:          without search, to compare queries with each other.
         """
         job = self._job.again(order)
+        if quick and planner(job.config.order).takes_budget:
+            budget_seconds = 0.0
         batch = job.plan(info, {}, budget_seconds)
         report = job.report(batch, info, Measured())
-        bound = job.forecast(batch.plan, batch.codes, info, "belady") if info.kv_cache_tokens else None
-        return PlannedQuery(report, job.table, batch.input, batch.plan, len(job.prompts.segments.header), bound)
+        forecaster = job.forecaster(info)
+        bound = forecaster.forecast(batch.plan, batch.codes, "belady") if info.kv_cache_tokens else None
+        header_tokens = len(job.prompts.segments.header)
+        return PlannedQuery(report, job.table, batch.input, batch.plan, header_tokens, batch.asked, bound)
 
     def constrain(self, batch: PlanInput) -> PlanInput:
         """Another batch over the same columns, such as one in characters, as this query's planner shall see it."""
@@ -123,7 +131,7 @@ class Batch:
     """The distinct rows of this run, planned.
 
     groups: int64 ``[n]``, their numbers in ``Distinct``; codes: int32 ``[num_columns, n]``; keys: int64 ``[n]``.
-    input:  what the planner saw.
+    input:  what the planner saw; asked: the prompts, for forecasts of what is asked after them.
     """
 
     groups: np.ndarray
@@ -131,6 +139,7 @@ class Batch:
     keys: np.ndarray
     input: PlanInput
     plan: Plan
+    asked: AskedBatch
     predicted: CacheForecast
     published: CacheForecast
     ceiling: float
@@ -163,7 +172,9 @@ class _Job:
             self.grouper = RowGrouper(self.table, config.dedup, config.seed)
             self.grouping, self.merges = self.grouper.group(self._complete_rows())
         with self.clock("tokenise"):
-            self.prompts = PromptBuilder(self.question, self.table, decision, config.system_prompt, tokenizer)
+            self.prompts = PromptBuilder(
+                self.question, self.table, decision, config.system_prompt, tokenizer, config.layout
+            )
 
     def again(self, order: str | None) -> _Job:
         """This job as it was before planning, in that order (None: its own)."""
@@ -222,11 +233,16 @@ class _Job:
             )
             plan = chosen(weighted(batch, self.weights))
         with self.clock("forecast"):
-            predicted = self.forecast(plan, codes, info)
-            published = self.forecast(PLANNERS["published"](batch), codes, info)
-            ceiling = self._ceiling(codes)
+            forecaster = self.forecaster(info)
+            plan, predicted = forecaster.cheapest(batch, plan)
+            published = forecaster.forecast(PLANNERS["published"](batch), codes)
+            ceiling, asked = forecaster.ceiling(codes), forecaster.asked(plan, codes)
         num_resumed = sum(row in answered and self.known.get(row) != CACHED for row in first)
-        return Batch(groups, codes, keys, batch, plan, predicted, published, ceiling, num_resumed)
+        return Batch(groups, codes, keys, batch, plan, asked, predicted, published, ceiling, num_resumed)
+
+    def forecaster(self, info: EngineInfo) -> Forecaster:
+        """Forecasts for that engine."""
+        return Forecaster(self.table, self.prompts.segments, self.config, info)
 
     def _drop_too_long(self, info: EngineInfo, answered: dict[int, str]) -> None:
         if info.max_model_len is None or self.prompts.counts != "exact":
@@ -243,28 +259,6 @@ class _Job:
                 f"{TOO_LONG}: {lengths[group]} tokens and the answer exceed the model's {info.max_model_len}; column "
                 f"{name!r} has {tokens}: shorten it",
             )
-
-    def forecast(self, plan: Plan, codes: np.ndarray, info: EngineInfo, policy: str | None = None) -> CacheForecast:
-        """What the engine's prefix cache will serve; policy: what it evicts first, by default what the engine does.
-
-        Whole blocks are counted. What token-exact reuse adds depends on which rows run in the same step.
-        """
-        policy = policy or info.eviction
-        capacity = (info.kv_cache_tokens or 0) // info.block_size
-        served = replay(self.prompts.segments, codes, plan, info.block_size, capacity, [policy])[policy]
-        less_than_a_block = info.kv_cache_tokens is not None and not capacity  # 0 means without limit above
-        return served if info.prefix_caching and not less_than_a_block else CacheForecast(served.prompt_tokens, 0)
-
-    def _ceiling(self, codes: np.ndarray) -> float:
-        """Share of prompt tokens in headers and cells that occurred before: no order of whole cells serves more."""
-        num_rows = codes.shape[1]
-        if num_rows == 0:
-            return 0.0
-        repeated = (num_rows - 1) * len(self.prompts.segments.header)
-        for column, cells in zip(codes, self.prompts.segments.cells, strict=True):
-            repeated += int(cells.lengths[column].sum() - cells.lengths[np.unique(column)].sum())
-        total = int(self.prompts.lengths(codes).sum())
-        return float(repeated / total)
 
     # ---------------------------------------------------------------------------------------- engine, results
     def check_store(self) -> None:
@@ -351,7 +345,8 @@ class _Job:
             name_sources(errors, self.grouping)
             answers = [None if text is None else parse(text) for text in texts]
             sources, origins = answer_origins(self.grouping, self.known, failed)
-        return QueryResult(answers, errors, self.report(batch, info, self.measured), sources, origins)
+        report, asked = self.report(batch, info, self.measured), batch.asked if len(batch.groups) else None
+        return QueryResult(answers, errors, report, sources, origins, asked)
 
     def audited(self, result: QueryResult, batch: Batch, engine: Engine) -> QueryResult:
         """The result, with an audit in its report if one is wanted."""
@@ -396,6 +391,7 @@ class _Job:
             stage_seconds=dict(self.seconds),
             num_cached=sum(origin == CACHED for origin in self.known.values()),
             dedup=self.merges,
+            layout=self.config.layout,
         )
 
     # ------------------------------------------------------------------------------------------------ helpers
@@ -440,6 +436,7 @@ class _Job:
             "model": model,
             "table": fingerprint(self.table),
             "system prompt": self.config.system_prompt,
+            "layout": self.config.layout,
             "deduplication": {"mode": self.config.dedup.mode, **self.grouper.settings},
         }
 

@@ -198,14 +198,29 @@ class TokenSegments:
 class PromptSegments:
     """Everything a prompt is made of: ``header + cells in planned order + tail``, all token ids.
 
-    header: int32, the system prompt, the instruction and the opening of the row: the same for all rows.
+    header: int32, the same for all rows: the system prompt, the instruction if it stands first, the opening of the row.
     cells:  per column the segments of its distinct values.
-    tail:   int32, what closes the row and starts the answer: the same for all rows.
+    tail:   int32, the same for all rows: what closes the row, the instruction if it stands last, the answer's start.
     """
 
     header: np.ndarray
     cells: tuple[TokenSegments, ...]
     tail: np.ndarray
+
+
+@dataclass(frozen=True)
+class AskedBatch:
+    """Prompts as an engine was asked them: what they left in its KV cache, later prompts may find there.
+
+    table: its names and values, which ``codes`` count; codes: int32 ``[num_columns, n]`` of the planned rows.
+    row_first: whether the prompts begin with the row.
+    """
+
+    table: EncodedTable
+    segments: PromptSegments
+    codes: np.ndarray
+    plan: Plan
+    row_first: bool
 
 
 # ------------------------------------------------------------------------------------------- prompts -> engine
@@ -377,6 +392,7 @@ class RunReport:
     num_cached: int = 0
     dedup: DedupReport | None = None
     audit: AuditReport | None = None
+    layout: str = "question-first"
 
     @property
     def measured_hit_rate(self) -> float | None:
@@ -399,6 +415,7 @@ class PlannedQuery:
     table:         the used columns of all rows, encoded; ``batch.codes`` are its codes for the distinct rows to ask.
     batch, plan:   what the planner saw and what it said.
     header_tokens: of the prompt before its first cell, the same for all rows.
+    asked:         the prompts, for forecasts of what is asked after them.
     bound:         the forecast with the best possible eviction (Belady); None for a cache without limit.
     """
 
@@ -407,6 +424,7 @@ class PlannedQuery:
     batch: PlanInput
     plan: Plan
     header_tokens: int
+    asked: AskedBatch
     bound: CacheForecast | None = None
 
 
@@ -420,6 +438,7 @@ class QueryResult:
                  the row failed.
     origins:     how each row came by its answer: 'asked', 'resumed' (from the checkpoint), 'cached' (from the result
                  cache), inherited by 'exact', 'normalized' or 'semantic' deduplication, or 'failed'.
+    asked:       the prompts that were sent, for ``QueryConfig.after`` of the next query; None where none was.
     """
 
     answers: list[Any]
@@ -427,6 +446,7 @@ class QueryResult:
     report: RunReport
     source_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     origins: list[str] = field(default_factory=list)
+    asked: AskedBatch | None = None
 
     @property
     def num_failed(self) -> int:

@@ -31,7 +31,7 @@ FRONT = {
     "bench",
     "plugin",
 }
-FRONT |= {"plugin", "__init__", "grouping", "auditing", "planning", "planning_text", "planning_html"}
+FRONT |= {"plugin", "__init__", "grouping", "auditing", "forecasting", "planning", "planning_text", "planning_html"}
 # sql stands above llm, which it is given: it imports no stage. Its own files are one room.
 EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv"}}
 EXTRA |= {"retrieval": {"embed"}}

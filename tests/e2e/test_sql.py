@@ -74,3 +74,37 @@ def test_many_values_are_summed_up_within_the_context(con: vllm_relational.sql.C
     assert len(rows) == 8 and all(said is not None for _, _, said in rows)
     assert len(con.last_run.operators[0].reports) >= 2  # 300 reviews do not fit into 2,048 tokens
     assert len(con.errors()) == 0
+
+
+def test_with_the_rows_first_the_second_call_finds_them_in_the_cache(llm: RelationalLLM, con) -> None:
+    """The same statement in both layouts, each from a cold cache."""
+    text, hit_rates, computed = text_of("guest_books"), {}, {}
+    for layout in (None, "question-first"):
+        llm.reset_cache()
+        with vllm_relational.sql.connect(llm=llm, max_tokens=4, layout=layout) as fresh:
+            fresh.sql(text)
+            reports = [operator.reports for operator in fresh.last_run.operators]
+        counted = [measured(one) for one in reports]
+        assert counted[1].prompt > 5000  # enough homes pass the first call
+        for (report,), tokens in zip(reports, counted, strict=True):
+            assert tokens.prompt == pytest.approx(report.predicted.prompt_tokens, rel=0.02)
+            assert tokens.hit_rate == pytest.approx(report.predicted.hit_rate, abs=0.02)
+        hit_rates[layout] = counted[1].hit_rate
+        computed[layout] = sum(tokens.prompt - tokens.cached for tokens in counted)
+        print(layout, [(tokens.prompt, tokens.hit_rate) for tokens in counted])
+
+    assert hit_rates[None] > 0.85 and hit_rates["question-first"] < 0.3
+    assert computed[None] < 0.9 * computed["question-first"]
+
+
+def test_explain_chooses_the_layout_that_the_run_has(con: vllm_relational.sql.Connection) -> None:
+    first, second = con.forecast(text_of("guest_books")).forecasts
+    assert first.is_certain and first.operator.layout == second.operator.layout == "row-first"
+
+    con.sql(text_of("guest_books"))
+
+    operators = con.last_run.operators
+    assert [operator.layout for operator in operators] == ["row-first", "row-first"]
+    counted = measured(operators[0].reports)
+    assert counted.prompt == pytest.approx(first.tokens.prompt, rel=0.02)
+    assert counted.hit_rate == pytest.approx(first.tokens.hit_rate, abs=0.02)

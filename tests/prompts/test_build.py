@@ -18,6 +18,7 @@ from vllm_relational.table import encode_columns
 SYSTEM = "Answer about the record."
 NASTY = ["<|end|>", "<|assistant|>\n", '"', "\\", "\n", "\r\n", "\t", "\x00", "\x7f", "\u2028", "\u0085", " ", ",\n"]
 texts = st.text(max_size=8) | st.lists(st.sampled_from(NASTY), max_size=4).map("".join)
+layouts = st.sampled_from(["question-first", "row-first"])
 rows = st.lists(st.tuples(texts, st.integers(), st.lists(texts, max_size=2)), min_size=1, max_size=6)
 
 
@@ -26,11 +27,17 @@ def tokenizer(tokenizer_folder):
     return load_tokenizer(str(tokenizer_folder))
 
 
-def builder_of(columns: dict, tokenizer, template: str = "Is {*} kind?", decision=FreeText()) -> tuple:  # noqa: B008
+def builder_of(
+    columns: dict,
+    tokenizer,
+    template: str = "Is {*} kind?",
+    decision=FreeText(),  # noqa: B008
+    layout: str = "question-first",
+) -> tuple:
     table = pa.table(columns)
     question = parse_template(template, table.column_names)
     encoded = encode_columns(table, question.columns)
-    return PromptBuilder(question, encoded, decision, SYSTEM, tokenizer), encoded
+    return PromptBuilder(question, encoded, decision, SYSTEM, tokenizer, layout), encoded
 
 
 def columns_of(rows: list[tuple]) -> dict:
@@ -48,9 +55,9 @@ def plan_of(encoded, seed: int) -> Plan:
 
 
 @settings(deadline=None, max_examples=60)
-@given(rows=rows, seed=st.integers(0, 9))
-def test_joined_segments_are_the_tokens_of_the_whole_text(tokenizer, rows, seed):
-    builder, encoded = builder_of(columns_of(rows), tokenizer)
+@given(rows=rows, seed=st.integers(0, 9), layout=layouts)
+def test_joined_segments_are_the_tokens_of_the_whole_text(tokenizer, rows, seed, layout):
+    builder, encoded = builder_of(columns_of(rows), tokenizer, layout=layout)
     assert builder.joins and builder.counts == "exact"
     plan, keys = plan_of(encoded, seed), np.arange(encoded.num_rows)
     hf = tokenizer._hf
@@ -91,6 +98,38 @@ def test_the_row_in_a_prompt_is_json_of_the_record(rows):
     for prompt in prompts:
         body = prompt.user.partition("\n\n{\n")[2]
         assert json.loads("{" + body.removesuffix(",\n}") + "}") == table[prompt.key]
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=rows, seed=st.integers(0, 9))
+def test_with_the_row_first_prompts_of_two_questions_begin_with_the_same_tokens(tokenizer, rows, seed):
+    """Up to the line that closes the row, whatever is asked and however it is answered."""
+    columns = columns_of(rows)
+    one, encoded = builder_of(columns, tokenizer, layout="row-first")
+    other, _ = builder_of(columns, tokenizer, '{a}, {b c} or {d"é}?', Choice(("x", "y")), "row-first")
+    plan, keys = plan_of(encoded, seed), np.arange(encoded.num_rows)
+    both = zip(*(builder.token_prompts(plan, encoded.codes, keys) for builder in (one, other)), strict=True)
+    tails = [len(builder.segments.tail) for builder in (one, other)]
+    for first, second in both:
+        row = list(first.token_ids)[: -tails[0]]
+        assert row == list(second.token_ids)[: -tails[1]] and len(row) > len(one.segments.header)
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=rows)
+def test_no_cell_closes_the_row(rows):
+    builder, encoded = builder_of(columns_of(rows), FourByteEstimate(), layout="row-first")
+    for prompt in builder.message_prompts(plan_of(encoded, 1), encoded.codes, np.arange(encoded.num_rows)):
+        assert prompt.user.partition("\n}\n\n")[2] == "Is the record kind?"
+
+
+def test_the_shape_of_a_prompt_with_the_row_first():
+    builder, encoded = builder_of(
+        {"name": ["Quiet"], "n": [4]}, FourByteEstimate(), "Is {name} good?", Choice(("y", "n")), "row-first"
+    )
+    plan = Plan("published", np.array([0]), np.array([[0]], np.int32))
+    (prompt,) = builder.message_prompts(plan, encoded.codes, np.array([7]))
+    assert prompt.user == '{\n"name": "Quiet",\n}\n\nIs "name" good?\nAnswer y or n.'
 
 
 def test_the_shape_of_a_prompt():

@@ -43,6 +43,14 @@ def test_rows_are_printed_and_the_report_is_on_standard_error(db, engine):
     assert engine.closed
 
 
+def test_the_layout_of_all_prompts_can_be_set(db, engine):
+    result = run("sql", QUERY, "--db", db, "--layout", "row-first")
+    assert result.exit_code == 0 and "layout: the row first, the question behind it" in result.stderr
+    assert all(prompt.user.startswith("{\n") for prompt in engine.asked)
+    result = run("explain", QUERY, "--db", db, "--layout", "rows")
+    assert result.exit_code == 2 and "layout is 'rows': use one of question-first, row-first" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["out.csv", "out.parquet", "it's.jsonl", "out.tsv"])
 def test_rows_are_written_by_suffix(db, engine, tmp_path, name):
     result = run("sql", QUERY, "--db", db, "-o", tmp_path / name)

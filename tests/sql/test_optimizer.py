@@ -34,6 +34,15 @@ def test_the_optimiser_changes_no_result_and_asks_no_more(connect, seed):
     assert asked <= unplanned, query
 
 
+@pytest.mark.parametrize("seed", range(104, 116))
+def test_rows_before_questions_change_no_result_and_ask_no_more(connect, seed):
+    query = random_queries.random_query(seed)
+    rows, asked, columns = run(connect, query, sample_rows=3, batch_rows=4, layout="row-first")
+    expected, unplanned, names = run(connect, query, optimize=False)
+    assert (rows, columns) == (expected, names), query
+    assert asked <= unplanned, query
+
+
 def test_the_random_queries_are_worth_planning(connect):
     """They answer something, and the optimiser saves something in many of them."""
     saved = filled = 0

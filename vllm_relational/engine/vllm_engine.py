@@ -85,7 +85,9 @@ class VllmEngine:
         return self._info
 
     def expected(self) -> EngineInfo:
-        """What ``start`` will most likely say, without starting: for plans that are not run."""
+        """What ``start`` said or, as far as is known without starting, will say: for plans that are not run."""
+        if self._info is not None:
+            return self._info
         from vllm_relational.vllm_ext.facts import scheduler_facts
 
         block_size = self._args.get("block_size") or (CPU_BLOCK_SIZE if _is_cpu_build() else EngineInfo.block_size)

@@ -1,4 +1,4 @@
-"""Prompts from segments: the system prompt and the question first, then the row as JSON, one field a line.
+"""Prompts from segments: the system prompt, then the question and the row as JSON, one field a line.
 
 Layout of the row (arXiv 2403.05821 v2, section 5, gives rows as JSON)::
 
@@ -10,6 +10,10 @@ Layout of the row (arXiv 2403.05821 v2, section 5, gives rows as JSON)::
 Each line ends with a comma, the last one too, so that a field's tokens are the same wherever the field stands; each
 line ends with a newline, where the tokenizers at hand begin a new token whatever follows, so that a prompt is the
 concatenation of segments that were tokenised once per distinct cell.
+
+The question stands before the row, where all prompts share it, or behind: then every prompt has the question for
+itself, but the next question over the same rows finds their tokens in the cache. What is behind begins with the brace
+that closes the row and an empty line. No cell can feign that: in a JSON text there is no line break.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vllm_relational.config import QUESTION_FIRST, Layout
 from vllm_relational.prompts.template import Question, answer_rule
 from vllm_relational.prompts.tokenizer import Tokenizer
 from vllm_relational.records import Decision, EncodedTable, Plan, Prompt, PromptSegments
@@ -33,12 +38,21 @@ class PromptBuilder:
     segments: the token ids of every piece; a prompt's length is exact when ``counts`` is 'exact'.
     """
 
-    def __init__(self, question: Question, table: EncodedTable, decision: Decision, system: str, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        question: Question,
+        table: EncodedTable,
+        decision: Decision,
+        system: str,
+        tokenizer: Tokenizer,
+        layout: Layout = QUESTION_FIRST,
+    ) -> None:
         self._table = table
         self._tokenizer = tokenizer
         self._system = system
-        self._before = "\n".join(filter(None, [question.instruction, answer_rule(decision)])) + "\n\n{\n"
-        self._after = "}"
+        asked = "\n".join(filter(None, [question.instruction, answer_rule(decision)]))
+        first = layout == QUESTION_FIRST
+        self._before, self._after = (f"{asked}\n\n{{\n", "}") if first else ("{\n", f"}}\n\n{asked}")
         self._names = [json.dumps(name, ensure_ascii=False) for name in table.names]
         head, tail = tokenizer.chat_frame(system, self._before, self._after)
         self.segments = PromptSegments(

@@ -149,6 +149,7 @@ def run_facts(report: RunReport) -> list[Cells]:
         ("question", _short(report.question)),
         ("model", report.model or "not named"),
         ("planner", report.planner),
+        ("layout", report.layout),
         ("fields, first row asked", ", ".join(report.field_order) or "none"),
         ("distinct rows a second", missing if rate is None else f"{rate:,.1f}"),
         ("output tokens", missing if is_dry_run(report) else count(report.output_tokens)),

@@ -122,9 +122,20 @@ class Asker(Driver):
             samples.append(sample[KEY].to_pylist())
             pending = asked.operator.pending(table).num_rows
             asked.operator.ask(self._job.llm, self._job.store, sample)
-            cost += pending * _tokens_a_prompt(asked.operator) / table.num_rows
+            cost += pending * self._tokens_a_prompt(asked.operator, sample) / table.num_rows
         kept, rows_seen = self._seen(planner, block, part, found, samples)
         return Estimate(cost, kept / rows_seen if rows_seen else 1.0, rows_seen)
+
+    def _tokens_a_prompt(self, operator: Operator, sample: pa.Table) -> float:
+        """Tokens to compute and to decode for one prompt of a sample, with nothing in the cache.
+
+        Of predicates over the same rows, the one that is sampled first pays for the rows; ranks must not depend on it.
+        """
+        llm, records = self._job.llm, operator.records(sample)
+        prepared = llm.prepare(records, operator.question.template, **operator.options())
+        report = prepared.plan(llm.expected_engine()).report
+        computed: float = report.predicted.computed_tokens / max(report.num_asked, 1)
+        return computed + answer_tokens(operator.question.decision)
 
     def _seen(
         self,
@@ -155,14 +166,6 @@ def _note_rank(found: Sequence[Asked], seen: Estimate, place: str) -> None:
     for asked in found:
         kept = f"keeps {seen.selectivity:.0%} of {seen.rows} rows sampled"
         asked.operator.notes.append(f"{place}: {kept}, {seen.cost:.0f} tokens a row")
-
-
-def _tokens_a_prompt(operator: Operator) -> float:
-    """Tokens to compute and to decode for one prompt, from the last run; 1 before any."""
-    if not operator.reports or not operator.reports[-1].num_asked:
-        return 1.0
-    report = operator.reports[-1]
-    return report.predicted.computed_tokens / report.num_asked + answer_tokens(operator.question.decision)
 
 
 def _nests(part: exp.Expr) -> bool:

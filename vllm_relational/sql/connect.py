@@ -14,18 +14,19 @@ import pyarrow as pa
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
 from vllm_relational.sql.job import Job
-from vllm_relational.sql.operator import Asks, Settings
+from vllm_relational.sql.operator import Settings
 from vllm_relational.sql.parse import Statement, names_in, statements
 from vllm_relational.sql.store import Store
+from vllm_relational.sql.trail import Model, Trail
 
 if TYPE_CHECKING:
-    from vllm_relational.sql.explain import Plan
+    from vllm_relational.sql.forecast import Plan
 
 _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(?!ANALYZE\b)", re.IGNORECASE)
 
 
 def connect(
-    database: str | Path = ":memory:", *, llm: Asks, side: str | Path | None = None, **options: Any
+    database: str | Path = ":memory:", *, llm: Model, side: str | Path | None = None, **options: Any
 ) -> Connection:
     """Open a DuckDB database, or make one in memory, for SQL with LLM functions.
 
@@ -71,7 +72,7 @@ class Connection:
     last_run: what the last statement with LLM functions asked; None before the first.
     """
 
-    def __init__(self, opened: duckdb.DuckDBPyConnection, llm: Asks, side: Path | None, settings: Settings) -> None:
+    def __init__(self, opened: duckdb.DuckDBPyConnection, llm: Model, side: Path | None, settings: Settings) -> None:
         self.duckdb, self.settings = opened, settings
         self._llm = llm
         self._store = Store(opened, side)
@@ -119,7 +120,7 @@ class Connection:
         return self._explained(query)
 
     def _job(self, text: str) -> Job:
-        return Job(self.duckdb, self._store, self._llm, self.settings, text)
+        return Job(self.duckdb, self._store, Trail(self._llm), self.settings, text)
 
     def _explained(self, query: str) -> str:
         from vllm_relational.sql.explain import explain

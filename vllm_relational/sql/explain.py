@@ -1,189 +1,23 @@
-"""EXPLAIN: what a statement would ask, operator by operator; nothing is sent to a model.
-
-DuckDB computes each operator's inputs, and the pipeline plans them as a run would. Where an input depends on answers
-that nobody has yet, the numbers are those for all rows that may come, and an estimate for the share that will.
-"""
+"""EXPLAIN: the forecast of a statement as numbers and as a text; nothing is sent to a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
 
-import pyarrow as pa
-from sqlglot import exp
-
-from vllm_relational.sql.aggregate import first_parts
-from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, conjunction, conjuncts, lookups
-from vllm_relational.sql.cost import Tokens, answer_tokens
-from vllm_relational.sql.execute import bind, prepared, rehearse
+from vllm_relational.sql.forecast import Plan, forecast_tree
 from vllm_relational.sql.job import Job
-from vllm_relational.sql.operator import Operator, Settings
-from vllm_relational.sql.parse import DIALECT, parse
-from vllm_relational.sql.passes.blocking import check_rows, two_sides
-from vllm_relational.sql.planner import Asked, Driver, Planner
-
-# Share of rows that an LLM predicate keeps, before any was asked.
-ASSUMED_SELECTIVITY = 0.5
-# On a block with a LIMIT: the rows after which a run stops.
-NEED_META = "need"
-
-
-@dataclass
-class Forecast:
-    """What is known of an operator before it is asked.
-
-    tokens:     of the prompts that have no answer yet, for all rows that may come.
-    share:      of these rows, the part that is expected to come: 1 where that is certain.
-    waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
-    counts:     how tokens were counted.
-    planned:    the keys that are in ``tokens``.
-    candidates: pairs of a semantic join that will at most be proposed; 0 for other operators.
-    stops_after: rows of a LIMIT, after which no more are asked; 0 without.
-    """
-
-    operator: Operator
-    tokens: Tokens = field(default_factory=Tokens)
-    to_ask: int = 0
-    share: float = 1.0
-    waits_for: list[str] = field(default_factory=list)
-    reads: list[str] = field(default_factory=list)
-    counts: str = "exact"
-    stops_after: int = 0
-    planned: set[str] = field(default_factory=set)
-    candidates: int = 0
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether the inputs are known."""
-        return not self.waits_for and not self.reads and not self.stops_after and not self.candidates
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The forecasts of a statement in the order in which its operators would be asked.
-
-    sql: the statement on one line, without comments; notes: what was rewritten in it as a whole.
-    """
-
-    sql: str
-    forecasts: tuple[Forecast, ...]
-    settings: Settings
-    notes: tuple[str, ...] = ()
-
-    @property
-    def tokens(self) -> Tokens:
-        """The expected tokens of all operators."""
-        total = Tokens()
-        for forecast in self.forecasts:
-            total += forecast.tokens.times(forecast.share)
-        return total
+from vllm_relational.sql.passes.layout import choose_layouts
+from vllm_relational.sql.prepare import bind, prepared, rehearse
 
 
 def forecast(job: Job) -> Plan:
     """Plan a statement without asking. Raises ``SQLError`` as running it would."""
     tree, notes = prepared(job)
-    bind(job, rehearse(job.planner(), tree))
-    found: dict[str, Forecast] = {}
-    job.planner().plan(tree, _Forecaster(job, found))
-    written = parse(job.sql).sql(dialect=DIALECT, comments=False)
-    return Plan(written, tuple(found.values()), job.settings, tuple(notes))
-
-
-class _Forecaster(Driver):
-    """Computes what each operator would be asked, as far as that is known."""
-
-    def __init__(self, job: Job, found: dict[str, Forecast]) -> None:
-        self._job, self._found = job, found
-
-    def settle(self, asked: Asked) -> None:
-        """Plan the inputs that are known, or say what they wait for."""
-        found, operator = self._found, asked.operator
-        unknown = {known.operator.table.lookup for known in found.values() if known.to_ask or not known.is_certain}
-        query, waits = _without(asked.query, unknown)
-        entry = found.setdefault(operator.table.name, Forecast(operator))
-        names = {known.operator.table.lookup: name for name, known in found.items()}
-        entry.stops_after = max(entry.stops_after, asked.site.block.meta.get(NEED_META, 0))
-        entry.waits_for += [names[name] for name in waits if names[name] not in entry.waits_for]
-        entry.share = min(entry.share, ASSUMED_SELECTIVITY ** len(waits))
-        reads = sorted({names[node.name] for node in lookups(query) if node.name in unknown})
-        if reads:
-            entry.reads += reads
-            operator.rows_in += self._job.count(_rows_only(query))
-        else:
-            self._plan(entry, asked, query)
-
-    def _plan(self, entry: Forecast, asked: Asked, query: exp.Select) -> None:
-        sides, settings = two_sides(asked.operator.question.function, asked.columns), self._job.settings
-        if sides is not None:
-            check_rows(self._job.count(query))
-        inputs = self._job.distinct_inputs(asked.operator, query)
-        _plan_inputs(self._job, entry, inputs)
-        if entry.stops_after and asked.operator.rows_in:
-            likely = max(settings.batch_rows, entry.stops_after / ASSUMED_SELECTIVITY)
-            entry.share = min(entry.share, likely / asked.operator.rows_in)
-        if sides is not None and settings.candidates is not None and inputs.num_rows:
-            left = [ARGUMENT.format(place) for place in sides[0]]
-            rows = inputs.group_by(left).aggregate([]).num_rows
-            entry.candidates = min(rows * settings.candidates_k, inputs.num_rows)
-            entry.share = min(entry.share, entry.candidates / inputs.num_rows)
-
-    def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
-        """A run stops once enough rows passed; the forecast is for all that may be asked."""
-        kept.meta[NEED_META] = need
-        return super().first(planner, kept, need)
-
-
-def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table) -> None:
-    """What the pipeline's plan says of the inputs without an answer."""
-    operator, keys = entry.operator, inputs[KEY].to_pylist()
-    todo = inputs.filter(pa.array([_is_open(entry, key) for key in keys], pa.bool_()))
-    entry.planned.update(keys)
-    if todo.num_rows == 0:
-        return
-    records, options = operator.records(todo), operator.settings.options(operator.question)
-    if operator.question.function == "LLM_AGG":
-        records = first_parts(job.llm, records, operator.question, options)
-    report = job.llm.prepare(records, operator.question.template, **options).plan(job.llm.expected_engine()).report
-    output = report.num_asked * answer_tokens(operator.question.decision)
-    entry.tokens += Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
-    entry.to_ask += report.num_asked
-    entry.counts = report.token_counts
-
-
-def _is_open(entry: Forecast, key: str) -> bool:
-    """Whether a run would ask: without an answer, or failed before, and not planned for another place already."""
-    table = entry.operator.table
-    return (key not in table.answers or key in table.failed) and key not in entry.planned
-
-
-def _without(query: exp.Select, unknown: set[str]) -> tuple[exp.Select, list[str]]:
-    """The query without the conditions that nobody can decide yet, and the lookups in these conditions."""
-    query = query.copy()
-    dropped: list[str] = []
-    for clause in list(query.find_all(exp.Where, exp.Having, exp.Qualify)):
-        kept = []
-        for part in conjuncts(clause.this):
-            names = [node.name for node in lookups(part) if node.name in unknown]
-            dropped += [name for name in names if name not in dropped]
-            if not names:
-                kept.append(part)
-        clause.set("this", conjunction(kept) or exp.true())
-    for guarded in [case for case in query.find_all(exp.Case) if GUARD_META in case.meta]:
-        branch = guarded.args["ifs"][0]
-        names = [node.name for node in lookups(branch.this) if node.name in unknown]
-        dropped += [name for name in names if name not in dropped]
-        if names:
-            branch.set("this", exp.true())
-    return query, dropped
-
-
-def _rows_only(query: exp.Select) -> exp.Select:
-    """The rows of an input query, whatever its arguments are."""
-    query = query.copy()
-    query.set("where", None)
-    query.set("expressions", [exp.alias_(exp.Literal.number(1), KEY)])
-    for node in list(lookups(query)):
-        node.replace(exp.Null())
-    return query
+    rehearsal = job.planner()
+    bind(job, rehearse(rehearsal, tree))
+    chosen = choose_layouts(job, tree, rehearsal.operators)
+    plan = chosen.plan or forecast_tree(chosen.job, tree)
+    return dataclasses.replace(plan, notes=(*notes, *chosen.notes))
 
 
 def explain(job: Job) -> str:

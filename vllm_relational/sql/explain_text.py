@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from vllm_relational.config import ROW_FIRST
 from vllm_relational.sql.cost import Tokens, measured, predicted
 from vllm_relational.sql.execute import Execution
-from vllm_relational.sql.explain import Forecast, Plan
+from vllm_relational.sql.forecast import Forecast, Plan
 from vllm_relational.sql.operator import Operator, Settings
 
 WIDTH = 110
@@ -63,6 +64,7 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
         lines = [f"at most {operator.rows_in:,} rows; its input is the answers of {asked}: nothing to plan yet"]
     else:
         lines = [_input_line(entry), f"{_most(entry)}{_tokens(entry.tokens, settings)} (tokens {entry.counts})"]
+    lines += _layout_lines(operator)
     if entry.candidates:
         lines.append(f"blocking: at most {entry.candidates:,} candidates of {operator.distinct:,} pairs are asked")
     if entry.stops_after:
@@ -73,6 +75,10 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
         expected = _tokens(entry.tokens.times(entry.share), settings)
         lines.append(f"expected, if {entry.share:.0%} of them are asked: {expected}")
     return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
+
+
+def _layout_lines(operator: Operator) -> list[str]:
+    return ["layout: the row first, the question behind it"] if operator.layout == ROW_FIRST else []
 
 
 def _most(entry: Forecast) -> str:
@@ -89,6 +95,7 @@ def _input_line(entry: Forecast) -> str:
 
 def _run_lines(operator: Operator, settings: Settings) -> list[str]:
     lines = [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct, {operator.asked:,} asked"]
+    lines += _layout_lines(operator)
     if operator.reports:
         lines.append(f"predicted: {_tokens(predicted(operator.reports, operator.question.decision), settings)}")
     counted = measured(operator.reports)

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
 from sqlglot import exp
 
+from vllm_relational.config import Layout
 from vllm_relational.sql.blocks import KEY, sql_of
-from vllm_relational.sql.operator import Asks, Operator, Settings
+from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.parse import engine_error
 from vllm_relational.sql.planner import Planner
 from vllm_relational.sql.store import Store
+from vllm_relational.sql.trail import Trail
 
 COUNT = "__count"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One statement and what it runs on. ``connection``: the user's; ``sql``: as written."""
+    """One statement and what it runs on.
+
+    connection: the user's; sql: as written.
+    layouts:    of operators by the name of their table; the others have the question first.
+    """
 
     connection: duckdb.DuckDBPyConnection
     store: Store
-    llm: Asks
+    llm: Trail
     settings: Settings
     sql: str
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
     def planner(self) -> Planner:
         """A planner for the statement, with no operator yet."""
         model = self.llm.expected_engine().model
-        return Planner(self.connection, self.store, self.settings, self.sql, model)
+        return Planner(self.connection, self.store, self.settings, self.sql, model, self.layouts)
+
+    def from_start(self) -> Job:
+        """The statement before anything was asked."""
+        return dataclasses.replace(self, llm=self.llm.from_start())
+
+    def with_cache_share(self, share: float) -> Job:
+        """The statement on an engine with that share of its KV cache, for a forecast of that share of the inputs."""
+        return dataclasses.replace(self, llm=self.llm.with_cache_share(share))
 
     def fetch(self, text: str) -> pa.Table:
         """The rows of a query that this package wrote."""

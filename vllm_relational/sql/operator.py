@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from vllm_relational.config import DEFAULT_SYSTEM_PROMPT
+from vllm_relational.config import DEFAULT_SYSTEM_PROMPT, QUESTION_FIRST, Layout, check_layout
 from vllm_relational.records import EngineInfo, FreeText, JsonSchema, QueryResult, RunReport
 from vllm_relational.sql.aggregate import reduce_groups
 from vllm_relational.sql.blocks import KEY
@@ -46,6 +46,7 @@ class Settings:
     candidates:    proposes pairs of a semantic join, see ``passes.blocking``; ``candidates_k`` a row of one side.
     audit_pairs:   pairs that were not proposed and are asked nevertheless, to estimate the recall.
     rates, prices: to show seconds and dollars beside tokens.
+    layout:        of every prompt but those of LLM_AGG, 'question-first' or 'row-first'; None chooses by statement.
     max_pairs:     pairs of a semantic join that are asked at most where nothing proposes candidates.
     """
 
@@ -63,6 +64,11 @@ class Settings:
     audit_pairs: int = 64
     rates: Rates | None = None
     prices: Prices | None = None
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout is not None:
+            check_layout(self.layout)
 
     def options(self, question: Question) -> dict[str, Any]:
         """The options of ``RelationalLLM.run`` for a question."""
@@ -79,6 +85,7 @@ class Operator:
     table:   its answers.
     reports: of the runs that this statement needed.
     notes:   what the optimiser did.
+    layout:  what its prompts begin with.
     places:  where in the statement's text the question stands.
     rows_in: rows of the block that needed an answer; distinct: inputs among them that differ.
     """
@@ -94,6 +101,11 @@ class Operator:
     distinct: int = 0
     asked: int = 0
     places: set[int | None] = field(default_factory=set)
+    layout: Layout = QUESTION_FIRST
+
+    def options(self) -> dict[str, Any]:
+        """The options of ``RelationalLLM.run`` for this operator."""
+        return {**self.settings.options(self.question), "layout": self.layout}
 
     def pending(self, inputs: pa.Table) -> pa.Table:
         """The inputs without an answer; columns: key, then the fields."""
@@ -110,7 +122,7 @@ class Operator:
         if todo.num_rows == 0:
             return
         records, keys = self.records(todo), todo[KEY].to_pylist()
-        with store.checkpoint(self.table, keys) as kept:
+        with store.checkpoint(self.table, keys, self.layout) as kept:
             answers, errors = self._run(llm, records, kept)
             values = [self.question.value(answer) for answer in answers]
             store.add(self.table, keys, _structs(records), values, [error or "" for error in errors])
@@ -123,10 +135,10 @@ class Operator:
         store.add(self.table, keys, _structs(self.records(todo)), [False] * len(keys), [BLOCKED] * len(keys))
 
     def _run(self, llm: Asks, records: pa.Table, kept: dict[str, Any]) -> tuple[Sequence[Any], Sequence[str | None]]:
-        options = self.settings.options(self.question)
+        options = self.options()
         if self.question.function == "LLM_AGG":
             return reduce_groups(llm, records, self.question, options, self.reports)
-        result = llm.run(records, self.question.template, **options, **kept)
+        result = llm.run(records, self.question.template, **{**options, **kept})
         self.reports.append(result.report)
         return result.answers, result.errors
 

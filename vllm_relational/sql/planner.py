@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 from sqlglot import exp
 
+from vllm_relational.config import QUESTION_FIRST, Layout
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import (
     KEY,
@@ -70,14 +71,21 @@ class Planner:
 
     connection: the user's, for schemas and binding. sql: the statement as written, for errors.
     settle:     called once a call, in evaluation order; the answers of all calls before are then known to lookups.
+    layouts:    of operators by the name of their table; the others have the question first.
     operators:  in the order in which they are asked; with the optimiser, equal questions are one operator.
     """
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, store: Store, settings: Settings, sql: str, model: str
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        store: Store,
+        settings: Settings,
+        sql: str,
+        model: str,
+        layouts: Mapping[str, Layout],
     ) -> None:
         self._connection, self._store, self.settings = connection, store, settings
-        self._sql, self._model = sql, model
+        self._sql, self._model, self._layouts = sql, model, layouts
         self._aggregates = Aggregates(aggregate_names(connection))
         self.operators: list[Operator] = []
         self.driver = Driver()
@@ -245,6 +253,8 @@ class Planner:
             Operator(call.meta.get(WRITTEN_META) or sql_of(call), site.clause, question, table, settings)
         )
         self.operators[-1].places.add(call.meta.get("start"))
+        if question.function != "LLM_AGG":  # cuts its values to what the question leaves room for, which stands first
+            self.operators[-1].layout = settings.layout or self._layouts.get(table.name, QUESTION_FIRST)
         return self.operators[-1]
 
     # ---------------------------------------------------------------------------------------------------- binding

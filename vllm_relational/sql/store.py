@@ -12,12 +12,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import duckdb
 import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
+from vllm_relational.config import Layout
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import LOOKUP
 
@@ -157,17 +158,23 @@ class Store:
 
     # ---------------------------------------------------------------------------------------------------- answers
     @contextlib.contextmanager
-    def checkpoint(self, table: OperatorTable, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def checkpoint(self, table: OperatorTable, keys: Sequence[str], layout: Layout) -> Iterator[dict[str, Any]]:
         """Options of ``RelationalLLM.run`` that keep answers as they come, beside the file of a named store.
 
-        A run over the same keys goes on from them after a crash. The file goes when the run's answers are stored.
+        A run over the same keys goes on from them after a crash, in the layout that it had then: what is left to ask
+        may be too little to choose that layout again. The file goes when the run's answers are stored.
         """
         if self._side is None:
             yield {}
             return
         digest = hashlib.blake2b("\n".join(keys).encode("utf-8", "replace"), digest_size=8).hexdigest()
-        path = self._side.with_name(f"{self._side.name}.{table.name}.{digest}.checkpoint.jsonl")
-        yield {"checkpoint": path, "resume": path.exists()}
+        paths: dict[Layout, Path] = {
+            name: self._side.with_name(f"{self._side.name}.{table.name}.{digest}.{name}.checkpoint.jsonl")
+            for name in (layout, *get_args(Layout))
+        }
+        begun = next((name for name, path in paths.items() if path.exists()), None)
+        path = paths[begun or layout]
+        yield {"checkpoint": path, "resume": begun is not None, "layout": begun or layout}
         path.unlink(missing_ok=True)
 
     def add(

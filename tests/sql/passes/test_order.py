@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from fake_engine import FakeEngine, row_of
+from fake_engine import FakeEngine, parts_of, row_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +34,7 @@ class Picky(FakeEngine):
     """Says yes to every statement but one in ten of those about 'rare'."""
 
     def _complete(self, prompt):
-        rare = "rare" in prompt.user.partition("\n\n{\n")[0]
+        rare = "rare" in parts_of(prompt)[0]
         self.answer = lambda row: "yes" if not rare or row["n"] % 10 == 0 else "no"
         return super()._complete(prompt)
 
@@ -49,6 +49,16 @@ def test_the_selective_predicate_goes_first_wherever_it_is_written(connect):
         common = [row_of(prompt) for prompt in engine.asked if "common" in prompt.user]
         assert 20 <= len(common) <= 30 and len(engine.asked) == 200 + len(common)
         assert "predicate 1 of 2: keeps" in con.report()
+
+
+@pytest.mark.parametrize("layout", ["question-first", "row-first"])
+def test_equal_predicates_cost_the_same_whichever_is_sampled_first(connect, layout):
+    con = connect(engine=Picky(), sample_rows=10, layout=layout)
+    con.sql("CREATE TABLE many AS SELECT i AS n, repeat('long ' || i, 40) AS t FROM range(100) t(i)")
+    con.sql("SELECT n FROM many WHERE LLM_FILTER('{t} {n} is one', t, n) AND LLM_FILTER('{t} {n} is two', t, n)")
+    notes = [note for operator in con.last_run.operators for note in operator.notes if "tokens a row" in note]
+    costs = {note.rpartition(", ")[2] for note in notes}
+    assert len(notes) == 2 and len(costs) == 1
 
 
 def test_small_inputs_are_asked_as_written(connect):

@@ -1,0 +1,92 @@
+"""What the KV cache will serve of a planned batch, after what the engine was asked just before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_relational.config import ROW_FIRST, QueryConfig
+from vllm_relational.kv.replay import replay, replay_last
+from vllm_relational.plan.follow import backwards, follow, track
+from vllm_relational.records import (
+    AskedBatch,
+    CacheForecast,
+    EncodedTable,
+    EngineInfo,
+    Plan,
+    PlanInput,
+    PromptSegments,
+)
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """Forecasts for one query on one engine; ``table`` and ``segments`` are the query's."""
+
+    table: EncodedTable
+    segments: PromptSegments
+    config: QueryConfig
+    info: EngineInfo
+
+    def asked(self, plan: Plan, codes: np.ndarray) -> AskedBatch:
+        """The prompts of a plan as later ones find them in the cache."""
+        return AskedBatch(self.table, self.segments, codes, plan, self.config.layout == ROW_FIRST)
+
+    def forecast(self, plan: Plan, codes: np.ndarray, policy: str | None = None) -> CacheForecast:
+        """What the engine's prefix cache will serve; policy: what it evicts first, by default what the engine does.
+
+        Whole blocks are counted. What token-exact reuse adds depends on which rows run in the same step.
+        """
+        info, policy = self.info, policy or self.info.eviction
+        capacity = (info.kv_cache_tokens or 0) // info.block_size
+        if self.config.after:
+            served = replay_last([*self.config.after, self.asked(plan, codes)], info.block_size, capacity, policy)
+        else:
+            served = replay(self.segments, codes, plan, info.block_size, capacity, [policy])[policy]
+        less_than_a_block = info.kv_cache_tokens is not None and not capacity  # 0 means without limit above
+        return served if info.prefix_caching and not less_than_a_block else CacheForecast(served.prompt_tokens, 0)
+
+    def cheapest(self, batch: PlanInput, own: Plan) -> tuple[Plan, CacheForecast]:
+        """The plan of which most is served: the planner's own, or one that follows rows that were asked before."""
+        plans = [own, *self._following(batch, own)]
+        forecasts = [self.forecast(plan, batch.codes) for plan in plans]
+        best = max(range(len(plans)), key=lambda place: forecasts[place].hit_tokens)
+        return plans[best], forecasts[best]
+
+    def _following(self, batch: PlanInput, own: Plan) -> list[Plan]:
+        free = self.config.order != "published" and not batch.pinned and not batch.before
+        earlier = [asked for asked in self.config.after if asked.row_first]
+        if not free or not earlier or self.config.layout != ROW_FIRST:
+            return []
+        found = follow(batch, own, [track(asked, self.table) for asked in earlier])
+        if found is None:
+            return []
+        return [found] if self.info.kv_cache_tokens is None else [found, backwards(found)]
+
+    def ceiling(self, codes: np.ndarray) -> float:
+        """Share of prompt tokens in headers and cells that occurred before: no order of whole cells serves more."""
+        header, tail = len(self.segments.header), len(self.segments.tail)
+        num_rows, repeated, total = codes.shape[1], 0, codes.shape[1] * (header + tail)
+        if num_rows == 0:
+            return 0.0
+        seen = [track(asked, self.table) for asked in self.config.after if asked.row_first]
+        for place, (column, cells) in enumerate(zip(codes, self.segments.cells, strict=True)):
+            here = int(cells.lengths[column].sum())
+            known = np.concatenate([earlier.codes[place] for earlier in seen] or [np.empty(0, np.int32)])
+            fresh = np.setdiff1d(column, known) if self.config.layout == ROW_FIRST else np.unique(column)
+            repeated += here - int(cells.lengths[fresh].sum())
+            total += here
+        return float((repeated + num_rows * header - self._fresh_header()) / total)
+
+    def _fresh_header(self) -> int:
+        """Tokens of the header that no prompt before began with."""
+        shared = (_common(asked.segments.header, self.segments.header) for asked in self.config.after)
+        return len(self.segments.header) - max(shared, default=0)
+
+
+def _common(one: np.ndarray, other: np.ndarray) -> int:
+    """Leading tokens that are equal."""
+    size = min(len(one), len(other))
+    differ = np.flatnonzero(one[:size] != other[:size])
+    return int(differ[0]) if len(differ) else size

@@ -1,0 +1,231 @@
+"""What a statement would ask, operator by operator; nothing is sent to a model.
+
+DuckDB computes each operator's inputs, and the pipeline plans them as a run would. Where an input depends on answers
+that nobody has yet, the numbers are those for all rows that may come, and an estimate for the share that will.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from sqlglot import exp
+
+from vllm_relational.sql.aggregate import first_parts
+from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, conjunction, conjuncts, lookups
+from vllm_relational.sql.cost import Tokens, answer_tokens
+from vllm_relational.sql.job import Job
+from vllm_relational.sql.operator import Operator, Settings
+from vllm_relational.sql.parse import DIALECT, parse
+from vllm_relational.sql.passes.blocking import check_rows, two_sides
+from vllm_relational.sql.planner import Asked, Driver, Planner
+
+# Share of rows that an LLM predicate keeps, before any was asked.
+ASSUMED_SELECTIVITY = 0.5
+# On a block with a LIMIT: the rows after which a run stops.
+NEED_META = "need"
+
+
+@dataclass
+class Forecast:
+    """What is known of an operator before it is asked.
+
+    tokens:     of the prompts that have no answer yet, for all rows that may come.
+    share:      of these rows, the part that is expected to come: 1 where that is certain.
+    waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
+    counts:     how tokens were counted.
+    planned:    the keys that are in ``tokens``.
+    candidates: pairs of a semantic join that will at most be proposed; 0 for other operators.
+    stops_after: rows of a LIMIT, after which no more are asked; 0 without.
+    is_partial: its inputs were left out of the forecast.
+    """
+
+    operator: Operator
+    tokens: Tokens = field(default_factory=Tokens)
+    to_ask: int = 0
+    share: float = 1.0
+    waits_for: list[str] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
+    counts: str = "exact"
+    stops_after: int = 0
+    planned: set[str] = field(default_factory=set)
+    candidates: int = 0
+    is_partial: bool = False
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the inputs are known."""
+        unknown = self.waits_for or self.reads or self.stops_after or self.candidates or self.is_partial
+        return not unknown
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The forecasts of a statement in the order in which its operators would be asked.
+
+    sql: the statement on one line, without comments; notes: what was rewritten in it as a whole.
+    """
+
+    sql: str
+    forecasts: tuple[Forecast, ...]
+    settings: Settings
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> Tokens:
+        """The expected tokens of all operators."""
+        total = Tokens()
+        for forecast in self.forecasts:
+            total += forecast.tokens.times(forecast.share)
+        return total
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a statement to forecast; by default all.
+
+    choosing:    to choose a layout: pairs of semantic joins are left out, there can be very many.
+    counts_only: the inputs, but no tokens.
+    halvings:    so often the inputs are halved, and tokens scaled up again.
+    common:      by operator the fields by whose values inputs are chosen, so that operators keep the same rows.
+    quick:       plans are made without search.
+    """
+
+    choosing: bool = False
+    counts_only: bool = False
+    halvings: int = 0
+    common: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    quick: bool = False
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether operators are forecast as a run plans them."""
+        return not self.counts_only and not self.halvings and not self.quick
+
+
+def forecast_tree(job: Job, tree: exp.Expr, extent: Extent = Extent()) -> Plan:
+    """The forecasts for a prepared tree, which stays as it is."""
+    found: dict[str, Forecast] = {}
+    job = job.from_start()
+    job.planner().plan(tree.copy(), _Forecaster(job, found, extent))
+    written = parse(job.sql).sql(dialect=DIALECT, comments=False)
+    return Plan(written, tuple(found.values()), job.settings)
+
+
+class _Forecaster(Driver):
+    """Computes what each operator would be asked, as far as that is known."""
+
+    def __init__(self, job: Job, found: dict[str, Forecast], extent: Extent) -> None:
+        self._job, self._found, self._extent = job, found, extent
+
+    def settle(self, asked: Asked) -> None:
+        """Plan the inputs that are known, or say what they wait for."""
+        found, operator = self._found, asked.operator
+        unknown = {known.operator.table.lookup for known in found.values() if known.to_ask or not known.is_certain}
+        query, waits = _without(asked.query, unknown)
+        entry = found.setdefault(operator.table.name, Forecast(operator))
+        names = {known.operator.table.lookup: name for name, known in found.items()}
+        entry.stops_after = max(entry.stops_after, asked.site.block.meta.get(NEED_META, 0))
+        entry.waits_for += [names[name] for name in waits if names[name] not in entry.waits_for]
+        entry.share = min(entry.share, ASSUMED_SELECTIVITY ** len(waits))
+        reads = sorted({names[node.name] for node in lookups(query) if node.name in unknown})
+        if reads:
+            entry.reads += reads
+            operator.rows_in += self._job.count(_rows_only(query))
+        else:
+            self._plan(entry, asked, query)
+
+    def _plan(self, entry: Forecast, asked: Asked, query: exp.Select) -> None:
+        sides, settings = two_sides(asked.operator.question.function, asked.columns), self._job.settings
+        if sides is not None and self._extent.choosing:
+            entry.is_partial = True
+            return
+        if sides is not None:
+            check_rows(self._job.count(query))
+        inputs = self._job.distinct_inputs(asked.operator, query)
+        _plan_inputs(self._job, entry, inputs, self._extent)
+        if entry.stops_after and asked.operator.rows_in:
+            likely = max(settings.batch_rows, entry.stops_after / ASSUMED_SELECTIVITY)
+            entry.share = min(entry.share, likely / asked.operator.rows_in)
+        if sides is not None and settings.candidates is not None and inputs.num_rows:
+            left = [ARGUMENT.format(place) for place in sides[0]]
+            rows = inputs.group_by(left).aggregate([]).num_rows
+            entry.candidates = min(rows * settings.candidates_k, inputs.num_rows)
+            entry.share = min(entry.share, entry.candidates / inputs.num_rows)
+
+    def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
+        """A run stops once enough rows passed; the forecast is for all that may be asked."""
+        kept.meta[NEED_META] = need
+        return super().first(planner, kept, need)
+
+
+def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, extent: Extent) -> None:
+    """What the pipeline's plan says of the inputs without an answer, or of some of them."""
+    operator, keys = entry.operator, inputs[KEY].to_pylist()
+    todo = inputs.filter(pa.array([_is_open(entry, key) for key in keys], pa.bool_()))
+    entry.planned.update(keys)
+    if todo.num_rows == 0:
+        return
+    if extent.counts_only:
+        entry.to_ask += todo.num_rows
+        return
+    records, options = operator.records(todo), operator.options()
+    if operator.question.function == "LLM_AGG":
+        records = first_parts(job.llm, records, operator.question, options)
+    kept = thinned(records, extent.common.get(operator.table.name, ()), extent.halvings)
+    report = job.llm.forecast(kept, operator.question.template, quick=extent.quick, **options)
+    scale = records.num_rows / kept.num_rows
+    output = report.num_asked * answer_tokens(operator.question.decision)
+    tokens = Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
+    entry.tokens += tokens.times(scale)
+    entry.to_ask += round(report.num_asked * scale)
+    entry.counts = report.token_counts
+
+
+def thinned(records: pa.Table, fields: Sequence[str], halvings: int) -> pa.Table:
+    """The records halved so often, at least one: chosen by their values in those fields, or in all for none."""
+    if not halvings:
+        return records
+    columns = [records[name].to_pylist() for name in fields or records.column_names]
+    digests = (zlib.crc32(repr(values).encode("utf-8", "replace")) for values in zip(*columns, strict=True))
+    chosen = [digest % (1 << halvings) == 0 for digest in digests]
+    return records.filter(pa.array(chosen, pa.bool_())) if any(chosen) else records.slice(0, 1)
+
+
+def _is_open(entry: Forecast, key: str) -> bool:
+    """Whether a run would ask: without an answer, or failed before, and not planned for another place already."""
+    table = entry.operator.table
+    return (key not in table.answers or key in table.failed) and key not in entry.planned
+
+
+def _without(query: exp.Select, unknown: set[str]) -> tuple[exp.Select, list[str]]:
+    """The query without the conditions that nobody can decide yet, and the lookups in these conditions."""
+    query = query.copy()
+    dropped: list[str] = []
+    for clause in list(query.find_all(exp.Where, exp.Having, exp.Qualify)):
+        kept = []
+        for part in conjuncts(clause.this):
+            names = [node.name for node in lookups(part) if node.name in unknown]
+            dropped += [name for name in names if name not in dropped]
+            if not names:
+                kept.append(part)
+        clause.set("this", conjunction(kept) or exp.true())
+    for guarded in [case for case in query.find_all(exp.Case) if GUARD_META in case.meta]:
+        branch = guarded.args["ifs"][0]
+        names = [node.name for node in lookups(branch.this) if node.name in unknown]
+        dropped += [name for name in names if name not in dropped]
+        if names:
+            branch.set("this", exp.true())
+    return query, dropped
+
+
+def _rows_only(query: exp.Select) -> exp.Select:
+    """The rows of an input query, whatever its arguments are."""
+    query = query.copy()
+    query.set("where", None)
+    query.set("expressions", [exp.alias_(exp.Literal.number(1), KEY)])
+    for node in list(lookups(query)):
+        node.replace(exp.Null())
+    return query

@@ -1,0 +1,64 @@
+"""A statement before its operators are planned: parsed, normalised, rewritten as a whole, and bound by DuckDB."""
+
+from __future__ import annotations
+
+import duckdb
+from sqlglot import exp
+
+from vllm_relational.records import RelationalError
+from vllm_relational.sql.blocks import Aggregates, sql_of
+from vllm_relational.sql.job import Job
+from vllm_relational.sql.normalise import normalise
+from vllm_relational.sql.parse import engine_error, error_here, parse
+from vllm_relational.sql.passes.inner_limit import push_limits
+from vllm_relational.sql.passes.prune import drop_unread
+from vllm_relational.sql.passes.pushdown import push_conditions
+from vllm_relational.sql.planner import Driver, Planner, aggregate_names
+
+
+def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
+    """The normalised tree of a statement, rewritten where that saves questions, and what was rewritten.
+
+    Rewrites go by names as written; where a name means something else in its new place, the statement stays as it is.
+    """
+    tree = parse(job.sql)
+    if not _may_ask(tree):
+        raise error_here(job.sql, tree, "LLM functions may stand in SELECT, CREATE TABLE AS and INSERT ... SELECT only")
+    normalise(tree, job.sql)
+    if not job.settings.optimize:
+        return tree, []
+    rewritten = tree.copy()
+    aggregates = Aggregates(aggregate_names(job.connection))
+    notes = drop_unread(rewritten) + push_conditions(rewritten, aggregates) + push_limits(rewritten, aggregates)
+    return (rewritten, notes) if notes and _binds(job, rewritten) else (tree, [])
+
+
+def _may_ask(tree: exp.Expr) -> bool:
+    if isinstance(tree, exp.Create):
+        return tree.kind == "TABLE" and isinstance(tree.expression, exp.Query)
+    return isinstance(tree, exp.Query | exp.Copy) or (
+        isinstance(tree, exp.Insert) and isinstance(tree.expression, exp.Query)
+    )
+
+
+def rehearse(planner: Planner, tree: exp.Expr) -> exp.Expr:
+    """The statement with lookups in place of calls, nothing asked."""
+    copy = tree.copy()
+    planner.plan(copy, Driver())
+    return copy
+
+
+def bind(job: Job, tree: exp.Expr) -> None:
+    """Let DuckDB check a statement without running it; raises ``SQLError``."""
+    try:
+        job.connection.execute(f"EXPLAIN {sql_of(tree)}").fetchall()
+    except duckdb.Error as error:
+        raise engine_error(job.sql, error) from error
+
+
+def _binds(job: Job, tree: exp.Expr) -> bool:
+    try:
+        bind(job, rehearse(job.planner(), tree))
+    except RelationalError:
+        return False
+    return True
