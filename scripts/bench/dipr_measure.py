@@ -27,7 +27,7 @@ from vllm_relational.bench import _commit, _machine
 from vllm_relational.sparse import measure
 from vllm_relational.sparse.measure import STATISTICS, Measured
 from vllm_relational.sparse.naive import Window
-from vllm_relational.sparse.trial import Trial, read_trial
+from vllm_relational.sparse.trial import read_trial
 
 ALPHAS = ("1e-1", "1.2e-2", "4e-3", "1e-3", "1e-4", "1e-5")
 OVER_LENGTH = ("8/L", "32/L", "128/L")
@@ -112,8 +112,8 @@ def run(args: argparse.Namespace, model, tokenizer, tables: Tables) -> None:
             tables.write(about, args.dense_layers, found)
             show(name, found, args.dense_layers)
             if args.seconds and time.perf_counter() - started > args.seconds:
-                left = [trial.name for trial in trials[count:]]
-                print(f"out of time after {args.seconds} s: left out of {name} at {length}: {', '.join(left) or 'none'}")
+                left = ", ".join(trial.name for trial in trials[count:]) or "none"
+                print(f"out of time after {args.seconds} s: left out of {name} at {length}: {left}; and what follows")
                 return
         print(f"# {name} {length}: {time.perf_counter() - begun:.1f} s", flush=True)
 

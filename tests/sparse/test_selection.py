@@ -121,7 +121,10 @@ def test_tail_by_the_index_is_near_the_exact_tail():
     query, key, value = drawn(6)
     scored, values = scored_by(query, key, 0.3, WINDOW), selection.padded(value)
     exact = read_trial("dipr:0.2+tail").attend(scored, values, 256).output
+    rule = naive.Dipr(naive.beta_of(0.2, 0.3))
+    (right,) = (each.output for each in oracle(query[:, :, -1:], key, value, 0.3, rule, True, True))
+    torch.testing.assert_close(exact[0, :, :, -1].flatten(0, 1), right)
     errors = []
-    for word in ("dipr:0.2@8/16+est", "dipr:0.2@3/16+est", "dipr:0.2"):
+    for word in ("dipr:0.2@8/16+est", "dipr:0.2+est", "dipr:0.2@3/16+est", "dipr:0.2"):
         errors.append((read_trial(word).attend(scored, values, 256).output - exact).norm().item())
-    assert errors[0] < errors[1] < errors[2] and errors[0] < 0.02 * exact.norm().item()
+    assert 0 < errors[0] < errors[1] < errors[2] < errors[3] and errors[0] < 0.02 * exact.norm().item()

@@ -33,7 +33,8 @@ def test_every_rule_has_an_example():
 
 def test_what_follows_the_rule():
     trial = read_trial("scan:1e-3@8/32+est+head")
-    assert (trial.index, trial.tail, trial.by_group) == (selection.Index(8, 32), "est", False)
+    assert (trial.index, trial.tail, trial.by_group) == (selection.Index(8, 32), "index", False)
+    assert (read_trial("window+tail").tail, read_trial("window").tail) == ("exact", "none")
     assert read_trial("dipr:9/L").alpha(3) == 1
 
 

@@ -197,7 +197,7 @@ def attend(
     """Attention of every query over the tokens that ``selection`` keeps and its window.
 
     value: ``[batch, num_kv_heads, num_columns, head_size]``. tail: tokens of the body that are not kept count with the
-    mean value of their group and their weight, ``exact`` or as the ``index`` estimates it; ``none`` leaves them out.
+    mean value of their group and their weight, ``exact`` or estimated by the ``index``; ``none`` leaves them out.
     by_group: a token that one head of a group keeps is attended to by all.
     """
     index = index or DEFAULT_INDEX
@@ -212,7 +212,8 @@ def attend(
     mass = total / weights.sum(-1)
     output = _weighted(attended, value)
     if tail != "none":
-        rest = (weights if tail == "exact" else _estimated_weights(scored, index, weights, top)) * ~kept
+        seen = {"exact": lambda: weights, "index": lambda: _estimated_weights(scored, index, weights, top)}
+        rest = seen[tail]() * ~kept
         rest = torch.unflatten(rest, -1, (-1, index.group)).sum(-1)
         output = output + _weighted(rest, torch.unflatten(value, -2, (-1, index.group)).mean(-2))
         total = total + rest.sum(-1)

@@ -26,6 +26,7 @@ _WORD = re.compile(
     r"(?P<rule>[a-z_]+)(?::(?P<value>[^@+]+))?(?:@(?P<bits>\d)/(?P<group>\d+))?(?:\+(?P<tail>tail|est))?(?P<head>\+head)?"
 )
 _WITHOUT_VALUE = ("dense", "window")
+_TAILS = {None: "none", "tail": "exact", "est": "index"}
 _SCANS = {"scan": "running", "scan_window": "window", "scan_global": "global"}
 RULES = (*_WITHOUT_VALUE, "dipr", "top", "mass", *_SCANS, "estimated")
 
@@ -82,7 +83,7 @@ def read_trial(word: str) -> Trial:
     if index.bits not in range(1, 9) or index.group not in (2, 4, 8, 16, 32, 64):
         raise RelationalError(f"{word!r}: an index has 1 to 8 bits and groups of 2, 4, 8, 16, 32 or 64 tokens")
     value, over_length = _read_value(word, rule, text) if text else (0.0, False)
-    return Trial(word, rule, value, over_length, index, found["tail"] or "none", found["head"] is None)
+    return Trial(word, rule, value, over_length, index, _TAILS[found["tail"]], found["head"] is None)
 
 
 def _read_value(word: str, rule: str, text: str) -> tuple[float, bool]:
