@@ -4,20 +4,21 @@ real model, for benchmarks of decode kernels.
 
     dipr_data.py [--dump kv.pt] [--lengths 8192,32768,131072] [--batch 4] [--combine twice|pairs]
 
-From a dump of ``dipr_measure.py --dump`` (a model of head size 64): each of the 8 KV heads is a KV head of one of the
-dumped layers, with four of its query heads. ``twice`` (default) lays every channel of head size 64 out twice and divides
-the queries by sqrt(2): scores and the index's error bound, as logits, are then exactly the model's. ``pairs`` joins the
-channels of two heads of different layers: bounds grow as they would with 128 independent channels, so a scan keeps more.
-A context longer than a stretch of the dump continues to the left with the tokens of other stretches, without their first
-128 (each stretch begins with attention sinks, a context has them once), keys rotated to the positions that they take.
-Four query heads keep fewer tokens together than the model's seven: the queries are scaled by one factor, found at the
-dump's own length, at which they keep the share that all heads of the model's groups keep.
+From a dump of ``dipr_measure.py --dump`` (a model of head size 64): each of the 8 KV heads is a KV head of one of
+the dumped layers, with four of its query heads. ``twice`` (default) lays every channel of head size 64 out twice
+and divides the queries by sqrt(2): scores and the index's error bound, as logits, are then exactly the model's.
+``pairs`` joins the channels of two heads of different layers: bounds grow as they would with 128 independent
+channels, so a scan keeps more. A context longer than a stretch of the dump continues to the left with the tokens of
+other stretches, without their first 128 (each stretch begins with attention sinks, a context has them once), keys
+rotated to the positions that they take. Four query heads keep fewer tokens together than the model's seven: the
+queries are scaled by one factor, found at the dump's own length, at which they keep the share that all heads of the
+model's groups keep.
 
-Without a dump, from random numbers: keys that are alike within a group of 16, scores with a heavy tail, and a sink whose
-product is set so that the share of tokens within beta of it is the one asked for.
+Without a dump, from random numbers: keys that are alike within a group of 16, scores with a heavy tail, and a sink
+whose product is set so that the share of tokens within beta of it is the one asked for.
 
-Run as a program it prints, a length, the shares that are kept and that a scan reads, and exits with 1 where they are not
-the measured ones. ``Llama(...)`` is for other benchmarks.
+Run as a program it prints, a length, the shares that are kept and that a scan reads, and exits with 1 where they
+are not the measured ones. ``Llama(...)`` is for other benchmarks.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ class Dump:
         return part.unflatten(0, (there["key"].shape[0], -1))[kv_head] if name == "query" else part[kv_head]
 
     def head(self, stretch: int, head: tuple[int, int], at: int, length: int) -> tuple[torch.Tensor, ...]:
-        """A KV head of the model over a context of ``length`` tokens: all its queries ``[repeats, head_size]``, keys and
-        values ``[length, head_size]``; the query is the stretch's ``at``-th from behind."""
+        """A KV head of the model over a context of ``length`` tokens: all its queries ``[repeats, head_size]``, keys
+        and values ``[length, head_size]``; the query is the stretch's ``at``-th from behind."""
         end, theta = self.length - at, self.content["rope_theta"]
         query = self._part(stretch, head, "query")[:, self.num_queries - 1 - at]
         key, value = (self._part(stretch, head, name)[:end] for name in ("key", "value"))

@@ -4,11 +4,11 @@
     dipr_measure.py MODEL --text squad=squad.parquet:context --text reviews=reviews.parquet:comments --out FOLDER
         [--lengths 8192,16384,32768] [--trials dipr:4e-3+tail,top:500 ...] [--seconds 150] [--dump kv.pt]
 
-The last 128 positions of each text are run under each way to attend (``vllm_relational/sparse/trial.py`` says how to
-write one), the text's own tokens given. Writes to FOLDER, as results come: ``dipr_measure.csv``, a line a text, length
-and way; ``dipr_layers.csv``, the same a layer; ``dipr_heads.csv``, a head, for the ways in ``--heads-of``; and plots.
-``--dump`` keeps keys, values and queries of ``--dump-layers`` for ``dipr_data.py``, four stretches of each text.
-With ``--seconds`` what does not fit is left out, last named first, and said.
+The last 128 positions of each text are run under each way to attend (``vllm_relational/sparse/trial.py`` says how
+to write one), the text's own tokens given. Writes to FOLDER, as results come: ``dipr_measure.csv``, a line a text,
+length and way; ``dipr_layers.csv``, the same a layer; ``dipr_heads.csv``, a head, for the ways in ``--heads-of``;
+and plots. ``--dump`` keeps keys, values and queries of ``--dump-layers`` for ``dipr_data.py``, four stretches of
+each text. With ``--seconds`` what does not fit is left out, last named first, and said.
 """
 
 from __future__ import annotations

@@ -100,6 +100,12 @@ def test_scan_keeps_all_of_dipr(seed, maximum, bits, group, beta, splits):
     assert not (exact & ~kept).any()
 
 
+def test_recent_is_a_wider_window():
+    query, key, _ = drawn(7, num_queries=2)
+    kept = read_trial("recent:100").select(0.3, 256).keep(scored_by(query, key, 0.3, WINDOW))[0, 0, 0]
+    assert [row.nonzero().flatten()[0].item() for row in kept] == [155, 156]
+
+
 def test_scan_narrows_with_what_it_has_seen():
     query, key, _ = drawn(4, seq_len=1024)
     scored = scored_by(query, key, 0.3, WINDOW)

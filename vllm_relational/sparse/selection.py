@@ -125,6 +125,16 @@ class ByProducts:
 
 
 @dataclass(frozen=True)
+class Recent:
+    """The last ``count`` tokens that a query sees."""
+
+    count: int
+
+    def keep(self, scored: Scored) -> torch.Tensor:
+        return (scored.columns > scored.positions - self.count).expand_as(scored.products)
+
+
+@dataclass(frozen=True)
 class Scan:
     """What the index cannot rule out under DIPR: a superset of DIPR's tokens, all of which the scan kernel attends to.
 

@@ -1,13 +1,13 @@
 """A way to attend, written as one word, so that command lines, tables and plots share it.
 
-    dense   window   dipr:4e-3   dipr:8/L   top:500   mass:0.95   scan:4e-3   scan_window:4e-3   estimated:4e-3
+    dense  window  recent:2048  dipr:4e-3  dipr:8/L  top:500  mass:0.95  scan:4e-3  scan_window:4e-3  estimated:4e-3
 
-``dipr`` keeps tokens by their share of the greatest attention weight (``8/L``: 8 over the context's length), ``top``
-keeps so many a head, ``mass`` keeps this much attention mass (top-p). ``scan`` attends to all that the index cannot
-rule out under DIPR, ``scan_window`` and ``scan_global`` with another maximum (``selection.Scan``), ``estimated`` to
-what the index's products select. Behind it may stand, in this order: ``@3/64``, an index of 3 bits in groups of 64
-tokens instead of 4 in 16; ``+tail``, the tail estimate with exact weights, or ``+est``, with the index's; ``+head``,
-heads of a group are not joined.
+``recent`` widens the window to so many of the last tokens, ``dipr`` keeps tokens by their share of the greatest
+attention weight (``8/L``: 8 over the context's length), ``top`` keeps so many a head, ``mass`` keeps this much
+attention mass (top-p). ``scan`` attends to all that the index cannot rule out under DIPR, ``scan_window`` and
+``scan_global`` with another maximum (``selection.Scan``), ``estimated`` to what the index's products select. Behind
+it may stand, in this order: ``@3/64``, an index of 3 bits in groups of 64 tokens instead of 4 in 16; ``+tail``, the
+tail estimate with exact weights, or ``+est``, with the index's; ``+head``, heads of a group are not joined.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _WORD = re.compile(
     r"(?P<rule>[a-z_]+)(?::(?P<value>[^@+]+))?(?:@(?P<bits>\d)/(?P<group>\d+))?(?:\+(?P<tail>tail|est))?(?P<head>\+head)?"
 )
 _WITHOUT_VALUE = ("dense", "window")
+_COUNTS = ("recent", "top")
 _TAILS = {None: "none", "tail": "exact", "est": "index"}
 _SCANS = {"scan": "running", "scan_window": "window", "scan_global": "global"}
-RULES = (*_WITHOUT_VALUE, "dipr", "top", "mass", *_SCANS, "estimated")
+RULES = (*_WITHOUT_VALUE, "recent", "dipr", "top", "mass", *_SCANS, "estimated")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Trial:
         """Which tokens a query of a context of ``seq_len`` tokens keeps."""
         if self.rule in _WITHOUT_VALUE:
             return selection.ByProducts(naive.Dense() if self.rule == "dense" else naive.WindowOnly())
+        if self.rule == "recent":
+            return selection.Recent(int(self.value))
         if self.rule == "top":
             return selection.ByProducts(naive.TopK(int(self.value)))
         if self.rule == "mass":
@@ -87,14 +90,14 @@ def read_trial(word: str) -> Trial:
 
 
 def _read_value(word: str, rule: str, text: str) -> tuple[float, bool]:
-    over_length = text.endswith("/L") and rule not in ("top", "mass")
+    over_length = text.endswith("/L") and rule not in (*_COUNTS, "mass")
     try:
         value = float(text.removesuffix("/L") if over_length else text)
         value = value if math.isfinite(value) else 0.0
     except ValueError:
         value = 0.0
-    right = value >= 1 and value == int(value) if rule == "top" else value > 0 and (over_length or value <= 1)
+    right = value >= 1 and value == int(value) if rule in _COUNTS else value > 0 and (over_length or value <= 1)
     if not right:
-        kind = "a whole number of tokens" if rule == "top" else "a share above 0 up to 1, or such as 8/L"
+        kind = "a whole number of tokens" if rule in _COUNTS else "a share above 0 up to 1, or such as 8/L"
         raise RelationalError(f"{word!r}: {text!r} is not {kind}")
     return value, over_length
