@@ -74,14 +74,20 @@ class Prompts:
     def count(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def make(self, task: str, seed: int, length: int) -> tuple[recall_tasks.Sample, torch.Tensor]:
-        sample = recall_tasks.make(task, seed, length - OVERHEAD, self.haystack, self.count)
+    def make(self, task: str, seeds: Sequence[int], length: int) -> list[tuple[recall_tasks.Sample, torch.Tensor]]:
+        """The samples of the seeds; ``ValueError`` where prompt and answer do not fit in ``length`` tokens."""
+        samples = [recall_tasks.make(task, seed, length - OVERHEAD, self.haystack, self.count) for seed in seeds]
+        texts = [self.text(sample) for sample in samples]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # together: on all cores
+        longest = max(map(len, ids))
+        if longest + recall_tasks.MOST_TOKENS[task] > length:
+            raise ValueError(f"{task}: a prompt of {longest} tokens and its answer do not fit in {length}")
+        return [(sample, torch.tensor(each)) for sample, each in zip(samples, ids, strict=True)]
+
+    def text(self, sample: recall_tasks.Sample) -> str:
         said = [{"role": "user", "content": sample.prompt}]
-        text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True) + sample.cue
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) + recall_tasks.MOST_TOKENS[task] > length:
-            raise ValueError(f"{task} {seed}: {len(ids)} tokens do not fit in {length}")
-        return sample, torch.tensor(ids)
+        started: str = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        return started + sample.cue
 
 
 def rounds(args: argparse.Namespace, book: Book, trials: Sequence[str]) -> Iterator[tuple[int, str, list[int]]]:
@@ -107,7 +113,7 @@ def run(args: argparse.Namespace, prompts: Prompts, book: Book, trials: Sequence
             print(f"out of time after {args.seconds:.0f} s at {length} tokens: the same command continues from there")
             return
         begun = time.perf_counter()
-        made = [prompts.make(task, seed, length) for seed in seeds]
+        made = prompts.make(task, seeds, length)
         outputs = ask([ids for _, ids in made], task)
         for trial, (texts, read) in outputs.items():
             for seed, (sample, ids), text in zip(seeds, made, texts, strict=True):

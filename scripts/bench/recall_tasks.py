@@ -34,6 +34,8 @@ THINGS = (
     "pigeon", "ribbon", "saddle", "shovel", "statue", "temple", "tunnel", "violin",
 )  # fmt: skip
 CHAIN = 5
+SPARE = 0.98
+CODE = r"The secret code of (.+) is (.+)\."
 ZIPF = 2.0
 
 
@@ -120,13 +122,19 @@ def single(draw: random.Random, budget: int, haystack: Haystack, count: Count) -
     return ask_for_code("single", hide(draw, lines, [needle]), key, value)
 
 
+def fill(budget: int, make: Callable[[], str], separator: str, count: Count) -> list[str]:
+    """Parts that ``make`` makes, as many as fit in the budget by the mean size of some, with a little to spare."""
+    some = [make() for _ in range(100)]
+    size = count(separator.join(some)) / len(some)
+    return [*some, *(make() for _ in range(len(some), int(SPARE * budget / size)))][: int(SPARE * budget / size)]
+
+
 def multikey(task: str, draw: random.Random, budget: int, count: Count, key: Callable, value: Callable) -> Sample:
-    """As many lines as fit, found by the mean size of the first; one of them is asked for."""
+    """Nothing but lines with a code; one is asked for."""
     next_key = distinct(key)
-    pairs = [(next_key(), value()) for _ in range(20)]
-    size = count("\n".join(code_line(*pair) for pair in pairs)) / len(pairs) + 0.5
-    pairs += [(next_key(), value()) for _ in range(int(budget / size) - len(pairs))]
-    return ask_for_code(task, "\n".join(code_line(*pair) for pair in pairs), *draw.choice(pairs))
+    lines = fill(budget, lambda: code_line(next_key(), value()), "\n", count)
+    asked = re.fullmatch(CODE, draw.choice(lines))
+    return ask_for_code(task, "\n".join(lines), asked[1], asked[2])
 
 
 def multikey_2(draw: random.Random, budget: int, haystack: Haystack, count: Count) -> Sample:
@@ -163,9 +171,7 @@ def frequent(draw: random.Random, budget: int, haystack: Haystack, count: Count)
     word = distinct(lambda: made_up_word(draw))
     words = [word() for _ in range(200)]
     weights = [(rank + 1) ** -ZIPF for rank in range(len(words))]
-    drawn = draw.choices(words, weights, k=400)
-    size = count(" ".join(drawn)) / len(drawn)
-    drawn += draw.choices(words, weights, k=max(int(budget / size * 0.98) - len(drawn), 0))
+    drawn = fill(budget - 30, lambda: draw.choices(words, weights)[0], " ", count)
     drawn += [each for each in words[:3] for _ in range(3)]  # no tie for the third place
     draw.shuffle(drawn)
     best = tuple(each for each, _ in Counter(drawn).most_common(3))
@@ -174,16 +180,15 @@ def frequent(draw: random.Random, budget: int, haystack: Haystack, count: Count)
 
 
 def kv(draw: random.Random, budget: int, haystack: Haystack, count: Count) -> Sample:
-    pairs = {identifier(draw): identifier(draw) for _ in range(10)}
-    size = count(json.dumps(pairs, indent=0)) / len(pairs) + 0.5
-    pairs |= {identifier(draw): identifier(draw) for _ in range(int(budget / size) - len(pairs))}
+    entries = fill(budget, lambda: f'"{identifier(draw)}": "{identifier(draw)}"', ",\n", count)
+    pairs = json.loads("{" + ",".join(entries) + "}")
     key = draw.choice(list(pairs))
     question = f'What is the value of the key "{key}" in the JSON object above? Answer with the value alone.'
     return Sample("kv", json.dumps(pairs, indent=0), question, f'"{key}": "', (pairs[key],))
 
 
 TASKS = {each.__name__: each for each in (single, multikey_2, multikey_3, variables, frequent, kv)}
-MOST_TOKENS = {"single": 12, "multikey_2": 12, "multikey_3": 40, "variables": 32, "frequent": 16, "kv": 40}
+MOST_TOKENS = {"single": 11, "multikey_2": 11, "multikey_3": 38, "variables": 28, "frequent": 14, "kv": 38}
 """Tokens of an answer, after its cue, with room to spare."""
 
 

@@ -103,8 +103,9 @@ def test_a_run_that_ended_early_goes_on(tmp_path):
     asked = []
 
     class Prompts:
-        def make(self, task, seed, length):
-            return dipr_quality.recall_tasks.Sample(task, "", "", "", (str(seed),)), torch.tensor([seed])
+        def make(self, task, seeds, length):
+            samples = [dipr_quality.recall_tasks.Sample(task, "", "", "", (str(seed),)) for seed in seeds]
+            return list(zip(samples, torch.tensor(seeds)[:, None], strict=True))
 
     def ask(prompts, task):
         asked.append((task, [int(prompt) for prompt in prompts]))
