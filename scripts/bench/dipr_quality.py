@@ -172,10 +172,10 @@ def until(tokens: list[int], stops: Sequence[int]) -> list[int]:
 def vllm_engine(args: argparse.Namespace) -> Ask:
     from vllm import LLM, SamplingParams
 
-    from vllm_relational.vllm_ext.settings import attention_arguments
-
     engine_args = json.loads(args.engine_args)
     if args.dipr is not None:
+        from vllm_relational.vllm_ext.settings import attention_arguments
+
         engine_args |= attention_arguments("dipr", json.loads(args.dipr), engine_args)
     llm = LLM(args.model, max_model_len=max(args.lengths), **engine_args)
 
