@@ -93,8 +93,25 @@ def draw(found: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
+def in_short(found: pd.DataFrame) -> str:
+    """A line a length and trial: score over all tasks, and the task that loses most."""
+    lines = [
+        f"{'length':>6} {'trial':22} samples  score  difference (95%)        p      same output  read    worst task"
+    ]
+    tasks = found[found.task != "all"].set_index(["length", "trial"]).sort_index()
+    for line in found[found.task == "all"].itertuples():
+        mine = tasks.loc[[(line.length, line.trial)]]
+        worst = mine.iloc[int(mine.difference.to_numpy().argmin())]
+        spread = f"{line.difference:+.4f} [{line.difference_low:+.4f}, {line.difference_high:+.4f}]"
+        lines.append(
+            f"{line.length!s:>6} {line.trial:22} {line.samples:7} {line.score:.4f}  {spread} {line.p_value:.3f}"
+            f"  {line.same_output:.3f}  {line.read:.4f}  {worst.task} {worst.difference:+.3f} of {worst.score:.3f}"
+        )
+    return "\n".join(lines)
+
+
 def summarise(folder: Path) -> None:
-    """Write ``dipr_quality.csv`` and ``dipr_quality.svg`` from the folder's answers, and print the table."""
+    """Write ``dipr_quality.csv`` and ``dipr_quality.svg`` from the folder's answers, and print it in short."""
     answers = pd.read_csv(folder / "dipr_answers.csv")
     found = table(answers)
     if found.empty:
@@ -102,5 +119,4 @@ def summarise(folder: Path) -> None:
         return
     found.round(5).to_csv(folder / "dipr_quality.csv", index=False, lineterminator="\n")
     draw(found, folder / "dipr_quality.svg")
-    with pd.option_context("display.width", 200, "display.max_rows", None, "display.max_columns", None):
-        print(found.round(4).to_string(index=False))
+    print(in_short(found.sort_values("length", key=lambda lengths: lengths.replace("all", math.inf), kind="stable")))

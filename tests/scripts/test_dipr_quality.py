@@ -98,7 +98,7 @@ def test_mcnemar(lost, won, right):
     assert dipr_quality_table.mcnemar(lost, won) == pytest.approx(right)
 
 
-def test_a_run_that_ended_early_goes_on(tmp_path):
+def test_a_run_that_ended_early_goes_on(tmp_path, capsys):
     args = argparse.Namespace(lengths=[64], samples=3, tasks=["single", "kv"], seconds=0)
     asked = []
 
@@ -120,6 +120,9 @@ def test_a_run_that_ended_early_goes_on(tmp_path):
     written = pd.read_csv(tmp_path / "dipr_answers.csv")
     assert len(written) == 6 and (written.score == 1).all()
     dipr_quality_table.summarise(tmp_path)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in shown[-2:]] == [["64", "dense"], ["all", "dense"]]
+    assert "1.0000  +0.0000 [+0.0000, +0.0000] 1.000" in shown[-1]
     assert (tmp_path / "dipr_quality.csv").exists() and (tmp_path / "dipr_quality.svg").exists()
 
 
