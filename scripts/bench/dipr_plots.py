@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Draw what ``dipr_measure.py`` wrote: ``dipr_plots.py FOLDER`` writes two SVG files beside the CSV files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+FAMILIES = {
+    r"dipr:[^/]*": "DIPR",
+    r"dipr:[^/]*\+tail": "DIPR + tail",
+    r"dipr:[^/]*\+est": "DIPR + tail by the index",
+    r"dipr:.*/L\+tail": "DIPR, alpha over length, + tail",
+    r"top:.*(?<!tail)(?<!est)": "top-k",
+    r"top:.*\+tail": "top-k + tail",
+    r"mass:.*(?<!tail)(?<!est)": "top-p",
+    r"mass:.*\+tail": "top-p + tail",
+    r"scan:[^@]*\+est": "all candidates of the int4 index + tail",
+}
+LAYERS = ("dipr:1.2e-2", "dipr:4e-3", "dipr:1e-3", "top:500", "scan:4e-3+est")
+
+
+def family_of(trial: str) -> str | None:
+    for pattern, name in FAMILIES.items():
+        if pd.Series([trial]).str.fullmatch(f"(?:{pattern})").item() and not trial.endswith("+head"):
+            return name
+    return None
+
+
+def draw_quality(table: pd.DataFrame, path: Path) -> None:
+    """Divergence over tokens read, a panel a length, mean of the texts."""
+    import matplotlib.pyplot as plt
+
+    table = table.assign(family=table.trial.map(family_of)).dropna(subset=["family"])
+    lengths = sorted(table.length.unique())
+    figure, panels = plt.subplots(1, len(lengths), figsize=(5 * len(lengths), 5), sharey=True, squeeze=False)
+    for axes, length in zip(panels[0], lengths, strict=True):
+        for number, family in enumerate(dict.fromkeys(FAMILIES.values())):
+            points = table[(table.length == length) & (table.family == family)]
+            points = points.groupby("trial")[["union", "kl"]].mean().sort_values("union")
+            dashed = "--" if family.startswith(("top", "all")) else "-"
+            axes.plot(points.union, points.kl, dashed, marker=".", color=f"C{number}", label=family)
+        axes.set(xscale="log", yscale="log", xlabel="body tokens attended to by a group", title=f"{length:,} tokens")
+        axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel("KL divergence of the next token from dense, nats")
+    panels[0][-1].legend(fontsize=8)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+def draw_layers(table: pd.DataFrame, path: Path) -> None:
+    """Tokens attended to a layer, at the greatest length, mean of texts and heads."""
+    import matplotlib.pyplot as plt
+
+    table = table[table.length == table.length.max()]
+    figure, axes = plt.subplots(figsize=(8, 4))
+    for trial in LAYERS:
+        share = table[table.trial == trial].groupby("layer").union.mean()
+        axes.plot(share.index, share.values, marker=".", label=trial)
+    axes.set(yscale="log", xlabel="layer", ylabel="body tokens attended to by a group")
+    axes.set_title(f"{table.length.max():,} tokens")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+def plot_measured(folder: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "dipr"  # the same file for the same numbers
+    draw_quality(pd.read_csv(folder / "dipr_measure.csv"), folder / "dipr_measure.svg")
+    draw_layers(pd.read_csv(folder / "dipr_layers.csv"), folder / "dipr_layers.svg")
+
+
+if __name__ == "__main__":
+    plot_measured(Path(sys.argv[1]))

@@ -1,0 +1,241 @@
+#!/usr/bin/env python3
+"""Do answers over long texts stay right when decode attention reads only some tokens? The same prompts, paired.
+
+    dipr_quality.py MODEL --haystack squad.parquet:context --out FOLDER [--lengths 4096,8192,16384,32768]
+        [--samples 100] [--tasks single,kv] [--trials dense,scan:4e-3+est,top:300] [--seconds 540]
+    dipr_quality.py MODEL --haystack ... --out FOLDER --engine vllm [--dipr '{"alpha": 0.004}']
+    dipr_quality.py --out FOLDER --summary
+
+Tasks: ``recall_tasks.py``. By default a Hugging Face model is prefilled densely, and the last token of the prompt
+and the answer are decoded under every trial (``vllm_relational/sparse/trial.py``); with ``--engine vllm`` vLLM
+answers, with its own attention or, given ``--dipr`` (an object of settings, ``{}`` for the defaults), with ours:
+run both into one folder. Answers are appended to ``FOLDER/dipr_answers.csv`` as they come; what is there already is
+not asked again, so a run that ends early is continued by the same command. At the end the table,
+``dipr_quality.csv`` and a plot are made from all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import dipr_quality_table
+import recall_tasks
+import torch
+from texts import passages
+
+from vllm_relational.sparse.naive import Window
+from vllm_relational.sparse.trial import read_trial
+
+TRIALS = (
+    "dense,scan:1e-3+est,scan:4e-3+est,scan:1.2e-2+est,estimated:4e-3+est,dipr:4e-3,top:300,top:300+tail,recent:2048"
+)
+LENGTHS = "4096,8192,16384,32768"
+OVERHEAD = 160  # tokens of the chat template, the question and the cue
+TOKENS_A_BATCH = 1 << 19
+FIELDS = ("length", "task", "seed", "trial", "score", "read", "prompt_tokens", "output")
+
+
+class Book:
+    """The answers so far: one line a sample and trial, in a file that only grows."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, FIELDS, lineterminator="\n")
+        if new:
+            self._writer.writeheader()
+            self._file.flush()
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            self.done = {(int(row["length"]), row["task"], int(row["seed"]), row["trial"]) for row in rows}
+
+    def add(self, line: dict[str, object]) -> None:
+        self._writer.writerow(line)
+        self.done.add((line["length"], line["task"], line["seed"], line["trial"]))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class Prompts:
+    """Samples as token ids of the chat template, the cue behind it."""
+
+    def __init__(self, tokenizer, haystack: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.haystack = recall_tasks.Haystack(haystack, self.count)
+
+    def count(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def make(self, task: str, seeds: Sequence[int], length: int) -> list[tuple[recall_tasks.Sample, torch.Tensor]]:
+        """The samples of the seeds; ``ValueError`` where prompt and answer do not fit in ``length`` tokens."""
+        samples = [recall_tasks.make(task, seed, length - OVERHEAD, self.haystack, self.count) for seed in seeds]
+        texts = [self.text(sample) for sample in samples]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # together: on all cores
+        longest = max(map(len, ids))
+        if longest + recall_tasks.MOST_TOKENS[task] > length:
+            raise ValueError(f"{task}: a prompt of {longest} tokens and its answer do not fit in {length}")
+        return [(sample, torch.tensor(each)) for sample, each in zip(samples, ids, strict=True)]
+
+    def text(self, sample: recall_tasks.Sample) -> str:
+        said = [{"role": "user", "content": sample.prompt}]
+        started: str = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        return started + sample.cue
+
+
+def rounds(args: argparse.Namespace, book: Book, trials: Sequence[str]) -> Iterator[tuple[int, str, list[int]]]:
+    """Length, task and seeds of each batch that still lacks answers, so that every task has some before any has all."""
+    for length in args.lengths:
+        size = max(min(TOKENS_A_BATCH // length, args.samples), 1)
+        for start in range(0, args.samples, size):
+            for task in args.tasks:
+                seeds = range(start, min(start + size, args.samples))
+                todo = [seed for seed in seeds if any((length, task, seed, each) not in book.done for each in trials)]
+                if todo:
+                    yield length, task, todo
+
+
+Ask = Callable[[Sequence[torch.Tensor], str], dict[str, tuple[list[str], float]]]
+"""Prompts and their task to each trial's outputs and share of the body read."""
+
+
+def run(args: argparse.Namespace, prompts: Prompts, book: Book, trials: Sequence[str], ask: Ask) -> None:
+    started = time.perf_counter()
+    for length, task, seeds in rounds(args, book, trials):
+        if args.seconds and time.perf_counter() - started > args.seconds:
+            print(f"out of time after {args.seconds:.0f} s at {length} tokens: the same command continues from there")
+            return
+        begun = time.perf_counter()
+        made = prompts.make(task, seeds, length)
+        outputs = ask([ids for _, ids in made], task)
+        for trial, (texts, read) in outputs.items():
+            for seed, (sample, ids), text in zip(seeds, made, texts, strict=True):
+                if (length, task, seed, trial) in book.done:
+                    continue
+                about = {"length": length, "task": task, "seed": seed, "trial": trial, "output": text}
+                right = round(recall_tasks.score(sample, text), 4)
+                book.add({**about, "score": right, "read": round(read, 5), "prompt_tokens": len(ids)})
+        book.flush()
+        print(f"# {length} {task} x {len(seeds)}: {time.perf_counter() - begun:.1f} s", flush=True)
+
+
+# --------------------------------------------------------------------------------------------------------- engines
+def hugging_face(args: argparse.Namespace, tokenizer) -> Ask:
+    from dipr_decode import Decoder
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16, attn_implementation="sdpa")
+    trials = [read_trial(word) for word in args.trials]
+    window = Window(args.sinks, args.recent)
+    decoder = Decoder(model.to(args.device).eval(), trials, window, args.dense_layers)
+    stops = stop_tokens(model, tokenizer)
+
+    def ask(prompts: Sequence[torch.Tensor], task: str) -> dict[str, tuple[list[str], float]]:
+        try:
+            found = decoder.decode(prompts, recall_tasks.MOST_TOKENS[task], stops)
+        except torch.OutOfMemoryError:
+            if len(prompts) == 1:
+                raise
+            torch.cuda.empty_cache()
+            halves = [ask(prompts[::2], task), ask(prompts[1::2], task)]
+            return {name: join(*(half[name] for half in halves)) for name in args.trials}
+        texts = [[tokenizer.decode(until(each, stops)) for each in trial] for trial in found.tokens.tolist()]
+        return {trial.name: result for trial, *result in zip(trials, texts, found.read, strict=True)}
+
+    return ask
+
+
+def join(even: tuple[list[str], float], odd: tuple[list[str], float]) -> tuple[list[str], float]:
+    """Outputs of every second prompt, in order again."""
+    texts = [""] * (len(even[0]) + len(odd[0]))
+    texts[::2], texts[1::2] = even[0], odd[0]
+    return texts, (even[1] * len(even[0]) + odd[1] * len(odd[0])) / len(texts)
+
+
+def stop_tokens(model, tokenizer) -> list[int]:
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
+
+
+def until(tokens: list[int], stops: Sequence[int]) -> list[int]:
+    at = next((at for at, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[:at]
+
+
+def vllm_engine(args: argparse.Namespace) -> Ask:
+    from vllm import LLM, SamplingParams
+
+    engine_args = json.loads(args.engine_args)
+    if args.dipr is not None:
+        from vllm_relational.vllm_ext.settings import attention_arguments
+
+        engine_args |= attention_arguments("dipr", json.loads(args.dipr), engine_args)
+    llm = LLM(args.model, max_model_len=max(args.lengths), **engine_args)
+
+    def ask(prompts: Sequence[torch.Tensor], task: str) -> dict[str, tuple[list[str], float]]:
+        sampling = SamplingParams(temperature=0, max_tokens=recall_tasks.MOST_TOKENS[task])
+        outputs = llm.generate([{"prompt_token_ids": ids.tolist()} for ids in prompts], sampling, use_tqdm=False)
+        return {name_of(args): ([output.outputs[0].text for output in outputs], float("nan"))}
+
+    return ask
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """The trial of an engine: "dense" is the Hugging Face model's."""
+    if args.dipr is None:
+        return "vllm"
+    settings = json.loads(args.dipr)
+    return "vllm dipr" + "".join(f" {name}={value}" for name, value in settings.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--haystack", help="TABLE.parquet:COLUMN or FILE.txt")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lengths", type=lambda text: sorted(map(int, text.split(","))), default=LENGTHS)
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--tasks", type=lambda text: text.split(","), default=",".join(recall_tasks.TASKS))
+    parser.add_argument("--trials", type=lambda text: text.split(","), default=TRIALS)
+    parser.add_argument("--seconds", type=float, default=0, help="begin no batch after this time")
+    parser.add_argument("--dense-layers", type=int, default=2)
+    parser.add_argument("--sinks", type=int, default=128)
+    parser.add_argument("--recent", type=int, default=512)
+    parser.add_argument("--engine", choices=["hf", "vllm"], default="hf")
+    parser.add_argument("--dipr", help="with --engine vllm: the settings of DIPR attention, as a JSON object")
+    parser.add_argument("--engine-args", default="{}", help="with --engine vllm: further arguments, as a JSON object")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--summary", action="store_true", help="only make the table from the answers that are there")
+    args = parser.parse_args()
+    book = Book(args.out / "dipr_answers.csv")
+    try:
+        if not args.summary:
+            answer(args, book, parser)
+    finally:
+        book.flush()
+        dipr_quality_table.summarise(args.out)
+
+
+def answer(args: argparse.Namespace, book: Book, parser: argparse.ArgumentParser) -> None:
+    from transformers import AutoTokenizer
+
+    if not args.model or not args.haystack:
+        parser.error("MODEL and --haystack are needed")
+    if unknown := set(args.tasks) - set(recall_tasks.TASKS):
+        parser.error(f"there is no task {', '.join(unknown)}: there are {', '.join(recall_tasks.TASKS)}")
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    prompts = Prompts(tokenizer, passages(args.haystack))
+    on_vllm = args.engine == "vllm"
+    trials = [name_of(args)] if on_vllm else args.trials
+    run(args, prompts, book, trials, vllm_engine(args) if on_vllm else hugging_face(args, tokenizer))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
