@@ -18,8 +18,8 @@ MOST_STEP_CODE = 27 * 8 - 1
 """A step beyond this would leave float16 when multiplied by 15; such a channel is marked by a NaN ``origin``."""
 MOST_KEY = 60000.0
 """Larger keys, which float16 cannot hold, are marked likewise, and so is an origin that it cannot hold."""
-STEPS = NUM_CODES - 1 - 64 * 2.0**-10 - 0.01
-"""Steps that a channel's spread may take, with room for the rounding of the origin, which lies 64 steps below."""
+SPARE_STEPS = 64 * 2.0**-10 + 0.01
+"""Of the steps between the codes, room for the rounding of the origin, which lies 64 steps below."""
 SLACK = 1 + 2.0**-7
 """On the bound: covers rounding in float32, of the estimate too."""
 
@@ -38,17 +38,28 @@ def decode_step(code: torch.Tensor) -> torch.Tensor:
 def encode(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Keys ``[..., GROUP, head_size]`` -> packed codes, as many bytes as half the channels, and origin and step
     ``[..., head_size]``."""
-    keys = keys.float()
+    codes, origin, step = quantise(keys)
+    return pack(codes), origin, step
+
+
+def quantise(keys: torch.Tensor, num_codes: int = NUM_CODES) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``encode`` before packing, for groups of any size and up to 256 codes: uint8 codes of the shape of the keys."""
+    keys, most = keys.float(), num_codes - 1
     low = keys.amin(-2)
-    wide = encode_step((keys.amax(-2) - low + low.abs() * 2.0**-10) / STEPS)
+    wide = encode_step((keys.amax(-2) - low + low.abs() * 2.0**-10) / (most - SPARE_STEPS))
     fits = (wide <= MOST_STEP_CODE) & (keys.abs() <= MOST_KEY).all(-2)  # NaN fails too
     step = torch.where(fits, wide, encode_step(torch.zeros_like(low))).to(torch.uint8)
     size = decode_step(step).float()
     origin = _round_down(low - 64 * size)
     fits &= origin.isfinite()
-    codes = ((keys - origin.float()[..., None, :]) / size[..., None, :] - 63.5).floor().clamp(0, NUM_CODES - 1)
+    codes = ((keys - origin.float()[..., None, :]) / size[..., None, :] - 63.5).floor().clamp(0, most)
     codes = torch.where(fits[..., None, :], codes, 0).to(torch.uint8)
-    return pack(codes), torch.where(fits, origin, torch.nan), step
+    return codes, torch.where(fits, origin, torch.nan), step
+
+
+def dequantise(codes: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """What the codes of ``quantise`` say of the keys: float32 of their shape; NaN where they say nothing."""
+    return origin.float()[..., None, :] + decode_step(step).float()[..., None, :] * (64 + codes.float())
 
 
 def _round_down(values: torch.Tensor) -> torch.Tensor:
@@ -78,8 +89,8 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
 
 
 def decode(codes: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """What the codes say of the keys: float32 ``[..., GROUP, head_size]``; NaN where they say nothing."""
-    return origin.float()[..., None, :] + decode_step(step).float()[..., None, :] * (64 + unpack(codes).float())
+    """What packed codes say of the keys: float32 ``[..., GROUP, head_size]``; NaN where they say nothing."""
+    return dequantise(unpack(codes), origin, step)
 
 
 def error_bound(queries: torch.Tensor, step: torch.Tensor) -> torch.Tensor:

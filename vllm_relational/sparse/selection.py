@@ -33,25 +33,18 @@ class Coded(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """The codec with other sizes: codes of ``bits``, one minimum and step a channel for ``group`` tokens."""
+    """The codec with other sizes: codes of ``bits``, one origin and step a channel for ``group`` tokens."""
 
     bits: int = 4
     group: int = 16
 
     def encode(self, key: torch.Tensor) -> Coded:
         """Keys to what the index says of them; with the default sizes exactly ``codec.decode(*codec.encode(...))``."""
-        keys = torch.unflatten(key.float(), -2, (-1, self.group))
-        low = codec.round_down(keys.amin(-2))
-        most = 2**self.bits - 1
-        wide = codec.encode_step((keys.amax(-2) - low.float()) / most)
-        fits = (wide <= codec.MOST_STEP_CODE) & keys.isfinite().all(-2)
-        step = codec.decode_step(torch.where(fits, wide, 0).to(torch.uint8)).float()
-        low = torch.where(fits, low.float(), torch.nan)[..., None, :]
-        codes = ((keys - low) / step[..., None, :]).add(0.5).floor().clamp(0, most)
-        return Coded((low + step[..., None, :] * codes).flatten(-3, -2), step)
+        codes, origin, step = codec.quantise(torch.unflatten(key, -2, (-1, self.group)), 2**self.bits)
+        return Coded(codec.dequantise(codes, origin, step).flatten(-3, -2), codec.decode_step(step).float())
 
     def token_bytes(self, head_size: int) -> float:
-        """Bytes that a scan reads of a token: its codes, and its share of minimum and step."""
+        """Bytes that a scan reads of a token: its codes, and its share of origin and step."""
         return head_size * (self.bits / 8 + 3 / self.group)
 
 

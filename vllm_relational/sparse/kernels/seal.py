@@ -32,7 +32,7 @@ def _seal_slice(rows, origin_ptr, step_ptr, channels, there, stride_token, GROUP
     keys = tl.load(rows + tokens[:, None] * stride_token + channels[None, :], mask=there[None, :], other=0.0)
     keys = keys.to(tl.float32)
     low, most = tl.min(keys, axis=0), tl.max(keys, axis=0)
-    code = _step_code((most - low + tl.abs(low) * 0.0009765625) / 14.9275)  # codec.STEPS
+    code = _step_code((most - low + tl.abs(low) * 0.0009765625) / 14.9275)  # 15 - codec.SPARE_STEPS
     odd = tl.sum(((keys != keys) | (tl.abs(keys) > 60000.0)).to(tl.int32), axis=0) > 0
     fits = (code <= 215) & ~odd  # codec.MOST_STEP_CODE
     code = tl.where(fits, code, 8)
