@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import os
 
-ATTENTION = "vllm_relational.vllm_ext.attention"
-
 _registered = False
 
 
 def register() -> None:
-    """Set up what this package adds to a vLLM process: names, and nothing that works unless an engine asks for it."""
+    """Set up what this package adds to a vLLM process: names that an engine may ask for, and in processes that we
+    started, the end with their owner."""
     global _registered
     if _registered:
         return
     _registered = True
+    from vllm_relational.vllm_ext.registration import register_attention
+
     register_attention()
     if "VLLM_RELATIONAL_OWNER" in os.environ:
         from vllm_relational.vllm_ext.orphans import follow_owner
 
         follow_owner()
-
-
-def register_attention() -> None:
-    """Tell vLLM where the DIPR attention backend is (``vllm_ext/attention.py``); loads none of it."""
-    try:
-        from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
-    except ImportError:  # another vLLM: an engine that asks for the backend says so
-        return
-    for member, path in ((AttentionBackendEnum.CUSTOM, "for_gpu"), (AttentionBackendEnum.CPU_ATTN, "for_cpu")):
-        if not member.is_overridden():
-            register_backend(member, f"{ATTENTION}.{path}")

@@ -21,8 +21,8 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from vllm_relational.sparse.decoder import DecodeShape, SparseDecoder
 from vllm_relational.sparse.pages import GROUP, PageLayout, Pages
-from vllm_relational.vllm_ext.dipr_rows import Rows, RowSplitter
-from vllm_relational.vllm_ext.dipr_support import unsupported_layer
+from vllm_relational.vllm_ext.dipr_rows import Rows, RowSplitter, may_decode, single_token_prompts
+from vllm_relational.vllm_ext.dipr_support import no_index, unsupported_layer
 from vllm_relational.vllm_ext.settings import read_attention
 
 logger = init_logger("vllm.relational.attention")  # below vLLM's logger: its level and format
@@ -37,7 +37,7 @@ class DiprBackend:
         plain = type(spec) is FullAttentionSpec and spec.kv_quant_mode == KVQuantMode.NONE
         if not plain or spec.state_content_bytes is not None or spec.sliding_window or spec.attention_chunk_size:
             return spec
-        if spec.head_size != spec.head_size_v or spec.head_size % 2 or spec.head_size < 16:
+        if spec.head_size != spec.head_size_v or no_index(spec.head_size):
             return spec
         layout = PageLayout(GROUP, spec.head_size, spec.dtype)
         return replace(spec, state_content_bytes=layout.token_bytes)
@@ -64,8 +64,10 @@ class DiprBuilder:
         """As vLLM, and the rows."""
         metadata: Any = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         common = common_attn_metadata
-        some = self.splitter.some(common.query_start_loc_cpu, common.max_query_len, common.max_seq_len)
-        metadata.dipr = self._rows(metadata, some)
+        prompts = single_token_prompts(common.query_start_loc_cpu, common.is_prefilling)
+        long = common.max_seq_len >= self.splitter.dense_below
+        some = long and may_decode(common.query_start_loc_cpu, common.max_query_len)
+        metadata.dipr = self._rows(metadata, some, prompts)
         return metadata
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
@@ -80,12 +82,12 @@ class DiprBuilder:
         if getattr(metadata, "dipr", None) is not None:
             metadata.dipr = self._rows(metadata, metadata.dipr.some)
 
-    def _rows(self, metadata: Any, some: bool) -> Rows:
-        dense_lens, sparse_lens = self.splitter.split(metadata.query_start_loc, metadata.seq_lens)
+    def _rows(self, metadata: Any, some: bool, prompts: torch.Tensor | None = None) -> Rows:
+        dense_lens, sparse_lens = self.splitter.split(metadata.query_start_loc, metadata.seq_lens, prompts)
         dense = copy.copy(metadata)
         dense.seq_lens = dense_lens
         self.reschedule(dense)
-        return Rows(dense, sparse_lens, some, self.splitter.all(metadata.max_query_len))
+        return Rows(dense, sparse_lens, some)
 
     def reschedule(self, metadata: Any) -> None:
         """Bring what a backend derived from the lengths in line with those of dense requests."""
@@ -136,8 +138,7 @@ class DiprImpl:
         pages, rows = self.pages(kv_cache), getattr(attn_metadata, "dipr", None)
         if rows is None or not rows.some or not self._is_sparse_layer(layer):
             return self.dense(layer, query, key, value, pages, attn_metadata, output, *scales)
-        if not rows.all:
-            self.dense(layer, query, key, value, pages, rows.dense, output, *scales)
+        self.dense(layer, query, key, value, pages, rows.dense, output, *scales)
         assert self.decoder is not None
         block_table, starts = attn_metadata.block_table, attn_metadata.query_start_loc
         self.decoder.decode(query, pages, block_table, rows.sparse_lens, starts, output)
@@ -165,10 +166,8 @@ class DiprImpl:
         self, layer: Any, key: torch.Tensor, value: torch.Tensor, pages: Pages, slot_mapping: torch.Tensor
     ) -> None:
         """Store keys and values by the backend below, and bring the index up to date."""
-        from vllm_relational.sparse.kernels.seal import seal
-
         super().do_kv_cache_update(layer, key, value, pages.key_value, slot_mapping)  # type: ignore[misc]
-        seal(pages, slot_mapping)
+        seal_pages(pages, slot_mapping)
 
     def pages(self, kv_cache: torch.Tensor) -> Pages:
         """The parts of the cache of this layer; made anew when vLLM binds another."""
@@ -198,6 +197,13 @@ class DiprImpl:
 
     def fused_output_quant_supported(self, quant_key: Any) -> bool:
         return False
+
+
+def seal_pages(pages: Pages, slot_mapping: torch.Tensor) -> None:
+    """``codec.seal`` by its Triton kernel."""
+    from vllm_relational.sparse.kernels.seal import seal
+
+    seal(pages, slot_mapping)
 
 
 def layer_index(name: str) -> int:

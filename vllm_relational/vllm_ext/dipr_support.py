@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.v1.attention.backend import AttentionType
 
-from vllm_relational.sparse.pages import GROUP
+from vllm_relational.sparse.pages import GROUP, PageLayout
 
 PLAIN_CACHES = ("auto", "float16", "bfloat16", "float32")
 
@@ -20,6 +20,15 @@ def unsupported_model(vllm_config: Any) -> str | None:
 def unsupported_layer(impl: Any) -> str | None:
     """Why this layer of a supported model is attended to densely; ``None`` when it need not."""
     return next(_reasons_of_layer(impl), None)
+
+
+def no_index(head_size: int, block_size: int = GROUP) -> str | None:
+    """Why there is no index for pages of this shape; ``None`` where there is."""
+    try:
+        PageLayout(block_size, head_size)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _reasons_of_model(vllm_config: Any) -> Iterator[str]:
@@ -48,10 +57,9 @@ def _reasons_of_shape(vllm_config: Any) -> Iterator[str]:
     cache, head_size = vllm_config.cache_config, vllm_config.model_config.get_head_size()
     if cache.cache_dtype not in PLAIN_CACHES:
         yield f"keys and values are stored as {cache.cache_dtype}"
-    if head_size % 2 or head_size < 16:
-        yield f"heads of {head_size} channels have no index: it needs an even number, 16 or more"
-    if cache.block_size is not None and cache.block_size % GROUP:
-        yield f"blocks of {cache.block_size} tokens have no index: it needs a multiple of {GROUP}"
+    reason = no_index(head_size, cache.block_size or GROUP)
+    if reason is not None:
+        yield reason
 
 
 def _reasons_of_windows(text_config: Any) -> Iterator[str]:
