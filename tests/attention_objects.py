@@ -79,6 +79,7 @@ class Batch:
     requests: Sequence[Request]
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    device: str = "cpu"
     pages: Pages = field(init=False)
     cache: torch.Tensor = field(init=False)
 
@@ -96,6 +97,9 @@ class Batch:
         self.seq_lens = torch.tensor([request.seq_len for request in self.requests]).int()
         self.query = torch.randn(self.num_tokens, HEADS, HEAD_SIZE).to(self.dtype)
         self._fill()
+        for name in ("cache", "block_table", "query_start_loc", "seq_lens", "query", "key", "value", "slots"):
+            setattr(self, name, getattr(self, name).to(self.device))
+        self.pages = layout.views(self.cache)
 
     def _fill(self) -> None:
         """All tokens but those of this step; these come in ``key``, ``value`` and ``slots``."""
@@ -112,7 +116,7 @@ class Batch:
     def common(self) -> CommonAttentionMetadata:
         return CommonAttentionMetadata(
             query_start_loc=self.query_start_loc,
-            query_start_loc_cpu=self.query_start_loc,
+            query_start_loc_cpu=self.query_start_loc.cpu(),
             seq_lens=self.seq_lens,
             num_reqs=len(self.requests),
             num_actual_tokens=self.num_tokens,
@@ -124,7 +128,7 @@ class Batch:
         )
 
     def layer(self) -> Any:
-        one = torch.tensor(1.0)
+        one = torch.tensor(1.0, device=self.device)
         return SimpleNamespace(layer_name=LAYER, isa="vec", _k_scale=one, _v_scale=one, _q_scale=one)
 
     def expected(self, scale: float, decode_rule: naive.Rule, window: naive.Window, sparse: Sequence[int]) -> Any:
