@@ -13,8 +13,8 @@ Then the times. They depend on shapes, and for sparse attention on how peaked at
 random weights, whose query and key projections are drawn so that the logits of random tokens have the standard
 deviation ``--logit-std``; 3 keeps about 0.6% of the tokens a head at alpha 0.004. It says nothing about quality.
 ``--layers 16`` halves the model, and lets larger batches fit. A case that does not fit in the KV cache is left out,
-with a line. Contexts are computed once and then served from the prefix cache; the time per output token is the difference
-between an answer of many tokens and one of one token, over their number; median of ``--rounds``.
+with a line. Contexts are computed once and then served from the prefix cache; the time per output token is the
+difference between an answer of many tokens and one of one token, over their number; median of ``--rounds``.
 """
 
 from __future__ import annotations
