@@ -116,7 +116,13 @@ def stock_and_exact(model: str) -> None:
     for name, more in (("stock", {}), ("exact", ours(exact))):
         engine = Engine(model, **more)
         say(name, num_blocks=engine.num_blocks(), **engine.answer(rows, 40))
+        say(f"{name}, many", **engine.answer(many(), 40))
         engine.close()
+
+
+def many() -> list[list[int]]:
+    """Too many for the cache of ``sparse``."""
+    return prompts(4, 5, 150, 170)
 
 
 def sparse(model: str) -> None:
@@ -140,9 +146,8 @@ def sparse(model: str) -> None:
     say("parting, fresh", **engine.answer(parting, 8, at_once=False))
     engine.answer(rows[:3], 1)
     say("parting, copied", **engine.answer(parting, 8, cold=False), index=engine.stale_groups())
-    many = prompts(4, 5, 150, 170)
-    say("many, fresh", **engine.answer(many, 40, at_once=False))
-    say("many, preempted", **engine.answer(many, 40), index=engine.stale_groups())
+    say("many, fresh", **engine.answer(many(), 40, at_once=False))
+    say("many, preempted", **engine.answer(many(), 40), index=engine.stale_groups())
     engine.close()
 
 

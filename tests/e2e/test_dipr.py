@@ -50,7 +50,13 @@ def sparse(tiny_model: Path) -> dict[str, Any]:
 def test_alpha_0_answers_as_stock_token_for_token(exact: tuple[dict[str, Any], str]) -> None:
     runs, log = exact
     assert runs["exact"]["answers"] == runs["stock"]["answers"]
+    assert runs["exact, many"]["answers"] == runs["stock, many"]["answers"]
     assert log.count("DIPR attention: DiprSettings(") == 1
+
+
+def test_sparse_attention_leaves_tokens_out(exact: tuple[dict[str, Any], str], sparse: dict[str, Any]) -> None:
+    """Otherwise the tests below say nothing."""
+    assert sparse["many, fresh"]["answers"] != exact[0]["stock, many"]["answers"]
 
 
 def test_the_index_is_accounted_in_the_number_of_blocks(exact: tuple[dict[str, Any], str]) -> None:
@@ -91,7 +97,7 @@ def test_every_cached_block_has_the_index_of_its_keys(sparse: dict[str, Any]) ->
 
 
 def test_the_offline_class(llm: RelationalLLM, tiny_model: Path, reviews: pd.DataFrame) -> None:
-    rows, prompt = reviews.head(12), "Would a family like this home? {comments} {name}"
+    rows, prompt = reviews.head(4), "Would a family like this home? {comments} {name}"
     with RelationalLLM(str(tiny_model), attention="dipr", dipr=EXACT, **ENGINE_ARGS) as ours:
         assert ours.run(rows, prompt, max_tokens=4).answers == llm.run(rows, prompt, max_tokens=4).answers
         assert "DiprSettings(" in ours.engine.start().fingerprint

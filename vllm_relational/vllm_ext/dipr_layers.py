@@ -215,6 +215,11 @@ def layer_index(name: str) -> int:
 _decoders: weakref.WeakValueDictionary[Any, SparseDecoder] = weakref.WeakValueDictionary()
 
 
+def decoders() -> list[SparseDecoder]:
+    """Those of the engines that live in this process."""
+    return list(_decoders.values())
+
+
 def _shared_decoder(vllm_config: Any, settings: Any, shape: DecodeShape) -> SparseDecoder:
     """One for all layers of an engine that have the same shape: they run one after another.
 
