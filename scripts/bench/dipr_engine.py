@@ -20,9 +20,11 @@ difference between an answer of many tokens and one of one token, over their num
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -53,8 +55,13 @@ FIELDS = (
 )  # fmt: skip
 
 
-class Draw:
-    """A method for the worker, through vLLM's ``worker_extension_cls``."""
+class Extension:
+    """Methods for the worker, through vLLM's ``worker_extension_cls``."""
+
+    def attention(self) -> list[str]:
+        """The classes of the attention layers."""
+        layers = self.vllm_config.compilation_config.static_forward_context.values()
+        return sorted({type(layer.impl).__name__ for layer in layers if hasattr(layer, "impl")})
 
     def draw(self, logit_std: float, seed: int = 0) -> int:
         """Draw all weights anew: activations keep their size from layer to layer, and scaled products of queries and
@@ -86,7 +93,13 @@ def start(options: argparse.Namespace, folder: str, dipr: dict[str, Any], **argu
         backend: dict[str, Any] = {"attention_backend": STOCK}
     else:
         backend = {"attention_backend": "CUSTOM", "additional_config": {"relational": {"dipr": dipr}}}
-    return LLM(folder, dtype="bfloat16", skip_tokenizer_init=True, seed=0, **GRAPHS, **backend, **arguments)
+    arguments |= {"worker_extension_cls": "dipr_engine.Extension", **GRAPHS, **backend}
+    llm = LLM(folder, dtype="bfloat16", skip_tokenizer_init=True, seed=0, **arguments)
+    (classes,) = llm.collective_rpc("attention")
+    print(f"  {options.backend}: {', '.join(classes)}", flush=True)
+    if (options.backend == SPARSE) != all(name.startswith("Dipr") for name in classes):
+        raise RuntimeError(f"asked for {options.backend}, got {classes}: the log above says why")
+    return llm
 
 
 def generate(llm: Any, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], float]:
@@ -122,7 +135,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
         folder, more = options.model, {}
         if folder is None:
             Path(made, "config.json").write_text(json.dumps(SMALL))
-            folder, more = made, {"load_format": "dummy", "worker_extension_cls": "dipr_engine.Draw"}
+            folder, more = made, {"load_format": "dummy"}
         memory = {"gpu_memory_utilization": 0.5, "max_model_len": 8192, "max_num_batched_tokens": 2048}
         llm = start(options, folder, EXACT, max_num_seqs=32, **memory, **more)
         if options.model is None:
@@ -143,7 +156,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps({**LLAMA_8B, "num_hidden_layers": options.layers}))
         llm = start(
-            options, folder, options.dipr, load_format="dummy", worker_extension_cls="dipr_engine.Draw",
+            options, folder, options.dipr, load_format="dummy",
             max_model_len=contexts[0] + 1024, max_num_seqs=max(options.batches), max_num_batched_tokens=8192,
             gpu_memory_utilization=options.memory, enable_prefix_caching=True,
         )  # fmt: skip
@@ -188,16 +201,29 @@ def stop(llm: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- in the driver
-def in_own_process(part: str, backend: str, known: Path) -> dict[str, Any]:
+def in_own_process(part: str, backend: str, known: Path, timeout_s: float) -> dict[str, Any]:
     """What the part found; what it had found so far where it failed."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
         command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--backend", backend, "--out", str(out)]
         begin = time.perf_counter()
         print(f"{part}, {backend} ...", flush=True)
-        done = subprocess.run(command, check=False, env=environment(known))
-        print(f"{part}, {backend}: {time.perf_counter() - begin:.0f} s, exit status {done.returncode}", flush=True)
-        return json.loads(out.read_text()) if out.exists() else {"error": f"exit status {done.returncode}"}
+        status = run_group(command, environment(known), timeout_s)
+        print(f"{part}, {backend}: {time.perf_counter() - begin:.0f} s, exit status {status}", flush=True)
+        return json.loads(out.read_text()) if out.exists() else {"error": f"exit status {status}"}
+
+
+def run_group(command: list[str], variables: dict[str, str], timeout_s: float) -> int | str:
+    """The exit status. A child that takes too long ends together with its engine, which holds the GPU's memory."""
+    child = subprocess.Popen(command, env=variables, start_new_session=True)
+    try:
+        return child.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return f"none after {timeout_s:.0f} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def environment(known: Path) -> dict[str, str]:
@@ -220,8 +246,8 @@ def different(one: list[list[int]], other: list[list[int]]) -> int:
     return sum(left != right for left, right in zip(one, other, strict=True))
 
 
-def compare_answers(known: Path) -> dict[str, Any]:
-    stock, sparse = (in_own_process("check", backend, known) for backend in (STOCK, SPARSE))
+def compare_answers(known: Path, timeout_s: float) -> dict[str, Any]:
+    stock, sparse = (in_own_process("check", backend, known, timeout_s) for backend in (STOCK, SPARSE))
     if "answers" not in stock or "answers" not in sparse:
         return {"error": stock.get("error") or sparse.get("error")}
     return {
@@ -240,7 +266,7 @@ def compare_answers(known: Path) -> dict[str, Any]:
 def compare_speed(options: argparse.Namespace, known: Path) -> list[dict[str, Any]]:
     from vllm_relational.bench import _commit, _machine
 
-    found = {backend: in_own_process("speed", backend, known) for backend in (STOCK, SPARSE)}
+    found = {backend: in_own_process("speed", backend, known, options.timeout) for backend in (STOCK, SPARSE)}
     stock = {(each["context"], each["batch"]): each for each in found[STOCK].get("cases", [])}
     lines = []
     for backend, result in found.items():
@@ -266,7 +292,7 @@ def report(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         make_known(Path(folder))
         if options.only != "speed":
-            found["check"] = compare_answers(Path(folder))
+            found["check"] = compare_answers(Path(folder), options.timeout)
         if options.only != "check":
             found["speed"] = compare_speed(options, Path(folder))
     if options.json:
@@ -302,6 +328,7 @@ def main() -> int:
     parser.add_argument("--dipr", type=setting, action="append", default=[])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--timeout", type=float, default=400.0, help="seconds a process")
     parser.add_argument("--memory", type=float, default=0.92)
     parser.add_argument("--only", choices=["check", "speed"])
     parser.add_argument("--csv", type=Path)
