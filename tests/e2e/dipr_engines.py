@@ -29,6 +29,13 @@ ENGINE: dict[str, Any] = {
 class CheckIndex:
     """Methods for the worker."""
 
+    def attend_to_all(self) -> None:
+        """From now on alpha is 0."""
+        from dataclasses import replace
+
+        for layer in self.vllm_config.compilation_config.static_forward_context.values():
+            layer.impl.decoder.settings = replace(layer.impl.settings, alpha=0)
+
     def stale_groups(self, blocks: list[int]) -> list[int]:
         """How many groups of these full blocks, over layers and KV heads, and how many have not the index of their
         keys and values."""
@@ -115,7 +122,7 @@ def stock_and_exact(model: str) -> None:
     exact = {**SPARSE, "alpha": 0}
     for name, more in (("stock", {}), ("exact", ours(exact))):
         engine = Engine(model, **more)
-        say(name, num_blocks=engine.num_blocks(), **engine.answer(rows, 40))
+        say(name, num_blocks=engine.num_blocks(), **engine.answer(rows, 24))
         say(f"{name}, many", **engine.answer(many(), 40))
         engine.close()
 
@@ -148,6 +155,8 @@ def sparse(model: str) -> None:
     say("parting, copied", **engine.answer(parting, 8, cold=False), index=engine.stale_groups())
     say("many, fresh", **engine.answer(many(), 40, at_once=False))
     say("many, preempted", **engine.answer(many(), 40), index=engine.stale_groups())
+    engine.llm.collective_rpc("attend_to_all")
+    say("many, preempted, alpha 0", **engine.answer(many(), 40))
     engine.close()
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 MASS_BINS = 16
 COUNTS = ("dipr body tokens", "dipr candidate tokens", "dipr dense splits")
-MASSES = tuple(f"dipr mass {number}" for number in range(MASS_BINS))
+MASSES = tuple(f"dipr estimated mass {number}" for number in range(MASS_BINS))
 NAMES = (*COUNTS, *MASSES)
 """``statistics``: int64, in this order. Over all requests, layers and KV heads: tokens between the window's ends, those
-that the scan kept, and parts that were attended to densely for want of room. Then, with the setting ``certificate``,
-how often the attended tokens had a share of the attention weight in each sixteenth from 0 to 1."""
+that the scan listed, and parts that were attended to densely for want of room. Then, with the setting ``certificate``,
+how often the share of a head's attention weight that was only estimated was at most ``2 ** -i`` and above half of it;
+the last one has all smaller shares too."""
 INTERVAL_S = 1.0
 _LAYERS = "vllm_relational.vllm_ext.dipr_layers"
 

@@ -14,12 +14,12 @@ from typing import Any
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
-from vllm_relational.vllm_ext.dipr_statistics import COUNTS, MASS_BINS, MASSES
+from vllm_relational.vllm_ext.dipr_statistics import COUNTS, MASSES
 
 PREFIX = "relational:"
 EVICTED, REORDERED = "evicted", "reordered"
 TOKENS_SAVED = "tokens saved"
-MASS = "dipr mass"
+MASS = "dipr estimated mass"
 
 
 class Counts:
@@ -55,8 +55,8 @@ class RelationalStatLogger(StatLoggerBase):
     vllm:relational_partial_block_tokens_total: prompt tokens not computed because a prefix was reused inside a block.
     vllm:relational_dipr_body_tokens_total, _candidate_tokens_total, _dense_splits_total: of sparse attention, see
     ``dipr_statistics.NAMES``; candidates over body is the share of tokens read.
-    vllm:relational_dipr_kept_mass_total{at_least}: with the setting ``certificate``, how often the attended tokens had
-    this share of the attention weight, and less than a sixteenth more.
+    vllm:relational_dipr_estimated_mass_total{at_most}: with the setting ``certificate``, how often at most this share
+    of a head's attention weight, and more than half of it, was only estimated.
     """
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
@@ -79,8 +79,8 @@ class RelationalStatLogger(StatLoggerBase):
             if name in self._counters:
                 self._counters[name].labels(**self._labels).inc(number)
             elif name in MASSES:
-                at_least = MASSES.index(name) / MASS_BINS
-                self._counters[MASS].labels(**self._labels, at_least=str(at_least)).inc(number)
+                at_most = str(0.5 ** MASSES.index(name))
+                self._counters[MASS].labels(**self._labels, at_most=at_most).inc(number)
             else:
                 self._counters[EVICTED].labels(**self._labels, reason=name).inc(number)
 
@@ -140,5 +140,5 @@ def _attention_counters(labels: tuple[str, ...]) -> Mapping[str, Any]:
         name: Counter(f"vllm:relational_{name.replace(' ', '_')}", text, labels, registry=None)
         for name, text in zip(COUNTS, words, strict=True)
     }
-    mass = "Share of the attention weight of the tokens attended to, in sixteenths."
-    return {**counters, MASS: Counter("vllm:relational_dipr_kept_mass", mass, [*labels, "at_least"], registry=None)}
+    mass = "Heads of requests by the share of their attention weight that was only estimated."
+    return {**counters, MASS: Counter("vllm:relational_dipr_estimated_mass", mass, [*labels, "at_most"], registry=None)}
