@@ -62,9 +62,13 @@ def test_keys_and_values_are_stored_and_sealed(backend):
     layer, _ = make_parts(backend, SETTINGS)
     layer.do_kv_cache_update(batch.layer(), batch.key, batch.value, batch.cache, batch.slots)
     codec.write(other.pages, other.key, other.value, other.slots)
-    for part in ("key", "value", "codes", "low", "step"):
-        assert torch.equal(getattr(batch.pages, part).cpu(), getattr(other.pages, part)), part
-    torch.testing.assert_close(batch.pages.value_mean.cpu(), other.pages.value_mean, rtol=1e-2, atol=1e-2)
+    for name, part in vars(other.pages).items():
+        if isinstance(part, torch.Tensor) and name != "cache":
+            found = getattr(batch.pages, name).cpu()
+            if part.dtype.is_floating_point:  # a mean value may be rounded the other way
+                torch.testing.assert_close(found, part, rtol=1e-2, atol=1e-2, equal_nan=True, msg=name)
+            else:
+                assert torch.equal(found, part), name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
