@@ -367,12 +367,19 @@ def serve(
         typer.Option(help="A request is overtaken only by those that come at most so many seconds later: 30."),
     ] = None,
     token_exact: TokenExact = False,
+    attention: Annotated[
+        str | None, typer.Option(help="dipr: decode long contexts by sparse attention (docs/dipr.md); default: vLLM's.")
+    ] = None,
+    dipr: Annotated[
+        list[str] | None, typer.Option(help="With --attention dipr: NAME=VALUE of its settings, e.g. alpha=0.001.")
+    ] = None,
 ) -> int:
     """Start vLLM's OpenAI-compatible server with our scheduler. Further arguments are those of vllm serve."""
     from vllm_relational.engine.server import serve_command
 
     settings = cli_options.scheduler_settings(eviction, token_exact, order, deep_queue, max_age)
-    command, warning = serve_command(model, settings, context.args)
+    sparse = cli_options.engine_arguments(dipr, "--dipr")
+    command, warning = serve_command(model, settings, context.args, attention, sparse)
     if warning:
         _say(f"warning: {warning}")
     os.execv(command[0], command)

@@ -139,16 +139,17 @@ def read_schema(path: Path) -> dict[str, Any]:
     return schema
 
 
-def engine_arguments(pairs: list[str] | None) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs; a value that reads as JSON is taken as JSON."""
+def engine_arguments(pairs: list[str] | None, option: str = "--engine-arg") -> dict[str, Any]:
+    """``NAME=VALUE`` pairs of an option; a value that reads as JSON is taken as JSON."""
     arguments: dict[str, Any] = {}
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         name = name.strip().lstrip("-").replace("-", "_")
         if not equals or not name.isidentifier():
-            raise RelationalError(f"--engine-arg {pair!r}: write NAME=VALUE, e.g. max_model_len=4096")
+            example = "max_model_len=4096" if option == "--engine-arg" else "alpha=0.001"
+            raise RelationalError(f"{option} {pair!r}: write NAME=VALUE, e.g. {example}")
         if name in RESERVED_ARGUMENTS:
-            raise RelationalError(f"--engine-arg {name}=...: use the option --{name.replace('_', '-')} instead")
+            raise RelationalError(f"{option} {name}=...: use the option --{name.replace('_', '-')} instead")
         arguments[name] = _json_or_text(value)
     return arguments
 

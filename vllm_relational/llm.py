@@ -56,6 +56,8 @@ class RelationalLLM:
     order:       default field and row order of queries.
     scheduler:   with vLLM in this process, settings of our scheduler (``vllm_ext/settings.py``), as
                  ``{"token_exact": True}``. None keeps vLLM's own; rows come in planned order in any case.
+    attention:   with vLLM in this process, ``"dipr"`` decodes long contexts by sparse attention (docs/dipr.md), with
+                 the settings ``dipr``, as ``{"alpha": 0.001}``. None keeps vLLM's own.
     engine_args: with vLLM in this process, any argument of ``vllm.LLM``; with ``base_url``, those of
                  ``EndpointEngine`` (api_key, concurrency, timeout_s, max_retries).
 
@@ -75,11 +77,17 @@ class RelationalLLM:
         engine: Engine | None = None,
         quiet: bool = True,
         scheduler: Mapping[str, Any] | None = None,
+        attention: str | None = None,
+        dipr: Mapping[str, Any] | None = None,
         **engine_args: Any,
     ) -> None:
         if scheduler is not None and base_url is not None:
             raise RelationalError(
                 "a server got its scheduler when it started: give vllm-relational serve MODEL --token-exact, --eviction"
+            )
+        if (attention is not None or dipr is not None) and base_url is not None:
+            raise RelationalError(
+                "a server got its attention when it started: give vllm-relational serve MODEL --attention dipr"
             )
         self.order = order
         self.last_result: QueryResult | None = None
@@ -89,6 +97,8 @@ class RelationalLLM:
             engine_args["tokenizer"] = str(tokenizer)
         if scheduler is not None:
             engine_args["scheduler"] = scheduler
+        if attention is not None or dipr is not None:
+            engine_args |= {"attention": attention, "dipr": dipr}
         self._engine_args = engine_args
         self._engine = engine
         self._tokenizer_name = str(tokenizer) if tokenizer else (model if base_url is None else None)

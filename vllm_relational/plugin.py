@@ -8,11 +8,16 @@ _registered = False
 
 
 def register() -> None:
-    """Set up what this package adds to a vLLM process; nothing in processes that it did not start."""
+    """Set up what this package adds to a vLLM process: names that an engine may ask for, and in processes that we
+    started, the end with their owner."""
     global _registered
-    if _registered or "VLLM_RELATIONAL_OWNER" not in os.environ:
+    if _registered:
         return
     _registered = True
-    from vllm_relational.vllm_ext.orphans import follow_owner
+    from vllm_relational.vllm_ext.registration import register_attention
 
-    follow_owner()
+    register_attention()
+    if "VLLM_RELATIONAL_OWNER" in os.environ:
+        from vllm_relational.vllm_ext.orphans import follow_owner
+
+        follow_owner()

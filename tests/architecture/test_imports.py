@@ -33,7 +33,7 @@ FRONT = {
 }
 FRONT |= {"plugin", "__init__", "grouping", "auditing", "forecasting", "planning", "planning_text", "planning_html"}
 # sql stands above llm, which it is given: it imports no stage. Its own files are one room.
-EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv"}}
+EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv", "sparse"}}
 EXTRA |= {"retrieval": {"embed"}}
 HEAVY = {"torch", "vllm", "transformers", "polars", "duckdb", "sqlglot", "matplotlib", "plotly", "faiss"}
 HEAVY |= {"sentence_transformers"}

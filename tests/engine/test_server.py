@@ -86,3 +86,38 @@ def test_the_command_line_replaces_itself(monkeypatch):
     assert ran[0][3:5] == ["--port", "8001"]
     result = CliRunner().invoke(cli.app, ["serve", "M", "--order", "dfs"])
     assert result.exit_code == 2 and "order is 'dfs'" in result.output
+
+
+def test_our_attention():
+    given = ["--additional-config", json.dumps({"relational": {"dipr": {"alpha": 0.5, "sinks": 64}}})]
+    command, _ = serve_command("M", {"order": "arrival"}, given, "dipr", {"alpha": 0.001})
+    assert command[command.index("--attention-backend") + 1] == "CUSTOM"
+    assert config_of(command) == {"relational": {"order": "arrival", "dipr": {"alpha": 0.001, "sinks": 64}}}
+    assert "--attention-backend" not in serve_command("M", {}, given)[0]
+
+
+@pytest.mark.parametrize(
+    "attention, dipr, arguments, message",
+    [
+        ("sparse", {}, [], "attention is 'sparse': it must be dipr"),
+        (None, {"alpha": 0.1}, [], "settings of dipr need the attention dipr"),
+        ("dipr", {"alpha": 2}, [], "dipr setting alpha is 2: it must be a share"),
+        ("dipr", {"alhpa": 0.1}, [], "dipr has no setting 'alhpa'"),
+        ("dipr", {}, ["--attention-backend", "FLASH_ATTN"], "leave --attention-backend"),
+        ("dipr", {}, ["--attention_config.backend=X"], "leave --attention-backend"),
+        (None, None, ["--additional-config", '{"relational": {"dipr": 1}}'], "dipr settings are 1"),
+    ],
+)
+def test_wrong_attention_is_refused(attention, dipr, arguments, message):
+    with pytest.raises(RelationalError, match=message):
+        serve_command("M", {}, arguments, attention, dipr)
+
+
+def test_attention_on_the_command_line(monkeypatch):
+    ran = []
+    monkeypatch.setattr(cli.os, "execv", lambda path, command: ran.append(command))
+    options = ["--attention", "dipr", "--dipr", "alpha=0.001", "--dipr", "tail=false"]
+    CliRunner().invoke(cli.app, ["serve", "M", *options])
+    assert config_of(ran[0])["relational"]["dipr"] == {"alpha": 0.001, "tail": False}
+    result = CliRunner().invoke(cli.app, ["serve", "M", "--attention", "dipr", "--dipr", "alpha"])
+    assert result.exit_code == 2 and "--dipr 'alpha': write NAME=VALUE, e.g. alpha=0.001" in result.output

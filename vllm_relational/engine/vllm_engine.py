@@ -36,6 +36,7 @@ class VllmEngine:
     """An in-process ``vllm.LLM``, started at the first question.
 
     scheduler:   settings of our scheduler, as ``{"token_exact": True}`` (``vllm_ext/settings.py``); None: vLLM's own.
+    attention:   ``dipr`` for our sparse attention, with settings ``dipr`` (``sparse/settings.py``); None: vLLM's own.
     engine_args: any argument of ``vllm.LLM``. On a CPU the defaults suit a CPU: no compilation, a 4 GiB KV cache,
     and bfloat16 only where the processor multiplies it in hardware.
     """
@@ -43,15 +44,22 @@ class VllmEngine:
     prompt_form: PromptForm = "token_ids"
 
     def __init__(
-        self, model: str, quiet: bool = True, scheduler: Mapping[str, Any] | None = None, **engine_args: Any
+        self,
+        model: str,
+        quiet: bool = True,
+        scheduler: Mapping[str, Any] | None = None,
+        attention: str | None = None,
+        dipr: Mapping[str, Any] | None = None,
+        **engine_args: Any,
     ) -> None:
-        from vllm_relational.vllm_ext.settings import engine_arguments
+        from vllm_relational.vllm_ext.settings import attention_arguments, engine_arguments
 
         self.model = model
         self._one_query = threading.Lock()
         self._one_start = threading.Lock()
         self._quiet = quiet
-        self._args = {**engine_args, **(engine_arguments(scheduler, engine_args) if scheduler is not None else {})}
+        self._args = {**engine_args, **attention_arguments(attention, dipr, engine_args)}
+        self._args |= engine_arguments(scheduler, self._args) if scheduler is not None else {}
         self._llm: Any = None
         self._info: EngineInfo | None = None
         self._dead = False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_relational.records import EngineInfo
-from vllm_relational.vllm_ext.settings import SCHEDULER, read_settings
+from vllm_relational.vllm_ext.settings import ATTENTION_BACKEND, SCHEDULER, read_attention, read_settings
 
 
 def engine_info(llm: Any, model: str) -> EngineInfo:
@@ -22,7 +22,7 @@ def engine_info(llm: Any, model: str) -> EngineInfo:
         block_size=cache.block_size,
         prefix_caching=bool(cache.enable_prefix_caching),
         **scheduler_facts(config.scheduler_config.scheduler_cls, config.additional_config),
-        fingerprint=_fingerprint(config.model_config, cache.cache_dtype),
+        fingerprint="; ".join([_fingerprint(config.model_config, cache.cache_dtype), *_attention(config)]),
     )
 
 
@@ -32,6 +32,14 @@ def scheduler_facts(scheduler_cls: Any, additional_config: Any) -> dict[str, Any
     if name != SCHEDULER and name != SCHEDULER.rpartition(".")[2]:
         return {}
     return {"eviction": read_settings(additional_config).eviction}
+
+
+def _attention(config: Any) -> list[str]:
+    """The settings of sparse attention, on which answers depend; nothing for vLLM's own, which keeps answers known."""
+    backend = config.attention_config.backend
+    if getattr(backend, "name", backend) != ATTENTION_BACKEND:
+        return []
+    return [str(read_attention(config.additional_config))]
 
 
 def _fingerprint(model: Any, cache_dtype: Any) -> str:

@@ -14,9 +14,12 @@ from typing import Any
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
+from vllm_relational.vllm_ext.dipr_statistics import COUNTS, MASSES
+
 PREFIX = "relational:"
 EVICTED, REORDERED = "evicted", "reordered"
 TOKENS_SAVED = "tokens saved"
+MASS = "dipr estimated mass"
 
 
 class Counts:
@@ -50,6 +53,10 @@ class RelationalStatLogger(StatLoggerBase):
     ``future_use`` (a waiting request would have used it); under fifo ``cached`` for both.
     vllm:relational_reordered_requests_total: requests started before an older one.
     vllm:relational_partial_block_tokens_total: prompt tokens not computed because a prefix was reused inside a block.
+    vllm:relational_dipr_body_tokens_total, _candidate_tokens_total, _dense_splits_total: of sparse attention, see
+    ``dipr_statistics.NAMES``; candidates over body is the share of tokens read.
+    vllm:relational_dipr_estimated_mass_total{at_most}: with the setting ``certificate``, how often at most this share
+    of a head's attention weight, and more than half of it, was only estimated.
     """
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
@@ -71,6 +78,9 @@ class RelationalStatLogger(StatLoggerBase):
             assert self._counters is not None
             if name in self._counters:
                 self._counters[name].labels(**self._labels).inc(number)
+            elif name in MASSES:
+                at_most = str(0.5 ** MASSES.index(name))
+                self._counters[MASS].labels(**self._labels, at_most=at_most).inc(number)
             else:
                 self._counters[EVICTED].labels(**self._labels, reason=name).inc(number)
 
@@ -112,6 +122,23 @@ def _counters(labels: tuple[str, ...]) -> Mapping[str, Any]:
             EVICTED: Counter("vllm:relational_evicted_blocks", evicted, [*labels, "reason"], registry=None),
             REORDERED: Counter("vllm:relational_reordered_requests", reordered, labels, registry=None),
             TOKENS_SAVED: Counter("vllm:relational_partial_block_tokens", saved, labels, registry=None),
+            **_attention_counters(labels),
         }
         REGISTRY.register(_Together(_made[labels]))
     return _made[labels]
+
+
+def _attention_counters(labels: tuple[str, ...]) -> Mapping[str, Any]:
+    from prometheus_client import Counter
+
+    words = (
+        "Tokens that sparse attention may leave out, over requests, layers and KV heads.",
+        "Of these, tokens that it read.",
+        "Parts of a context that it attended to densely for want of room.",
+    )
+    counters = {
+        name: Counter(f"vllm:relational_{name.replace(' ', '_')}", text, labels, registry=None)
+        for name, text in zip(COUNTS, words, strict=True)
+    }
+    mass = "Heads of requests by the share of their attention weight that was only estimated."
+    return {**counters, MASS: Counter("vllm:relational_dipr_estimated_mass", mass, [*labels, "at_most"], registry=None)}

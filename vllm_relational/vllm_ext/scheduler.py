@@ -27,6 +27,7 @@ from vllm_relational import native
 from vllm_relational.kv.future_use import FutureUse
 from vllm_relational.records import RelationalError
 from vllm_relational.vllm_ext import metrics, partial_reuse
+from vllm_relational.vllm_ext.dipr_statistics import StatisticsReader
 from vllm_relational.vllm_ext.free_queue import NativeFreeQueue, PolicyFreeQueue, make_free_queue
 from vllm_relational.vllm_ext.settings import SchedulerSettings, read_settings
 from vllm_relational.vllm_ext.version import check_version, is_supported
@@ -47,6 +48,7 @@ class SyncRelationalScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._counts = metrics.Counts()
+        self._attention = StatisticsReader()
         check_version(vllm.__version__)
         self.settings = read_settings(self.vllm_config.additional_config)
         if is_supported(vllm.__version__):
@@ -118,11 +120,12 @@ class SyncRelationalScheduler(Scheduler):
             self.free_queue.refresh(self.requests[request_id].block_hashes)
 
     def counts(self) -> dict[str, int]:
-        """Totals so far: blocks handed out by reason (not under ``lru``, which is vLLM's own), requests reordered."""
+        """Totals so far: blocks handed out by reason (not under ``lru``, which is vLLM's own), requests reordered, and
+        what sparse attention counted in this process."""
         evictions = self.free_queue.evictions if self.free_queue is not None else {}
         reordered = self.queue.num_reordered if self.queue is not None else 0
         saved = self.partial_reuse.counters.tokens_saved if self.partial_reuse is not None else 0
-        return {**evictions, metrics.REORDERED: reordered, metrics.TOKENS_SAVED: saved}
+        return {**evictions, metrics.REORDERED: reordered, metrics.TOKENS_SAVED: saved, **self._attention.totals()}
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """As vLLM, and what was counted since."""

@@ -1,4 +1,7 @@
-"""What our scheduler may be told, through vLLM's ``additional_config``: ``{"relational": {...}}``."""
+"""What our scheduler and our attention may be told, through vLLM's ``additional_config``: ``{"relational": {...}}``.
+
+The settings of DIPR attention are an object among those of the scheduler: ``{"relational": {"dipr": {...}}}``.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vllm_relational.records import RelationalError
+from vllm_relational.sparse.settings import DiprSettings, read_dipr
 
 KEY = "relational"
+DIPR = "dipr"
+ATTENTION_BACKEND = "CUSTOM"
+"""What vLLM calls the backend that a plugin brings."""
 SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
 EVICTIONS = ("lru", "fifo", "batch")
 ORDERS = ("arrival", "prefix-tree")
@@ -44,16 +51,31 @@ class SchedulerSettings:
 
 
 def read_settings(additional_config: Any) -> SchedulerSettings:
-    """The settings in vLLM's ``additional_config``; defaults where it has none. ``RelationalError`` for others."""
+    """The scheduler's settings in vLLM's ``additional_config``; defaults where it has none.
+
+    ``RelationalError`` for settings that there are not, also of the attention.
+    """
+    given = _ours(additional_config)
+    known = [field.name for field in fields(SchedulerSettings)]
+    unknown = [name for name in given if name not in (*known, DIPR)]
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        there_are = ", ".join([*known, DIPR])
+        raise RelationalError(f"additional_config[{KEY!r}] has no setting {names}: there are {there_are}")
+    read_attention(additional_config)
+    return SchedulerSettings(**{name: value for name, value in given.items() if name != DIPR})
+
+
+def read_attention(additional_config: Any) -> DiprSettings:
+    """The settings of DIPR attention in vLLM's ``additional_config``; defaults where it has none."""
+    return read_dipr(_ours(additional_config).get(DIPR, {}))
+
+
+def _ours(additional_config: Any) -> Mapping[str, Any]:
     given = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}
     if not isinstance(given, Mapping):
         raise RelationalError(f"additional_config[{KEY!r}] is {given!r}: it must be an object of settings")
-    known = [field.name for field in fields(SchedulerSettings)]
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        names = ", ".join(map(repr, unknown))
-        raise RelationalError(f"additional_config[{KEY!r}] has no setting {names}: there are {', '.join(known)}")
-    return SchedulerSettings(**given)
+    return given
 
 
 def engine_arguments(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,6 +90,37 @@ def engine_arguments(settings: Mapping[str, Any], given: Mapping[str, Any]) -> d
     config[KEY] = {**config.get(KEY, {}), **settings}
     read_settings(config)
     return {"scheduler_cls": SCHEDULER, "additional_config": config}
+
+
+def attention_arguments(
+    attention: str | None, dipr: Mapping[str, Any] | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of ``vllm.LLM`` for an attention and its settings; none where both are None.
+
+    given: the other arguments. ``RelationalError`` for an attention or settings that there are not, and for an
+    ``attention_backend`` or ``attention_config`` among the others.
+    """
+    check_attention(attention, dipr)
+    if attention is None:
+        return {}
+    for name in ("attention_backend", "attention_config"):
+        if name in given:
+            raise RelationalError(f"attention and {name} exclude each other: give one")
+    config = {**(given.get("additional_config") or {})}
+    ours = _ours(config)
+    config[KEY] = {**ours, DIPR: {**ours.get(DIPR, {}), **(dipr or {})}}
+    read_settings(config)
+    return {"attention_backend": ATTENTION_BACKEND, "additional_config": config}
+
+
+def check_attention(attention: str | None, dipr: Mapping[str, Any] | None) -> None:
+    """``RelationalError`` for another attention than ``dipr``, and for settings without it."""
+    if attention not in (None, DIPR):
+        raise RelationalError(f"attention is {attention!r}: it must be {DIPR}, or left out for vLLM's own")
+    if attention is None and dipr:
+        raise RelationalError(f"settings of {DIPR} need the attention {DIPR}")
+    if dipr:
+        read_dipr(dipr)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

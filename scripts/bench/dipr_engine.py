@@ -1,0 +1,348 @@
+#!/usr/bin/env python3
+"""Time per output token of long contexts, FlashAttention against sparse attention, each in a process of its own.
+
+    dipr_engine.py [--model FOLDER] [--contexts 32768,131072] [--batches 1,4,16] [--layers 32] [--logit-std 3]
+                   [--dipr NAME=VALUE ...] [--only check|speed] [--csv FILE] [--json FILE]
+
+First a check: greedy answers with alpha 0, every context sparse, against those of FLASH_ATTN; in bf16 the sums of a
+matrix product depend on the batch, so the number of answers that FLASH_ATTN changes when the prompts come in reverse
+order stands beside. ``--model`` is a real model for the check (its own tokenizer, texts of this repository); without
+it, a small random one.
+
+Then the times. They depend on shapes, and for sparse attention on how peaked attention is: Llama-3.1-8B's shape with
+random weights, whose query and key projections are drawn so that the logits of random tokens have the standard
+deviation ``--logit-std``; 3 keeps about 0.6% of the tokens a head at alpha 0.004. It says nothing about quality.
+``--layers 16`` halves the model, and lets larger batches fit. A case that does not fit in the KV cache is left out,
+with a line. Contexts are computed once and then served from the prefix cache; the time per output token is the
+difference between an answer of many tokens and one of one token, over their number; median of ``--rounds``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+STOCK, SPARSE = "FLASH_ATTN", "dipr"
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32, "vocab_size": 128256,
+    "max_position_embeddings": 132096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "hidden_act": "silu",
+    "bos_token_id": 128000, "eos_token_id": 128009, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+SMALL = {
+    **LLAMA_8B, "hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "num_hidden_layers": 4, "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+GRAPHS = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
+EXACT = {"alpha": 0, "dense_below": 0, "dense_layers": 0, "sinks": 16, "recent": 64}
+FIELDS = (
+    "time", "commit", "machine", "model", "layers", "logit_std", "backend", "settings", "context", "batch",
+    "ms_a_token", "fastest", "slowest", "speed_up", "kv_tokens", "prefill_seconds",
+)  # fmt: skip
+
+
+class Extension:
+    """Methods for the worker, through vLLM's ``worker_extension_cls``."""
+
+    def attention(self) -> list[str]:
+        """The classes of the attention layers."""
+        layers = self.vllm_config.compilation_config.static_forward_context.values()
+        return sorted({type(layer.impl).__name__ for layer in layers if hasattr(layer, "impl")})
+
+    def draw(self, logit_std: float, seed: int = 0) -> int:
+        """Draw all weights anew: activations keep their size from layer to layer, and scaled products of queries and
+        keys of random tokens have the given standard deviation. vLLM's dummy weights are near 0 and so are theirs."""
+        import torch
+
+        random = torch.Generator(device="cuda").manual_seed(seed)
+        layers = 0
+        for name, weight in self.model_runner.model.named_parameters():
+            if weight.ndim == 1:
+                weight.data.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            is_embedding = "embed_tokens" in name
+            weight.data.normal_(0.0, 1.0 if is_embedding else weight.shape[1] ** -0.5, generator=random)
+            if name.endswith("qkv_proj.weight"):
+                config = self.model_runner.model_config.hf_config
+                heads = config.num_attention_heads + config.num_key_value_heads
+                rows = heads * config.hidden_size // config.num_attention_heads  # queries and keys, then values
+                weight.data[:rows] *= logit_std**0.5
+                layers += 1
+        return layers
+
+
+# ------------------------------------------------------------------------------------------------- in the child
+def start(options: argparse.Namespace, folder: str, dipr: dict[str, Any], **arguments: Any) -> Any:
+    from vllm import LLM
+
+    if options.backend == STOCK:
+        backend: dict[str, Any] = {"attention_backend": STOCK}
+    else:
+        backend = {"attention_backend": "CUSTOM", "additional_config": {"relational": {"dipr": dipr}}}
+    arguments |= {"worker_extension_cls": "dipr_engine.Extension", **GRAPHS, **backend}
+    llm = LLM(folder, dtype="bfloat16", skip_tokenizer_init=True, seed=0, **arguments)
+    (classes,) = llm.collective_rpc("attention")
+    print(f"  {options.backend}: {', '.join(classes)}", flush=True)
+    if (options.backend == SPARSE) != all(name.startswith("Dipr") for name in classes):
+        raise RuntimeError(f"asked for {options.backend}, got {classes}: the log above says why")
+    return llm
+
+
+def generate(llm: Any, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], float]:
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+    begin = time.perf_counter()
+    outputs = llm.generate([{"prompt_token_ids": row} for row in prompts], parameters, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs], time.perf_counter() - begin
+
+
+def random_tokens(seed: int, count: int, vocabulary: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(100, vocabulary - 100) for _ in range(count)]
+
+
+def check_prompts(folder: str, is_real: bool, vocabulary: int) -> list[list[int]]:
+    """24 prompts of 15 to 6,000 tokens."""
+    lengths = [15 + int(5985 * (number / 23) ** 2) for number in range(24)]
+    if not is_real:
+        return [random_tokens(number, length, vocabulary) for number, length in enumerate(lengths)]
+    from transformers import AutoTokenizer
+
+    files = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("vllm_relational/**/*.py")])
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    tokens = AutoTokenizer.from_pretrained(folder).encode(text)
+    return [tokens[number * 997 :][:length] for number, length in enumerate(lengths)]
+
+
+def check(options: argparse.Namespace) -> dict[str, Any]:
+    """Answers of one backend, and again with the prompts reversed."""
+    with tempfile.TemporaryDirectory() as made:
+        folder, more = options.model, {}
+        if folder is None:
+            Path(made, "config.json").write_text(json.dumps(SMALL))
+            folder, more = made, {"load_format": "dummy"}
+        memory = {"gpu_memory_utilization": 0.5, "max_model_len": 8192, "max_num_batched_tokens": 2048}
+        llm = start(options, folder, EXACT, max_num_seqs=32, **memory, **more)
+        if options.model is None:
+            llm.collective_rpc("draw", args=(options.logit_std,))
+        vocabulary = llm.model_config.get_vocab_size()
+        prompts = check_prompts(folder, options.model is not None, vocabulary)
+        answers, _ = generate(llm, prompts, 48)
+        llm.reset_prefix_cache()
+        reversed_answers = generate(llm, prompts[::-1], 48)[0][::-1]
+        cached, _ = generate(llm, prompts, 48)
+        stop(llm)
+    return {"answers": answers, "reversed": reversed_answers, "cached": cached}
+
+
+def speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Times of every case that fits; longest contexts first, so that shorter ones find theirs in the cache."""
+    contexts, cases = sorted(options.contexts, reverse=True), []
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps({**LLAMA_8B, "num_hidden_layers": options.layers}))
+        llm = start(
+            options, folder, options.dipr, load_format="dummy",
+            max_model_len=contexts[0] + 1024, max_num_seqs=max(options.batches), max_num_batched_tokens=8192,
+            gpu_memory_utilization=options.memory, enable_prefix_caching=True,
+        )  # fmt: skip
+        print(f"  {options.backend}: {llm.collective_rpc('draw', args=(options.logit_std,))[0]} layers drawn")
+        cache = llm.llm_engine.vllm_config.cache_config
+        capacity = (cache.num_gpu_blocks - 1) * cache.block_size
+        for context in contexts:
+            for batch in sorted(options.batches):
+                cases.append(case(llm, options, context, batch, capacity))
+                options.out.write_text(json.dumps({"cases": cases, "kv_tokens": capacity}))
+        stop(llm)
+    return {"cases": cases, "kv_tokens": capacity}
+
+
+def case(llm: Any, options: argparse.Namespace, context: int, batch: int, capacity: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"context": context, "batch": batch}
+    if (context + options.tokens + 64) * batch > capacity:
+        print(f"  {options.backend}: {batch} x {context:,} do not fit in {capacity:,} tokens", flush=True)
+        return {**found, "error": "does not fit"}
+    try:
+        vocabulary = llm.model_config.get_vocab_size()
+        # 7 tokens more than whole blocks: a request that finds its context cached has some left to compute.
+        prompts = [
+            random_tokens(number, context, vocabulary) + random_tokens(-1, 7, vocabulary) for number in range(batch)
+        ]
+        _, prefill = generate(llm, prompts, 1)
+        times = []
+        for _ in range(options.rounds):
+            _, short = generate(llm, prompts, 1)
+            _, long = generate(llm, prompts, 1 + options.tokens)
+            times.append(1000 * (long - short) / options.tokens)
+    except Exception as error:
+        traceback.print_exc()
+        return {**found, "error": f"{type(error).__name__}: {error}"}
+    found |= {"ms": times, "prefill_seconds": prefill}
+    print(f"  {options.backend}: {batch} x {context:,}: {statistics.median(times):.2f} ms a token", flush=True)
+    return found
+
+
+def stop(llm: Any) -> None:
+    llm.llm_engine.engine_core.shutdown()
+
+
+# ------------------------------------------------------------------------------------------------- in the driver
+def in_own_process(part: str, backend: str, known: Path, timeout_s: float) -> dict[str, Any]:
+    """What the part found; what it had found so far where it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "measured.json"
+        command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--backend", backend, "--out", str(out)]
+        begin = time.perf_counter()
+        print(f"{part}, {backend} ...", flush=True)
+        status = run_group(command, environment(known), timeout_s)
+        print(f"{part}, {backend}: {time.perf_counter() - begin:.0f} s, exit status {status}", flush=True)
+        return json.loads(out.read_text()) if out.exists() else {"error": f"exit status {status}"}
+
+
+def run_group(command: list[str], variables: dict[str, str], timeout_s: float) -> int | str:
+    """The exit status. A child that takes too long ends together with its engine, which holds the GPU's memory."""
+    child = subprocess.Popen(command, env=variables, start_new_session=True)
+    try:
+        return child.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return f"none after {timeout_s:.0f} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def environment(known: Path) -> dict[str, str]:
+    """known: a folder for the entry point, where the package is on the path but not installed."""
+    paths = [str(known), str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    defaults = {**offline, "VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
+    return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def make_known(folder: Path) -> None:
+    """The metadata by which vLLM finds the plugin."""
+    info = folder / "vllm_relational-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-relational\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[vllm.general_plugins]\nrelational = vllm_relational.plugin:register\n")
+
+
+def different(one: list[list[int]], other: list[list[int]]) -> int:
+    return sum(left != right for left, right in zip(one, other, strict=True))
+
+
+def compare_answers(known: Path, timeout_s: float) -> dict[str, Any]:
+    stock, sparse = (in_own_process("check", backend, known, timeout_s) for backend in (STOCK, SPARSE))
+    if "answers" not in stock or "answers" not in sparse:
+        return {"error": stock.get("error") or sparse.get("error")}
+    return {
+        "prompts": len(stock["answers"]),
+        "different": different(stock["answers"], sparse["answers"]),
+        "different_of_stock_reversed": different(stock["answers"], stock["reversed"]),
+        "different_when_cached": different(sparse["answers"], sparse["cached"]),
+        "different_of_stock_when_cached": different(stock["answers"], stock["cached"]),
+        "first_difference": [
+            next((i for i, (a, b) in enumerate(zip(left, right, strict=True)) if a != b), -1)
+            for left, right in zip(stock["answers"], sparse["answers"], strict=True)
+        ],
+    }
+
+
+def compare_speed(options: argparse.Namespace, known: Path) -> list[dict[str, Any]]:
+    from vllm_relational.bench import _commit, _machine
+
+    found = {backend: in_own_process("speed", backend, known, options.timeout) for backend in (STOCK, SPARSE)}
+    stock = {(each["context"], each["batch"]): each for each in found[STOCK].get("cases", [])}
+    lines = []
+    for backend, result in found.items():
+        for each in result.get("cases", []):
+            if "ms" not in each:
+                continue
+            median, base = statistics.median(each["ms"]), stock.get((each["context"], each["batch"]), {}).get("ms")
+            values = (
+                datetime.now(timezone.utc).isoformat(timespec="seconds"), _commit(), _machine(), "Llama-3.1-8B shape",
+                options.layers, options.logit_std, backend, json.dumps(options.dipr) if backend == SPARSE else "",
+                each["context"], each["batch"], round(median, 3), round(min(each["ms"]), 3), round(max(each["ms"]), 3),
+                round(statistics.median(base) / median, 3) if base else "", result["kv_tokens"],
+                round(each["prefill_seconds"], 2),
+            )  # fmt: skip
+            lines.append(dict(zip(FIELDS, values, strict=True)))
+    return lines
+
+
+def report(options: argparse.Namespace) -> int:
+    from vllm_relational.bench import append_csv
+
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_known(Path(folder))
+        if options.only != "speed":
+            found["check"] = compare_answers(Path(folder), options.timeout)
+        if options.only != "check":
+            found["speed"] = compare_speed(options, Path(folder))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+    if options.csv and found.get("speed"):
+        append_csv(options.csv, found["speed"])
+    print(f"\ncheck: {json.dumps(found.get('check'))}")
+    print(f"{'backend':12}{'context':>9}{'batch':>7}{'ms a token':>12}{'fastest':>9}{'slowest':>9}{'speed-up':>10}")
+    for line in found.get("speed", []):
+        print(
+            f"{line['backend']:12}{line['context']:>9,}{line['batch']:>7}{line['ms_a_token']:>12}"
+            f"{line['fastest']:>9}{line['slowest']:>9}{line['speed_up']:>10}"
+        )
+    return 0 if "error" not in found.get("check", {}) else 1
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name, json.loads(value)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--contexts", type=numbers, default=[32768, 131072])
+    parser.add_argument("--batches", type=numbers, default=[1, 4, 16])
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--logit-std", type=float, default=3.0)
+    parser.add_argument("--dipr", type=setting, action="append", default=[])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--timeout", type=float, default=400.0, help="seconds a process")
+    parser.add_argument("--memory", type=float, default=0.92)
+    parser.add_argument("--only", choices=["check", "speed"])
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--part", choices=["check", "speed"], help=argparse.SUPPRESS)
+    parser.add_argument("--backend", choices=[STOCK, SPARSE], help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.dipr = dict(options.dipr)
+    if options.part is None:
+        return report(options)
+    options.out.write_text(json.dumps({"check": check, "speed": speed}[options.part](options)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""DIPR attention over one of vLLM's own backends: what is the same for FlashAttention, Triton and the CPU.
+
+``DiprBackend``, ``DiprBuilder`` and ``DiprImpl`` are mixed in before the parts of a vLLM 0.32.0 backend. The KV cache
+holds the index beside the keys and values of every block and KV head (``sparse/pages.py``), accounted in vLLM's block
+count; a view of it without the index is what the backend below reads and writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import torch
+from vllm.config import get_current_vllm_config
+from vllm.logger import init_logger
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
+from vllm.v1.kv_cache_layout import KVCacheLayout
+
+from vllm_relational.sparse.decoder import DecodeShape, SparseDecoder
+from vllm_relational.sparse.pages import GROUP, PageLayout, Pages
+from vllm_relational.vllm_ext.dipr_rows import Rows, RowSplitter, may_decode, single_token_prompts
+from vllm_relational.vllm_ext.dipr_support import no_index, unsupported_layer
+from vllm_relational.vllm_ext.settings import read_attention
+
+logger = init_logger("vllm.relational.attention")  # below vLLM's logger: its level and format
+
+
+class DiprBackend:
+    """Asks vLLM for pages with room for the index, each one contiguous chunk."""
+
+    @classmethod
+    def customize_spec(cls, spec: Any) -> Any:
+        """``spec`` of a layer with the index in it; others as they are."""
+        plain = type(spec) is FullAttentionSpec and spec.kv_quant_mode == KVQuantMode.NONE
+        if not plain or spec.state_content_bytes is not None or spec.sliding_window or spec.attention_chunk_size:
+            return spec
+        if spec.head_size != spec.head_size_v or no_index(spec.head_size):
+            return spec
+        layout = PageLayout(GROUP, spec.head_size, spec.dtype)
+        return replace(spec, state_content_bytes=layout.token_bytes)
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        return (KVCacheLayout.LBHNC,)
+
+
+class DiprBuilder:
+    """Adds ``dipr``, the ``Rows`` of the batch, to vLLM's metadata."""
+
+    # Another group's metadata would come with the lengths of another builder, which its captured graphs do not read.
+    supports_update_block_table = False
+
+    def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]
+        settings = read_attention(vllm_config.additional_config)
+        self.splitter = RowSplitter(settings.dense_below, largest_batch(vllm_config), device)
+
+    def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
+        """As vLLM, and the rows."""
+        metadata: Any = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
+        common = common_attn_metadata
+        prompts = single_token_prompts(common.query_start_loc_cpu, common.is_prefilling)
+        long = common.max_seq_len >= self.splitter.dense_below
+        some = long and may_decode(common.query_start_loc_cpu, common.max_query_len)
+        metadata.dipr = self._rows(metadata, some, prompts)
+        return metadata
+
+    def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
+        """As vLLM; every later batch may have sparse requests."""
+        metadata: Any = super().build_for_cudagraph_capture(common_attn_metadata)  # type: ignore[misc]
+        metadata.dipr = self._rows(metadata, some=True)
+        return metadata
+
+    def update_draft_decode_metadata(self, metadata: Any) -> None:
+        """As vLLM, and the same for the metadata of dense requests. Writes only where metadata points already."""
+        super().update_draft_decode_metadata(metadata)  # type: ignore[misc]
+        if getattr(metadata, "dipr", None) is not None:
+            metadata.dipr = self._rows(metadata, metadata.dipr.some)
+
+    def _rows(self, metadata: Any, some: bool, prompts: torch.Tensor | None = None) -> Rows:
+        dense_lens, sparse_lens = self.splitter.split(metadata.query_start_loc, metadata.seq_lens, prompts)
+        dense = copy.copy(metadata)
+        dense.seq_lens = dense_lens
+        self.reschedule(dense)
+        return Rows(dense, sparse_lens, some)
+
+    def reschedule(self, metadata: Any) -> None:
+        """Bring what a backend derived from the lengths in line with those of dense requests."""
+
+
+class DiprImpl:
+    """Attention of a layer: dense by the backend below, sparse decode by ``SparseDecoder``."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    scale: float
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        vllm_config = get_current_vllm_config()
+        self.settings = read_attention(vllm_config.additional_config)
+        reason = unsupported_layer(self)
+        if reason is not None:
+            logger.warning_once("DIPR attention leaves a layer dense: %s", reason)
+        shape = DecodeShape(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            scale=self.scale,
+            max_reqs=largest_batch(vllm_config),
+            max_seq_len=vllm_config.model_config.max_model_len,
+        )
+        self.decoder = None if reason is not None else _shared_decoder(vllm_config, self.settings, shape)
+        self._pages: Pages | None = None
+        self._is_sparse: bool | None = None
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As vLLM; where the cache has an index, single query tokens of long contexts are attended to sparsely."""
+        scales = (output_scale, output_block_scale)
+        if attn_metadata is None or not self._has_index(kv_cache):
+            return self.below(layer, query, key, value, kv_cache, attn_metadata, output, *scales)
+        pages, rows = self.pages(kv_cache), getattr(attn_metadata, "dipr", None)
+        if rows is None or not rows.some or not self._is_sparse_layer(layer):
+            return self.dense(layer, query, key, value, pages, attn_metadata, output, *scales)
+        self.dense(layer, query, key, value, pages, rows.dense, output, *scales)
+        assert self.decoder is not None
+        block_table, starts = attn_metadata.block_table, attn_metadata.query_start_loc
+        self.decoder.decode(query, pages, block_table, rows.sparse_lens, starts, output)
+        return output
+
+    def dense(self, layer: Any, query: Any, key: Any, value: Any, pages: Pages, *others: Any) -> torch.Tensor:
+        """Attention to all tokens; others: of ``forward``, from the metadata on."""
+        return self.below(layer, query, key, value, pages.key_value, *others)
+
+    def below(self, *arguments: Any) -> torch.Tensor:
+        """``forward`` of the backend below."""
+        result: torch.Tensor = super().forward(*arguments)  # type: ignore[misc]
+        return result
+
+    def do_kv_cache_update(
+        self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> None:
+        """As vLLM; where the cache has an index, groups whose last token was written are sealed."""
+        if self._has_index(kv_cache):
+            self.write(layer, key, value, self.pages(kv_cache), slot_mapping)
+        else:
+            super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)  # type: ignore[misc]
+
+    def write(
+        self, layer: Any, key: torch.Tensor, value: torch.Tensor, pages: Pages, slot_mapping: torch.Tensor
+    ) -> None:
+        """Store keys and values by the backend below, and bring the index up to date."""
+        super().do_kv_cache_update(layer, key, value, pages.key_value, slot_mapping)  # type: ignore[misc]
+        seal_pages(pages, slot_mapping)
+
+    def pages(self, kv_cache: torch.Tensor) -> Pages:
+        """The parts of the cache of this layer; made anew when vLLM binds another."""
+        if self._pages is None or self._pages.cache is not kv_cache:
+            self._pages = PageLayout(kv_cache.shape[2], self.head_size, kv_cache.dtype).views(kv_cache)
+        return self._pages
+
+    def _has_index(self, kv_cache: torch.Tensor) -> bool:
+        """False for a layer whose spec has no index, and while vLLM measures memory without a cache."""
+        return kv_cache.ndim == 4 and kv_cache.shape[3] != 2 * self.head_size
+
+    def _is_sparse_layer(self, layer: Any) -> bool:
+        if self._is_sparse is None:
+            deep = layer_index(layer.layer_name) >= self.settings.dense_layers
+            self._is_sparse = deep and self.decoder is not None
+        return self._is_sparse
+
+    # vLLM's fusions of rotary embedding and cache update write no index.
+    def fused_qk_norm_rope_kvcache_supported(self) -> bool:
+        return False
+
+    def fused_qk_norm_mrope_kvcache_supported(self) -> bool:
+        return False
+
+    def fused_rope_kvcache_supported(self) -> bool:
+        return False
+
+    def fused_output_quant_supported(self, quant_key: Any) -> bool:
+        return False
+
+
+def seal_pages(pages: Pages, slot_mapping: torch.Tensor) -> None:
+    """``codec.seal`` by its Triton kernel."""
+    from vllm_relational.sparse.kernels.seal import seal
+
+    seal(pages, slot_mapping)
+
+
+def largest_batch(vllm_config: Any) -> int:
+    """Requests a step, rows that only pad a CUDA graph included."""
+    largest_graph = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    return max(int(vllm_config.scheduler_config.max_num_seqs), largest_graph)
+
+
+def layer_index(name: str) -> int:
+    """``model.layers.12.self_attn.attn`` -> 12; 0 for a name without a number."""
+    found = re.search(r"\.(\d+)(?:\.|$)", name)
+    return int(found[1]) if found else 0
+
+
+_decoders: weakref.WeakValueDictionary[Any, SparseDecoder] = weakref.WeakValueDictionary()
+
+
+def decoders() -> list[SparseDecoder]:
+    """Those of the engines that live in this process."""
+    return list(_decoders.values())
+
+
+def _shared_decoder(vllm_config: Any, settings: Any, shape: DecodeShape) -> SparseDecoder:
+    """One for all layers of an engine that have the same shape: they run one after another.
+
+    Made with the layers, so that its memory is taken before vLLM measures what is left for the KV cache.
+    """
+    key = (id(vllm_config), settings, shape)
+    decoder = _decoders.get(key)
+    if decoder is None:
+        decoder = _decoders[key] = SparseDecoder(settings, shape, vllm_config.device_config.device)
+    return decoder
