@@ -264,8 +264,7 @@ def compare_answers(known: Path, timeout_s: float) -> dict[str, Any]:
 
 
 def compare_speed(options: argparse.Namespace, known: Path) -> list[dict[str, Any]]:
-    from vllm_relational.bench import _commit, _machine
-
+    commit, machine = where()
     found = {backend: in_own_process("speed", backend, known, options.timeout) for backend in (STOCK, SPARSE)}
     stock = {(each["context"], each["batch"]): each for each in found[STOCK].get("cases", [])}
     lines = []
@@ -275,7 +274,7 @@ def compare_speed(options: argparse.Namespace, known: Path) -> list[dict[str, An
                 continue
             median, base = statistics.median(each["ms"]), stock.get((each["context"], each["batch"]), {}).get("ms")
             values = (
-                datetime.now(timezone.utc).isoformat(timespec="seconds"), _commit(), _machine(), "Llama-3.1-8B shape",
+                datetime.now(timezone.utc).isoformat(timespec="seconds"), commit, machine, "Llama-3.1-8B shape",
                 options.layers, options.logit_std, backend, json.dumps(options.dipr) if backend == SPARSE else "",
                 each["context"], each["batch"], round(median, 3), round(min(each["ms"]), 3), round(max(each["ms"]), 3),
                 round(statistics.median(base) / median, 3) if base else "", result["kv_tokens"],
@@ -285,7 +284,17 @@ def compare_speed(options: argparse.Namespace, known: Path) -> list[dict[str, An
     return lines
 
 
+def where() -> tuple[str, str]:
+    """Commit, empty where there is no git, and machine."""
+    from vllm_relational.bench import _commit, _machine
+
+    with contextlib.suppress(OSError):
+        return _commit(), _machine()
+    return "", _machine()
+
+
 def report(options: argparse.Namespace) -> int:
+    sys.path.insert(0, str(ROOT))  # works without an installation too
     from vllm_relational.bench import append_csv
 
     found: dict[str, Any] = {}
