@@ -36,7 +36,7 @@ TRIALS = (
     "dense,scan:1e-3+est,scan:4e-3+est,scan:1.2e-2+est,estimated:4e-3+est,dipr:4e-3,top:300,top:300+tail,recent:2048"
 )
 LENGTHS = "4096,8192,16384,32768"
-OVERHEAD = 160  # tokens of the chat template, the question and the cue
+OVERHEAD = 256  # tokens of the chat template, the question and the cue
 TOKENS_A_BATCH = 1 << 19
 FIELDS = ("length", "task", "seed", "trial", "score", "read", "prompt_tokens", "output")
 

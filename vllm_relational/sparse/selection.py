@@ -216,7 +216,7 @@ def attend(
     output = _weighted(attended, value)
     if tail != "none":
         seen = {"exact": lambda: weights, "index": lambda: _estimated_weights(scored, index, weights, top)}
-        rest = seen[tail]() * ~kept
+        rest = torch.where(kept, 0.0, seen[tail]())  # an estimate may be infinite where nothing was coded
         rest = torch.unflatten(rest, -1, (-1, index.group)).sum(-1)
         output = output + _weighted(rest, torch.unflatten(value, -2, (-1, index.group)).mean(-2))
         total = total + rest.sum(-1)

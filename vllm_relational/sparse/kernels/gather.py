@@ -1,6 +1,6 @@
-"""Exact attention to the tokens that the scan listed, dealt out evenly, and the tail: what it only weighed.
+"""Exact attention to the tokens that the scan marked, dealt out evenly, and the tail: what it only weighed.
 
-The tail is the mean value of each group times the estimated weights of its tokens that are not listed.
+The tail is the mean value of each group times the estimated weights of its tokens that are not marked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def gather_kernel(
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, TAIL_TILE: tl.constexpr,
     SPARE: tl.constexpr, REQS: tl.constexpr, ROOM: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (programs, KV heads, requests); partial ``WINDOW_TILES + program``. See ``scan_kernel`` for the lists.
+    """Grid: (programs, KV heads, requests); partial ``WINDOW_TILES + program``. See ``compact_kernel`` for the lists.
 
     tail: how much of a partial's denominator is estimates, laid out as ``total``.
     """

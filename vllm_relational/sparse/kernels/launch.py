@@ -9,11 +9,10 @@ import triton
 import triton.language as tl
 
 from vllm_relational.sparse.kernels.gather import gather_kernel
-from vllm_relational.sparse.kernels.group import group_kernel
 from vllm_relational.sparse.kernels.merge import CERTIFICATE_BINS, merge_kernel
-from vllm_relational.sparse.kernels.scan import scan_kernel
+from vllm_relational.sparse.kernels.prepare import prepare_kernel
+from vllm_relational.sparse.kernels.scan import compact_kernel, scan_kernel
 from vllm_relational.sparse.kernels.v_skip import v_skip_kernel
-from vllm_relational.sparse.kernels.window import window_kernel
 from vllm_relational.sparse.naive import Window
 from vllm_relational.sparse.pages import GROUP, Pages
 from vllm_relational.sparse.settings import DiprSettings
@@ -107,6 +106,7 @@ class Kernels:
             torch.empty(num_kv_heads * self._groups * self._compact, dtype=torch.float32, device=device)
             for _ in range(3)
         )
+        self._marks = torch.empty(num_kv_heads * self._groups * GROUP, dtype=torch.uint8, device=device)
         self._room = max(1, int(GROUP * settings.most_candidates))  # tokens a group
         self.lists = torch.empty(num_kv_heads * self._groups * self._room, dtype=torch.int32, device=device)
 
@@ -127,7 +127,7 @@ class Kernels:
     @property
     def scratch(self) -> tuple[torch.Tensor, ...]:
         """Memory that needs no initial value."""
-        scratch = (self._base, self._bound, self._weight, self._tail, self.lists)
+        scratch = (self._base, self._bound, self._weight, self._marks, self._tail, self.lists)
         return (self._partial, self._most, self._total, self.counts, *scratch)
 
     def listed(self, lens: list[int], request: int) -> list[list[int]]:
@@ -150,33 +150,26 @@ class Kernels:
 
     # ---------------------------------------------------------------------------------------------------- launches
     def scan(self, batch: Batch) -> None:
-        """Window, groups, codes, listed tokens, merge: five launches."""
+        """Window and groups, codes, lists, listed tokens, merge: five launches."""
         num_reqs = batch.lens.shape[0]
-        self._window(batch)
-        self._group(batch)
+        self._prepare(batch)
         self._scan(batch)
+        self._compact_marks(batch)
         self._gather(batch)
         self._merge(batch, self.num_partials(num_reqs), self._window_tiles)
 
-    def _window(self, batch: Batch) -> None:
-        num_reqs, pages = batch.lens.shape[0], batch.pages
-        window_kernel[(self._window_tiles, self.num_kv_heads, num_reqs)](
-            batch.query, pages.key, batch.block_table, batch.lens, batch.rows, self._partial, self._most, self._total,
-            self.scale, batch.query.stride(0), *pages.key.stride()[:3], batch.block_table.stride(0),
-            self.num_partials(num_reqs), **self._common(batch), CHANNELS=self._channels, TILE=self.tuning.window_tile,
-            num_warps=4,
-        )  # fmt: skip
-
-    def _group(self, batch: Batch) -> None:
+    def _prepare(self, batch: Batch) -> None:
         num_reqs, pages = batch.lens.shape[0], batch.pages
         programs = triton.cdiv(self.max_seq_len, GROUP * self.tuning.group_tile)
         programs = max(1, min(programs, self.tuning.programs * 2 // (num_reqs * self.num_kv_heads)))
-        group_kernel[(programs, self.num_kv_heads, num_reqs)](
-            batch.query, pages.origin, pages.step, batch.block_table, batch.lens, batch.rows, self._base, self._bound,
-            num_reqs, batch.query.stride(0), *pages.origin.stride()[:2], *pages.step.stride()[:2],
-            batch.block_table.stride(0), self._groups,
-            **self._common(batch, self._compact), **self._sharing(num_reqs), CHANNELS=self._channels,
-            TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), num_warps=4,
+        prepare_kernel[(self._window_tiles + programs, self.num_kv_heads, num_reqs)](
+            batch.query, pages.key, pages.origin, pages.step, batch.block_table, batch.lens, batch.rows,
+            self._partial, self._most, self._total, self._base, self._bound,
+            self.scale, num_reqs, batch.query.stride(0), *pages.key.stride()[:3], *pages.origin.stride()[:2],
+            *pages.step.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
+            **self._common(batch), **self._sharing(num_reqs), COMPACT=self._compact, CHANNELS=self._channels,
+            WINDOW_TILES=self._window_tiles, WINDOW_TILE=self.tuning.window_tile, GROUP_TILE=self.tuning.group_tile,
+            NUMBER=_number(batch.query.dtype), num_warps=4,
         )  # fmt: skip
 
     def _scan(self, batch: Batch) -> None:
@@ -184,14 +177,21 @@ class Kernels:
         beta, alpha_length = self._beta()
         scan_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
             batch.query, pages.words, pages.step_words, batch.block_table, batch.lens, batch.rows, self._most,
-            self._base, self._bound, self._weight, self.lists, self.counts,
+            self._base, self._bound, self._weight, self._marks,
             self.scale, beta, alpha_length, num_reqs, batch.query.stride(0), *pages.words.stride()[:2],
             *pages.step_words.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
-            self._groups * self._room,
             **self._common(batch, self._compact), **self._sharing(num_reqs), **self._splitting(num_reqs),
-            WORDS=max(8, triton.next_power_of_2(self.head_size // 8)), ROOM=self._room, TAIL=self.settings.tail,
+            WORDS=max(8, triton.next_power_of_2(self.head_size // 8)), TAIL=self.settings.tail,
             BY_LENGTH=self.settings.alpha_length is not None, NUMBER=_number(batch.query.dtype),
             num_warps=self.tuning.scan_warps, num_stages=self.tuning.scan_stages, maxnreg=self.tuning.scan_registers,
+        )  # fmt: skip
+
+    def _compact_marks(self, batch: Batch) -> None:
+        num_reqs, splitting = batch.lens.shape[0], self._splitting(batch.lens.shape[0])
+        compact_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
+            batch.lens, self._marks, self.lists, self.counts, num_reqs, self._groups, self._groups * self._room,
+            GROUP=GROUP, SINKS=self._sinks, RECENT=self.settings.recent, GROUPS=splitting["GROUPS"],
+            SPLITS=splitting["SPLITS"], **self._sharing(num_reqs), ROOM=self._room, TILE=1024, num_warps=4,
         )  # fmt: skip
 
     def _gather(self, batch: Batch) -> None:

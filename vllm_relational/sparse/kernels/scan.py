@@ -1,9 +1,9 @@
-"""Reads the 4-bit codes of the body, lists the tokens that may be in the DIPR set, and weighs all others.
+"""Reads the 4-bit codes of the body, marks the tokens that may be in the DIPR set, and weighs all others.
 
-A token is listed when, for some head of the group, the estimate of its product plus the error bound reaches the
-greatest product of the window minus beta. No product of the window is above the greatest of all, so the list holds the
-DIPR set of arXiv 2504.10326 whatever the keys are. Tokens that are not listed leave their estimated weights, summed by
-group.
+A token is marked when, for some head of the group, the estimate of its product plus the error bound reaches the
+greatest product of the window minus beta. No product of the window is above the greatest of all, so the marks hold the
+DIPR set of arXiv 2504.10326 whatever the keys are. Tokens that are not marked leave their estimated weights, summed by
+group. Nothing is passed from warp to warp: lists are made of the marks afterwards (``compact_kernel``).
 """
 
 from __future__ import annotations
@@ -113,20 +113,15 @@ def _quarter(
 @triton.jit
 def scan_kernel(
     query_ptr, words_ptr, step_ptr, table_ptr, lens_ptr, rows_ptr, most_ptr, base_ptr, bound_ptr, weight_ptr,
-    list_ptr, count_ptr,
-    scale, beta, alpha_length, num_reqs, stride_qt, stride_wb, stride_wh, stride_sb, stride_sh, stride_table,
-    num_partials, total_groups, total_listed,
+    mark_ptr, scale, beta, alpha_length, num_reqs, stride_qt, stride_wb, stride_wh, stride_sb, stride_sh, stride_table,
+    num_partials, total_groups,
     HEADS: tl.constexpr, PADDED: tl.constexpr, HEAD_SIZE: tl.constexpr, WORDS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     GROUPS: tl.constexpr, SPLITS: tl.constexpr, WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr,
-    SPARE: tl.constexpr, REQS: tl.constexpr, ROOM: tl.constexpr,
+    SPARE: tl.constexpr, REQS: tl.constexpr,
     TAIL: tl.constexpr, BY_LENGTH: tl.constexpr, NUMBER: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (SPLITS, KV heads, requests).
-
-    count: tokens listed by a split; minus one where its room, ``ROOM`` tokens a group, was too small, or where there is
-    no scratch for the request: all tokens of the split then count.
-    """
+    """Grid: (SPLITS, KV heads, requests). A request without scratch has no marks: see ``compact_kernel``."""
     split, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
@@ -137,13 +132,10 @@ def scan_kernel(
     first = start // GROUP + split * share
     last = tl.minimum(first + share, end // GROUP)
     pair = request.to(tl.int64) * tl.num_programs(1) + head
-    counted = count_ptr + pair * SPLITS + split
     if first >= last:
-        tl.store(counted, 0)
         return
     place = first_group(lens_ptr, request, num_reqs, SPARE, REQS, GROUP)
     if place + tl.cdiv(seq_len, GROUP) + SPARE > total_groups:
-        tl.store(counted, -1)
         return
     # ---- the queries by quarters, and what the window found
     row = tl.load(rows_ptr + request).to(tl.int64)
@@ -158,12 +150,9 @@ def scan_kernel(
         beta = tl.maximum(tl.log(seq_len.to(tl.float32) / alpha_length), 0.0) / scale
     least = tl.where(heads < HEADS, seed - beta, float("inf"))
     # ---- tile by tile
-    count = 0
     word_offsets, token_offsets = tl.arange(0, WORDS), tl.arange(0, GROUPS * GROUP)
     table = table_ptr + request.to(tl.int64) * stride_table
     per_block: tl.constexpr = BLOCK_SIZE // GROUP
-    capacity = share * ROOM
-    listed = list_ptr + head.to(tl.int64) * total_listed + (place + split * share) * ROOM
     shared = head * total_groups + place
     for tile in range(first, last, GROUPS):
         groups = tile + tl.arange(0, GROUPS)
@@ -186,17 +175,53 @@ def scan_kernel(
         scores = _quarter(words, query2, step_ptr, in_step, inside, scores, HEAD_SIZE, WORDS, GROUP, 2, NUMBER)
         scores = _quarter(words, query3, step_ptr, in_step, inside, scores, HEAD_SIZE, WORDS, GROUP, 3, NUMBER)
         scores = compact(scores, PADDED) + base
-        # Keys that fit no code have NaN: not less than anything, so they are listed.
+        # Keys that fit no code have NaN: not less than anything, so they are marked.
         far = (scores + bound < least[None, :]) | (heads >= HEADS)[None, :]
-        keep = (tl.min(far.to(tl.int32), axis=1) == 0) & own_inside
-        ones = keep.to(tl.int32)
-        to = count + tl.cumsum(ones, axis=0) - ones
-        tl.store(listed + to, tile * GROUP + token_offsets, mask=keep & (to < capacity))
-        count += tl.sum(ones, axis=0)
+        keep = tl.min(far.to(tl.int32), axis=1) == 0
+        tl.store(mark_ptr + (shared + tile) * GROUP + token_offsets, keep.to(tl.uint8), mask=own_inside)
         if TAIL:
             weights = tl.exp2((scores - seed[None, :]) * (scale * LOG2E))
             weights = tl.where((keep | ~own_inside)[:, None], 0.0, weights)
             by_group = tl.sum(tl.reshape(weights, [GROUPS, GROUP, PADDED]), axis=1)
             to_group = (shared + groups)[:, None] * PADDED + heads[None, :]
             tl.store(weight_ptr + to_group, by_group, mask=inside[:, None])
+
+
+@triton.jit
+def compact_kernel(
+    lens_ptr, mark_ptr, list_ptr, count_ptr, num_reqs, total_groups, total_listed,
+    GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr, GROUPS: tl.constexpr, SPLITS: tl.constexpr,
+    SPARE: tl.constexpr, REQS: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The marked tokens of every split as a list. Grid: (SPLITS, KV heads, requests).
+
+    count: tokens listed by a split; minus one where its room, ``ROOM`` tokens a group, was too small, or where there is
+    no scratch for the request: all tokens of the split then count.
+    """
+    split, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    seq_len = tl.load(lens_ptr + request)
+    if seq_len == 0:
+        return
+    start, end = body_of(seq_len, SINKS, RECENT, GROUP)
+    share = tl.cdiv(tl.cdiv((end - start) // GROUP, GROUPS), SPLITS) * GROUPS
+    first = start + split * share * GROUP
+    last = tl.minimum(first + share * GROUP, end)
+    counted = count_ptr + (request.to(tl.int64) * tl.num_programs(1) + head) * SPLITS + split
+    if first >= last:
+        tl.store(counted, 0)
+        return
+    place = first_group(lens_ptr, request, num_reqs, SPARE, REQS, GROUP)
+    if place + tl.cdiv(seq_len, GROUP) + SPARE > total_groups:
+        tl.store(counted, -1)
+        return
+    marks = mark_ptr + (head * total_groups + place) * GROUP
+    listed = list_ptr + head.to(tl.int64) * total_listed + (place + split * share) * ROOM
+    capacity = share * ROOM
+    count = 0
+    for tile in range(first, last, TILE):
+        tokens = tile + tl.arange(0, TILE)
+        kept = tl.load(marks + tokens, mask=tokens < last, other=0).to(tl.int32)
+        to = count + tl.cumsum(kept, axis=0) - kept
+        tl.store(listed + to, tokens, mask=(kept > 0) & (to < capacity))
+        count += tl.sum(kept, axis=0)
     tl.store(counted, tl.where(count > capacity, -1, count))

@@ -1,0 +1,121 @@
+"""What a scan needs to know before it starts, in one launch: the window's attention, and what groups have in common.
+
+The window, the first and the last tokens, is attended to exactly; its greatest product is the threshold of the scan. Of
+every group of the body: the product with its origin, and how far estimates of its tokens may be off.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vllm_relational.sparse.kernels.attend import (
+    accumulate,
+    body_of,
+    dot,
+    load_queries,
+    products,
+    store_partial,
+    token_rows,
+)
+from vllm_relational.sparse.kernels.columns import compact, first_group, head_of
+
+
+@triton.jit
+def prepare_kernel(
+    query_ptr, key_ptr, origin_ptr, step_ptr, table_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr,
+    base_ptr, bound_ptr,
+    scale, num_reqs, stride_qt, stride_kb, stride_kh, stride_kt, stride_ob, stride_oh, stride_sb, stride_sh,
+    stride_table, num_partials, total_groups,
+    HEADS: tl.constexpr, PADDED: tl.constexpr, COMPACT: tl.constexpr, HEAD_SIZE: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
+    WINDOW_TILES: tl.constexpr, WINDOW_TILE: tl.constexpr, GROUP_TILE: tl.constexpr, SPARE: tl.constexpr,
+    REQS: tl.constexpr, NUMBER: tl.constexpr,
+):  # fmt: skip
+    """Grid: (WINDOW_TILES + programs for groups, KV heads, requests); partial ``i`` is tile ``i`` of the window."""
+    program, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    seq_len = tl.load(lens_ptr + request)
+    if seq_len == 0:
+        return
+    start, end = body_of(seq_len, SINKS, RECENT, GROUP)
+    row = tl.load(rows_ptr + request)
+    table = table_ptr + request.to(tl.int64) * stride_table
+    if program < WINDOW_TILES:
+        _window(
+            query_ptr, key_ptr, table, partial_ptr, most_ptr, total_ptr, program, head, request, row, seq_len, start,
+            end, scale, stride_qt, stride_kb, stride_kh, stride_kt, num_partials,
+            HEADS, PADDED, HEAD_SIZE, CHANNELS, BLOCK_SIZE, WINDOW_TILE,
+        )  # fmt: skip
+    else:
+        place = first_group(lens_ptr, request, num_reqs, SPARE, REQS, GROUP)
+        if place + tl.cdiv(seq_len, GROUP) + SPARE <= total_groups:
+            _groups(
+                query_ptr, origin_ptr, step_ptr, table, base_ptr, bound_ptr, program - WINDOW_TILES,
+                tl.num_programs(0) - WINDOW_TILES, head, row, start, end, place, stride_qt, stride_ob, stride_oh,
+                stride_sb, stride_sh, total_groups,
+                HEADS, COMPACT, HEAD_SIZE, CHANNELS, BLOCK_SIZE, GROUP, GROUP_TILE, NUMBER,
+            )  # fmt: skip
+
+
+@triton.jit
+def _window(
+    query_ptr, key_ptr, table, partial_ptr, most_ptr, total_ptr, tile, head, request, row, seq_len, start, end,
+    scale, stride_qt, stride_kb, stride_kh, stride_kt, num_partials,
+    HEADS: tl.constexpr, PADDED: tl.constexpr, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    place = tile * TILE + tl.arange(0, TILE)
+    tokens = tl.where(place < start, place, place - start + end)
+    there = tokens < seq_len
+    queries = load_queries(query_ptr, row, head, stride_qt, HEADS, PADDED, HEAD_SIZE, CHANNELS)
+    rows = token_rows(key_ptr, table, tokens, there, head, stride_kb, stride_kh, stride_kt, BLOCK_SIZE)
+    scores = products(queries, rows, there, HEAD_SIZE, CHANNELS)
+    most = tl.full([PADDED], float("-inf"), tl.float32)
+    total = tl.zeros([PADDED], tl.float32)
+    summed = tl.zeros([PADDED, CHANNELS], tl.float32)
+    most, total, summed = accumulate(scores, rows, there, most, total, summed, scale, HEAD_SIZE, CHANNELS)
+    where = (request.to(tl.int64) * tl.num_programs(1) + head) * HEADS * num_partials + tile
+    store_partial(partial_ptr, most_ptr, total_ptr, where, num_partials, most, total, summed, HEADS, PADDED, CHANNELS)
+
+
+@triton.jit
+def _decode_steps(codes):
+    """``codec.decode_step``."""
+    return (codes.to(tl.int16) << 7).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def _groups(
+    query_ptr, origin_ptr, step_ptr, table, base_ptr, bound_ptr, program, num_programs, head, row, start, end, place,
+    stride_qt, stride_ob, stride_oh, stride_sb, stride_sh, total_groups,
+    HEADS: tl.constexpr, PADDED: tl.constexpr, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, NUMBER: tl.constexpr,
+):  # fmt: skip
+    """The groups of a body are dealt out ``TILE`` at a time."""
+    channels, columns = tl.arange(0, CHANNELS), tl.arange(0, 16)
+    heads = head_of(columns, PADDED)
+    there = channels < HEAD_SIZE
+    from_query = (
+        query_ptr + row.to(tl.int64) * stride_qt + (head * HEADS + heads[None, :]) * HEAD_SIZE + channels[:, None]
+    )
+    query = tl.load(from_query, mask=there[:, None] & (heads < HEADS)[None, :], other=0.0).to(NUMBER)
+    per_block: tl.constexpr = BLOCK_SIZE // GROUP
+    compacted = tl.arange(0, PADDED)
+    first = start // GROUP
+    for tile in range(first + program * TILE, end // GROUP, num_programs * TILE):
+        groups = tile + tl.arange(0, TILE)
+        inside = groups < end // GROUP
+        blocks = tl.load(table + groups // per_block, mask=inside, other=0).to(tl.int64)
+        within = groups % per_block * HEAD_SIZE
+        mask = inside[:, None] & there[None, :]
+        in_origin = blocks * stride_ob + head * stride_oh + within
+        origin = tl.load(origin_ptr + in_origin[:, None] + channels[None, :], mask=mask, other=0.0).to(NUMBER)
+        in_step = blocks * stride_sb + head * stride_sh + within
+        step = _decode_steps(tl.load(step_ptr + in_step[:, None] + channels[None, :], mask=mask, other=0)).to(NUMBER)
+        base = dot(origin, query, tl.zeros([TILE, 16], tl.float32))
+        bound = dot(step, tl.abs(query), tl.zeros([TILE, 16], tl.float32))
+        # 0.5 * codec.SLACK, and what float32 loses between 64 + code and -64
+        bound = compact(bound, PADDED) * 0.504 + 1e-3
+        to = (head * total_groups + place + groups)[:, None] * PADDED + compacted[None, :]
+        tl.store(base_ptr + to, compact(base, PADDED), mask=inside[:, None])
+        tl.store(bound_ptr + to, bound, mask=inside[:, None])
