@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""Decode attention of one layer, side by side in one run: FlashAttention 3 (bf16, and fp8 keys and values) against the
+kernels of ``sparse/kernels``, on contexts with the scores of a real model (``dipr_data.py``).
+
+    dipr_kernels.py [--dump kv.pt] [--cases 1x32768,16x32768,1x131072,4x131072] [--alphas 0.012,0.004]
+                    [--csv FILE] [--commit NAME] [--parts]
+
+Llama-3.1-8B's shape, blocks of 16 in random order. Nothing is timed that is not right: each way is first held against
+attention in float32 with the tokens it says it attends to. Times are medians of CUDA graph replays of 20 launches, in
+microseconds; ``bytes`` counts what a way must read, as a share of the dense keys and values. ``--parts`` adds the
+time of each kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from dipr_data import HEAD_SIZE, NUM_HEADS, NUM_KV_HEADS, SCALE, Llama
+
+from vllm_relational.bench import _commit, _machine, append_csv
+from vllm_relational.sparse import naive
+from vllm_relational.sparse.kernels.launch import Batch, Kernels, Tuning
+from vllm_relational.sparse.kernels.seal import seal
+from vllm_relational.sparse.pages import PageLayout, Pages, new_cache
+from vllm_relational.sparse.settings import DiprSettings
+
+LAUNCHES, REPLAYS = 20, 9
+BLOCK_SIZE = 16
+
+
+def paged(context: Any) -> tuple[Pages, torch.Tensor]:
+    """A context's keys and values in blocks at random, sealed, and the block table."""
+    batch, heads, length, _ = context.key.shape
+    layout = PageLayout(BLOCK_SIZE, HEAD_SIZE, torch.bfloat16)
+    per_request = length // BLOCK_SIZE
+    pages = layout.views(new_cache(layout, batch * per_request + 1, heads, "cuda"))
+    table = (torch.randperm(batch * per_request, device="cuda").int() + 1).view(batch, per_request)
+    for request in range(batch):
+        for kept, given in ((pages.key, context.key), (pages.value, context.value)):
+            blocks = given[request].view(heads, per_request, BLOCK_SIZE, HEAD_SIZE).transpose(0, 1)
+            kept[table[request].long()] = blocks.to(kept)
+    seal(pages, torch.arange(pages.num_blocks * BLOCK_SIZE, device="cuda"))
+    return pages, table
+
+
+# ------------------------------------------------------------------------------------------------------- what runs
+def flash_attention(batch: Batch, fp8: bool) -> Callable[[], torch.Tensor]:
+    """FlashAttention 3 as vLLM calls it in a decode graph, over a cache in vLLM's default layout."""
+    from vllm.vllm_flash_attn import flash_attn_varlen_func, get_scheduler_metadata
+
+    requests, length = batch.lens.shape[0], int(batch.lens.max())
+    dtype = torch.float8_e4m3fn if fp8 else torch.bfloat16
+    cache = batch.pages.key_value.transpose(1, 2).contiguous().to(dtype)
+    key, value = cache[..., :HEAD_SIZE], cache[..., HEAD_SIZE:]
+    query, output = batch.query.to(dtype), torch.empty_like(batch.query)
+    starts = torch.arange(requests + 1, dtype=torch.int32, device="cuda")
+    one = torch.ones(requests, NUM_KV_HEADS, device="cuda")
+    scales = {"q_descale": one, "k_descale": one, "v_descale": one} if fp8 else {}
+    plan = get_scheduler_metadata(
+        batch_size=requests, max_seqlen_q=1, max_seqlen_k=length, num_heads_q=NUM_HEADS, num_heads_kv=NUM_KV_HEADS,
+        headdim=HEAD_SIZE, cache_seqlens=batch.lens, qkv_dtype=dtype, cu_seqlens_q=starts, page_size=BLOCK_SIZE,
+        causal=True, window_size=(-1, -1), num_splits=32,
+    )  # fmt: skip
+
+    def run() -> torch.Tensor:
+        flash_attn_varlen_func(
+            q=query, k=key, v=value, out=output, cu_seqlens_q=starts, max_seqlen_q=1, seqused_k=batch.lens,
+            max_seqlen_k=length, softmax_scale=SCALE, causal=True, window_size=[-1, -1],
+            block_table=batch.block_table, scheduler_metadata=plan, fa_version=3, num_splits=32, **scales,
+        )  # fmt: skip
+        return output
+
+    return run
+
+
+def kernels(batch: Batch, settings: DiprSettings, tuning: Tuning | None = None) -> Kernels:
+    """Scratch for one batch."""
+    return Kernels(
+        settings, num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_size=HEAD_SIZE, scale=SCALE,
+        max_reqs=batch.lens.shape[0], max_seq_len=int(batch.lens.max()), device="cuda", tuning=tuning,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- right, then fast
+def error(batch: Batch, context: Any, made: Kernels | None, method: str, output: torch.Tensor) -> float:
+    """Greatest difference from float32 attention of the first request; of a scan, over the tokens it attended to."""
+    key, value = context.key[0].float(), context.value[0].float()
+    rule: naive.Rule = naive.Dense()
+    if method == "scan":
+        assert made is not None
+        kept = torch.zeros(NUM_KV_HEADS, key.shape[1], dtype=torch.bool, device="cuda")
+        start, end = naive.Window(made.settings.sinks, made.settings.recent).body(key.shape[1])
+        kept[:, :start] = kept[:, end:] = True
+        for head, tokens in enumerate(made.listed(batch.lens.tolist(), 0)):
+            kept[head, tokens] = True
+        rule = Listed(kept.repeat_interleave(NUM_HEADS // NUM_KV_HEADS, 0))
+    tail = made is not None and method == "scan" and made.settings.tail
+    right = naive.decode(batch.query[0].float(), key, value, SCALE, rule, tail=tail)
+    return float((output[0].float() - right.output).abs().max())
+
+
+class Listed:
+    """Tokens given beforehand."""
+
+    def __init__(self, kept: torch.Tensor) -> None:
+        self.kept = kept
+
+    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        return self.kept.clone()
+
+
+def microseconds(run: Callable[[], Any]) -> list[float]:
+    """Of one launch, by replay."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(LAUNCHES):
+            run()
+    graph.replay()
+    times = []
+    for _ in range(REPLAYS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) * 1000 / LAUNCHES)
+    return sorted(times)
+
+
+def parts(run: Callable[[], Any]) -> dict[str, float]:
+    """Microseconds of each kernel of one launch."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(5):
+            run()
+        torch.cuda.synchronize()
+    return {each.key: round(each.device_time_total / 5, 1) for each in profiled.key_averages() if "kernel" in each.key}
+
+
+def bytes_read(batch: Batch, made: Kernels, method: str) -> float:
+    """Of the keys and values, the share that a way reads; the index counted."""
+    layout, tokens = batch.pages.layout, int(batch.lens.sum()) * NUM_KV_HEADS
+    dense = 2 * layout.head_size * layout.dtype.itemsize
+    counts = made.counts[: batch.lens.shape[0] * NUM_KV_HEADS * made.splits(batch.lens.shape[0])].clamp(min=0)
+    if method == "v_skip":
+        return 0.5 + 0.5 * float(counts.sum()) / tokens
+    window = made.settings.sinks + made.settings.recent
+    body = tokens - window * batch.lens.shape[0] * NUM_KV_HEADS
+    listed = float(counts.sum()) + tokens - body
+    return (listed * dense + body * (layout.index_bytes + layout.head_size / 16)) / (tokens * dense)
+
+
+def ways(batch: Batch, alphas: list[float]) -> Iterator[tuple[str, str, Kernels | None, Callable[[], Any]]]:
+    """Name, method, kernels and the launch."""
+    for fp8 in (False, True):
+        try:
+            yield "FlashAttention 3" + (", fp8" if fp8 else ""), "flash", None, flash_attention(batch, fp8)
+        except (ImportError, RuntimeError) as problem:
+            print(f"  FlashAttention{' fp8' if fp8 else ''}: {problem}", file=sys.stderr)
+    for alpha in alphas:
+        for method in ("v_skip", "scan"):
+            made = kernels(batch, DiprSettings(alpha=alpha))
+            yield f"{method} {alpha:g}", method, made, lambda made=made, method=method: getattr(made, method)(batch)
+
+
+def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -> Iterator[dict[str, Any]]:
+    """The lines of one case."""
+    context = data.context(length, requests)
+    pages, table = paged(context)
+    lens = torch.full((requests,), length, dtype=torch.int32, device="cuda")
+    rows = torch.arange(requests, dtype=torch.int32, device="cuda")
+    output = torch.empty_like(context.query)
+    batch = Batch(context.query.contiguous(), pages, table, lens, rows, output)
+    base = None
+    for name, method, made, run in ways(batch, args.alphas):
+        found = run()
+        off = error(batch, context, made, method, found if found is not None else output)
+        limit = 0.2 if "fp8" in name else 0.05 if method == "v_skip" else 0.02
+        if not off < limit:
+            print(f"  {name}: off by {off:.4f}, not timed", file=sys.stderr)
+            continue
+        times = microseconds(run)
+        median = times[len(times) // 2]
+        base = base or median
+        share = bytes_read(batch, made, method) if made is not None else 0.5 if "fp8" in name else 1.0
+        listed = made.statistics[:2].tolist() if made is not None and method == "scan" else [0, 0]
+        yield {
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": args.commit,
+            "machine": _machine(),
+            "data": "real scores" if args.dump else "synthetic",
+            "batch": requests,
+            "length": length,
+            "way": name,
+            "us": round(median, 1),
+            "us_10th": round(times[1], 1),
+            "us_90th": round(times[-2], 1),
+            "speed_up": round(base / median, 2),
+            "bytes": round(share, 3),
+            "tokens_listed": round(listed[1] / max(listed[0], 1), 4),
+            "error": round(off, 5),
+        }
+        if args.parts and made is not None:
+            print(f"    {name}: {parts(run)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dump", type=Path)
+    parser.add_argument("--cases", default="1x32768,16x32768,1x131072,4x131072")
+    parser.add_argument("--alphas", type=lambda text: [float(part) for part in text.split(",")], default=[0.012, 0.004])
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--commit", default=None, help="where the code was copied without its history")
+    parser.add_argument("--parts", action="store_true")
+    args = parser.parse_args()
+    args.commit = args.commit or _commit()
+    data = Llama(args.dump)
+    print(f"{'batch':>5}{'length':>8}  {'way':22}{'us':>8}{'speed-up':>9}{'bytes':>7}{'listed':>8}{'error':>9}")
+    for case in args.cases.split(","):
+        requests, length = map(int, case.split("x"))
+        for line in measure(args, data, requests, length):
+            print(
+                f"{requests:5}{length:8}  {line['way']:22}{line['us']:8}{line['speed_up']:9}{line['bytes']:7}"
+                f"{line['tokens_listed']:8}{line['error']:9}",
+                flush=True,
+            )
+            if args.csv:
+                append_csv(args.csv, [line])
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
