@@ -11,7 +11,6 @@ from sqlglot import exp
 from vllm_relational.sql.blocks import (
     KEY,
     condition_of,
-    key_of,
     rows_before,
     set_condition,
     sql_of,
@@ -140,7 +139,7 @@ class Asker(Driver):
             call.replace(planner.lookup(asked))
         rows = rows_before(block)
         rows.set("expressions", [exp.alias_(decided, "__kept")])
-        keys = [key_of(asked.columns, self._job.settings.keeps_nulls) for asked in found]
+        keys = [asked.key for asked in found]
         sampled = [
             exp.In(this=key, expressions=[exp.Literal.string(text) for text in texts])
             for key, texts in zip(keys, samples, strict=True)

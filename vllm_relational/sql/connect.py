@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -65,14 +66,14 @@ class Result:
 
 
 class Connection:
-    """A DuckDB connection that knows LLM, LLM_FILTER, LLM_CLASSIFY, LLM_SCORE, LLM_EXTRACT and LLM_AGG.
+    """A DuckDB connection that knows LLM, LLM_FILTER, LLM_CLASSIFY, LLM_SCORE, LLM_EXTRACT, LLM_AGG and retrieve.
 
     duckdb:   the connection below, for everything else.
     last_run: what the last statement with LLM functions asked; None before the first.
     """
 
     def __init__(self, opened: duckdb.DuckDBPyConnection, llm: Asks, side: Path | None, settings: Settings) -> None:
-        self.duckdb, self.settings = opened, settings
+        self.duckdb, self.settings = opened, _with_retriever(settings)
         self._llm = llm
         self._store = Store(opened, side)
         self._frames: set[str] = set()
@@ -174,6 +175,14 @@ class Connection:
         tables = self.duckdb.execute("SELECT table_name FROM duckdb_tables()").fetchall()
         views = self.duckdb.execute("SELECT view_name FROM duckdb_views()").fetchall()
         return {name.casefold() for (name,) in tables} | ({name.casefold() for (name,) in views} - self._frames)
+
+
+def _with_retriever(settings: Settings) -> Settings:
+    if settings.retriever is not None:
+        return settings
+    from vllm_relational.retrieving import Retriever
+
+    return dataclasses.replace(settings, retriever=Retriever())
 
 
 def _is_frame(found: Any) -> bool:

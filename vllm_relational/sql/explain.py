@@ -15,11 +15,13 @@ from vllm_relational.sql.aggregate import first_parts
 from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
 from vllm_relational.sql.execute import bind, prepared, rehearse
+from vllm_relational.sql.functions import Question
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.parse import DIALECT, parse
 from vllm_relational.sql.passes.blocking import check_rows, two_sides
 from vllm_relational.sql.planner import Asked, Driver, Planner
+from vllm_relational.sql.retrieve import Retrieval
 
 # Share of rows that an LLM predicate keeps, before any was asked.
 ASSUMED_SELECTIVITY = 0.5
@@ -55,6 +57,13 @@ class Forecast:
     def is_certain(self) -> bool:
         """Whether the inputs are known."""
         return not self.waits_for and not self.reads and not self.stops_after and not self.candidates
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether all answers that may be needed are there; passages are, as a forecast searches for them."""
+        if isinstance(self.operator.question, Retrieval):
+            return not self.reads
+        return not self.to_ask and self.is_certain
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class _Forecaster(Driver):
     def settle(self, asked: Asked) -> None:
         """Plan the inputs that are known, or say what they wait for."""
         found, operator = self._found, asked.operator
-        unknown = {known.operator.table.lookup for known in found.values() if known.to_ask or not known.is_certain}
+        unknown = {known.operator.table.lookup for known in found.values() if not known.is_answered}
         query, waits = _without(asked.query, unknown)
         entry = found.setdefault(operator.table.name, Forecast(operator))
         names = {known.operator.table.lookup: name for name, known in found.items()}
@@ -116,7 +125,10 @@ class _Forecaster(Driver):
         if sides is not None:
             check_rows(self._job.count(query))
         inputs = self._job.distinct_inputs(asked.operator, query)
-        _plan_inputs(self._job, entry, inputs)
+        if isinstance(asked.operator.question, Retrieval):
+            asked.operator.ask(self._job.llm, self._job.store, inputs)
+            return
+        _plan_inputs(self._job, entry, inputs, asked.operator.question)
         if entry.stops_after and asked.operator.rows_in:
             likely = max(settings.batch_rows, entry.stops_after / ASSUMED_SELECTIVITY)
             entry.share = min(entry.share, likely / asked.operator.rows_in)
@@ -132,18 +144,18 @@ class _Forecaster(Driver):
         return super().first(planner, kept, need)
 
 
-def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table) -> None:
+def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, question: Question) -> None:
     """What the pipeline's plan says of the inputs without an answer."""
     operator, keys = entry.operator, inputs[KEY].to_pylist()
     todo = inputs.filter(pa.array([_is_open(entry, key) for key in keys], pa.bool_()))
     entry.planned.update(keys)
     if todo.num_rows == 0:
         return
-    records, options = operator.records(todo), operator.settings.options(operator.question)
-    if operator.question.function == "LLM_AGG":
-        records = first_parts(job.llm, records, operator.question, options)
-    report = job.llm.prepare(records, operator.question.template, **options).plan(job.llm.expected_engine()).report
-    output = report.num_asked * answer_tokens(operator.question.decision)
+    records, options = operator.records(todo), operator.settings.options(question)
+    if question.function == "LLM_AGG":
+        records = first_parts(job.llm, records, question, options)
+    report = job.llm.prepare(records, question.template, **options).plan(job.llm.expected_engine()).report
+    output = report.num_asked * answer_tokens(question.decision)
     entry.tokens += Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
     entry.to_ask += report.num_asked
     entry.counts = report.token_counts

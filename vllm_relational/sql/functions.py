@@ -35,6 +35,8 @@ USAGE = {
     "LLM_EXTRACT": """LLM_EXTRACT('prompt', '{"type": "object", "properties": {...}}', column, ...)""",
     "LLM_AGG": "LLM_AGG('prompt', column)",
 }
+# Not an LLM function, but planned as one: it is computed once over its distinct inputs.
+RETRIEVE = "RETRIEVE"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from vllm_relational.sql.blocks import KEY
 from vllm_relational.sql.cost import Prices, Rates
 from vllm_relational.sql.functions import Question
 from vllm_relational.sql.passes.blocking import Candidates
+from vllm_relational.sql.retrieve import Retrieval, Retrieves
 from vllm_relational.sql.store import BLOCKED, OperatorTable, Store
 
 
@@ -47,6 +48,7 @@ class Settings:
     audit_pairs:   pairs that were not proposed and are asked nevertheless, to estimate the recall.
     rates, prices: to show seconds and dollars beside tokens.
     max_pairs:     pairs of a semantic join that are asked at most where nothing proposes candidates.
+    retriever:     searches for ``retrieve``; None for one that opens each index with the model that it names.
     """
 
     max_tokens: int = FreeText.max_tokens
@@ -63,6 +65,7 @@ class Settings:
     audit_pairs: int = 64
     rates: Rates | None = None
     prices: Prices | None = None
+    retriever: Retrieves | None = None
 
     def options(self, question: Question) -> dict[str, Any]:
         """The options of ``RelationalLLM.run`` for a question."""
@@ -74,7 +77,7 @@ class Settings:
 class Operator:
     """A question as a statement asks it.
 
-    sql:     the call as it stands in the statement.
+    sql:     the call as it stands in the statement; question: what it asks, or for ``retrieve`` looks for.
     clause:  where it stands.
     table:   its answers.
     reports: of the runs that this statement needed.
@@ -85,7 +88,7 @@ class Operator:
 
     sql: str
     clause: str
-    question: Question
+    question: Question | Retrieval
     table: OperatorTable
     settings: Settings
     reports: list[RunReport] = field(default_factory=list)
@@ -94,6 +97,11 @@ class Operator:
     distinct: int = 0
     asked: int = 0
     places: set[int | None] = field(default_factory=set)
+
+    @property
+    def keeps_nulls(self) -> bool:
+        """Whether inputs with a null get an answer."""
+        return keeps_nulls(self.question, self.settings)
 
     def pending(self, inputs: pa.Table) -> pa.Table:
         """The inputs without an answer; columns: key, then the fields."""
@@ -110,11 +118,18 @@ class Operator:
         if todo.num_rows == 0:
             return
         records, keys = self.records(todo), todo[KEY].to_pylist()
-        with store.checkpoint(self.table, keys) as kept:
-            answers, errors = self._run(llm, records, kept)
-            values = [self.question.value(answer) for answer in answers]
-            store.add(self.table, keys, _structs(records), values, [error or "" for error in errors])
+        if isinstance(self.question, Retrieval):
+            found = self.question.search(records.column(0).combine_chunks())
+            store.add(self.table, keys, _structs(records), found, [""] * len(keys))
+        else:
+            self._ask_model(self.question, llm, store, records, keys)
         self.asked += todo.num_rows
+
+    def _ask_model(self, question: Question, llm: Asks, store: Store, records: pa.Table, keys: list[str]) -> None:
+        with store.checkpoint(self.table, keys) as kept:
+            answers, errors = self._run(question, llm, records, kept)
+            values = [question.value(answer) for answer in answers]
+            store.add(self.table, keys, _structs(records), values, [error or "" for error in errors])
 
     def rule_out(self, store: Store, inputs: pa.Table) -> None:
         """Answer the inputs that have no answer yet with false, without asking."""
@@ -122,13 +137,20 @@ class Operator:
         keys = todo[KEY].to_pylist()
         store.add(self.table, keys, _structs(self.records(todo)), [False] * len(keys), [BLOCKED] * len(keys))
 
-    def _run(self, llm: Asks, records: pa.Table, kept: dict[str, Any]) -> tuple[Sequence[Any], Sequence[str | None]]:
-        options = self.settings.options(self.question)
-        if self.question.function == "LLM_AGG":
-            return reduce_groups(llm, records, self.question, options, self.reports)
-        result = llm.run(records, self.question.template, **options, **kept)
+    def _run(
+        self, question: Question, llm: Asks, records: pa.Table, kept: dict[str, Any]
+    ) -> tuple[Sequence[Any], Sequence[str | None]]:
+        options = self.settings.options(question)
+        if question.function == "LLM_AGG":
+            return reduce_groups(llm, records, question, options, self.reports)
+        result = llm.run(records, question.template, **options, **kept)
         self.reports.append(result.report)
         return result.answers, result.errors
+
+
+def keeps_nulls(question: Question | Retrieval, settings: Settings) -> bool:
+    """Whether a question may be asked about nulls; nothing is near to a null."""
+    return settings.keeps_nulls and isinstance(question, Question)
 
 
 def _structs(records: pa.Table) -> pa.Array:
