@@ -21,7 +21,8 @@ Database = Annotated[str | None, typer.Option(help="DuckDB database file; defaul
 Side = Annotated[Path | None, typer.Option(help="Database file that keeps inputs and answers; default in memory.")]
 Rates = Annotated[str | None, typer.Option(help="Engine's tokens a second, PREFILL,DECODE, to forecast seconds.")]
 Embedder = Annotated[
-    str | None, typer.Option(help="Semantic joins ask about likely pairs only, by this embedding model; vllm:NAME runs it in vLLM.")
+    str | None,
+    typer.Option(help="Semantic joins ask about likely pairs only, by this embedding model; vllm:NAME for vLLM."),
 ]
 Pairs = Annotated[int, typer.Option(help="With --embedder: likely pairs a row of the first table.")]
 Prices = Annotated[str | None, typer.Option(help="Dollars a million tokens: INPUT,CACHED,OUTPUT.")]

@@ -3,11 +3,11 @@
 
     rag.py squad_v11_dev.parquet --embedder FOLDER --tokenizer FOLDER --csv rag.csv [-k 5] [--sql-only]
 
-Needs bm25s and PyStemmer beside the extras [semantic,sql]. Every question is asked with the k passages that are nearest to
-it, and the context that it was written for counts as found or not. Hit rates are forecasts over the whole table,
-cache without limit, blocks of 16 tokens. Before any line is written, checks: the index finds what a full comparison
-of all vectors finds, and both placements give every question the same passages. The lines of "SQL" are what EXPLAIN
-of a query with ``retrieve(question, 'contexts.index', k)`` forecasts, an order each.
+Needs bm25s and PyStemmer beside the extras [semantic,sql]. Every question is asked with the k passages that are
+nearest to it, and the context that it was written for counts as found or not. Hit rates are forecasts over the whole
+table, cache without limit, blocks of 16 tokens. Before any line is written, checks: the index finds what a full
+comparison of all vectors finds, and both placements give every question the same passages. The placement "shared, SQL"
+is what EXPLAIN of a query with ``retrieve(question, 'contexts.index', k)`` forecasts.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from vllm_relational.sql.passes.blocking import check_pairs, check_rows, choose,
 from vllm_relational.sql.passes.limit import ROW, batches
 from vllm_relational.sql.passes.order import Estimate, by_rank
 from vllm_relational.sql.planner import Asked, Driver, Planner
+from vllm_relational.sql.retrieve import Retrieval
 
 # A predicate is sampled where it has so many times more inputs than the sample: else sampling could cost more.
 SAMPLED_FROM = 4
@@ -158,10 +159,11 @@ def _note_rank(found: Sequence[Asked], seen: Estimate, place: str) -> None:
 
 def _tokens_a_prompt(operator: Operator) -> float:
     """Tokens to compute and to decode for one prompt, from the last run; 1 before any."""
-    if not operator.reports or not operator.reports[-1].num_asked:
+    question = operator.question
+    if isinstance(question, Retrieval) or not operator.reports or not operator.reports[-1].num_asked:
         return 1.0
     report = operator.reports[-1]
-    return report.predicted.computed_tokens / report.num_asked + answer_tokens(operator.question.decision)
+    return report.predicted.computed_tokens / report.num_asked + answer_tokens(question.decision)
 
 
 def _nests(part: exp.Expr) -> bool:

@@ -53,7 +53,9 @@ def _needs(entry: Forecast) -> Sequence[str]:
 
 
 def _heading(operator: Operator) -> str:
-    places = {"from": "in FROM" if isinstance(operator.question, Retrieval) else "in ON", "where": "in WHERE", "group": "in GROUP BY", "having": "in HAVING"}
+    places = {"from": "in ON", "where": "in WHERE", "group": "in GROUP BY", "having": "in HAVING"}
+    if isinstance(operator.question, Retrieval):
+        places["from"] = "in FROM"
     return f"{operator.table.place} {places.get(operator.clause, 'in SELECT')}: {operator.sql}"
 
 

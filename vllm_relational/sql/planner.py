@@ -143,9 +143,8 @@ class Planner:
     def _visit_cheap_calls(self, block: exp.Select) -> None:
         """Passages in WHERE, before the predicates that ask the model, which may read them."""
         for part in condition_of(block, "where"):
-            for call in [node for node in calls(part) if is_retrieval(node) and next(calls(node)) is node]:
-                if sum(1 for _ in calls(call)) == 1:
-                    self.visit(call)
+            for call in [node for node in calls(part) if is_retrieval(node) and len(list(calls(node))) == 1]:
+                self.visit(call)
 
     def _visit_groups(self, block: exp.Select) -> None:
         """GROUP BY, and its expressions wherever else the block has them: there they are values of the group."""
@@ -291,7 +290,8 @@ class Planner:
                 described = self._connection.execute(f"DESCRIBE {sql_of(query)}").fetchall()
                 return query, [row[1] for row in described if row[0] != KEY]
             except duckdb.Error as error:
-                failure = failure or error
+                # Without a FROM of its own, what the tables around lack says more.
+                failure = failure if failure and site.block.args.get("from_") else error
             around = around.find_ancestor(exp.Select)
             if isinstance(around, exp.Select):
                 query = per_outer_row(query, around, site.block)
@@ -301,7 +301,7 @@ class Planner:
         raise engine_error(self._sql, failure) from failure
 
     def _keep_rows(self, query: exp.Select, outer: exp.Select, block: exp.Select) -> None:
-        """Of the rows before a subquery in FROM, keep those that the outer WHERE does not drop, as far as it can tell."""
+        """Of the rows before a subquery in FROM, keep those that the conditions of WHERE on them alone keep."""
         for part in conditions_on_rows(outer, block):
             kept = condition_of(query, "where")
             set_condition(query, "where", [*kept, part])

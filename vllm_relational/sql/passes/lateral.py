@@ -1,4 +1,4 @@
-"""Cheap predicates before passages: ``FROM q, retrieve(q.question, ...) AS p WHERE q.kind = 1`` searches for kind 1 only.
+"""Cheap predicates before passages: ``FROM q, retrieve(q.text, ...) AS p WHERE q.kind = 1`` searches for kind 1 only.
 
 A subquery in a FROM that reads the tables before it is computed for their rows. What the outer WHERE says of these
 tables alone drops such a row whatever the subquery gives, so its passages are not needed. A LIMIT likewise: passages
