@@ -84,7 +84,8 @@ def _search_lines(operator: Operator, found: Retrieval) -> list[str]:
     before = operator.distinct - operator.asked
     known = f", {before:,} of them searched before" if before > 0 else ""
     placed = "by rank" if found.ordered else "placed so that rows share them"
-    return [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct{known}; {found.k} passages each, {placed}"]
+    each = "1 passage each" if found.k == 1 else f"{found.k} passages each, {placed}"
+    return [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct{known}; {each}"]
 
 
 def _most(entry: Forecast) -> str:
