@@ -194,6 +194,15 @@ def test_the_optimiser_changes_no_result_and_searches_and_asks_no_more(connect, 
     assert found[True][1] <= found[False][1] and found[True][2] <= found[False][2]
 
 
+def test_without_ranks_the_optimiser_changes_only_the_order_of_the_passages(connect, embedder, index):
+    query = "SELECT id, context_1, context_2, context_3 FROM review, retrieve(text, 'p.index', 3) WHERE id < 20"
+    found = []
+    for optimize in (True, False):
+        rows = rows_of(connect(optimize=optimize, retriever=Retriever(embedder)).sql(query))
+        found.append([(row[0], sorted(row[1:], key=str)) for row in rows])
+    assert sorted(found[0]) == sorted(found[1])
+
+
 # --------------------------------------------------------------------------------------------------- what is searched
 def test_equal_questions_are_searched_once_and_nulls_never(con, embedder, index):
     con.sql("SELECT id, context_1 FROM review, retrieve(text, 'p.index', 1)")
@@ -238,6 +247,15 @@ def test_passages_are_kept_for_later_statements_and_sessions(embedder, index, tm
             found += [connection.sql(query).fetchall(), connection.sql(query).fetchall()]
             assert "3 of them searched before" in connection.report()
     assert len(frame) == 3 and found[1:] == found[:-1] and len(searched(embedder)) == 3
+
+
+def test_a_table_may_be_called_so(con, embedder, index):
+    con.sql("CREATE TABLE retrieve(text VARCHAR); INSERT INTO retrieve(text) VALUES ('birds')")
+    query = "SELECT retrieve.text, p.context_1 FROM retrieve, retrieve(retrieve.text, 'p.index', 1) p"
+    assert con.sql(query).fetchall() == [("birds", "blue birds sing")]
+    con.sql(f"CREATE TABLE found AS {query}")
+    assert con.sql("SELECT * FROM found").fetchall() == [("birds", "blue birds sing")]
+    assert searched(embedder) == ["birds"]
 
 
 # ----------------------------------------------------------------------------------------------------------- explain

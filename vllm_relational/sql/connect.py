@@ -16,7 +16,7 @@ from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Asks, Settings
-from vllm_relational.sql.parse import Statement, names_in, statements
+from vllm_relational.sql.parse import Statement, holds_call, names_in, parse, statements
 from vllm_relational.sql.store import Store
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Connection:
         result = None
         for statement in statements(query):
             self._register_frames(statement.text, frame)
-            result = self._ask(statement.text) if statement.asks else self._pass_on(statement)
+            result = self._ask(statement) if statement.asks else self._pass_on(statement)
         return result
 
     execute = sql
@@ -99,10 +99,13 @@ class Connection:
         relation = self.duckdb.sql(statement.text)
         return Result(relation) if relation is not None else None
 
-    def _ask(self, text: str) -> Result | None:
+    def _ask(self, statement: Statement) -> Result | None:
+        text = statement.text
         if match := _EXPLAIN.match(text):
             plan = self._explained(text[match.end() :])
             return Result(self.duckdb.from_arrow(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]})))
+        if not holds_call(parse(text)):  # a table or macro of the user's has the name
+            return self._pass_on(statement)
         self.last_run = execute(self._job(text))
         rows = self.last_run.rows
         return Result(self.duckdb.from_arrow(rows)) if rows is not None else None
