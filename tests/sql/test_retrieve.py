@@ -80,6 +80,8 @@ def rows_of(result) -> list[tuple]:
         "frame f JOIN LATERAL retrieve(f.text, 'p.index', 2) p ON true",
         "frame f LEFT JOIN retrieve(f.text, 'p.index', 2) p ON true",
         "(SELECT n, text, unnest(retrieve(text, 'p.index', 2)) FROM frame)",
+        "(FROM frame, retrieve(text, 'p.index', 2))",
+        "(FROM frame, LATERAL retrieve(text, 'p.index', 2) p SELECT n, text, p.*)",
     ],
 )
 def test_passages_are_columns_as_the_command_gives_them(con, index, source):
@@ -101,6 +103,12 @@ def test_a_call_is_a_struct_wherever_an_expression_may_stand(con, index):
     assert len(frame) == 2 and [row[0] for row in rows] == ["red apples grow"]
     assert con.last_run.asked == 1 and len(con.last_run.operators) == 2
     assert con.sql("SELECT context_1 FROM retrieve('which birds sing?', 'p.index', 1)").fetchall() == [(PASSAGES[2],)]
+
+
+def test_from_may_stand_first_for_any_call(con):
+    query = "FROM review r, product p SELECT r.id, LLM_FILTER('{text} is {name}', text, name) AS f WHERE r.id = p.id"
+    written = "SELECT r.id, LLM_FILTER('{text} is {name}', text, name) AS f FROM review r, product p WHERE r.id = p.id"
+    assert rows_of(con.sql(query)) == rows_of(con.sql(written)) != []
 
 
 def test_by_rank_on_request(con, index):
@@ -318,6 +326,18 @@ def test_errors_point_at_the_call_before_anything_is_embedded(con, embedder, ind
         with pytest.raises(SQLError, match=f"^line 3, column 3: .*{message}"):
             run(form.format(call))
     assert embedder.asked == []
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("review, retrieve(text, 'p.index', 1) WITH ORDINALITY", "column 24: retrieve in FROM takes a name"),
+        ("(review JOIN retrieve(text, 'p.index', 1) ON true)", "column 29: retrieve cannot stand in a join inside"),
+    ],
+)
+def test_what_a_from_cannot_hold_is_refused(con, index, source, message):
+    with pytest.raises(SQLError, match=message):
+        con.sql(f"SELECT id FROM {source}")
 
 
 def test_a_misspelt_question_is_found_by_its_name(con, index):

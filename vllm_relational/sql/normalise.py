@@ -22,6 +22,8 @@ ARGUMENTS_META, WRITTEN_META = "arguments", "written"
 def normalise(tree: exp.Expr, sql: str) -> None:
     """Change the tree in place; raises ``SQLError`` for what cannot be planned."""
     _refuse_volatile(tree, sql)
+    for query in tree.find_all(exp.Select):
+        _join_behind_from(query)
     for call in calls(tree):
         call.meta[WRITTEN_META] = call.sql(dialect="duckdb")
         call.meta[ARGUMENTS_META] = [None if given.is_star else argument_of(given) for given in call.expressions]
@@ -31,7 +33,16 @@ def normalise(tree: exp.Expr, sql: str) -> None:
     for call in list(calls(tree)):
         if call.name.upper() == "LLM_AGG":
             _aggregate_values(call, sql)
-    spell_tables(tree)
+    spell_tables(tree, sql)
+
+
+def _join_behind_from(query: exp.Select) -> None:
+    """``FROM a, b SELECT ...``: the parser hangs b on a; as everywhere else, it is a join of the query."""
+    held = query.args.get("from_")
+    if held is not None and held.this.args.get("joins"):
+        joins = [*held.this.args["joins"], *(query.args.get("joins") or [])]
+        held.this.set("joins", None)
+        query.set("joins", joins)
 
 
 def argument_of(column: exp.Expr) -> Argument:

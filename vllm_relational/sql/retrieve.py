@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 from sqlglot import exp
@@ -23,6 +23,7 @@ USAGE = "retrieve(question, 'texts.index', 5)"
 # Marks a call that stood in a FROM.
 FROM_META = "from"
 CONTEXT = "context_{}"
+_TABLE_PARTS = ("this", "alias")
 
 
 class Retrieves(Protocol):
@@ -110,20 +111,26 @@ def check_type(call: exp.Expr, sql: str, kind: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ in a FROM
-def spell_tables(tree: exp.Expr) -> None:
-    """``FROM q, retrieve(...) AS p`` -> ``FROM q, LATERAL (SELECT unnest(retrieve(...))) AS p``, in place."""
-    for block in list(tree.find_all(exp.Select)):
-        held = block.args.get("from_")
-        if held is not None and is_retrieval(_called(held.this)):
-            held.set("this", exp.Subquery(this=_as_row(_called(held.this)), alias=_alias(held.this)))
-        for join in block.args.get("joins") or []:
-            if is_retrieval(_called(join.this)):
-                body = exp.Subquery(this=_as_row(_called(join.this)))
-                join.set("this", exp.Lateral(this=body, alias=_alias(join.this)))
+def spell_tables(tree: exp.Expr, sql: str) -> None:
+    """``FROM q, retrieve(...) AS p`` -> ``FROM q, LATERAL (SELECT unnest(retrieve(...))) AS p``, in place.
 
-
-def _called(table: exp.Expr) -> Any:
-    return table.this if isinstance(table, exp.Table | exp.Lateral) else None
+    Raises ``SQLError`` for what the function does not have: samples, ordinality.
+    """
+    for call in [node for node in tree.find_all(exp.Anonymous) if is_retrieval(node)]:
+        table = call.parent
+        if not isinstance(table, exp.Table | exp.Lateral):
+            continue
+        held = table.parent
+        if any(table.args.get(key) for key in table.args if key not in _TABLE_PARTS):
+            raise error_here(sql, call, "retrieve in FROM takes a name and names for its columns, nothing else")
+        if not isinstance(held, exp.From | exp.Join) or not isinstance(held.parent, exp.Select):
+            raise error_here(sql, call, "retrieve cannot stand in a join inside of parentheses: leave them out")
+        body = exp.Subquery(this=_as_row(call))
+        if isinstance(held, exp.From):
+            body.set("alias", _alias(table))
+            held.set("this", body)
+        else:
+            held.set("this", exp.Lateral(this=body, alias=_alias(table)))
 
 
 def _as_row(call: exp.Expr) -> exp.Select:
