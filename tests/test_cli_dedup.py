@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from char_ngrams import char_ngrams
 from fake_engine import FakeEngine
+from hashed_embedder import HashedTrigrams
 from typer.testing import CliRunner
 
 from vllm_relational import RelationalLLM, cli_options
@@ -134,7 +134,7 @@ def test_a_dry_run_and_a_plan_count_merged_rows(table, engine):
 def test_an_embedder_may_be_a_function():
     llm = RelationalLLM(engine=FakeEngine())
     frame = pa.table({"a": ["a fine place", "a fine place!", "other"]})
-    result = llm.run(frame, "{a}?", dedup="semantic", embedder=char_ngrams, similarity=0.8, progress=False)
+    result = llm.run(frame, "{a}?", dedup="semantic", embedder=HashedTrigrams(), similarity=0.8, progress=False)
     assert result.origins.count("semantic") == 1
 
 

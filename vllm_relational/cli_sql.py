@@ -21,7 +21,8 @@ Database = Annotated[str | None, typer.Option(help="DuckDB database file; defaul
 Side = Annotated[Path | None, typer.Option(help="Database file that keeps inputs and answers; default in memory.")]
 Rates = Annotated[str | None, typer.Option(help="Engine's tokens a second, PREFILL,DECODE, to forecast seconds.")]
 Embedder = Annotated[
-    str | None, typer.Option(help="Semantic joins ask about likely pairs only, by this sentence-transformers model.")
+    str | None,
+    typer.Option(help="Semantic joins ask about likely pairs only, by this embedding model; vllm:NAME for vLLM."),
 ]
 Pairs = Annotated[int, typer.Option(help="With --embedder: likely pairs a row of the first table.")]
 Layout = Annotated[
@@ -115,12 +116,12 @@ def add_commands(command: Callable[[Callable[..., int]], Any]) -> None:
 def _candidates(embedder: str | None, k: int) -> dict[str, Any]:
     if embedder is None:
         return {}
-    from vllm_relational.embed import load_embedder
     from vllm_relational.retrieval import nearest_pairs
+    from vllm_relational.retrieving import open_embedder
 
     if k < 1:
         raise RelationalError(f"--candidates is {k}: ask about 1 pair a row or more")
-    return {"candidates": nearest_pairs(load_embedder(embedder)), "candidates_k": k}
+    return {"candidates": nearest_pairs(open_embedder(embedder)), "candidates_k": k}
 
 
 def _check_installed() -> None:

@@ -28,6 +28,7 @@ FRONT = {
     "cli_output",
     "cli_retrieval",
     "cli_sql",
+    "retrieving",
     "bench",
     "plugin",
 }
@@ -35,6 +36,8 @@ FRONT |= {"plugin", "__init__", "grouping", "auditing", "forecasting", "planning
 # sql stands above llm, which it is given: it imports no stage. Its own files are one room.
 EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv"}}
 EXTRA |= {"retrieval": {"embed"}}
+# sql is given what searches for passages, as it is given llm; where it is not, it takes what the commands take.
+EXTRA |= {"sql": {"retrieving"}}
 HEAVY = {"torch", "vllm", "transformers", "polars", "duckdb", "sqlglot", "matplotlib", "plotly", "faiss"}
 HEAVY |= {"sentence_transformers"}
 MAY_IMPORT_VLLM = {"engine", "vllm_ext", "plugin"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import duckdb
 import pandas as pd
 import pytest
-from char_ngrams import char_ngrams
 from fake_engine import FakeEngine
+from hashed_embedder import HashedTrigrams
 from typer.testing import CliRunner
 
 from vllm_relational import RelationalLLM, cli_options, embed
@@ -71,7 +71,7 @@ def test_a_file_of_statements(db, engine, tmp_path):
 
 
 def test_an_embedder_narrows_a_semantic_join(db, engine, monkeypatch):
-    monkeypatch.setattr(embed, "load_embedder", lambda name: char_ngrams)
+    monkeypatch.setattr(embed, "load_embedder", lambda name: HashedTrigrams())
     join = "SELECT a.n, b.n FROM t a JOIN t b ON LLM_FILTER('{a.text} and {b.text} are the same', a.text, b.text)"
     result = run("explain", join, "--db", db, "--embedder", "model", "--candidates", 1)
     assert result.exit_code == 0 and "at most 2 candidates of 4 pairs are asked" in result.stdout

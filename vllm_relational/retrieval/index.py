@@ -86,11 +86,12 @@ class TextIndex:
 
     path, sidecar: where it is kept and what it was made from.
     passages:      the distinct texts, numbered as the index numbers them.
+    embedder:      of the questions.
     """
 
     def __init__(self, path: Path, sidecar: Sidecar, passages: Passages, embedder: Embedder, index: Any) -> None:
         self.path, self.sidecar, self.passages = path, sidecar, passages
-        self._embedder, self._index = embedder, index
+        self.embedder, self._index = embedder, index
 
     @classmethod
     def load(cls, path: str | Path, table: pa.Table, embedder: Embedder, *, rebuild: bool = False) -> TextIndex:
@@ -126,7 +127,7 @@ class TextIndex:
 
     def nearest(self, questions: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``retrieve``, with numbers of passages: int64 ``[n, k]`` and float32 ``[n, k]``."""
-        self._check_k(k)
+        self.check_k(k)
         _check_list(questions)
         if not questions:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
@@ -137,8 +138,8 @@ class TextIndex:
 
     def _embed(self, questions: list[str]) -> np.ndarray:
         """Vectors of the questions; the first passage goes with them and must be where the index has it."""
-        vectors = embed_texts(self._embedder, [*questions, self.passages.texts[0]])
-        dimension, name = self.sidecar.dimension, name_of(self._embedder)
+        vectors = embed_texts(self.embedder, [*questions, self.passages.texts[0]])
+        dimension, name = self.sidecar.dimension, name_of(self.embedder)
         if vectors.shape[1] != dimension:
             raise RelationalError(
                 f"the index {self.path} is stale: it was made with {self.sidecar.embedder} of {dimension} dimensions, "
@@ -170,7 +171,8 @@ class TextIndex:
         vector: np.ndarray = self._index.reconstruct(0)
         return vector
 
-    def _check_k(self, k: Any) -> None:
+    def check_k(self, k: Any) -> None:
+        """Raise ``RelationalError`` unless so many passages can be found for a question."""
         if not isinstance(k, int | np.integer) or k < 1:
             raise RelationalError(f"k is {k!r}: retrieve 1 passage or more")
         if k > len(self.passages.texts):

@@ -251,11 +251,14 @@ def per_outer_row(query: exp.Select, outer: exp.Select, block: exp.Select) -> ex
     """The input of a call in a subquery that reads the rows around it: the subquery's, for every row of ``outer``."""
     inner = query.copy()
     inner.set("with_", None)
-    lateral = exp.Lateral(this=inner.subquery(), alias=exp.TableAlias(this=exp.to_identifier("__inner")))
     columns = [exp.column(name, "__inner") for name in query.named_selects]
     around = exp.Select(expressions=columns)
     in_from = _take_tables_before(around, outer, block)
-    around.append("joins", exp.Join(this=lateral, kind="CROSS"))
+    if around.args.get("from_") is None:
+        around.set("from_", exp.From(this=inner.subquery("__inner")))
+    else:
+        lateral = exp.Lateral(this=inner.subquery(), alias=exp.TableAlias(this=exp.to_identifier("__inner")))
+        around.append("joins", exp.Join(this=lateral, kind="CROSS"))
     free = [part for part in condition_of(outer, "where") if not holds_call(part) and not part.find(exp.Query)]
     set_condition(around, "where", [] if in_from else free)
     around.set("with_", visible_ctes(outer))
@@ -270,7 +273,7 @@ def _take_tables_before(around: exp.Select, outer: exp.Select, block: exp.Select
         if isinstance(held, list):
             stop = next((number for number, part in enumerate(held) if part is place), len(held))
             around.set(key, [part.copy() for part in held[:stop]])
-        elif held is not None:
+        elif held is not None and held is not place:
             around.set(key, held.copy())
     return place is not None and place.arg_key in SOURCES
 

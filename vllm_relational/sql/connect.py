@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Settings
-from vllm_relational.sql.parse import Statement, names_in, statements
+from vllm_relational.sql.parse import Statement, holds_call, names_in, parse, statements
 from vllm_relational.sql.store import Store
 from vllm_relational.sql.trail import Model, Trail
 
@@ -66,14 +67,14 @@ class Result:
 
 
 class Connection:
-    """A DuckDB connection that knows LLM, LLM_FILTER, LLM_CLASSIFY, LLM_SCORE, LLM_EXTRACT and LLM_AGG.
+    """A DuckDB connection that knows LLM, LLM_FILTER, LLM_CLASSIFY, LLM_SCORE, LLM_EXTRACT, LLM_AGG and retrieve.
 
     duckdb:   the connection below, for everything else.
     last_run: what the last statement with LLM functions asked; None before the first.
     """
 
     def __init__(self, opened: duckdb.DuckDBPyConnection, llm: Model, side: Path | None, settings: Settings) -> None:
-        self.duckdb, self.settings = opened, settings
+        self.duckdb, self.settings = opened, _with_retriever(settings)
         self._llm = llm
         self._store = Store(opened, side)
         self._frames: set[str] = set()
@@ -90,7 +91,7 @@ class Connection:
         result = None
         for statement in statements(query):
             self._register_frames(statement.text, frame)
-            result = self._ask(statement.text) if statement.asks else self._pass_on(statement)
+            result = self._ask(statement) if statement.asks else self._pass_on(statement)
         return result
 
     execute = sql
@@ -99,10 +100,13 @@ class Connection:
         relation = self.duckdb.sql(statement.text)
         return Result(relation) if relation is not None else None
 
-    def _ask(self, text: str) -> Result | None:
+    def _ask(self, statement: Statement) -> Result | None:
+        text = statement.text
         if match := _EXPLAIN.match(text):
             plan = self._explained(text[match.end() :])
             return Result(self.duckdb.from_arrow(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]})))
+        if not holds_call(parse(text)):  # a table or macro of the user's has the name
+            return self._pass_on(statement)
         self.last_run = execute(self._job(text))
         rows = self.last_run.rows
         return Result(self.duckdb.from_arrow(rows)) if rows is not None else None
@@ -175,6 +179,14 @@ class Connection:
         tables = self.duckdb.execute("SELECT table_name FROM duckdb_tables()").fetchall()
         views = self.duckdb.execute("SELECT view_name FROM duckdb_views()").fetchall()
         return {name.casefold() for (name,) in tables} | ({name.casefold() for (name,) in views} - self._frames)
+
+
+def _with_retriever(settings: Settings) -> Settings:
+    if settings.retriever is not None:
+        return settings
+    from vllm_relational.retrieving import Retriever
+
+    return dataclasses.replace(settings, retriever=Retriever())
 
 
 def _is_frame(found: Any) -> bool:

@@ -14,6 +14,7 @@ from vllm_relational.sql.cost import Tokens, measured, predicted
 from vllm_relational.sql.execute import Execution
 from vllm_relational.sql.forecast import Forecast, Plan
 from vllm_relational.sql.operator import Operator, Settings
+from vllm_relational.sql.retrieve import Retrieval
 
 WIDTH = 110
 SHOWN = 90
@@ -54,6 +55,8 @@ def _needs(entry: Forecast) -> Sequence[str]:
 
 def _heading(operator: Operator) -> str:
     places = {"from": "in ON", "where": "in WHERE", "group": "in GROUP BY", "having": "in HAVING"}
+    if isinstance(operator.question, Retrieval):
+        places["from"] = "in FROM"
     return f"{operator.table.place} {places.get(operator.clause, 'in SELECT')}: {operator.sql}"
 
 
@@ -62,6 +65,8 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
     if entry.reads:
         asked = ", ".join(f"llm.{name}" for name in entry.reads)
         lines = [f"at most {operator.rows_in:,} rows; its input is the answers of {asked}: nothing to plan yet"]
+    elif isinstance(operator.question, Retrieval):
+        lines = _search_lines(operator, operator.question)
     else:
         lines = [_input_line(entry), f"{_most(entry)}{_tokens(entry.tokens, settings)} (tokens {entry.counts})"]
     lines += _layout_lines(operator)
@@ -74,7 +79,15 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
     if entry.share < 1:
         expected = _tokens(entry.tokens.times(entry.share), settings)
         lines.append(f"expected, if {entry.share:.0%} of them are asked: {expected}")
-    return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
+    return [*lines, *_notes(operator)]
+
+
+def _search_lines(operator: Operator, found: Retrieval) -> list[str]:
+    before = operator.distinct - operator.asked
+    known = f", {before:,} of them searched before" if before > 0 else ""
+    placed = "by rank" if found.ordered else "placed so that rows share them"
+    each = "1 passage each" if found.k == 1 else f"{found.k} passages each, {placed}"
+    return [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct{known}; {each}"]
 
 
 def _layout_lines(operator: Operator) -> list[str]:
@@ -94,6 +107,8 @@ def _input_line(entry: Forecast) -> str:
 
 
 def _run_lines(operator: Operator, settings: Settings) -> list[str]:
+    if isinstance(operator.question, Retrieval):
+        return [*_search_lines(operator, operator.question), *_notes(operator)]
     lines = [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct, {operator.asked:,} asked"]
     lines += _layout_lines(operator)
     if operator.reports:
@@ -104,7 +119,11 @@ def _run_lines(operator: Operator, settings: Settings) -> list[str]:
         lines.append(f"measured: {_tokens(counted, settings, seconds)}")
     if operator.table.failed:
         lines.append(f"failed: {len(operator.table.failed):,} inputs, listed in llm_errors")
-    return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
+    return [*lines, *_notes(operator)]
+
+
+def _notes(operator: Operator) -> list[str]:
+    return list(dict.fromkeys(f"rewrite: {note}" for note in operator.notes))
 
 
 def _tokens(tokens: Tokens, settings: Settings, seconds: float | None = None) -> str:

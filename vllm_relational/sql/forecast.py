@@ -16,11 +16,13 @@ from sqlglot import exp
 from vllm_relational.sql.aggregate import first_parts
 from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
+from vllm_relational.sql.functions import Question
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.parse import DIALECT, parse
 from vllm_relational.sql.passes.blocking import check_rows, two_sides
 from vllm_relational.sql.planner import Asked, Driver, Planner
+from vllm_relational.sql.retrieve import Retrieval
 
 # Share of rows that an LLM predicate keeps, before any was asked.
 ASSUMED_SELECTIVITY = 0.5
@@ -60,6 +62,13 @@ class Forecast:
         unknown = self.waits_for or self.reads or self.stops_after or self.candidates or self.is_partial
         return not unknown
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether all answers that may be needed are there; passages are, as a forecast searches for them."""
+        if isinstance(self.operator.question, Retrieval):
+            return not self.reads and not self.is_partial
+        return not self.to_ask and self.is_certain
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -86,7 +95,8 @@ class Plan:
 class Extent:
     """How much of a statement to forecast; by default all.
 
-    choosing:    to choose a layout: pairs of semantic joins are left out, there can be very many.
+    choosing:    to choose a layout: pairs of semantic joins are left out, there can be very many, and passages that a
+                 run may not need.
     counts_only: the inputs, but no tokens.
     halvings:    so often the inputs are halved, and tokens scaled up again.
     common:      by operator the fields by whose values inputs are chosen, so that operators keep the same rows.
@@ -123,7 +133,7 @@ class _Forecaster(Driver):
     def settle(self, asked: Asked) -> None:
         """Plan the inputs that are known, or say what they wait for."""
         found, operator = self._found, asked.operator
-        unknown = {known.operator.table.lookup for known in found.values() if known.to_ask or not known.is_certain}
+        unknown = {known.operator.table.lookup for known in found.values() if not known.is_answered}
         query, waits = _without(asked.query, unknown)
         entry = found.setdefault(operator.table.name, Forecast(operator))
         names = {known.operator.table.lookup: name for name, known in found.items()}
@@ -138,14 +148,18 @@ class _Forecaster(Driver):
             self._plan(entry, asked, query)
 
     def _plan(self, entry: Forecast, asked: Asked, query: exp.Select) -> None:
-        sides, settings = two_sides(asked.operator.question.function, asked.columns), self._job.settings
-        if sides is not None and self._extent.choosing:
+        question, settings = asked.operator.question, self._job.settings
+        sides = two_sides(question.function, asked.columns)
+        if self._extent.choosing and (sides is not None or (isinstance(question, Retrieval) and not entry.is_certain)):
             entry.is_partial = True
             return
         if sides is not None:
             check_rows(self._job.count(query))
         inputs = self._job.distinct_inputs(asked.operator, query)
-        _plan_inputs(self._job, entry, inputs, self._extent)
+        if isinstance(question, Retrieval):
+            self._job.ask(asked.operator, inputs)
+            return
+        _plan_inputs(self._job, entry, inputs, question, self._extent)
         if entry.stops_after and asked.operator.rows_in:
             likely = max(settings.batch_rows, entry.stops_after / ASSUMED_SELECTIVITY)
             entry.share = min(entry.share, likely / asked.operator.rows_in)
@@ -161,7 +175,7 @@ class _Forecaster(Driver):
         return super().first(planner, kept, need)
 
 
-def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, extent: Extent) -> None:
+def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, question: Question, extent: Extent) -> None:
     """What the pipeline's plan says of the inputs without an answer, or of some of them."""
     operator, keys = entry.operator, inputs[KEY].to_pylist()
     todo = inputs.filter(pa.array([_is_open(entry, key) for key in keys], pa.bool_()))
@@ -171,13 +185,13 @@ def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, extent: Extent) ->
     if extent.counts_only:
         entry.to_ask += todo.num_rows
         return
-    records, options = operator.records(todo), operator.options()
-    if operator.question.function == "LLM_AGG":
-        records = first_parts(job.llm, records, operator.question, options)
+    records, options = operator.records(todo), operator.options(question)
+    if question.function == "LLM_AGG":
+        records = first_parts(job.llm, records, question, options)
     kept = thinned(records, extent.common.get(operator.table.name, ()), extent.halvings)
-    report = job.llm.forecast(kept, operator.question.template, quick=extent.quick, **options)
+    report = job.llm.forecast(kept, question.template, quick=extent.quick, **options)
     scale = records.num_rows / kept.num_rows
-    output = report.num_asked * answer_tokens(operator.question.decision)
+    output = report.num_asked * answer_tokens(question.decision)
     tokens = Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
     entry.tokens += tokens.times(scale)
     entry.to_ask += round(report.num_asked * scale)

@@ -12,7 +12,8 @@ from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, conjuncts, own_nodes, set_condition
 from vllm_relational.sql.functions import Argument
-from vllm_relational.sql.parse import calls, error_here, holds_call, is_call
+from vllm_relational.sql.parse import calls, error_here, holds_call, is_call, is_retrieval
+from vllm_relational.sql.retrieve import spell_tables
 
 VOLATILE = {"random", "rand", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"}
 ARGUMENTS_META, WRITTEN_META = "arguments", "written"
@@ -21,6 +22,8 @@ ARGUMENTS_META, WRITTEN_META = "arguments", "written"
 def normalise(tree: exp.Expr, sql: str) -> None:
     """Change the tree in place; raises ``SQLError`` for what cannot be planned."""
     _refuse_volatile(tree, sql)
+    for query in tree.find_all(exp.Select):
+        _join_behind_from(query)
     for call in calls(tree):
         call.meta[WRITTEN_META] = call.sql(dialect="duckdb")
         call.meta[ARGUMENTS_META] = [None if given.is_star else argument_of(given) for given in call.expressions]
@@ -30,14 +33,26 @@ def normalise(tree: exp.Expr, sql: str) -> None:
     for call in list(calls(tree)):
         if call.name.upper() == "LLM_AGG":
             _aggregate_values(call, sql)
+    spell_tables(tree, sql)
+
+
+def _join_behind_from(query: exp.Select) -> None:
+    """``FROM a, b SELECT ...``: the parser hangs b on a; as everywhere else, it is a join of the query."""
+    held = query.args.get("from_")
+    if held is not None and held.this.args.get("joins"):
+        joins = [*held.this.args["joins"], *(query.args.get("joins") or [])]
+        held.this.set("joins", None)
+        query.set("joins", joins)
 
 
 def argument_of(column: exp.Expr) -> Argument:
-    """How the prompt may name an argument: a column by its name, a call by its function's, the rest by their SQL."""
+    """How the prompt may name an argument: columns and passages by their name, calls by their function's, else SQL."""
     if isinstance(column, exp.Order):
         return argument_of(column.this)
     if is_call(column):
         return Argument(column.name.lower())
+    if isinstance(column, exp.Dot) and is_retrieval(column.this.unnest()):
+        return Argument(column.expression.name)
     if isinstance(column, exp.Column) and not isinstance(column.this, exp.Star):
         return Argument(column.name, column.table)
     return Argument(column.sql(dialect="duckdb").replace("{", "(").replace("}", ")"))  # the prompt has braces too

@@ -16,6 +16,7 @@ from vllm_relational.sql.blocks import KEY
 from vllm_relational.sql.cost import Prices, Rates
 from vllm_relational.sql.functions import Question
 from vllm_relational.sql.passes.blocking import Candidates
+from vllm_relational.sql.retrieve import Retrieval, Retrieves
 from vllm_relational.sql.store import BLOCKED, OperatorTable, Store
 
 
@@ -48,6 +49,7 @@ class Settings:
     rates, prices: to show seconds and dollars beside tokens.
     layout:        of every prompt but those of LLM_AGG, 'question-first' or 'row-first'; None chooses by statement.
     max_pairs:     pairs of a semantic join that are asked at most where nothing proposes candidates.
+    retriever:     searches for ``retrieve``; None for one that opens each index with the model that it names.
     """
 
     max_tokens: int = FreeText.max_tokens
@@ -65,6 +67,7 @@ class Settings:
     rates: Rates | None = None
     prices: Prices | None = None
     layout: Layout | None = None
+    retriever: Retrieves | None = None
 
     def __post_init__(self) -> None:
         if self.layout is not None:
@@ -80,7 +83,7 @@ class Settings:
 class Operator:
     """A question as a statement asks it.
 
-    sql:     the call as it stands in the statement.
+    sql:     the call as it stands in the statement; question: what it asks, or for ``retrieve`` looks for.
     clause:  where it stands.
     table:   its answers.
     reports: of the runs that this statement needed.
@@ -92,7 +95,7 @@ class Operator:
 
     sql: str
     clause: str
-    question: Question
+    question: Question | Retrieval
     table: OperatorTable
     settings: Settings
     reports: list[RunReport] = field(default_factory=list)
@@ -103,9 +106,14 @@ class Operator:
     places: set[int | None] = field(default_factory=set)
     layout: Layout = QUESTION_FIRST
 
-    def options(self) -> dict[str, Any]:
-        """The options of ``RelationalLLM.run`` for this operator."""
-        return {**self.settings.options(self.question), "layout": self.layout}
+    def options(self, question: Question) -> dict[str, Any]:
+        """The options of ``RelationalLLM.run`` for the question of this operator."""
+        return {**self.settings.options(question), "layout": self.layout}
+
+    @property
+    def keeps_nulls(self) -> bool:
+        """Whether inputs with a null get an answer."""
+        return keeps_nulls(self.question, self.settings)
 
     def pending(self, inputs: pa.Table) -> pa.Table:
         """The inputs without an answer; columns: key, then the fields."""
@@ -122,11 +130,18 @@ class Operator:
         if todo.num_rows == 0:
             return
         records, keys = self.records(todo), todo[KEY].to_pylist()
-        with store.checkpoint(self.table, keys, self.layout) as kept:
-            answers, errors = self._run(llm, records, kept)
-            values = [self.question.value(answer) for answer in answers]
-            store.add(self.table, keys, _structs(records), values, [error or "" for error in errors])
+        if isinstance(self.question, Retrieval):
+            found = self.question.search(records.column(0).combine_chunks())
+            store.add(self.table, keys, _structs(records), found, [""] * len(keys))
+        else:
+            self._ask_model(self.question, llm, store, records, keys)
         self.asked += todo.num_rows
+
+    def _ask_model(self, question: Question, llm: Asks, store: Store, records: pa.Table, keys: list[str]) -> None:
+        with store.checkpoint(self.table, keys, self.layout) as kept:
+            answers, errors = self._run(question, llm, records, kept)
+            values = [question.value(answer) for answer in answers]
+            store.add(self.table, keys, _structs(records), values, [error or "" for error in errors])
 
     def rule_out(self, store: Store, inputs: pa.Table) -> None:
         """Answer the inputs that have no answer yet with false, without asking."""
@@ -134,13 +149,20 @@ class Operator:
         keys = todo[KEY].to_pylist()
         store.add(self.table, keys, _structs(self.records(todo)), [False] * len(keys), [BLOCKED] * len(keys))
 
-    def _run(self, llm: Asks, records: pa.Table, kept: dict[str, Any]) -> tuple[Sequence[Any], Sequence[str | None]]:
-        options = self.options()
-        if self.question.function == "LLM_AGG":
-            return reduce_groups(llm, records, self.question, options, self.reports)
-        result = llm.run(records, self.question.template, **{**options, **kept})
+    def _run(
+        self, question: Question, llm: Asks, records: pa.Table, kept: dict[str, Any]
+    ) -> tuple[Sequence[Any], Sequence[str | None]]:
+        options = self.options(question)
+        if question.function == "LLM_AGG":
+            return reduce_groups(llm, records, question, options, self.reports)
+        result = llm.run(records, question.template, **{**options, **kept})
         self.reports.append(result.report)
         return result.answers, result.errors
+
+
+def keeps_nulls(question: Question | Retrieval, settings: Settings) -> bool:
+    """Whether a question may be asked about nulls; nothing is near to a null."""
+    return settings.keeps_nulls and isinstance(question, Question)
 
 
 def _structs(records: pa.Table) -> pa.Array:

@@ -14,9 +14,10 @@ from sqlglot.errors import ParseError, TokenError
 from sqlglot.tokenizer_core import Token, TokenType
 
 from vllm_relational.records import RelationalError
-from vllm_relational.sql.functions import LITERALS, USAGE
+from vllm_relational.sql.functions import LITERALS, RETRIEVE, USAGE
 
 DIALECT = "duckdb"
+FUNCTIONS = {*LITERALS, RETRIEVE}
 _NAMES_IN_MESSAGE = re.compile(r"""["']([^"']+)["']|with name (\w+)|Function (\w+)""")
 
 
@@ -26,7 +27,7 @@ class SQLError(RelationalError):
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement of a text, exactly as written. ``asks``: it calls an LLM function."""
+    """One statement of a text, exactly as written. ``asks``: it calls an LLM function or ``retrieve``."""
 
     text: str
     asks: bool
@@ -63,7 +64,7 @@ def _behind_command(tokens: list[Token]) -> list[Token]:
 def _asks(tokens: Sequence[Token]) -> bool:
     pairs = pairwise(tokens)
     return any(
-        name.text.upper() in LITERALS and name.token_type != TokenType.STRING and after.token_type == TokenType.L_PAREN
+        name.text.upper() in FUNCTIONS and name.token_type != TokenType.STRING and after.token_type == TokenType.L_PAREN
         for name, after in pairs
     )
 
@@ -93,12 +94,17 @@ def parse(sql: str) -> exp.Expr:
 
 
 def is_call(node: Any) -> bool:
-    """Whether a node of the tree calls an LLM function."""
-    return isinstance(node, exp.Anonymous) and node.name.upper() in LITERALS
+    """Whether a node of the tree calls an LLM function or ``retrieve``."""
+    return isinstance(node, exp.Anonymous) and node.name.upper() in FUNCTIONS
+
+
+def is_retrieval(node: Any) -> bool:
+    """Whether a node of the tree calls ``retrieve``."""
+    return isinstance(node, exp.Anonymous) and node.name.upper() == RETRIEVE
 
 
 def calls(tree: exp.Expr) -> Iterator[exp.Anonymous]:
-    """Every call of an LLM function in the tree."""
+    """Every call of an LLM function or ``retrieve`` in the tree."""
     return (node for node in tree.find_all(exp.Anonymous) if is_call(node))
 
 
@@ -124,10 +130,10 @@ def parts_of(call: exp.Anonymous, sql: str) -> CallParts:
     arguments = call.expressions
     if len(arguments) < len(wanted) + 2:
         raise error_here(sql, call, f"{function} has {len(arguments)} arguments: write {USAGE[function]}")
-    prompt = _literal(arguments[0])
+    prompt = literal(arguments[0])
     if not isinstance(prompt, str):
         raise error_here(sql, call, f"the prompt of {function} is not a text in quotes: write {USAGE[function]}")
-    literals = tuple(_literal(argument) for argument in arguments[1 : len(wanted) + 1])
+    literals = tuple(literal(argument) for argument in arguments[1 : len(wanted) + 1])
     for name, value in zip(wanted, literals, strict=True):
         if value is None:
             raise error_here(sql, call, f"{function} needs {name} after the prompt: write {USAGE[function]}")
@@ -137,7 +143,7 @@ def parts_of(call: exp.Anonymous, sql: str) -> CallParts:
     return CallParts(function, prompt, literals, columns)
 
 
-def _literal(node: exp.Expr) -> Any:
+def literal(node: exp.Expr) -> Any:
     """The value of a literal text, whole number or list of texts; None for anything else."""
     if isinstance(node, exp.Literal):
         return node.this if node.is_string else _number(node.this)
@@ -145,7 +151,7 @@ def _literal(node: exp.Expr) -> Any:
         number = _number(node.this.this)
         return -number if isinstance(number, int) else None
     if isinstance(node, exp.Array):
-        return [_literal(item) for item in node.expressions]
+        return [literal(item) for item in node.expressions]
     return None
 
 

@@ -63,7 +63,7 @@ def choose_layouts(job: Job, tree: exp.Expr, operators: Sequence[Operator], may_
 def sharing(operators: Sequence[Operator]) -> list[list[Operator]]:
     """Operators that read a field of the same name, directly or through others; groups of two or more."""
     groups: list[tuple[set[str], list[Operator]]] = []
-    for operator in [one for one in operators if one.question.function != "LLM_AGG"]:
+    for operator in [one for one in operators if one.question.has_layout]:
         fields, members = set(operator.question.reads), [operator]
         for group in [group for group in groups if group[0] & fields]:
             groups.remove(group)
