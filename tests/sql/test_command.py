@@ -9,7 +9,7 @@ from char_ngrams import char_ngrams
 from fake_engine import FakeEngine
 from typer.testing import CliRunner
 
-from vllm_relational import RelationalLLM, cli_options, embed
+from vllm_relational import embed
 from vllm_relational.cli import app
 from vllm_relational.table import read_table
 
@@ -25,10 +25,9 @@ def db(tmp_path):
 
 
 @pytest.fixture
-def engine(monkeypatch) -> FakeEngine:
-    engine = FakeEngine(lambda row: row["text"].upper())
-    monkeypatch.setattr(cli_options, "make_llm", lambda *_, **__: RelationalLLM(engine=engine))
-    return engine
+def engine(cli_engine) -> FakeEngine:
+    cli_engine.answer = lambda row: row["text"].upper()
+    return cli_engine
 
 
 def run(*arguments: object):
