@@ -121,7 +121,7 @@ class Asker(Driver):
             sample = table.take(pa.array(np.unique(rows)))
             samples.append(sample[KEY].to_pylist())
             pending = asked.operator.pending(table).num_rows
-            asked.operator.ask(self._job.llm, self._job.store, sample)
+            asked.operator.ask(self._job.llm, self._job.store, sample, audits=False)
             cost += pending * _tokens_a_prompt(asked.operator) / table.num_rows
         kept, rows_seen = self._seen(planner, block, part, found, samples)
         return Estimate(cost, kept / rows_seen if rows_seen else 1.0, rows_seen)

@@ -82,6 +82,13 @@ def run_sql(connection: Connection, text: str, output: Path | None) -> Result | 
         raise RelationalError(str(error).splitlines()[0]) from error
 
 
+def interrupted(side: Path | None) -> str:
+    """What to say after Ctrl-C."""
+    if side is None:
+        return "interrupted: nothing was kept; with --side FILE answers are kept, and the same command goes on"
+    return f"interrupted: the answers so far are kept with {side}; the same command goes on from them"
+
+
 def explained(connection: Connection, text: str) -> str:
     """The plan of the last statement that asks; the statements before it must not ask, and are run."""
     parts = statements(text)

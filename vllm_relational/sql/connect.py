@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
 from vllm_relational.sql.job import Job
+from vllm_relational.sql.merging import Merging
 from vllm_relational.sql.operator import Asks, Settings
 from vllm_relational.sql.parse import Statement, names_in, statements
 from vllm_relational.sql.store import Store
@@ -32,16 +34,19 @@ def connect(
     llm:     a ``RelationalLLM``.
     side:    a file for the operators' inputs and answers, from which a later session goes on; None keeps them in
              memory. They never go into ``database``.
-    options: the fields of ``Settings``; ``read_only=True`` opens the database so.
+    options: the fields of ``Settings`` but for ``merging``, whose own are options too: dedup, normalize, similarity,
+             similar_columns, embedder, cache, audit, seed. ``read_only=True`` opens the database so.
     Raises ``RelationalError`` when a file cannot be opened.
     """
     read_only = bool(options.pop("read_only", False))
+    merging = {each.name: options.pop(each.name) for each in dataclasses.fields(Merging) if each.name in options}
+    settings = Settings(merging=Merging(**merging), **options)
     try:
         opened = duckdb.connect(str(database), read_only=read_only)
     except duckdb.Error as error:
         raise RelationalError(f"cannot open the database {database}: {str(error).splitlines()[0]}") from error
     try:
-        return Connection(opened, llm, Path(side) if side is not None else None, Settings(**options))
+        return Connection(opened, llm, Path(side) if side is not None else None, settings)
     except BaseException:
         opened.close()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import duckdb
@@ -28,12 +29,14 @@ class Execution:
     rows:      the result; None for a statement without one.
     rewritten: the SQL that DuckDB finished with.
     notes:     what the optimiser did to the statement as a whole.
+    unread:    columns that the settings of deduplication name and no question reads.
     """
 
     operators: list[Operator] = field(default_factory=list)
     rows: pa.Table | None = None
     rewritten: str = ""
     notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     @property
     def asked(self) -> int:
@@ -47,6 +50,9 @@ def execute(job: Job) -> Execution:
     tree, notes = prepared(job)
     rehearsal = job.planner()
     bind(job, rehearse(rehearsal, tree))
+    if job.settings.merging.dedup != "exact":
+        for operator in rehearsal.operators:
+            operator.check(job.llm)
     job.store.forget_failures(operator.table for operator in rehearsal.operators)
     planner = job.planner()
     planner.plan(tree, Asker(job))
@@ -56,7 +62,15 @@ def execute(job: Job) -> Execution:
         rows = relation.to_arrow_table() if relation is not None else None
     except duckdb.Error as error:
         raise engine_error(job.sql, error) from error
-    return Execution(planner.operators, rows, text, notes)
+    return Execution(planner.operators, rows, text, notes, unread(job, planner.operators))
+
+
+def unread(job: Job, operators: Iterable[Operator]) -> list[str]:
+    """Columns that the settings of deduplication name and no question of the statement reads: misspelt, most likely.
+
+    No error: the settings are those of a session, and its other statements may read them.
+    """
+    return job.settings.merging.unread(name for operator in operators for name in operator.question.reads)
 
 
 def prepared(job: Job) -> tuple[exp.Expr, list[str]]:

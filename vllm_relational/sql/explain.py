@@ -6,6 +6,7 @@ that nobody has yet, the numbers are those for all rows that may come, and an es
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -14,8 +15,9 @@ from sqlglot import exp
 from vllm_relational.sql.aggregate import first_parts
 from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
-from vllm_relational.sql.execute import bind, prepared, rehearse
+from vllm_relational.sql.execute import bind, prepared, rehearse, unread
 from vllm_relational.sql.job import Job
+from vllm_relational.sql.merging import inherited
 from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.parse import DIALECT, parse
 from vllm_relational.sql.passes.blocking import check_rows, two_sides
@@ -32,6 +34,7 @@ class Forecast:
     """What is known of an operator before it is asked.
 
     tokens:     of the prompts that have no answer yet, for all rows that may come.
+    to_ask:     prompts; open: inputs without an answer; inherits: of these, those that share the prompt of another.
     share:      of these rows, the part that is expected to come: 1 where that is certain.
     waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
     counts:     how tokens were counted.
@@ -43,6 +46,8 @@ class Forecast:
     operator: Operator
     tokens: Tokens = field(default_factory=Tokens)
     to_ask: int = 0
+    open: int = 0
+    inherits: int = 0
     share: float = 1.0
     waits_for: list[str] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
@@ -61,13 +66,15 @@ class Forecast:
 class Plan:
     """The forecasts of a statement in the order in which its operators would be asked.
 
-    sql: the statement on one line, without comments; notes: what was rewritten in it as a whole.
+    sql: the statement on one line, without comments; notes: what was rewritten in it as a whole; unread: columns that
+    the settings of deduplication name and no question reads.
     """
 
     sql: str
     forecasts: tuple[Forecast, ...]
     settings: Settings
     notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> Tokens:
@@ -83,9 +90,11 @@ def forecast(job: Job) -> Plan:
     tree, notes = prepared(job)
     bind(job, rehearse(job.planner(), tree))
     found: dict[str, Forecast] = {}
-    job.planner().plan(tree, _Forecaster(job, found))
+    planner = job.planner()
+    planner.plan(tree, _Forecaster(job, found))
     written = parse(job.sql).sql(dialect=DIALECT, comments=False)
-    return Plan(written, tuple(found.values()), job.settings, tuple(notes))
+    misspelt = tuple(unread(job, planner.operators))
+    return Plan(written, tuple(found.values()), job.settings, tuple(notes), misspelt)
 
 
 class _Forecaster(Driver):
@@ -135,24 +144,27 @@ class _Forecaster(Driver):
 def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table) -> None:
     """What the pipeline's plan says of the inputs without an answer."""
     operator, keys = entry.operator, inputs[KEY].to_pylist()
-    todo = inputs.filter(pa.array([_is_open(entry, key) for key in keys], pa.bool_()))
+    todo = inputs.filter(pa.array(_are_open(entry, keys), pa.bool_()))
     entry.planned.update(keys)
     if todo.num_rows == 0:
         return
-    records, options = operator.records(todo), operator.settings.options(operator.question)
+    records = operator.records(todo)
+    options = operator.settings.options(operator.question, records)
     if operator.question.function == "LLM_AGG":
         records = first_parts(job.llm, records, operator.question, options)
     report = job.llm.prepare(records, operator.question.template, **options).plan(job.llm.expected_engine()).report
     output = report.num_asked * answer_tokens(operator.question.decision)
     entry.tokens += Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
     entry.to_ask += report.num_asked
+    entry.open += todo.num_rows
+    entry.inherits += inherited([report])
     entry.counts = report.token_counts
 
 
-def _is_open(entry: Forecast, key: str) -> bool:
+def _are_open(entry: Forecast, keys: Sequence[str]) -> list[bool]:
     """Whether a run would ask: without an answer, or failed before, and not planned for another place already."""
-    table = entry.operator.table
-    return (key not in table.answers or key in table.failed) and key not in entry.planned
+    table, merging = entry.operator.table, entry.operator.merging
+    return [(table.is_open(key, merging) or key in table.failed) and key not in entry.planned for key in keys]
 
 
 def _without(query: exp.Select, unknown: set[str]) -> tuple[exp.Select, list[str]]:
