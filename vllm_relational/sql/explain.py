@@ -6,27 +6,27 @@ that nobody has yet, the numbers are those for all rows that may come, and an es
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.sql.aggregate import first_parts
-from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, conjunction, conjuncts, lookups
+from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, condition_of, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
 from vllm_relational.sql.execute import bind, prepared, rehearse, unread
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.merging import inherited
 from vllm_relational.sql.operator import Operator, Settings
-from vllm_relational.sql.parse import DIALECT, parse
+from vllm_relational.sql.parse import DIALECT, calls, holds_call, parse
 from vllm_relational.sql.passes.blocking import check_rows, two_sides
 from vllm_relational.sql.planner import Asked, Driver, Planner
+from vllm_relational.sql.selectivity import ASSUMED, Selectivity, product, selectivities
+from vllm_relational.sql.store import OperatorTable
 
-# Share of rows that an LLM predicate keeps, before any was asked.
-ASSUMED_SELECTIVITY = 0.5
-# On a block with a LIMIT: the rows after which a run stops.
-NEED_META = "need"
+# On a block with a LIMIT: the rows after which a run stops, and what its predicates keep.
+NEED_META, KEPT_META = "need", "kept"
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Forecast:
     tokens:     of the prompts that have no answer yet, for all rows that may come.
     to_ask:     prompts; open: inputs without an answer; inherits: of these, those that share the prompt of another.
     share:      of these rows, the part that is expected to come: 1 where that is certain.
+    kept:       what predicates keep of these rows, behind ``share``.
     waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
     counts:     how tokens were counted.
     planned:    the keys that are in ``tokens``.
@@ -49,12 +50,19 @@ class Forecast:
     open: int = 0
     inherits: int = 0
     share: float = 1.0
+    kept: list[Selectivity] = field(default_factory=list)
     waits_for: list[str] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
     counts: str = "exact"
     stops_after: int = 0
     planned: set[str] = field(default_factory=set)
     candidates: int = 0
+
+    def narrow(self, share: float, kept: Sequence[Selectivity] = ()) -> None:
+        """At most that share of the rows is expected to come."""
+        if kept and share <= self.share:
+            self.kept = list(kept)
+        self.share = min(self.share, share)
 
     @property
     def is_certain(self) -> bool:
@@ -106,19 +114,31 @@ class _Forecaster(Driver):
     def settle(self, asked: Asked) -> None:
         """Plan the inputs that are known, or say what they wait for."""
         found, operator = self._found, asked.operator
-        unknown = {known.operator.table.lookup for known in found.values() if known.to_ask or not known.is_certain}
-        query, waits = _without(asked.query, unknown)
+        unknown = {
+            known.operator.table.lookup: known.operator.table
+            for known in found.values()
+            if known.to_ask or not known.is_certain
+        }
+        query, undecided = _without(asked.query, unknown)
         entry = found.setdefault(operator.table.name, Forecast(operator))
-        names = {known.operator.table.lookup: name for name, known in found.items()}
         entry.stops_after = max(entry.stops_after, asked.site.block.meta.get(NEED_META, 0))
-        entry.waits_for += [names[name] for name in waits if names[name] not in entry.waits_for]
-        entry.share = min(entry.share, ASSUMED_SELECTIVITY ** len(waits))
-        reads = sorted({names[node.name] for node in lookups(query) if node.name in unknown})
+        kept = self._kept(undecided, unknown)
+        entry.waits_for += [each.operator for each in kept if each.operator not in entry.waits_for]
+        entry.narrow(product(kept), kept)
+        reads = sorted({unknown[node.name].name for node in lookups(query) if node.name in unknown})
         if reads:
             entry.reads += reads
             operator.rows_in += self._job.count(_rows_only(query))
         else:
             self._plan(entry, asked, query)
+
+    def _kept(self, conditions: Sequence[exp.Expr], unknown: Mapping[str, OperatorTable]) -> list[Selectivity]:
+        """What the conditions keep; one operator counts once, as a guard repeats a condition."""
+        found: dict[str, Selectivity] = {}
+        for condition in conditions:
+            for each in selectivities(self._job, condition, unknown):
+                found.setdefault(each.operator, each)
+        return list(found.values())
 
     def _plan(self, entry: Forecast, asked: Asked, query: exp.Select) -> None:
         sides, settings = two_sides(asked.operator.question.function, asked.columns), self._job.settings
@@ -127,18 +147,30 @@ class _Forecaster(Driver):
         inputs = self._job.distinct_inputs(asked.operator, query)
         _plan_inputs(self._job, entry, inputs)
         if entry.stops_after and asked.operator.rows_in:
-            likely = max(settings.batch_rows, entry.stops_after / ASSUMED_SELECTIVITY)
-            entry.share = min(entry.share, likely / asked.operator.rows_in)
+            kept: list[Selectivity] = asked.site.block.meta.get(KEPT_META, [])
+            likely = max(settings.batch_rows, entry.stops_after / max(product(kept), 1 / asked.operator.rows_in))
+            entry.narrow(likely / asked.operator.rows_in, kept)
         if sides is not None and settings.candidates is not None and inputs.num_rows:
             left = [ARGUMENT.format(place) for place in sides[0]]
             rows = inputs.group_by(left).aggregate([]).num_rows
             entry.candidates = min(rows * settings.candidates_k, inputs.num_rows)
-            entry.share = min(entry.share, entry.candidates / inputs.num_rows)
+            entry.narrow(entry.candidates / inputs.num_rows)
 
     def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
         """A run stops once enough rows passed; the forecast is for all that may be asked."""
         kept.meta[NEED_META] = need
+        parts = [part for part in condition_of(kept, "where") if holds_call(part)]
+        kept.meta[KEPT_META] = [each for part in parts for each in self._passing(planner, part)]
         return super().first(planner, kept, need)
+
+    def _passing(self, planner: Planner, part: exp.Expr) -> list[Selectivity]:
+        """What a predicate keeps whose call is still to be asked."""
+        found = list(calls(part))
+        if len(found) != 1:
+            return [Selectivity("", ASSUMED)]
+        asked, test = planner.inspect(found[0]), exp.paren(part.copy(), copy=False)
+        next(calls(test)).replace(planner.lookup(asked))
+        return selectivities(self._job, test, {asked.operator.table.lookup: asked.operator.table})
 
 
 def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table) -> None:
@@ -167,23 +199,20 @@ def _are_open(entry: Forecast, keys: Sequence[str]) -> list[bool]:
     return [(table.is_open(key, merging) or key in table.failed) and key not in entry.planned for key in keys]
 
 
-def _without(query: exp.Select, unknown: set[str]) -> tuple[exp.Select, list[str]]:
-    """The query without the conditions that nobody can decide yet, and the lookups in these conditions."""
+def _without(query: exp.Select, unknown: Container[str]) -> tuple[exp.Select, list[exp.Expr]]:
+    """The query without the conditions that nobody can decide yet, and these conditions."""
     query = query.copy()
-    dropped: list[str] = []
+    dropped: list[exp.Expr] = []
     for clause in list(query.find_all(exp.Where, exp.Having, exp.Qualify)):
-        kept = []
+        kept: list[exp.Expr] = []
         for part in conjuncts(clause.this):
-            names = [node.name for node in lookups(part) if node.name in unknown]
-            dropped += [name for name in names if name not in dropped]
-            if not names:
-                kept.append(part)
+            undecided = any(node.name in unknown for node in lookups(part))
+            (dropped if undecided else kept).append(part)
         clause.set("this", conjunction(kept) or exp.true())
     for guarded in [case for case in query.find_all(exp.Case) if GUARD_META in case.meta]:
         branch = guarded.args["ifs"][0]
-        names = [node.name for node in lookups(branch.this) if node.name in unknown]
-        dropped += [name for name in names if name not in dropped]
-        if names:
+        if any(node.name in unknown for node in lookups(branch.this)):
+            dropped.append(branch.this.copy())
             branch.set("this", exp.true())
     return query, dropped
 

@@ -73,6 +73,7 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
     if entry.share < 1:
         expected = _tokens(entry.tokens.times(entry.share), settings)
         lines.append(f"expected, if {entry.share:.0%} of them are asked: {expected}")
+    lines += [f"selectivity: {kept}" for kept in entry.kept]
     return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
 
 
