@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
+from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.merging import Merging
 from vllm_relational.sql.operator import Asks, Settings
@@ -55,12 +56,13 @@ def connect(
 class Result:
     """The rows of a query, computed; ``df()``, ``arrow()``, ``fetchall()`` and what else a DuckDB relation has."""
 
-    def __init__(self, relation: duckdb.DuckDBPyRelation) -> None:
-        self.relation = relation
+    def __init__(self, relation: duckdb.DuckDBPyRelation, connection: duckdb.DuckDBPyConnection) -> None:
+        self.relation, self._connection = relation, connection
 
     def arrow(self) -> pa.Table:
         """The rows as an Arrow table."""
-        return self.relation.to_arrow_table()
+        with interruptible(self._connection):
+            return self.relation.to_arrow_table()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.relation, name)
@@ -100,16 +102,20 @@ class Connection:
     execute = sql
 
     def _pass_on(self, statement: Statement) -> Result | None:
-        relation = self.duckdb.sql(statement.text)
-        return Result(relation) if relation is not None else None
+        with interruptible(self.duckdb):
+            relation = self.duckdb.sql(statement.text)
+        return Result(relation, self.duckdb) if relation is not None else None
 
     def _ask(self, text: str) -> Result | None:
         if match := _EXPLAIN.match(text):
             plan = self._explained(text[match.end() :])
-            return Result(self.duckdb.from_arrow(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]})))
+            return self._result(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]}))
         self.last_run = execute(self._job(text))
         rows = self.last_run.rows
-        return Result(self.duckdb.from_arrow(rows)) if rows is not None else None
+        return self._result(rows) if rows is not None else None
+
+    def _result(self, rows: pa.Table) -> Result:
+        return Result(self.duckdb.from_arrow(rows), self.duckdb)
 
     def forecast(self, query: str) -> Plan:
         """The plan of a statement as numbers; nothing is sent to a model."""

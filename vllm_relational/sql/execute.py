@@ -12,10 +12,11 @@ from sqlglot import exp
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.ask import Asker
 from vllm_relational.sql.blocks import Aggregates, sql_of
+from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.normalise import normalise
 from vllm_relational.sql.operator import Operator
-from vllm_relational.sql.parse import engine_error, error_here, parse
+from vllm_relational.sql.parse import engine_error, misplaced, parse
 from vllm_relational.sql.passes.inner_limit import push_limits
 from vllm_relational.sql.passes.prune import drop_unread
 from vllm_relational.sql.passes.pushdown import push_conditions
@@ -58,8 +59,9 @@ def execute(job: Job) -> Execution:
     planner.plan(tree, Asker(job))
     text = sql_of(tree)
     try:
-        relation = job.connection.sql(text)
-        rows = relation.to_arrow_table() if relation is not None else None
+        with interruptible(job.connection):
+            relation = job.connection.sql(text)
+            rows = relation.to_arrow_table() if relation is not None else None
     except duckdb.Error as error:
         raise engine_error(job.sql, error) from error
     return Execution(planner.operators, rows, text, notes, unread(job, planner.operators))
@@ -80,7 +82,7 @@ def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
     """
     tree = parse(job.sql)
     if not _may_ask(tree):
-        raise error_here(job.sql, tree, "LLM functions may stand in SELECT, CREATE TABLE AS and INSERT ... SELECT only")
+        raise misplaced(job.sql, tree)
     normalise(tree, job.sql)
     if not job.settings.optimize:
         return tree, []

@@ -91,7 +91,11 @@ def _input_line(entry: Forecast) -> str:
 
 
 def _run_lines(operator: Operator, settings: Settings) -> list[str]:
-    others = ((operator.inherited, "inherited"), (operator.cached, "from the result cache"))
+    others = (
+        (operator.resumed, "resumed"),
+        (operator.inherited, "inherited"),
+        (operator.cached, "from the result cache"),
+    )
     counts = "".join(f", {inputs:,} {how}" for inputs, how in others if inputs)
     lines = [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct, {operator.asked:,} asked{counts}"]
     if operator.reports:

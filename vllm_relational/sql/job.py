@@ -9,6 +9,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import KEY, sql_of
+from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.operator import Asks, Operator, Settings
 from vllm_relational.sql.parse import engine_error
 from vllm_relational.sql.planner import Planner
@@ -35,7 +36,8 @@ class Job:
     def fetch(self, text: str) -> pa.Table:
         """The rows of a query that this package wrote."""
         try:
-            return self.connection.sql(text).to_arrow_table()
+            with interruptible(self.connection):
+                return self.connection.sql(text).to_arrow_table()
         except duckdb.Error as error:
             raise engine_error(self.sql, error) from error
 
@@ -47,7 +49,8 @@ class Job:
         """Store the rows of a query in a temporary table, which stays until the next statement; returns its name."""
         name = self.store.new_rows()
         try:
-            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {text}").fetchall()
+            with interruptible(self.connection):
+                self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {text}").fetchall()
         except duckdb.Error as error:
             raise engine_error(self.sql, error) from error
         return name

@@ -19,7 +19,7 @@ from vllm_relational.config import DEFAULT_EMBEDDER, DEFAULT_SIMILARITY, DedupCo
 from vllm_relational.records import Agreement, MergeExample, RunReport
 
 ALL = "*"
-ASKED, CACHED = "asked", "cached"
+ASKED, CACHED, RESUMED = "asked", "cached", "resumed"
 # Steps whose merges are a matter of settings: what they gave is not what the model said of that input.
 BEYOND_EXACT = {"normalized": "equal in normal form", "semantic": "close in meaning"}
 SHOWN_EXAMPLES = 3

@@ -22,6 +22,7 @@ def normalise(tree: exp.Expr, sql: str) -> None:
     """Change the tree in place; raises ``SQLError`` for what cannot be planned."""
     _refuse_volatile(tree, sql)
     for call in calls(tree):
+        _refuse_aggregation(call, sql)
         call.meta[WRITTEN_META] = call.sql(dialect="duckdb")
         call.meta[ARGUMENTS_META] = [None if given.is_star else argument_of(given) for given in call.expressions]
     for query in list(tree.find_all(exp.Select)):
@@ -52,6 +53,19 @@ def _refuse_volatile(tree: exp.Expr, sql: str) -> None:
             what = "a sample" if sampled else "random()" if name == "RAND" else f"{name.lower()}()"
             fix = "CREATE TEMP TABLE picked AS SELECT ... first, then ask about it"
             raise error_here(sql, node, f"{what} gives other rows each time it runs: {fix}")
+
+
+def _refuse_aggregation(call: exp.Anonymous, sql: str) -> None:
+    """What belongs to aggregates cannot stand with a call that is asked row by row."""
+    name, held = call.name.upper(), call.parent
+    if isinstance(held, exp.Window) and call.arg_key == "this":
+        fix = "use GROUP BY" if name == "LLM_AGG" else f"aggregate its answers: max({name}(...)) OVER (...)"
+        raise error_here(sql, call, f"{name} cannot run over a window: {fix}")
+    if isinstance(held, exp.Filter) and name != "LLM_AGG":
+        raise error_here(sql, call, f"{name} takes no FILTER: write CASE WHEN condition THEN {name}(...) END")
+    if any(isinstance(given, exp.Distinct) for given in call.expressions):
+        fix = "SELECT DISTINCT in a subquery" if name == "LLM_AGG" else "equal inputs are asked once anyway"
+        raise error_here(sql, call, f"{name} takes no DISTINCT: {fix}")
 
 
 def _name_items(query: exp.Select) -> None:
@@ -86,8 +100,6 @@ def _aggregate_values(call: exp.Anonymous, sql: str) -> None:
     """``LLM_AGG(p, c) FILTER (WHERE x)`` -> a call over ``list(c ORDER BY c) FILTER (WHERE c IS NOT NULL AND x)``."""
     if len(call.expressions) != 2:
         return  # the planner says what is wrong
-    if isinstance(call.parent, exp.Window):
-        raise error_here(sql, call, "LLM_AGG cannot run over a window: use GROUP BY")
     given = call.expressions[1]
     order = given if isinstance(given, exp.Order) else None
     column = order.this if order is not None else given

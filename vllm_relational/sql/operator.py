@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from vllm_relational.sql.aggregate import reduce_groups
 from vllm_relational.sql.blocks import KEY
 from vllm_relational.sql.cost import Prices, Rates
 from vllm_relational.sql.functions import Question
-from vllm_relational.sql.merging import ASKED, BEYOND_EXACT, CACHED, Merging
+from vllm_relational.sql.merging import ASKED, BEYOND_EXACT, CACHED, RESUMED, Merging
 from vllm_relational.sql.passes.blocking import Candidates
 from vllm_relational.sql.store import BLOCKED, OperatorTable, Settled, Store
 
@@ -85,7 +86,7 @@ class Operator:
     notes:   what the optimiser did.
     places:  where in the statement's text the question stands.
     rows_in: rows of the block that needed an answer; distinct: inputs among them that differ.
-    asked, inherited, cached: how many inputs came by their answers so in this statement.
+    asked, inherited, cached, resumed (from an interrupted statement): how inputs came by answers in this statement.
     """
 
     sql: str
@@ -100,6 +101,7 @@ class Operator:
     asked: int = 0
     inherited: int = 0
     cached: int = 0
+    resumed: int = 0
     places: set[int | None] = field(default_factory=set)
 
     @property
@@ -136,10 +138,12 @@ class Operator:
         self._count(said.origins)
 
     def _count(self, origins: Sequence[str]) -> None:
-        inherited, cached = sum(origin in BEYOND_EXACT for origin in origins), origins.count(CACHED)
+        counts = Counter(origins)
+        inherited = sum(counts[step] for step in BEYOND_EXACT)
         self.inherited += inherited
-        self.cached += cached
-        self.asked += len(origins) - inherited - cached
+        self.cached += counts[CACHED]
+        self.resumed += counts[RESUMED]
+        self.asked += len(origins) - inherited - counts[CACHED] - counts[RESUMED]
 
     def _to_audit(self) -> int:
         """The rows that the batches before have left of those to audit."""

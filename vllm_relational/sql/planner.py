@@ -34,6 +34,7 @@ from vllm_relational.sql.passes.limit import split
 from vllm_relational.sql.store import Store
 
 SPLIT_META = "split"
+CLAUSES = {"from": "ON", "where": "WHERE", "group": "GROUP BY"}
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,8 @@ class Planner:
             site = site_of(call, self._aggregates)
         except LookupError:
             raise self._error(call, "an LLM function cannot stand here: use it inside of a SELECT") from None
+        if call.name.upper() == "LLM_AGG" and site.clause in ("from", "where", "group"):
+            raise self._error(call, f"LLM_AGG cannot stand in {CLAUSES[site.clause]}: groups come after it; use HAVING")
         question, columns = self._question(call, site)
         guards = guards_of(call, self._aggregates) if self.settings.optimize else []
         eager = not self.settings.optimize

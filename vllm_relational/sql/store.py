@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +125,8 @@ class Store:
                 f"CREATE TABLE IF NOT EXISTS {self.schema}.llm_errors(operator VARCHAR, inputs VARCHAR, reason VARCHAR)"
             )
         except duckdb.Error as error:
-            raise RelationalError(f"cannot keep answers in {place}: {str(error).splitlines()[0]}") from error
+            self._cursor.close()
+            raise RelationalError(_cannot_open(str(side or place), error)) from error
 
     # ---------------------------------------------------------------------------------------------------- tables
     def table(self, identity: str, function: str, prompt: str, sql_type: str) -> OperatorTable:
@@ -275,3 +277,15 @@ class Store:
         self._tables.clear()
         self._cursor.execute(f"DETACH {self.database}")
         self._cursor.close()
+
+
+def _cannot_open(place: str, error: duckdb.Error) -> str:
+    """Why the file of answers cannot be opened, and what to do about it."""
+    reason = str(error).splitlines()[0]
+    if "Could not set lock" in reason:
+        holder = re.search(r"PID (\d+)", reason)
+        who = f"another process (number {holder[1]})" if holder else "another process"
+        return f"{who} has the side file {place} open: wait for it, or name another with --side (side=...)"
+    if "already attached" in reason or "Unique file handle" in reason:
+        return f"this process has {place} open already: close that session, or name another side file (side=...)"
+    return f"cannot keep answers in {place}: {reason}"
