@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
-from vllm_relational.sql.interrupts import interruptible
+from vllm_relational.sql.interrupts import interruptible, interrupts
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.merging import Merging
 from vllm_relational.sql.operator import Asks, Settings
@@ -96,7 +96,8 @@ class Connection:
         result = None
         for statement in statements(query):
             self._register_frames(statement.text, frame)
-            result = self._ask(statement.text) if statement.asks else self._pass_on(statement)
+            with interrupts():
+                result = self._ask(statement.text) if statement.asks else self._pass_on(statement)
         return result
 
     execute = sql
@@ -122,7 +123,8 @@ class Connection:
         from vllm_relational.sql.explain import forecast
 
         self._register_frames(query, sys._getframe(1))
-        return forecast(self._job(query))
+        with interrupts():
+            return forecast(self._job(query))
 
     def explain(self, query: str) -> str:
         """The plan of a statement as a text; nothing is sent to a model."""
@@ -135,7 +137,8 @@ class Connection:
     def _explained(self, query: str) -> str:
         from vllm_relational.sql.explain import explain
 
-        return explain(self._job(query))
+        with interrupts():
+            return explain(self._job(query))
 
     def report(self) -> str:
         """What the last statement with LLM functions asked, predicted against measured; '' before the first."""

@@ -18,6 +18,17 @@ _DONE = b"\0"  # no signal has this number
 
 
 @contextmanager
+def interrupts() -> Iterator[None]:
+    """Within, Ctrl-C is a ``KeyboardInterrupt``: DuckDB makes another error of one that comes during its calls."""
+    try:
+        yield
+    except (RuntimeError, duckdb.Error, RelationalError) as error:
+        if any(sign in str(error) for sign in _SIGNS):
+            raise KeyboardInterrupt from error
+        raise
+
+
+@contextmanager
 def interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     """Within, Ctrl-C ends the connection's query and is a ``KeyboardInterrupt``. Only for queries."""
     if threading.current_thread() is not threading.main_thread():
@@ -29,11 +40,8 @@ def interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     watcher.start()
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        yield
-    except (RuntimeError, duckdb.Error, RelationalError) as error:
-        if any(sign in str(error) for sign in _SIGNS):
-            raise KeyboardInterrupt from error
-        raise
+        with interrupts():
+            yield
     finally:
         signal.set_wakeup_fd(before)
         os.write(writer, _DONE)
