@@ -93,6 +93,11 @@ def test_a_filter_keeps_the_rows_of_which_the_model_says_yes(con, engine):
         "SELECT id FROM review WHERE text IN (SELECT LLM('{name}', name) FROM product) OR LLM_FILTER('{text}', text)",
         "SELECT kind, LLM_FILTER('{kind} is odd', kind) FROM product GROUP BY ROLLUP (kind)",
         "SELECT DISTINCT ON (LLM('{text}', text)) 1 FROM review",
+        "SELECT LLM_FILTER('{kind}', kind) AS o, kind, count(*) FROM product GROUP BY CUBE (o, kind)",
+        "SELECT id FROM product p WHERE EXISTS (WITH w AS (FROM review r WHERE r.product_id = p.id) "
+        "SELECT 1 FROM w WHERE LLM_FILTER('{name} fits {text}', p.name, w.text))",
+        "SELECT id, (WITH w AS (FROM review r WHERE r.product_id = p.id), v AS (FROM w WHERE stars > 1) "
+        "SELECT max(LLM_SCORE('{text}', 1, 5, text)) FROM v) FROM product p",
     ],
 )
 def test_calls_stand_wherever_an_expression_may(connect, query):
@@ -100,6 +105,28 @@ def test_calls_stand_wherever_an_expression_may(connect, query):
     result, expected = planned.sql(query), naive.sql(query)
     assert result.columns == expected.columns
     assert sorted(map(repr, result.fetchall())) == sorted(map(repr, expected.fetchall()))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT {0} AS o, count(*) FROM product GROUP BY ROLLUP ({0})",
+        "SELECT {0} AS o, kind, count(*) FROM product GROUP BY CUBE (o, kind)",
+        "SELECT {0} AS o, kind, count(*), grouping(kind) FROM product GROUP BY GROUPING SETS (({0}, kind), ({0}), ())",
+        "WITH x AS (FROM product WHERE id < 5) "
+        "SELECT * FROM (WITH x AS (FROM x WHERE id > 1) SELECT id, {0} FROM x) s, x",
+        "WITH x AS (FROM product WHERE id < 5), "
+        "y AS (WITH x AS (FROM x WHERE id > 1), z AS (SELECT x.id, {0} AS k FROM x) FROM z) "
+        "SELECT y.*, x.name FROM y JOIN x ON x.id = y.id",
+        "WITH product AS (FROM product WHERE id < 5) SELECT id, {0} FROM (WITH product AS (FROM product WHERE id > 1) "
+        "FROM product) JOIN (SELECT kind AS k, name AS n FROM product) ON k = kind",
+    ],
+)
+def test_rows_are_those_of_the_same_query_with_a_plain_function(con, shop, query):
+    answers = con.sql("SELECT kind, LLM_SCORE('{kind}', 1, 5, kind) FROM product GROUP BY kind").fetchall()
+    plain = f"(CASE kind {' '.join(f'WHEN {kind} THEN {score}' for kind, score in answers)} END)"
+    rows = con.sql(query.format("LLM_SCORE('{kind}', 1, 5, kind)")).fetchall()
+    assert sorted(rows, key=repr) == sorted(shop.sql(query.format(plain)).fetchall(), key=repr)
 
 
 # ------------------------------------------------------------------------------------------------------ statements
@@ -295,6 +322,11 @@ def test_the_users_database_gets_no_table(engine, tmp_path):
         ("SELECT LLM('{text}', text) FILTER (WHERE id > 3) FROM review", (1, 8), "write CASE WHEN"),
         ("SELECT LLM('{text}', DISTINCT text) FROM review", (1, 8), "asked once anyway"),
         ("SELECT LLM_AGG('{text}', DISTINCT text) FROM review", (1, 8), "SELECT DISTINCT in a subquery"),
+        (
+            "SELECT 1 FROM product p JOIN (review r JOIN product q ON LLM_FILTER('{name}', q.name)) ON r.id = p.id",
+            (1, 58),
+            "join in parentheses: put it into WHERE",
+        ),
         ("SELECT id FROM review WHERE LLM_AGG('{text}', text) = 'x'", (1, 29), "use HAVING"),
         ("SELECT abs(LLM('{text}', text)) FROM review", (1, 8), r"'abs\(VARCHAR\)'.*casts\.\n"),
         ("SELECT id, LLM('{text}', text).a FROM review", (1, 32), "the LLM function"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _INNER = ("", "INNER", "CROSS")
 # False or NULL where one of their operands is NULL.
 _STRICT = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.ILike, exp.Between, exp.In)
+_ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.IntDiv, exp.Mod)
 
 
 def partner_keys(
@@ -81,10 +82,17 @@ def rejects_nulls(block: exp.Select, other: Source) -> bool:
     """Whether WHERE, or the ON of an inner join, drops the rows in which an optional table has no partner."""
     for part in (plain.unnest() for plain in _of_all_rows(block)):
         operands = [part.args.get("this"), part.args.get("expression")] if isinstance(part, _STRICT) else []
-        named = [column for column in operands if isinstance(column, exp.Column)]
-        if any(column.table.casefold() == other.alias.casefold() for column in named):
+        if any(_is_null_with(operand, other.alias.casefold()) for operand in operands):
             return True
     return False
+
+
+def _is_null_with(operand: exp.Expr | None, table: str) -> bool:
+    """Whether the operand is NULL where the columns of the table are."""
+    plain = operand.unnest() if operand is not None else None
+    if isinstance(plain, _ARITHMETIC):
+        return _is_null_with(plain.this, table) or _is_null_with(plain.expression, table)
+    return isinstance(plain, exp.Column) and plain.table.casefold() == table
 
 
 def _of_all_rows(block: exp.Select) -> list[exp.Expr]:
