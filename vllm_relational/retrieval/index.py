@@ -7,7 +7,6 @@ is the cosine.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from vllm_relational.embed import Embedder, embed_texts
+from vllm_relational.extras import import_faiss
 from vllm_relational.records import RelationalError
 from vllm_relational.retrieval.passages import Passages, distinct_passages
 from vllm_relational.retrieval.sidecar import REBUILD, Sidecar, digest_of, read_index, write_index
 
 Search = Literal["exact", "approximate"]
+PURPOSE = "a vector index"  # what needs faiss
 
 # Clusters (faiss IVF): as many as 4 sqrt(passages), each trained on 39 to 64 of them, as faiss advises; a search looks
 # into 1 of 16, at least 16. Not a graph (HNSW): one over 100,000 vectors took 9 minutes to build on two busy cores.
@@ -62,7 +63,7 @@ def build_index(
     path = Path(path)
     _check_search(search)
     _check_folder(path)
-    faiss = import_faiss()
+    faiss = import_faiss(PURPOSE)
     passages = distinct_passages(table, column)
     vectors = embed_texts(embedder, passages.texts)
     index = _new_index(faiss, vectors, search)
@@ -100,7 +101,7 @@ class TextIndex:
         A stale index, one whose passages are no longer those of the table, is an error, or with ``rebuild`` built
         again. That the embedding model is still the same is checked with each search, on one passage.
         """
-        path, faiss = Path(path), import_faiss()
+        path, faiss = Path(path), import_faiss(PURPOSE)
         data, sidecar = read_index(path)
         _check_search(sidecar.search)
         passages = distinct_passages(table, sidecar.column)
@@ -207,15 +208,6 @@ def _new_index(faiss: Any, vectors: np.ndarray, search: Search) -> Any:
         index.train(vectors)
     index.add(vectors)
     return index
-
-
-def import_faiss() -> Any:
-    """The library; ``RelationalError`` with the command to install it where it is missing."""
-    if importlib.util.find_spec("faiss") is None:
-        raise RelationalError("a vector index needs faiss: pip install 'vllm-relational[semantic]'")
-    import faiss
-
-    return faiss
 
 
 def _check_list(questions: Any) -> None:

@@ -121,7 +121,7 @@ class Asker(Driver):
             sample = table.take(pa.array(np.unique(rows)))
             samples.append(sample[KEY].to_pylist())
             pending = asked.operator.pending(table).num_rows
-            self._job.ask(asked.operator, sample)
+            self._job.ask(asked.operator, sample, audits=False)
             cost += pending * self._tokens_a_prompt(asked.operator, sample) / table.num_rows
         kept, rows_seen = self._seen(planner, block, part, found, samples)
         return Estimate(cost, kept / rows_seen if rows_seen else 1.0, rows_seen)
@@ -134,7 +134,7 @@ class Asker(Driver):
         llm, records, question = self._job.llm, operator.records(sample), operator.question
         if isinstance(question, Retrieval):
             return 1.0
-        prepared = llm.prepare(records, question.template, **operator.options(question))
+        prepared = llm.prepare(records, question.template, **operator.options(question, records))
         report = prepared.plan(llm.expected_engine()).report
         computed: float = report.predicted.computed_tokens / max(report.num_asked, 1)
         return computed + answer_tokens(question.decision)

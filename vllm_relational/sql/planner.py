@@ -16,6 +16,7 @@ from vllm_relational.sql.blocks import (
     Aggregates,
     Site,
     condition_of,
+    group_keys,
     input_query,
     key_of,
     lookup,
@@ -40,6 +41,7 @@ from vllm_relational.sql.store import Store
 SPLIT_META = "split"
 # Conditions of an outer query that the input of a subquery in FROM is limited to.
 KEPT_META = "kept"
+CLAUSES = {"from": "ON", "where": "WHERE", "group": "GROUP BY"}
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,10 @@ class Planner:
         group: exp.Group | None = block.args.get("group")
         if group is None:
             return
-        parts = [part for part in group.expressions if holds_call(part)]
-        for part in parts:
-            written, place = sql_of(part.unnest()), group.expressions.index(part)
+        for part in [key for key in group_keys(group) if holds_call(key)]:
+            written, held, place = sql_of(part.unnest()), part.parent, (part.arg_key, part.index)
             self.visit(part)
-            settled = group.expressions[place]
+            settled = _at(held, *place)
             for clause in ("having", "expressions", "distinct", "qualify", "order"):
                 for other in self._parts(block, clause):
                     for node in [node for node in own_nodes(other) if sql_of(node) == written]:
@@ -218,6 +219,11 @@ class Planner:
             site = site_of(call, self._aggregates)
         except LookupError:
             raise self._error(call, "an LLM function cannot stand here: use it inside of a SELECT") from None
+        join = call.find_ancestor(exp.Join, exp.Select)
+        if isinstance(join, exp.Join) and join.parent is not site.block:
+            raise self._error(call, "an LLM function cannot stand in a join in parentheses: put it into WHERE")
+        if call.name.upper() == "LLM_AGG" and site.clause in ("from", "where", "group"):
+            raise self._error(call, f"LLM_AGG cannot stand in {CLAUSES[site.clause]}: groups come after it; use HAVING")
         question, columns = self._question(call, site)
         guards = guards_of(call, self._aggregates) if self.settings.optimize else []
         eager = not self.settings.optimize
@@ -358,6 +364,14 @@ def _distinct_arguments(
     for column, argument in zip(columns, named, strict=True):
         kept.setdefault(argument.qualified.casefold(), (column, argument))
     return [column for column, _ in kept.values()], [argument for _, argument in kept.values()]
+
+
+def _at(held: exp.Expr | None, key: str | None, index: int | None) -> exp.Expr:
+    """What stands at a place of a node now."""
+    assert held is not None and key is not None
+    found = held.args[key]
+    settled: exp.Expr = found if index is None else found[index]
+    return settled
 
 
 def _note_conditions(operator: Operator, site: Site, guards: Sequence[exp.Expr]) -> None:

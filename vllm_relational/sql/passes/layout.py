@@ -132,6 +132,7 @@ class _Search:
     def exact_plan(self) -> Plan | None:
         """The forecast with the chosen layouts, where it is of all inputs."""
         whole = self._extent.is_exact and not any(entry.is_partial for entry in self._plan.forecasts)
+        whole = whole and self._job.settings.merging.dedup != "semantic"
         return self._plan if whole else None
 
 
