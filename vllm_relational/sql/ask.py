@@ -38,7 +38,7 @@ class Asker(Driver):
     def settle(self, asked: Asked) -> None:
         """Ask the inputs without an answer; of a semantic join, those that are likely to hold."""
         job, settings = self._job, self._job.settings
-        sides = two_sides(asked.operator.question.function, asked.columns)
+        sides = two_sides(asked.operator.question.function, asked.columns, asked.site.block)
         if sides is not None:
             check_rows(job.count(asked.query))
         inputs = job.distinct_inputs(asked.operator, asked.query)

@@ -173,7 +173,7 @@ class _Forecaster(Driver):
 
     def _plan(self, entry: Forecast, asked: Asked, query: exp.Select) -> None:
         question, settings = asked.operator.question, self._job.settings
-        sides = two_sides(question.function, asked.columns)
+        sides = two_sides(question.function, asked.columns, asked.site.block)
         if self._extent.choosing and (sides is not None or (isinstance(question, Retrieval) and not entry.is_certain)):
             entry.is_partial = True
             return
