@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from vllm_relational.config import DedupConfig, QueryConfig
 from vllm_relational.dedup import normalizer
 from vllm_relational.dedup.normalize import DEFAULT_RULES
+from vllm_relational.engine import vllm_embedder
 from vllm_relational.pipeline import plan_query, prepare, run_query
 from vllm_relational.records import (
     Choice,
@@ -162,6 +163,19 @@ def test_a_real_model_merges_paraphrases(minilm):
     assert result.source_rows[0] == result.source_rows[1]
     assert result.source_rows[2:].tolist() == [2, 3]
     assert result.report.dedup.too_long == 1 and result.report.dedup.examples[0].similarity > 0.9
+
+
+def test_a_model_in_vllm_is_opened_by_its_name_and_gives_its_memory_back(monkeypatch):
+    class InVllm(HashedTrigrams):
+        def release(self) -> None:
+            released.append(self.name)
+
+    released: list[str] = []
+    monkeypatch.setattr(vllm_embedder, "VllmEmbedder", lambda model: InVllm(name=f"vllm:{model}"))
+    dedup = DedupConfig("semantic", similarity=0.9, embedder="vllm:some/model")
+    result = ask([{"a": text} for text in ["Clean room", "clean room", "parking"]], dedup=dedup)
+    assert result.source_rows.tolist() == [0, 0, 2] and released == ["vllm:some/model"]
+    assert result.report.dedup.settings["embedder"] == "vllm:some/model"
 
 
 def test_equal_texts_are_embedded_once():

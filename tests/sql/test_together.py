@@ -162,11 +162,12 @@ def test_a_side_file_goes_on_over_passages_in_the_layout_that_it_had(opened, tmp
     with pytest.raises(EngineDiedError, match="send the statement again"):
         con.sql(ASK)
     con.close()
-    con = opened(ByMeaning(), side=side)
+    con = opened(ByMeaning(), side=side, layout="question-first")
     assert "40 of them searched before" in con.explain(ASK)
     rows = con.sql(ASK).fetchall()
     second = llm_operators(con)[1]
     assert second.resumed == 5 and second.reports[0].layout == "row-first"
+    assert con.report().count("layout: the row first") == 1  # of what was asked, not of what the settings say
     assert rows == opened(ByMeaning(), optimize=False).sql(ASK).fetchall()
     assert not list(tmp_path.glob("*.checkpoint.jsonl"))
 

@@ -93,7 +93,9 @@ def _search_lines(operator: Operator, found: Retrieval) -> list[str]:
 
 
 def _layout_lines(operator: Operator) -> list[str]:
-    return ["layout: the row first, the question behind it"] if operator.layout == ROW_FIRST else []
+    """Of a run, what was asked: one that was interrupted goes on in the layout that it had."""
+    layout = operator.reports[-1].layout if operator.reports else operator.layout
+    return ["layout: the row first, the question behind it"] if layout == ROW_FIRST else []
 
 
 def _most(entry: Forecast) -> str:
