@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_engine import FakeEngine
 from hypothesis import settings
+
+from vllm_relational import RelationalLLM, cli_options
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -16,6 +19,14 @@ TRAINING_TEXTS = [
     '"name": "Quiet room",\n"comments": "Lovely!",\n"score": 4,\n',
     "Is this review positive? Answer yes or no.",
 ]
+
+
+@pytest.fixture
+def cli_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """Stands in for whatever engine the options of a command name; says the row's ``text``."""
+    engine = FakeEngine(lambda row: row["text"])
+    monkeypatch.setattr(cli_options, "make_llm", lambda *_, **__: RelationalLLM(engine=engine))
+    return engine
 
 
 @pytest.fixture(scope="session")

@@ -20,5 +20,6 @@ class HashedTrigrams:
         for vector, text in zip(vectors, texts, strict=True):
             padded = f"  {text.casefold()} "
             for start in range(len(padded) - 2):
-                vector[zlib.crc32(padded[start : start + 3].encode(), self.seed) % self.dimension] += 1
+                trigram = padded[start : start + 3].encode("utf-8", "replace")
+                vector[zlib.crc32(trigram, self.seed) % self.dimension] += 1
         return vectors

@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_engine import FakeEngine
 from typer.testing import CliRunner
 
-from vllm_relational import RelationalLLM, cli_options
+from vllm_relational import RelationalLLM
 from vllm_relational.cli import app
 from vllm_relational.table import read_table
 
@@ -25,14 +24,6 @@ def table(tmp_path) -> Path:
     path = tmp_path / "t.csv"
     path.write_text(ROWS)
     return path
-
-
-@pytest.fixture
-def engine(monkeypatch) -> FakeEngine:
-    """Stands in for whatever engine the options name."""
-    engine = FakeEngine(lambda row: row["text"])
-    monkeypatch.setattr(cli_options, "make_llm", lambda *_, **__: RelationalLLM(engine=engine))
-    return engine
 
 
 def run_cli(*arguments: object):
@@ -102,7 +93,7 @@ def test_a_dry_run_sees_prompts_too_long(table, tokenizer_folder):
 
 
 # --------------------------------------------------------------------------------------------------- asking
-def test_every_row_answered_is_status_0(table, tmp_path, engine):
+def test_every_row_answered_is_status_0(table, tmp_path, cli_engine):
     output = tmp_path / "out.csv"
     result = run(table, "-p", "{text}?", "-o", output)
     assert result.exit_code == 0 and result.stdout == ""
@@ -110,24 +101,24 @@ def test_every_row_answered_is_status_0(table, tmp_path, engine):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "t.csv"]
 
 
-def test_without_output_json_lines_go_to_standard_output(table, engine):
+def test_without_output_json_lines_go_to_standard_output(table, cli_engine):
     lines = run(table, "-p", "{text}?").stdout.splitlines()
     assert [json.loads(line)["answer"] for line in lines] == ["good", "bad", "good"]
 
 
-def test_some_rows_failed_is_status_1_and_the_checkpoint_stays(table, tmp_path, engine):
-    engine.fails = {1}
+def test_some_rows_failed_is_status_1_and_the_checkpoint_stays(table, tmp_path, cli_engine):
+    cli_engine.fails = {1}
     output = tmp_path / "out.jsonl"
     result = run(table, "-p", "{text}?", "-o", output)
     assert result.exit_code == 1 and "--resume" in result.stderr
     assert [row["error"] is None for row in read_table(output).to_pylist()] == [True, False, True]
-    engine.fails, engine.asked = set(), []
+    cli_engine.fails, cli_engine.asked = set(), []
     assert run(table, "-p", "{text}?", "-o", output, "--resume").exit_code == 0
-    assert [prompt.key for prompt in engine.asked] == [1]
+    assert [prompt.key for prompt in cli_engine.asked] == [1]
 
 
-def test_a_dead_engine_is_status_2_and_says_how_to_go_on(table, tmp_path, engine):
-    engine.dies_after = 1
+def test_a_dead_engine_is_status_2_and_says_how_to_go_on(table, tmp_path, cli_engine):
+    cli_engine.dies_after = 1
     message = [
         line for line in run(table, "-p", "{text}?", "-o", tmp_path / "o.csv").stderr.splitlines() if "error" in line
     ]
@@ -143,7 +134,7 @@ def test_a_dead_engine_is_status_2_and_says_how_to_go_on(table, tmp_path, engine
         (["--answer-column", "a", "--error-column", "e", "--order", "published"], ["good", "bad", "good"]),
     ],
 )
-def test_options(table, tmp_path, engine, options, answers):
+def test_options(table, tmp_path, cli_engine, options, answers):
     output = tmp_path / "out.parquet"
     assert run(table, "-p", "{text}?", "-o", output, *options).exit_code == 0
     column = options[1] if options[0] == "--answer-column" else "answer"
@@ -178,9 +169,9 @@ def test_options(table, tmp_path, engine, options, answers):
         (["-p", "{text}?", "-o", "out.xlsx"], "unknown output format"),
     ],
 )
-def test_wrong_options(table, engine, options, reason):
+def test_wrong_options(table, cli_engine, options, reason):
     assert reason in error_of(table, *options)
-    assert engine.asked == []
+    assert cli_engine.asked == []
 
 
 def test_no_model_and_no_server(table):
@@ -188,7 +179,7 @@ def test_no_model_and_no_server(table):
 
 
 @pytest.mark.parametrize("content", ["not json", "[1]", '{"type": "nonsense"}'])
-def test_bad_schema_files(table, tmp_path, engine, content):
+def test_bad_schema_files(table, tmp_path, cli_engine, content):
     (tmp_path / "schema.json").write_text(content)
     assert "JSON schema" in error_of(table, "-p", "{text}?", "--schema", tmp_path / "schema.json")
 
@@ -219,10 +210,10 @@ def test_a_table_that_may_not_be_read(table, monkeypatch):
     assert "Permission denied" in error_of(table, "-p", "{text}?", "--dry-run")
 
 
-def test_an_answer_column_that_exists_is_found_before_asking(tmp_path, engine):
+def test_an_answer_column_that_exists_is_found_before_asking(tmp_path, cli_engine):
     (tmp_path / "t.csv").write_text("answer\nx\n")
     assert "--answer-column" in error_of(tmp_path / "t.csv", "-p", "{answer}?")
-    assert engine.asked == []
+    assert cli_engine.asked == []
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
@@ -239,14 +230,14 @@ def test_wrong_usage_is_status_2():
     assert run("--no-such-option").exit_code == 2
 
 
-def test_bench_compares_orders_and_appends_lines(table, tmp_path, engine):
+def test_bench_compares_orders_and_appends_lines(table, tmp_path, cli_engine):
     lines = tmp_path / "bench.csv"
     result = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines)])
     assert result.exit_code == 0, result.output
     assert read_table(lines)["order"].to_pylist() == ["published", "fixed", "tree"]
 
 
-def test_bench_within_a_budget_reads_the_table_once_to_choose_the_rows(tmp_path, engine, monkeypatch):
+def test_bench_within_a_budget_reads_the_table_once_to_choose_the_rows(tmp_path, cli_engine, monkeypatch):
     (tmp_path / "t.csv").write_text("text,n\n" + "".join(f"row,{n}\n" for n in range(40)))
     prepared = []
     prepare = RelationalLLM.prepare
@@ -271,12 +262,12 @@ def test_options_are_checked_before_anything_is_asked(table, options, reason):
     assert reason in error_of(table, "-p", "{text}?", *options)
 
 
-def test_a_finished_job_is_not_asked_again_by_resume(table, tmp_path, engine):
+def test_a_finished_job_is_not_asked_again_by_resume(table, tmp_path, cli_engine):
     output = tmp_path / "out.csv"
     assert run(table, "-p", "{text}?", "-o", output).exit_code == 0
-    asked = len(engine.asked)
+    asked = len(cli_engine.asked)
     again = run(table, "-p", "{text}?", "-o", output, "--resume")
-    assert again.exit_code == 0 and "nothing to resume" in again.stderr and len(engine.asked) == asked
+    assert again.exit_code == 0 and "nothing to resume" in again.stderr and len(cli_engine.asked) == asked
 
 
 # -------------------------------------------------------------------------------------------------------- plan

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from char_ngrams import char_ngrams
 from fake_engine import FakeEngine
+from hashed_embedder import HashedTrigrams
 from typer.testing import CliRunner
 
-from vllm_relational import RelationalLLM, cli_options
+from vllm_relational import RelationalLLM
 from vllm_relational.cli import app
 from vllm_relational.records import RelationalError
 from vllm_relational.table import read_table
@@ -27,18 +27,11 @@ def table(tmp_path) -> Path:
     return path
 
 
-@pytest.fixture
-def engine(monkeypatch) -> FakeEngine:
-    engine = FakeEngine(lambda row: row["text"])
-    monkeypatch.setattr(cli_options, "make_llm", lambda *_, **__: RelationalLLM(engine=engine))
-    return engine
-
-
 def run_cli(*arguments: object):
     return CliRunner().invoke(app, [*map(str, arguments)])
 
 
-def test_merged_rows_and_where_their_answers_come_from(table, tmp_path, engine):
+def test_merged_rows_and_where_their_answers_come_from(table, tmp_path, cli_engine):
     output = tmp_path / "out.parquet"
     options = ["--dedup", "normalized", "--explain-dedup", "from", "-o", output]
     result = run_cli("run", table, "-p", "{text}?", *options)
@@ -50,18 +43,18 @@ def test_merged_rows_and_where_their_answers_come_from(table, tmp_path, engine):
     assert "row 0 <- row 1" in result.stderr and "equal in normal form" in result.stderr
 
 
-def test_failed_rows_have_no_source(table, tmp_path, engine):
-    engine.fails = {3}
+def test_failed_rows_have_no_source(table, tmp_path, cli_engine):
+    cli_engine.fails = {3}
     result = run_cli("run", table, "-p", "{text}?", "--explain-dedup", "from", "-o", tmp_path / "o.parquet")
     assert result.exit_code == 1
     answered = read_table(tmp_path / "o.parquet")
     assert answered["from"].to_pylist()[3] is None and answered["from_how"].to_pylist()[3] == "failed"
 
 
-def test_rules_by_column(table, engine):
+def test_rules_by_column(table, cli_engine):
     options = ["--dedup", "normalized", "--normalize", "text=case,stem", "--normalize", "*=exact"]
     assert run_cli("run", table, "-p", "{*}?", *options).exit_code == 0
-    assert len(engine.asked) == 5  # 'Good' and 'good!' differ in punctuation
+    assert len(cli_engine.asked) == 5  # 'Good' and 'good!' differ in punctuation
 
 
 @pytest.mark.parametrize(
@@ -80,24 +73,24 @@ def test_rules_by_column(table, engine):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_options_are_refused_before_anything_is_sent(table, engine, options, reason):
+def test_wrong_options_are_refused_before_anything_is_sent(table, cli_engine, options, reason):
     result = run_cli("run", table, "-p", "{text}?", *options)
     assert result.exit_code == 2 and reason in result.stderr, result.output
-    assert engine.asked == [] and "Traceback" not in result.stderr
+    assert cli_engine.asked == [] and "Traceback" not in result.stderr
 
 
-def test_a_second_run_takes_its_answers_from_the_cache(table, tmp_path, engine):
+def test_a_second_run_takes_its_answers_from_the_cache(table, tmp_path, cli_engine):
     arguments = ["run", table, "-p", "{text}?", "--cache", tmp_path / "c.db"]
     first = run_cli(*arguments)
-    asked = len(engine.asked)
+    asked = len(cli_engine.asked)
     second = run_cli(*arguments)
     assert (first.exit_code, second.exit_code) == (0, 0)
-    assert first.stdout == second.stdout and len(engine.asked) == asked == 5
+    assert first.stdout == second.stdout and len(cli_engine.asked) == asked == 5
     assert "found in the result cache" in second.stderr
     assert "fake: 5 answers" in run_cli("cache", tmp_path / "c.db").stdout
     assert "5 answers dropped" in run_cli("cache", tmp_path / "c.db", "--clear").stdout
     run_cli(*arguments)
-    assert len(engine.asked) == 2 * asked
+    assert len(cli_engine.asked) == 2 * asked
 
 
 def test_the_cache_command_makes_no_file(tmp_path):
@@ -106,7 +99,7 @@ def test_the_cache_command_makes_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_audit_is_in_every_form_of_the_report(table, tmp_path, engine):
+def test_an_audit_is_in_every_form_of_the_report(table, tmp_path, cli_engine):
     pytest.importorskip("matplotlib")
     options = ["--dedup", "normalized", "--audit", "3"]
     result = run_cli("run", table, "-p", "{text}?", *options, "--report", tmp_path / "r.json")
@@ -122,7 +115,7 @@ def test_an_audit_is_in_every_form_of_the_report(table, tmp_path, engine):
     assert "95% interval" in page and "row 0 &lt;- row 1" in page
 
 
-def test_a_dry_run_and_a_plan_count_merged_rows(table, engine):
+def test_a_dry_run_and_a_plan_count_merged_rows(table, cli_engine):
     exact, merged = (
         run_cli("run", table, "-p", "{text}?", "--dry-run", "--dedup", mode).stderr for mode in ("exact", "normalized")
     )
@@ -134,7 +127,7 @@ def test_a_dry_run_and_a_plan_count_merged_rows(table, engine):
 def test_an_embedder_may_be_a_function():
     llm = RelationalLLM(engine=FakeEngine())
     frame = pa.table({"a": ["a fine place", "a fine place!", "other"]})
-    result = llm.run(frame, "{a}?", dedup="semantic", embedder=char_ngrams, similarity=0.8, progress=False)
+    result = llm.run(frame, "{a}?", dedup="semantic", embedder=HashedTrigrams(), similarity=0.8, progress=False)
     assert result.origins.count("semantic") == 1
 
 

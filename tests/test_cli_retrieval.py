@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("faiss", reason="pip install 'vllm-relational[semantic]'")
 
-from vllm_relational import RelationalLLM, cli_options, embed
+from vllm_relational import embed
 from vllm_relational.cli import app
 from vllm_relational.engine import vllm_embedder
 
@@ -144,10 +144,9 @@ def test_an_embedding_engine_is_stopped_before_anything_else_starts(folder, monk
 
 # -------------------------------------------------------------------------------------------------- run --retrieve
 @pytest.fixture
-def engine(monkeypatch) -> FakeEngine:
-    engine = FakeEngine(lambda row: " + ".join(sorted([row["context_1"], row["context_2"]])))
-    monkeypatch.setattr(cli_options, "make_llm", lambda *_, **__: RelationalLLM(engine=engine))
-    return engine
+def engine(cli_engine) -> FakeEngine:
+    cli_engine.answer = lambda row: " + ".join(sorted([row["context_1"], row["context_2"]]))
+    return cli_engine
 
 
 def run(folder, *more: object):

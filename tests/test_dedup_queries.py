@@ -8,14 +8,15 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
-from char_ngrams import char_ngrams
 from fake_engine import ByteTokenizer, FakeEngine, canonical, row_of
+from hashed_embedder import HashedTrigrams
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_relational.config import DedupConfig, QueryConfig
 from vllm_relational.dedup import normalizer
 from vllm_relational.dedup.normalize import DEFAULT_RULES
+from vllm_relational.engine import vllm_embedder
 from vllm_relational.pipeline import plan_query, prepare, run_query
 from vllm_relational.records import (
     Choice,
@@ -39,8 +40,8 @@ modes = st.sampled_from(
         DedupConfig(),
         DedupConfig("normalized"),
         DedupConfig("normalized", {"a": ("case", "whitespace")}),
-        DedupConfig("semantic", embedder=char_ngrams, similarity=0.8, similar_columns=("a", "b")),
-        DedupConfig("semantic", {"*": ("default",)}, embedder=char_ngrams, similarity=0.8, similar_columns=("a",)),
+        DedupConfig("semantic", embedder=HashedTrigrams(), similarity=0.8, similar_columns=("a", "b")),
+        DedupConfig("semantic", {"*": ("default",)}, embedder=HashedTrigrams(), similarity=0.8, similar_columns=("a",)),
     ]
 )
 
@@ -125,7 +126,7 @@ def test_only_what_the_prompt_reads_counts():
 
 def test_rows_that_differ_in_a_column_not_compared_are_not_merged():
     rows = [{"a": "a fine place", "b": "1"}, {"a": "a fine place!", "b": "2"}, {"a": "a fine place.", "b": "1"}]
-    dedup = DedupConfig("semantic", similarity=0.8, embedder=char_ngrams)
+    dedup = DedupConfig("semantic", similarity=0.8, embedder=HashedTrigrams())
     result = ask(rows, dedup=dedup)
     assert result.source_rows[1] == 1 and result.source_rows[0] == result.source_rows[2] != 1
     assert result.report.dedup.settings["compared by meaning"] == "a; equal: b"
@@ -135,7 +136,7 @@ def test_rows_that_differ_in_a_column_not_compared_are_not_merged():
 
 def test_by_meaning_a_null_is_not_the_word_null():
     rows = [{"a": text, "b": "k"} for text in ["null", None, "null", None]]
-    dedup = DedupConfig("semantic", embedder=char_ngrams, similarity=0.9, similar_columns=("a", "b"))
+    dedup = DedupConfig("semantic", embedder=HashedTrigrams(), similarity=0.9, similar_columns=("a", "b"))
     assert ask(rows, dedup=dedup, nulls="keep").source_rows.tolist() == [0, 1, 0, 1]
 
 
@@ -144,7 +145,7 @@ def test_texts_that_the_embedder_cuts_are_not_merged():
         name = "cutting"
 
         def __call__(self, texts: list[str]) -> np.ndarray:
-            return char_ngrams([text[:5] for text in texts])
+            return HashedTrigrams()([text[:5] for text in texts])
 
         def reads_whole(self, texts: list[str]) -> list[bool]:
             return [len(text) <= 5 for text in texts]
@@ -164,12 +165,25 @@ def test_a_real_model_merges_paraphrases(minilm):
     assert result.report.dedup.too_long == 1 and result.report.dedup.examples[0].similarity > 0.9
 
 
+def test_a_model_in_vllm_is_opened_by_its_name_and_gives_its_memory_back(monkeypatch):
+    class InVllm(HashedTrigrams):
+        def release(self) -> None:
+            released.append(self.name)
+
+    released: list[str] = []
+    monkeypatch.setattr(vllm_embedder, "VllmEmbedder", lambda model: InVllm(name=f"vllm:{model}"))
+    dedup = DedupConfig("semantic", similarity=0.9, embedder="vllm:some/model")
+    result = ask([{"a": text} for text in ["Clean room", "clean room", "parking"]], dedup=dedup)
+    assert result.source_rows.tolist() == [0, 0, 2] and released == ["vllm:some/model"]
+    assert result.report.dedup.settings["embedder"] == "vllm:some/model"
+
+
 def test_equal_texts_are_embedded_once():
     seen: list[str] = []
 
     def embedder(texts: list[str]) -> np.ndarray:
         seen.extend(texts)
-        return char_ngrams(texts)
+        return HashedTrigrams()(texts)
 
     ask(
         [{"a": "x", "b": str(i)} for i in range(5)],
@@ -183,7 +197,10 @@ def test_equal_texts_are_embedded_once():
     [
         (DedupConfig("normalized", {"c": ("case",)}), "'c', which the prompt does not use"),
         (DedupConfig("normalized", {"a": ("nope",)}), "no rule 'nope'"),
-        (DedupConfig("semantic", similar_columns=("c",), embedder=char_ngrams), "'c', which the prompt does not use"),
+        (
+            DedupConfig("semantic", similar_columns=("c",), embedder=HashedTrigrams()),
+            "'c', which the prompt does not use",
+        ),
         (DedupConfig("semantic", embedder=lambda texts: np.zeros(3)), "one row a text"),
     ],
 )
@@ -266,7 +283,7 @@ def test_a_checkpoint_that_knows_rows_which_are_merged_now_does_no_harm(tmp_path
 
 @pytest.mark.parametrize(
     "change",
-    [DedupConfig(), DedupConfig("normalized", {"a": ("case",)}), DedupConfig("semantic", embedder=char_ngrams)],
+    [DedupConfig(), DedupConfig("normalized", {"a": ("case",)}), DedupConfig("semantic", embedder=HashedTrigrams())],
     ids=lambda dedup: dedup.mode,
 )
 def test_a_checkpoint_does_not_serve_other_deduplication(tmp_path, change):

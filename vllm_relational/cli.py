@@ -16,7 +16,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_relational import cli_options, cli_output, cli_retrieval, cli_sql
-from vllm_relational.cli_options import BaseUrl, Concurrency, EngineArg, Model, Tokenizer, Verbose
+from vllm_relational.cli_options import (
+    Audit,
+    BaseUrl,
+    CacheFile,
+    Concurrency,
+    Dedup,
+    EmbedderName,
+    EngineArg,
+    Model,
+    Normalize,
+    Seed,
+    Similar,
+    Similarity,
+    Tokenizer,
+    Verbose,
+)
 from vllm_relational.config import (
     DEFAULT_EMBEDDER,
     DEFAULT_ORDER,
@@ -56,21 +71,6 @@ Layout = Annotated[str, typer.Option(help="What a prompt begins with: question-f
 Nulls = Annotated[str, typer.Option(help="error: a null in a used column fails the row; keep: the model sees null.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N rows.")]
 Report = Annotated[Path | None, typer.Option(help="Also write the report as a file: .json, else one HTML page.")]
-Dedup = Annotated[str, typer.Option(help="Rows that pass for equal are asked once: exact, normalized, semantic.")]
-Normalize = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="COLUMN=rule,rule (* for all others): unicode, case, punctuation, whitespace, spelling, stopwords, lemma, "
-        "stem, default, exact; stem:de for German. Repeatable."
-    ),
-]
-Similarity = Annotated[float, typer.Option(help="With --dedup semantic: least cosine similarity to the row asked.")]
-Similar = Annotated[
-    str | None, typer.Option(help="With --dedup semantic: columns compared by meaning, a,b; others must be equal.")
-]
-EmbedderName = Annotated[
-    str, typer.Option("--embedder", help="With --dedup semantic: folder or hub name of a sentence-transformers model.")
-]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -149,11 +149,9 @@ def run(
             "cached, exact, normalized, semantic, failed."
         ),
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="SQLite file of answers kept across runs; made where there is none.")
-    ] = None,
-    audit: Annotated[int, typer.Option(help="Afterwards ask N rows again in published order, and N merged rows.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the rows that --audit draws and of semantic clusters.")] = 0,
+    cache: CacheFile = None,
+    audit: Audit = 0,
+    seed: Seed = 0,
     limit: Limit = None,
     tokenizer: Tokenizer = None,
     engine_arg: EngineArg = None,

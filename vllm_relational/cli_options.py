@@ -26,6 +26,29 @@ Concurrency = Annotated[int, typer.Option(help="With --base-url: requests in fli
 EngineArg = Annotated[list[str] | None, typer.Option(help="vLLM engine argument NAME=VALUE, repeatable.")]
 Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer folder or hub name, if not the model's.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show vLLM's log.")]
+Dedup = Annotated[str, typer.Option(help="Rows that pass for equal are asked once: exact, normalized, semantic.")]
+Normalize = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="COLUMN=rule,rule (* for all others): unicode, case, punctuation, whitespace, spelling, stopwords, lemma, "
+        "stem, default, exact; stem:de for German. Repeatable."
+    ),
+]
+Similarity = Annotated[float, typer.Option(help="With --dedup semantic: least cosine similarity to the row asked.")]
+Similar = Annotated[
+    str | None, typer.Option(help="With --dedup semantic: columns compared by meaning, a,b; others must be equal.")
+]
+EmbedderName = Annotated[
+    str,
+    typer.Option(
+        "--embedder", help="With --dedup semantic: folder or hub name of an embedding model; vllm:NAME for vLLM."
+    ),
+]
+CacheFile = Annotated[
+    Path | None, typer.Option("--cache", help="SQLite file of answers kept across runs; made where there is none.")
+]
+Audit = Annotated[int, typer.Option(help="Afterwards ask N rows again in published order, and N merged rows.")]
+Seed = Annotated[int, typer.Option(help="Of the rows that --audit draws and of semantic clusters.")]
 
 # Have options of their own, or none.
 RESERVED_ARGUMENTS = ("model", "tokenizer", "base_url", "order", "concurrency", "verbose", "quiet", "engine")

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_relational import cli_options
+from vllm_relational import cli_options, retrieving
 from vllm_relational.records import RelationalError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-VLLM_PREFIX = "vllm:"
 
 Table = Annotated[Path, typer.Argument(help="Parquet, CSV, TSV, JSON lines or Arrow file.")]
 Embedder = Annotated[
@@ -106,7 +104,8 @@ def with_passages(
     from vllm_relational.retrieval import TextIndex, read_sidecar, retrieve_fields
 
     sidecar = read_sidecar(path)
-    texts = _passage_table(path, sidecar.source, passage_table)
+    fix = "name the table of the passages, vllm-relational retrieve --passage-table TABLE"
+    texts = retrieving.passage_table(path, sidecar.source, passage_table, fix)
     made = _open_embedder(embedder or sidecar.embedder)
     try:
         return retrieve_fields(
@@ -126,33 +125,9 @@ def retrieved(data: pa.Table, prompt: str, question: str | None, path: Path | No
     return with_passages(data, question, path, k)
 
 
-def _passage_table(index: Path, source: str | None, given: Path | None) -> pa.Table:
-    from vllm_relational.table import read_table
-
-    if given is not None:
-        return read_table(given)
-    if source is None or not (index.parent / source).exists():
-        where = "was not made from a file" if source is None else f"was made from {index.parent / source}, now gone"
-        raise RelationalError(
-            f"the index {index} {where}: name the table of the passages, vllm-relational retrieve --passage-table TABLE"
-        )
-    return read_table(index.parent / source)
-
-
 def _open_embedder(name: str) -> Any:
-    if name.startswith(VLLM_PREFIX):
-        from vllm_relational.engine.vllm_embedder import VllmEmbedder
-
-        cli_options.prepare_processes()
-        return VllmEmbedder(_whole_path(name.removeprefix(VLLM_PREFIX)))
-    from vllm_relational import embed
-
-    return embed.load_embedder(_whole_path(name))
-
-
-def _whole_path(name: str) -> str:
-    """The index keeps the name of its model: a folder must be found again from anywhere."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    cli_options.prepare_processes()
+    return retrieving.open_embedder(name)
 
 
 def _close(embedder: Any) -> None:

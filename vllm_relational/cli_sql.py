@@ -11,17 +11,38 @@ from typing import Annotated, Any
 import typer
 
 from vllm_relational import cli_options
-from vllm_relational.cli_options import BaseUrl, Concurrency, EngineArg, Model, Tokenizer, Verbose
-from vllm_relational.config import DEFAULT_ORDER
-from vllm_relational.records import RelationalError
+from vllm_relational.cli_options import (
+    Audit,
+    BaseUrl,
+    CacheFile,
+    Concurrency,
+    Dedup,
+    EngineArg,
+    Model,
+    Normalize,
+    Seed,
+    Similar,
+    Similarity,
+    Tokenizer,
+    Verbose,
+)
+from vllm_relational.config import DEFAULT_ORDER, DEFAULT_SIMILARITY
+from vllm_relational.records import FreeText, RelationalError
 
 Sql = Annotated[str | None, typer.Argument(help="Statements in DuckDB's SQL, with LLM functions.")]
 SqlFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the SQL from this file.")]
 Database = Annotated[str | None, typer.Option(help="DuckDB database file; default none, for queries over files.")]
 Side = Annotated[Path | None, typer.Option(help="Database file that keeps inputs and answers; default in memory.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest answer of LLM and LLM_AGG in tokens.")]
+Optimize = Annotated[bool, typer.Option(help="Rewrite the plan; off to compare.")]
+Order = Annotated[str, typer.Option(help="Field and row order of every operator.")]
 Rates = Annotated[str | None, typer.Option(help="Engine's tokens a second, PREFILL,DECODE, to forecast seconds.")]
 Embedder = Annotated[
-    str | None, typer.Option(help="Semantic joins ask about likely pairs only, by this sentence-transformers model.")
+    str | None,
+    typer.Option(
+        help="Embedding model, vllm:NAME for one in vLLM: semantic joins ask about likely pairs only, --dedup semantic "
+        "goes by it."
+    ),
 ]
 Pairs = Annotated[int, typer.Option(help="With --embedder: likely pairs a row of the first table.")]
 Layout = Annotated[
@@ -40,14 +61,21 @@ def sql(
         Path | None, typer.Option("--output", "-o", help="Rows to .csv, .tsv, .parquet or .jsonl; default a table.")
     ] = None,
     side: Side = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer of LLM and LLM_AGG in tokens.")] = 64,
-    optimize: Annotated[bool, typer.Option(help="Rewrite the plan; off to compare.")] = True,
+    max_tokens: MaxTokens = FreeText.max_tokens,
+    optimize: Optimize = True,
     base_url: BaseUrl = None,
     concurrency: Concurrency = 32,
-    order: Annotated[str, typer.Option(help="Field and row order of every operator.")] = DEFAULT_ORDER,
+    order: Order = DEFAULT_ORDER,
     layout: Layout = None,
+    dedup: Dedup = "exact",
+    normalize: Normalize = None,
+    similarity: Similarity = DEFAULT_SIMILARITY,
+    similar: Similar = None,
     embedder: Embedder = None,
     candidates: Pairs = 10,
+    cache: CacheFile = None,
+    audit: Audit = 0,
+    seed: Seed = 0,
     rates: Rates = None,
     prices: Prices = None,
     tokenizer: Tokenizer = None,
@@ -60,16 +88,20 @@ def sql(
 
     text = command.statement_text(statement, file)
     command.check_target(output)
-    arguments = cli_options.engine_arguments(engine_arg)
-    llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
-    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, "layout": layout}
-    options |= _candidates(embedder, candidates)
+    options = _settings(max_tokens, optimize, order, layout, embedder, candidates)
+    options |= _merging(dedup, normalize, similarity, similar, embedder, seed) | {"cache": cache, "audit": audit}
+    llm = cli_options.make_llm(
+        model, base_url, tokenizer, verbose, concurrency, cli_options.engine_arguments(engine_arg)
+    )
     try:
         with command.opened(llm, db, side, rates, prices, **options) as connection:
             command.run_sql(connection, text, output)
             if connection.last_run is not None:
                 print(connection.report(), file=sys.stderr, flush=True)
             return int(len(connection.errors()) > 0)
+    except KeyboardInterrupt:
+        cli_options.say(command.interrupted(side))
+        raise
     finally:
         llm.close()
 
@@ -80,13 +112,18 @@ def explain(
     db: Database = None,
     model: Model = None,
     side: Side = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer of LLM and LLM_AGG in tokens.")] = 64,
-    optimize: Annotated[bool, typer.Option(help="Rewrite the plan; off to compare.")] = True,
+    max_tokens: MaxTokens = FreeText.max_tokens,
+    optimize: Optimize = True,
     base_url: BaseUrl = None,
-    order: Annotated[str, typer.Option(help="Field and row order of every operator.")] = DEFAULT_ORDER,
+    order: Order = DEFAULT_ORDER,
     layout: Layout = None,
+    dedup: Dedup = "exact",
+    normalize: Normalize = None,
+    similarity: Similarity = DEFAULT_SIMILARITY,
+    similar: Similar = None,
     embedder: Embedder = None,
     candidates: Pairs = 10,
+    seed: Seed = 0,
     rates: Rates = None,
     prices: Prices = None,
     tokenizer: Tokenizer = None,
@@ -97,10 +134,9 @@ def explain(
     from vllm_relational.sql import command
 
     text = command.statement_text(statement, file)
-    arguments = cli_options.engine_arguments(engine_arg)
-    llm = cli_options.make_llm(model, base_url, tokenizer, False, 1, arguments)
-    options = {"max_tokens": max_tokens, "optimize": optimize, "order": order, "layout": layout}
-    options |= _candidates(embedder, candidates)
+    options = _settings(max_tokens, optimize, order, layout, embedder, candidates)
+    options |= _merging(dedup, normalize, similarity, similar, embedder, seed)
+    llm = cli_options.make_llm(model, base_url, tokenizer, False, 1, cli_options.engine_arguments(engine_arg))
     with command.opened(llm, db, side, rates, prices, read_only=db is not None, **options) as connection:
         print(command.explained(connection, text))
     return 0
@@ -112,15 +148,33 @@ def add_commands(command: Callable[[Callable[..., int]], Any]) -> None:
     command(explain)
 
 
+def _settings(
+    max_tokens: int, optimize: bool, order: str, layout: str | None, embedder: str | None, k: int
+) -> dict[str, Any]:
+    """How every operator asks, as options of ``sql.connect``."""
+    asked = {"max_tokens": max_tokens, "optimize": optimize, "order": order, "layout": layout}
+    return asked | _candidates(embedder, k)
+
+
+def _merging(
+    mode: str, normalize: list[str] | None, similarity: float, similar: str | None, embedder: str | None, seed: int
+) -> dict[str, Any]:
+    """Which inputs share an answer, as options of ``sql.connect``: those of ``run``, but for its default embedder."""
+    options = cli_options.dedup_options(mode, normalize, similarity, similar, embedder or "")
+    if embedder is None:
+        del options["embedder"]
+    return {**options, "seed": seed}
+
+
 def _candidates(embedder: str | None, k: int) -> dict[str, Any]:
     if embedder is None:
         return {}
-    from vllm_relational.embed import load_embedder
     from vllm_relational.retrieval import nearest_pairs
+    from vllm_relational.retrieving import open_embedder
 
     if k < 1:
         raise RelationalError(f"--candidates is {k}: ask about 1 pair a row or more")
-    return {"candidates": nearest_pairs(load_embedder(embedder)), "candidates_k": k}
+    return {"candidates": nearest_pairs(open_embedder(embedder)), "candidates_k": k}
 
 
 def _check_installed() -> None:

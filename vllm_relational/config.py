@@ -41,8 +41,8 @@ class DedupConfig:
     similarity: least cosine similarity of a row and the row that is asked for it, above 0 up to 1.
     similar_columns: columns compared by meaning; rows that differ in another column are not merged. () for the columns
                 with text; numbers, dates and the like must then be equal.
-    embedder:   folder or hub name of a sentence-transformers model, or a function from texts to vectors
-                (``embed.Embedder``).
+    embedder:   folder or hub name of a sentence-transformers model, 'vllm:' and the name of one for vLLM, or a function
+                from texts to vectors (``embed.Embedder``).
     """
 
     mode: DedupMode = "exact"

@@ -14,8 +14,9 @@ import numpy as np
 
 from vllm_relational import dedup
 from vllm_relational.config import DedupConfig
-from vllm_relational.embed import Embedder, LocalEmbedder, embed_texts, load_embedder, reads_whole
+from vllm_relational.embed import Embedder, embed_texts, reads_whole
 from vllm_relational.records import DedupReport, Distinct, EncodedTable, Grouping, MergeExample, RelationalError
+from vllm_relational.retrieving import open_embedder, release
 
 EXACT, NORMALIZED, SEMANTIC = "exact", "normalized", "semantic"
 # Merged rows that the report shows, for each step beyond the exact one.
@@ -78,8 +79,8 @@ class RowGrouper:
         rows = distinct.first_rows
         texts = dedup.row_texts(self._table, rows, self._columns)
         vectors, whole = _embedded(embedder, texts)
-        if isinstance(embedder, LocalEmbedder) and embedder is not self._config.embedder:
-            embedder.release()  # loaded for this table only: the engine needs the memory
+        if embedder is not self._config.embedder:
+            release(embedder)  # loaded for this table only: the engine needs the memory
         self._too_long = int((~whole).sum())
         keys = self._keys(codes, rows, whole)
         heads = dedup.similar_rows(vectors, self._config.similarity, dedup.row_counts(distinct), keys, self._seed)
@@ -198,7 +199,7 @@ def _similar_columns(table: EncodedTable, config: DedupConfig) -> tuple[str, ...
 def _embedder(config: DedupConfig) -> Embedder | None:
     if config.mode != SEMANTIC:
         return None
-    return load_embedder(config.embedder) if isinstance(config.embedder, str) else config.embedder
+    return open_embedder(config.embedder) if isinstance(config.embedder, str) else config.embedder
 
 
 def _name(embedder: Any) -> str:

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Retrieval over SQuAD: recall against BM25, and what the order of the passages lets prompts share. No engine.
 
-    rag.py squad_v11_dev.parquet --embedder FOLDER --tokenizer FOLDER --csv rag.csv [-k 5]
+    rag.py squad_v11_dev.parquet --embedder FOLDER --tokenizer FOLDER --csv rag.csv [-k 5] [--sql-only]
 
-Needs bm25s and PyStemmer beside the extra [semantic]. Every question is asked with the k passages that are nearest to
-it, and the context that it was written for counts as found or not. Hit rates are forecasts over the whole table,
-cache without limit, blocks of 16 tokens. Before any line is written, checks: the index finds what a full comparison
-of all vectors finds, and both placements give every question the same passages.
+Needs bm25s and PyStemmer beside the extras [semantic,sql]. Every question is asked with the k passages that are
+nearest to it, and the context that it was written for counts as found or not. Hit rates are forecasts over the whole
+table, cache without limit, blocks of 16 tokens. Before any line is written, checks: the index finds what a full
+comparison of all vectors finds, and both placements give every question the same passages. The placement "shared, SQL"
+is what EXPLAIN of a query with ``retrieve(question, 'contexts.index', k)`` forecasts.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import numpy as np
 import pyarrow as pa
 import Stemmer
 
-from vllm_relational import RelationalLLM
+from vllm_relational import RelationalLLM, sql
 from vllm_relational.bench import _commit, _machine, append_csv
-from vllm_relational.embed import LocalEmbedder, embed_texts, load_embedder
+from vllm_relational.embed import embed_texts, load_embedder
 from vllm_relational.retrieval import TextIndex, build_index
 from vllm_relational.retrieval.sharing import shared_order
+from vllm_relational.retrieving import Retriever
 from vllm_relational.table import read_table
 
 PLANNERS = ("published", "fixed", "tree")
@@ -50,13 +52,28 @@ class Stopwatch:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
-def with_embeddings(table: pa.Table, name: str, k: int, watch: Stopwatch) -> tuple[TextIndex, np.ndarray]:
-    """The index over the contexts and int64 ``[num_questions, k]``, numbers of passages."""
-    embedder = load_embedder(name)
-    embedder(["loads the model"])
+class Remembering:
+    """An embedder that embeds a text once."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._embedder = load_embedder(name)
+        self._embedder(["loads the model"])
+        self._known: dict[str, np.ndarray] = {}
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known.update(zip(new, self._embedder(new) if new else [], strict=True))
+        return np.stack([self._known[text] for text in texts])
+
+
+def with_embeddings(
+    table: pa.Table, source: Path, embedder: Remembering, path: Path, k: int, watch: Stopwatch
+) -> tuple[TextIndex, np.ndarray]:
+    """The index over the contexts, kept at ``path``, and int64 ``[num_questions, k]``, numbers of passages."""
     questions = table["question"].to_pylist()
-    with tempfile.TemporaryDirectory() as folder, watch.time("embed_passages_seconds"):
-        index = build_index(table, "context", embedder, Path(folder, "contexts.index"))
+    with watch.time("embed_passages_seconds"):
+        index = build_index(table, "context", embedder, path, source=source)
     with watch.time("embed_questions_seconds"):
         vectors = embed_texts(embedder, questions)
     with watch.time("search_seconds"):
@@ -65,7 +82,7 @@ def with_embeddings(table: pa.Table, name: str, k: int, watch: Stopwatch) -> tup
     return index, found
 
 
-def check_search(index: TextIndex, embedder: LocalEmbedder, vectors: np.ndarray, found: np.ndarray) -> None:
+def check_search(index: TextIndex, embedder: Remembering, vectors: np.ndarray, found: np.ndarray) -> None:
     """Against a full comparison, on a sample."""
     sample = slice(None, None, 101)
     cosines = vectors[sample] @ embed_texts(embedder, index.passages.texts).T
@@ -109,6 +126,27 @@ def hit_rates(llm: RelationalLLM, table: pa.Table, texts: list[str], order: np.n
     }
 
 
+def sql_hit_rates(llm: RelationalLLM, source: Path, index: Path, embedder: Remembering, k: int) -> dict[str, Any]:
+    """What EXPLAIN forecasts of the same prompts, asked for in SQL."""
+    names = [f"context_{place + 1}" for place in range(k)]
+    prompt = QUESTION_FIRST.format(contexts=", ".join(f"{{{name}}}" for name in names))
+    place, where = (str(path).replace("'", "''") for path in (source, index))
+    query = f"SELECT LLM('{prompt}', question, {', '.join(names)}) FROM '{place}', retrieve(question, '{where}', {k})"
+    found = {}
+    for planner in PLANNERS:
+        with sql.connect(llm=llm, order=planner, retriever=Retriever(embedder)) as connection:
+            found[planner] = connection.forecast(query).forecasts[-1]
+    tree = found["tree"]
+    assert tree.is_certain
+    return {
+        "distinct_prompts": tree.to_ask,
+        "prompt_tokens": tree.tokens.prompt,
+        **{f"hit_rate_{planner}": round(each.tokens.hit_rate, 4) for planner, each in found.items()},
+        "ceiling": "",
+        "token_counts": tree.counts,
+    }
+
+
 def placements(found: np.ndarray, texts: list[str], watch: Stopwatch) -> dict[str, np.ndarray]:
     with watch.time("place_seconds"):
         shared = shared_order(found, np.array([len(text) for text in texts], np.int64))
@@ -123,39 +161,52 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("-k", type=int, default=5)
+    parser.add_argument("--sql-only", action="store_true", help="only the line of SQL")
     args = parser.parse_args()
-    table = read_table(args.table)
-    llm = RelationalLLM(args.tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(args, Path(folder, "contexts.index"))
+
+
+def measure(args: argparse.Namespace, path: Path) -> None:
+    """Append one line a retriever and placement, then that of SQL."""
+    table, source = read_table(args.table), args.table.resolve()
+    llm = RelationalLLM(args.tokenizer, block_size=16)
+    embedder = Remembering(args.embedder)
     watches = {"embeddings": Stopwatch(), "bm25": Stopwatch()}
-    index, nearest = with_embeddings(table, args.embedder, args.k, watches["embeddings"])
+    index, nearest = with_embeddings(table, source, embedder, path, args.k, watches["embeddings"])
     texts = index.passages.texts
     number = {text: place for place, text in enumerate(texts)}
     gold = np.array([number[text] for text in table["context"].to_pylist()])
-    found = {
-        "embeddings": nearest,
-        "bm25": with_bm25(texts, table["question"].to_pylist(), args.k, watches["bm25"]),
-    }
+    found = {"embeddings": nearest}
+    if not args.sql_only:
+        found["bm25"] = with_bm25(texts, table["question"].to_pylist(), args.k, watches["bm25"])
+
+    def write(retriever: str, placement: str, rates: dict[str, Any]) -> None:
+        line = {
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": _commit(),
+            "machine": _machine(),
+            "embedder": Path(args.embedder).parent.name if retriever == "embeddings" else "bm25s",
+            "tokenizer": Path(args.tokenizer).name,
+            "table": args.table.name,
+            "questions": table.num_rows,
+            "passages": len(texts),
+            "k": args.k,
+            "retriever": retriever,
+            "recall_at_1": recall(found[retriever], gold, 1),
+            "recall_at_k": recall(found[retriever], gold, args.k),
+            **watches[retriever].seconds,
+            "placement": placement,
+            **rates,
+        }
+        print(line, flush=True)
+        append_csv(args.csv, [line])
+
     for retriever, passages in found.items():
-        for placement, order in placements(passages, texts, watches[retriever]).items():
-            line = {
-                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "commit": _commit(),
-                "machine": _machine(),
-                "embedder": Path(args.embedder).parent.name if retriever == "embeddings" else "bm25s",
-                "tokenizer": Path(args.tokenizer).name,
-                "table": args.table.name,
-                "questions": table.num_rows,
-                "passages": len(texts),
-                "k": args.k,
-                "retriever": retriever,
-                "recall_at_1": recall(passages, gold, 1),
-                "recall_at_k": recall(passages, gold, args.k),
-                **watches[retriever].seconds,
-                "placement": placement,
-                **hit_rates(llm, table, texts, order),
-            }
-            print(line, flush=True)
-            append_csv(args.csv, [line])
+        orders = placements(passages, texts, watches[retriever])
+        for placement, order in orders.items() if not args.sql_only else ():
+            write(retriever, placement, hit_rates(llm, table, texts, order))
+    write("embeddings", "shared, SQL", sql_hit_rates(llm, source, path, embedder, args.k))
 
 
 if __name__ == "__main__":

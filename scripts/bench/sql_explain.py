@@ -1,4 +1,4 @@
-"""Time and memory of deduplication and EXPLAIN over a large table: python scripts/bench/sql_explain.py [--rows N]
+"""Time and memory of deduplication and EXPLAIN over a large table: python scripts/bench/sql_explain.py --csv FILE
 
 The table has five columns: a comment, a product, its description and category, and a rating.
 A third of the rows repeat. The question reads all columns. ``--tokenizer`` counts tokens exactly; without it they are
@@ -8,15 +8,18 @@ estimated by length.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 
 import vllm_relational.sql
 from vllm_relational import RelationalLLM
+from vllm_relational.bench import _commit, _machine, append_csv
 from vllm_relational.records import EngineInfo
 
 QUERY = """
@@ -52,6 +55,7 @@ def main() -> None:
     options.add_argument("--rows", type=int, default=1_000_000)
     options.add_argument("--tokenizer", default=None, help="folder or hub name")
     options.add_argument("--order", default="tree")
+    options.add_argument("--csv", type=Path, default=None, help="append a row to this file")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.parquet"
@@ -59,11 +63,29 @@ def main() -> None:
         llm = Planned(tokenizer=given.tokenizer, base_url="http://none", order=given.order)
         start, cpu = time.perf_counter(), time.process_time()
         with vllm_relational.sql.connect(llm=llm) as connection:
-            plan = connection.explain(QUERY.replace("{path}", str(path)))
+            query = QUERY.replace("{path}", str(path))
+            (operator,) = connection.forecast(query).forecasts
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(plan)
-    print(f"{given.rows:,} rows, order {given.order}: {seconds:.1f} s ({cpu:.1f} s of CPU), {memory:.2f} GiB")
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": _machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[0], 1),
+        "rows": given.rows,
+        "distinct_rows": operator.to_ask,
+        "order": given.order,
+        "token_counts": operator.counts,
+        "prompt_tokens": operator.tokens.prompt,
+        "hit_rate": round(operator.tokens.hit_rate, 4),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+        "peak_gib": round(memory, 2),
+    }
+    print(*(f"{name}: {value}" for name, value in line.items()), sep="\n")
+    if given.csv is not None:
+        append_csv(given.csv, [line])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ PACKAGE = Path(vllm_relational.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 MAX_LINES = 500
 
-SHARED = {"records", "config", "native"}  # what every room may import
+SHARED = {"records", "config", "native", "extras"}  # what every room may import
 # The front doors put rooms together; native.py finds the references of its loops in two rooms.
 FRONT = {
     "pipeline",
@@ -28,6 +28,7 @@ FRONT = {
     "cli_output",
     "cli_retrieval",
     "cli_sql",
+    "retrieving",
     "bench",
     "plugin",
 }
@@ -35,6 +36,8 @@ FRONT |= {"plugin", "__init__", "grouping", "auditing", "forecasting", "planning
 # sql stands above llm, which it is given: it imports no stage. Its own files are one room.
 EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv", "sparse"}}
 EXTRA |= {"retrieval": {"embed"}}
+# sql is given what searches for passages, as it is given llm; where it is not, it takes what the commands take.
+EXTRA |= {"sql": {"retrieving"}}
 HEAVY = {"torch", "vllm", "transformers", "polars", "duckdb", "sqlglot", "matplotlib", "plotly", "faiss"}
 HEAVY |= {"sentence_transformers"}
 MAY_IMPORT_VLLM = {"engine", "vllm_ext", "plugin"}

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from hashed_embedder import HashedTrigrams
+
+pytest.importorskip("faiss", reason="pip install 'vllm-relational[semantic]'")
 
 import vllm_relational.sql
 from vllm_relational import RelationalLLM
+from vllm_relational.retrieval import build_index
+from vllm_relational.retrieving import Retriever
 from vllm_relational.sql.cost import measured
+from vllm_relational.sql.operator import Operator
+from vllm_relational.table import read_table
 
 ROOT = Path(__file__).parents[2]
 QUERIES = sorted((ROOT / "examples" / "queries").glob("*.sql"))
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the queries find what they name: the table by its path in the repository, and the index of ``rag.sql``."""
+    folder = tmp_path_factory.mktemp("queries")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    source = folder / "examples" / "airbnb_reviews.parquet"
+    build_index(read_table(source), "description", HashedTrigrams(256), folder / "homes.index", source=source)
+    return folder
+
+
 @pytest.fixture
-def con(llm: RelationalLLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[vllm_relational.sql.Connection]:
-    monkeypatch.chdir(ROOT)  # the queries name the table by its path in the repository
+def con(llm: RelationalLLM, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[vllm_relational.sql.Connection]:
+    monkeypatch.chdir(folder)
     llm.reset_cache()
-    with vllm_relational.sql.connect(llm=llm, max_tokens=4) as connection:
+    retriever = Retriever(HashedTrigrams(256))
+    with vllm_relational.sql.connect(llm=llm, max_tokens=4, retriever=retriever) as connection:
         yield connection
+
+
+def asking(operators: Iterable[Operator]) -> list[Operator]:
+    """The operators that ask the model."""
+    return [operator for operator in operators if operator.question.function != "RETRIEVE"]
 
 
 def text_of(name: str) -> str:
@@ -32,20 +55,21 @@ def test_every_example_runs_and_measures_what_was_predicted(con: vllm_relational
     rows = con.sql(path.read_text()).fetchall()
 
     assert rows and len(con.errors()) == 0
-    for operator in con.last_run.operators:
+    for operator in asking(con.last_run.operators):
         predicted, counted = operator.reports[0].predicted, measured(operator.reports)
         assert counted is not None and counted.prompt == pytest.approx(predicted.prompt_tokens, rel=0.02)
         assert counted.hit_rate == pytest.approx(predicted.hit_rate, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["filter", "projection", "aggregation"])
+@pytest.mark.parametrize("name", ["filter", "projection", "aggregation", "rag"])
 def test_explain_forecasts_what_the_engine_then_counts(con: vllm_relational.sql.Connection, name: str) -> None:
-    (operator,) = con.forecast(text_of(name)).forecasts
+    *_, operator = con.forecast(text_of(name)).forecasts
     assert operator.is_certain and operator.counts == "exact"
 
     con.sql(text_of(name))
 
-    counted = measured(con.last_run.operators[0].reports)
+    (asked,) = asking(con.last_run.operators)
+    counted = measured(asked.reports)
     assert counted.prompt == pytest.approx(operator.tokens.prompt, rel=0.02)
     assert counted.hit_rate == pytest.approx(operator.tokens.hit_rate, abs=0.02)
 
@@ -63,6 +87,16 @@ def test_explain_of_a_second_stage_is_exact_once_the_first_is_answered(con: vllm
     counted = measured(con.last_run.operators[1].reports)
     assert counted.prompt == pytest.approx(second.tokens.prompt, rel=0.02)
     assert counted.hit_rate == pytest.approx(second.tokens.hit_rate, abs=0.02)
+
+
+def test_rag_asks_about_the_rows_that_pass_and_shares_their_passages(con: vllm_relational.sql.Connection) -> None:
+    query = text_of("rag")
+    con.sql(query)
+
+    search, asked = con.last_run.operators
+    assert search.question.function == "RETRIEVE" and search.rows_in == asked.rows_in < 300
+    ranked = con.forecast(query.replace("'homes.index', 3", "'homes.index', 3, ordered := true")).forecasts[-1]
+    assert asked.reports[0].measured_hit_rate > ranked.tokens.hit_rate + 0.02
 
 
 def test_many_values_are_summed_up_within_the_context(con: vllm_relational.sql.Connection) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -221,10 +222,8 @@ def test_the_sidecar_is_readable_json(table, path):
 
 
 def test_a_missing_library_is_named_with_the_command(table, path, monkeypatch):
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RelationalError, match=r"pip install 'vllm-relational\[semantic\]'"):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(RelationalError, match=r"a vector index needs faiss: pip install 'vllm-relational\[semantic\]'"):
         build_index(table, "text", HashedTrigrams(), path)
 
 

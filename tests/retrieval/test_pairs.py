@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from char_ngrams import char_ngrams
+from hashed_embedder import HashedTrigrams
 
 pytest.importorskip("faiss", reason="pip install 'vllm-relational[semantic]'")
 
@@ -13,21 +13,21 @@ RIGHTS = ["coat of blue wool", "a dress, red, cotton", "green socks"]
 
 
 def test_the_nearest_come_first():
-    found = nearest_pairs(char_ngrams)(LEFTS, RIGHTS, 2)
+    found = nearest_pairs(HashedTrigrams())(LEFTS, RIGHTS, 2)
     assert found.shape == (3, 2)
     assert found[:2, 0].tolist() == [1, 0]
 
 
 def test_they_are_those_of_a_full_comparison():
     texts = [f"text {i % 7} of {i * i % 31}" for i in range(60)]
-    vectors = char_ngrams(texts)
+    vectors = HashedTrigrams()(texts)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = vectors[:20] @ vectors[20:].T
-    found = nearest_pairs(char_ngrams)(texts[:20], texts[20:], 5)
+    found = nearest_pairs(HashedTrigrams())(texts[:20], texts[20:], 5)
     expected = -np.sort(-similarity, axis=1)[:, :5]
     assert np.allclose(np.take_along_axis(similarity, found, axis=1), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("lefts, rights, shape", [([], RIGHTS, (0, 0)), (LEFTS, [], (3, 0)), (LEFTS, RIGHTS, (3, 3))])
 def test_few_texts(lefts, rights, shape):
-    assert nearest_pairs(char_ngrams)(lefts, rights, 9).shape == shape
+    assert nearest_pairs(HashedTrigrams())(lefts, rights, 9).shape == shape

@@ -5,12 +5,13 @@ from __future__ import annotations
 import duckdb
 import pandas as pd
 import pytest
-from char_ngrams import char_ngrams
 from fake_engine import FakeEngine
+from hashed_embedder import HashedTrigrams
 from typer.testing import CliRunner
 
-from vllm_relational import RelationalLLM, cli_options, embed
+from vllm_relational import embed
 from vllm_relational.cli import app
+from vllm_relational.config import DEFAULT_EMBEDDER
 from vllm_relational.table import read_table
 
 QUERY = "SELECT n, LLM('Sum up {text}', text) AS s FROM t ORDER BY n"
@@ -25,10 +26,9 @@ def db(tmp_path):
 
 
 @pytest.fixture
-def engine(monkeypatch) -> FakeEngine:
-    engine = FakeEngine(lambda row: row["text"].upper())
-    monkeypatch.setattr(cli_options, "make_llm", lambda *_, **__: RelationalLLM(engine=engine))
-    return engine
+def engine(cli_engine) -> FakeEngine:
+    cli_engine.answer = lambda row: row["text"].upper()
+    return cli_engine
 
 
 def run(*arguments: object):
@@ -71,11 +71,30 @@ def test_a_file_of_statements(db, engine, tmp_path):
 
 
 def test_an_embedder_narrows_a_semantic_join(db, engine, monkeypatch):
-    monkeypatch.setattr(embed, "load_embedder", lambda name: char_ngrams)
+    monkeypatch.setattr(embed, "load_embedder", lambda name: HashedTrigrams())
     join = "SELECT a.n, b.n FROM t a JOIN t b ON LLM_FILTER('{a.text} and {b.text} are the same', a.text, b.text)"
     result = run("explain", join, "--db", db, "--embedder", "model", "--candidates", 1)
     assert result.exit_code == 0 and "at most 2 candidates of 4 pairs are asked" in result.stdout
     assert "--candidates is 0" in run("explain", join, "--db", db, "--embedder", "model", "--candidates", 0).stderr
+
+
+def test_spellings_are_merged_and_audited_and_answers_cached(db, engine, tmp_path):
+    query = "SELECT LLM('Sum up {x}', x) FROM (VALUES ('Good'), ('good!'), ('Bad')) t(x)"
+    engine.answer = lambda row: row["x"]
+    merged = ("--db", db, "--dedup", "normalized", "--normalize", "x=default", "--seed", 1)
+    assert "3 distinct, 1 inherit the answer" in run("explain", query, *merged).stdout
+    for asked in ("2 asked, 1 inherited", "0 asked, 1 inherited, 2 from the result cache"):
+        result = run("sql", query, *merged, "--cache", tmp_path / "cache.db", "--audit", 1)
+        assert result.exit_code == 0 and asked in result.stderr and "1 of 1 the same" in result.stderr
+
+
+def test_one_embedder_serves_semantic_joins_and_semantic_deduplication(db, engine, monkeypatch):
+    named = []
+    monkeypatch.setattr(embed, "load_embedder", lambda name: named.append(name) or HashedTrigrams())
+    similar = ("--dedup", "semantic", "--similarity", 0.1, "--similar", "text")
+    assert run("sql", QUERY, "--db", db, *similar, "--embedder", "mine").exit_code == 0
+    assert run("sql", QUERY, "--db", db, *similar).exit_code == 0
+    assert set(named) == {"mine", DEFAULT_EMBEDDER}
 
 
 def test_explain_asks_nothing_and_prices_it(db, engine):
@@ -105,6 +124,10 @@ def test_answers_are_kept_in_a_side_database(db, engine, tmp_path):
         (("sql",), "argument or with --file"),
         (("sql", "--file", "none.sql"), "cannot read none.sql"),
         (("sql", "SELECT 1", "-o", "out.xlsx"), "use a name that ends in"),
+        (("sql", QUERY, "--dedup", "fuzzy"), "use one of exact, normalized, semantic"),
+        (("sql", QUERY, "--dedup", "normalized", "--normalize", "text"), "write COLUMN=rule,rule"),
+        (("sql", QUERY, "--dedup", "normalized", "--normalize", "text=cases"), "no rule 'cases'"),
+        (("sql", QUERY, "--audit", "-1"), "whole numbers from 0"),
         (("sql", "SELECT 1", "--rates", "fast"), "write 2 numbers"),
         (("explain", "SELECT 1"), "no LLM function"),
         (("explain", f"{QUERY}; {QUERY}"), "one by one"),

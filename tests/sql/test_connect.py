@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+
 import duckdb
 import pandas as pd
 import pytest
@@ -88,6 +93,11 @@ def test_a_filter_keeps_the_rows_of_which_the_model_says_yes(con, engine):
         "SELECT id FROM review WHERE text IN (SELECT LLM('{name}', name) FROM product) OR LLM_FILTER('{text}', text)",
         "SELECT kind, LLM_FILTER('{kind} is odd', kind) FROM product GROUP BY ROLLUP (kind)",
         "SELECT DISTINCT ON (LLM('{text}', text)) 1 FROM review",
+        "SELECT LLM_FILTER('{kind}', kind) AS o, kind, count(*) FROM product GROUP BY CUBE (o, kind)",
+        "SELECT id FROM product p WHERE EXISTS (WITH w AS (FROM review r WHERE r.product_id = p.id) "
+        "SELECT 1 FROM w WHERE LLM_FILTER('{name} fits {text}', p.name, w.text))",
+        "SELECT id, (WITH w AS (FROM review r WHERE r.product_id = p.id), v AS (FROM w WHERE stars > 1) "
+        "SELECT max(LLM_SCORE('{text}', 1, 5, text)) FROM v) FROM product p",
     ],
 )
 def test_calls_stand_wherever_an_expression_may(connect, query):
@@ -95,6 +105,28 @@ def test_calls_stand_wherever_an_expression_may(connect, query):
     result, expected = planned.sql(query), naive.sql(query)
     assert result.columns == expected.columns
     assert sorted(map(repr, result.fetchall())) == sorted(map(repr, expected.fetchall()))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT {0} AS o, count(*) FROM product GROUP BY ROLLUP ({0})",
+        "SELECT {0} AS o, kind, count(*) FROM product GROUP BY CUBE (o, kind)",
+        "SELECT {0} AS o, kind, count(*), grouping(kind) FROM product GROUP BY GROUPING SETS (({0}, kind), ({0}), ())",
+        "WITH x AS (FROM product WHERE id < 5) "
+        "SELECT * FROM (WITH x AS (FROM x WHERE id > 1) SELECT id, {0} FROM x) s, x",
+        "WITH x AS (FROM product WHERE id < 5), "
+        "y AS (WITH x AS (FROM x WHERE id > 1), z AS (SELECT x.id, {0} AS k FROM x) FROM z) "
+        "SELECT y.*, x.name FROM y JOIN x ON x.id = y.id",
+        "WITH product AS (FROM product WHERE id < 5) SELECT id, {0} FROM (WITH product AS (FROM product WHERE id > 1) "
+        "FROM product) JOIN (SELECT kind AS k, name AS n FROM product) ON k = kind",
+    ],
+)
+def test_rows_are_those_of_the_same_query_with_a_plain_function(con, shop, query):
+    answers = con.sql("SELECT kind, LLM_SCORE('{kind}', 1, 5, kind) FROM product GROUP BY kind").fetchall()
+    plain = f"(CASE kind {' '.join(f'WHEN {kind} THEN {score}' for kind, score in answers)} END)"
+    rows = con.sql(query.format("LLM_SCORE('{kind}', 1, 5, kind)")).fetchall()
+    assert sorted(rows, key=repr) == sorted(shop.sql(query.format(plain)).fetchall(), key=repr)
 
 
 # ------------------------------------------------------------------------------------------------------ statements
@@ -210,13 +242,43 @@ def test_a_side_database_goes_on_after_the_engine_died(connect, tmp_path):
         with vllm_relational.sql.connect(llm=RelationalLLM(engine=engine), side=tmp_path / "a.duckdb") as con:
             query = "SELECT count(LLM('{i}', i)) FROM range(10) t(i)"
             if dies_after:
-                with pytest.raises(EngineDiedError):
+                with pytest.raises(EngineDiedError, match="beside the side file: send the statement again") as died:
                     con.sql(query)
+                assert "resume" not in str(died.value)
             else:
                 assert con.sql(query).fetchall() == [(10,)]
         asked.append(len(engine.asked))
     assert asked == [4, 7]  # the fourth was on its way when the engine died
     assert [path.name for path in tmp_path.iterdir()] == ["a.duckdb"]
+
+
+def test_without_a_side_file_a_dead_engine_names_it(connect):
+    from fake_engine import FakeEngine
+
+    from vllm_relational import EngineDiedError
+
+    con = connect(engine=FakeEngine(lambda row: "x", dies_after=3))
+    with pytest.raises(EngineDiedError, match=r"^the fake engine died; send the statement again: .*--side FILE"):
+        con.sql("SELECT LLM('{i}', i) FROM range(10) t(i)")
+
+
+def test_a_side_file_that_is_open_is_named_with_the_fix(connect, tmp_path):
+    side = tmp_path / "it's.duckdb"
+    con = connect(side=side)
+    con.sql("SELECT LLM('{text}', text) FROM review WHERE id = 0")
+    with pytest.raises(RelationalError, match=r"this process has .*it's.duckdb open already: close that session"):
+        connect(side=side)
+    script = (
+        "import sys, vllm_relational, vllm_relational.sql\n"
+        "try: vllm_relational.sql.connect(llm=None, side=sys.argv[1])\n"
+        "except vllm_relational.RelationalError as error: print(error)"
+    )
+    other = subprocess.run([sys.executable, "-c", script, str(side)], capture_output=True, text=True)
+    assert re.fullmatch(
+        rf"another process \(number {os.getpid()}\) has the side file .* open: wait for it, or name another .*\n",
+        other.stdout,
+    ), other
+    assert con.sql("SELECT count(*) FROM llm.op_1").fetchall() == [(1,)]
 
 
 def test_the_users_database_gets_no_table(engine, tmp_path):
@@ -244,7 +306,30 @@ def test_the_users_database_gets_no_table(engine, tmp_path):
         ("SELECT LLM_CLASSIFY('{text}', ['a'], text) FROM review", (1, 8), "at least two"),
         ("SELECT LLM_EXTRACT('{text}', 'x', text) FROM review", (1, 8), "not JSON"),
         ("SELECT LLM('{text}', text) FROM review ORDER BY random()", (1, 49), "other rows each time"),
-        ("CREATE VIEW v AS SELECT LLM('{text}', text) FROM review", (1, 13), "CREATE TABLE AS"),
+        (
+            "CREATE VIEW v AS\nSELECT LLM('{text}', text) FROM review",
+            (2, 8),
+            "CREATE TABLE ... AS SELECT keeps the answers",
+        ),
+        ("UPDATE review SET text = LLM('{text}', text)", (1, 26), "CREATE TEMP TABLE answers AS SELECT"),
+        ("DELETE FROM review WHERE LLM_FILTER('{text}', text)", (1, 26), "CREATE TEMP TABLE answers AS SELECT"),
+        ("INSERT INTO product VALUES (1, LLM('{1}', 'LLM(x)'), 2, 3)", (1, 32), "INSERT INTO ... SELECT in place of"),
+        ("PIVOT review ON LLM_FILTER('{text}', text) USING count(*)", (1, 17), r"SELECT \* FROM \(PIVOT"),
+        ("SUMMARIZE SELECT LLM('{text}', text) FROM review", (1, 18), "CREATE TEMP TABLE answers"),
+        ("CALL pragma_version(LLM('{x}', 'x'))", (1, 21), "may stand in SELECT"),
+        ("SELECT id, LLM('{text}', text) OVER () FROM review", (1, 12), "aggregate its answers"),
+        ("SELECT LLM_AGG('{text}', text) OVER () FROM review", (1, 8), "use GROUP BY"),
+        ("SELECT LLM('{text}', text) FILTER (WHERE id > 3) FROM review", (1, 8), "write CASE WHEN"),
+        ("SELECT LLM('{text}', DISTINCT text) FROM review", (1, 8), "asked once anyway"),
+        ("SELECT LLM_AGG('{text}', DISTINCT text) FROM review", (1, 8), "SELECT DISTINCT in a subquery"),
+        (
+            "SELECT 1 FROM product p JOIN (review r JOIN product q ON LLM_FILTER('{name}', q.name)) ON r.id = p.id",
+            (1, 58),
+            "join in parentheses: put it into WHERE",
+        ),
+        ("SELECT id FROM review WHERE LLM_AGG('{text}', text) = 'x'", (1, 29), "use HAVING"),
+        ("SELECT abs(LLM('{text}', text)) FROM review", (1, 8), r"'abs\(VARCHAR\)'.*casts\.\n"),
+        ("SELECT id, LLM('{text}', text).a FROM review", (1, 32), "the LLM function"),
         ("SELECT LLM('{id}', p.id, r.id) FROM product p, review r", (1, 8), r"\{p.id\} or \{r.id\}"),
         ("SELECT list_transform([1], x -> LLM('{x}', x)) FROM review", (1, 33), "unnest"),
     ],
@@ -253,6 +338,7 @@ def test_errors_point_at_the_place_and_nothing_is_asked(con, engine, query, plac
     with pytest.raises(RelationalError, match=reason) as caught:
         con.sql(query)
     first, shown, caret = str(caught.value).splitlines()
+    assert "__llm" not in first and len(first) < 250
     assert first.startswith(f"line {place[0]}, column {place[1]}: ")
     assert shown.strip() == query.splitlines()[place[0] - 1].strip()
     assert caret.index("^") == place[1] + 1

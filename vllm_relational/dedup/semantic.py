@@ -12,11 +12,11 @@ import datetime
 import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
-from vllm_relational.records import EncodedTable, RelationalError
+from vllm_relational.extras import import_faiss
+from vllm_relational.records import EncodedTable
 
 ROWS_PER_BLOCK = 1024
 # So many rows are compared with each other at a time: bounds memory where k-means leaves a block large.
@@ -118,22 +118,11 @@ def _grouped(vectors: np.ndarray, threshold: float, seed: int) -> np.ndarray:
 
 def _nearest_blocks(vectors: np.ndarray, num_blocks: int, seed: int) -> np.ndarray:
     """The blocks whose centres are nearest to each row, nearest first; int64 ``[num_rows, NEAREST_BLOCKS]``."""
-    faiss = _faiss()
+    faiss = import_faiss(f"semantic deduplication of more than {CHUNK:,} rows")
     kmeans = faiss.Kmeans(vectors.shape[1], num_blocks, niter=KMEANS_ROUNDS, seed=seed + 1, spherical=True)
     kmeans.train(vectors)
     found: np.ndarray = kmeans.index.search(vectors, min(NEAREST_BLOCKS, num_blocks))[1]
     return found
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise RelationalError(
-            f"semantic deduplication of more than {CHUNK:,} rows needs the library faiss: pip install faiss-cpu, or "
-            "pip install 'vllm-relational[semantic]'"
-        ) from error
-    return faiss
 
 
 def _join_block(vectors: np.ndarray, rows: np.ndarray, heads: np.ndarray, threshold: float) -> None:

@@ -53,6 +53,8 @@ class VllmEmbedder:
             shutdown(self._llm)
         self._llm = None
 
+    release = close  # as of ``embed.LocalEmbedder``: the memory is free, the next text takes it again
+
     def _start(self) -> Any:
         if self._llm is None:
             self._llm = self._start_engine()

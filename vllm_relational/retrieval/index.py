@@ -7,7 +7,6 @@ is the cosine.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from vllm_relational.embed import Embedder, embed_texts
+from vllm_relational.extras import import_faiss
 from vllm_relational.records import RelationalError
 from vllm_relational.retrieval.passages import Passages, distinct_passages
 from vllm_relational.retrieval.sidecar import REBUILD, Sidecar, digest_of, read_index, write_index
 
 Search = Literal["exact", "approximate"]
+PURPOSE = "a vector index"  # what needs faiss
 
 # Clusters (faiss IVF): as many as 4 sqrt(passages), each trained on 39 to 64 of them, as faiss advises; a search looks
 # into 1 of 16, at least 16. Not a graph (HNSW): one over 100,000 vectors took 9 minutes to build on two busy cores.
@@ -62,7 +63,7 @@ def build_index(
     path = Path(path)
     _check_search(search)
     _check_folder(path)
-    faiss = import_faiss()
+    faiss = import_faiss(PURPOSE)
     passages = distinct_passages(table, column)
     vectors = embed_texts(embedder, passages.texts)
     index = _new_index(faiss, vectors, search)
@@ -86,11 +87,12 @@ class TextIndex:
 
     path, sidecar: where it is kept and what it was made from.
     passages:      the distinct texts, numbered as the index numbers them.
+    embedder:      of the questions.
     """
 
     def __init__(self, path: Path, sidecar: Sidecar, passages: Passages, embedder: Embedder, index: Any) -> None:
         self.path, self.sidecar, self.passages = path, sidecar, passages
-        self._embedder, self._index = embedder, index
+        self.embedder, self._index = embedder, index
 
     @classmethod
     def load(cls, path: str | Path, table: pa.Table, embedder: Embedder, *, rebuild: bool = False) -> TextIndex:
@@ -99,7 +101,7 @@ class TextIndex:
         A stale index, one whose passages are no longer those of the table, is an error, or with ``rebuild`` built
         again. That the embedding model is still the same is checked with each search, on one passage.
         """
-        path, faiss = Path(path), import_faiss()
+        path, faiss = Path(path), import_faiss(PURPOSE)
         data, sidecar = read_index(path)
         _check_search(sidecar.search)
         passages = distinct_passages(table, sidecar.column)
@@ -126,7 +128,7 @@ class TextIndex:
 
     def nearest(self, questions: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``retrieve``, with numbers of passages: int64 ``[n, k]`` and float32 ``[n, k]``."""
-        self._check_k(k)
+        self.check_k(k)
         _check_list(questions)
         if not questions:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
@@ -137,8 +139,8 @@ class TextIndex:
 
     def _embed(self, questions: list[str]) -> np.ndarray:
         """Vectors of the questions; the first passage goes with them and must be where the index has it."""
-        vectors = embed_texts(self._embedder, [*questions, self.passages.texts[0]])
-        dimension, name = self.sidecar.dimension, name_of(self._embedder)
+        vectors = embed_texts(self.embedder, [*questions, self.passages.texts[0]])
+        dimension, name = self.sidecar.dimension, name_of(self.embedder)
         if vectors.shape[1] != dimension:
             raise RelationalError(
                 f"the index {self.path} is stale: it was made with {self.sidecar.embedder} of {dimension} dimensions, "
@@ -170,7 +172,8 @@ class TextIndex:
         vector: np.ndarray = self._index.reconstruct(0)
         return vector
 
-    def _check_k(self, k: Any) -> None:
+    def check_k(self, k: Any) -> None:
+        """Raise ``RelationalError`` unless so many passages can be found for a question."""
         if not isinstance(k, int | np.integer) or k < 1:
             raise RelationalError(f"k is {k!r}: retrieve 1 passage or more")
         if k > len(self.passages.texts):
@@ -205,15 +208,6 @@ def _new_index(faiss: Any, vectors: np.ndarray, search: Search) -> Any:
         index.train(vectors)
     index.add(vectors)
     return index
-
-
-def import_faiss() -> Any:
-    """The library; ``RelationalError`` with the command to install it where it is missing."""
-    if importlib.util.find_spec("faiss") is None:
-        raise RelationalError("a vector index needs faiss: pip install 'vllm-relational[semantic]'")
-    import faiss
-
-    return faiss
 
 
 def _check_list(questions: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vllm_relational.embed import Embedder, embed_texts
-from vllm_relational.retrieval.index import import_faiss
+from vllm_relational.extras import import_faiss
 
 
 def nearest_pairs(embedder: Embedder) -> Callable[[list[str], list[str], int], np.ndarray]:
@@ -23,7 +23,7 @@ def nearest_pairs(embedder: Embedder) -> Callable[[list[str], list[str], int], n
             return np.empty((len(lefts), 0), np.int64)
         vectors = embed_texts(embedder, [*lefts, *rights])
         getattr(embedder, "release", lambda: None)()
-        index = import_faiss().IndexFlatIP(vectors.shape[1])
+        index = import_faiss("choosing the pairs of a semantic join").IndexFlatIP(vectors.shape[1])
         index.add(vectors[len(lefts) :])
         found: np.ndarray = index.search(vectors[: len(lefts)], min(k, len(rights)))[1]
         return found

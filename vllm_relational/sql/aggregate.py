@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from vllm_relational.records import FreeText, RelationalError, RunReport
 from vllm_relational.sql.functions import Question
+from vllm_relational.sql.merging import ASKED, CACHED
 
 # Where the engine does not say how long a prompt may be.
 ASSUMED_CONTEXT = 4096
@@ -24,29 +25,34 @@ COMBINE = "Every item is an answer to this over a part of the values: combine th
 
 def reduce_groups(
     llm: Any, records: pa.Table, question: Question, options: dict[str, Any], reports: list[RunReport]
-) -> tuple[list[Any], list[str | None]]:
+) -> tuple[list[Any], list[str | None], list[str]]:
     """One answer a group.
 
     records: one column of lists of texts, a list a group. ``reports`` gets one report a round.
-    Returns answers and errors ``[num_groups]``: a group of which a part failed has the part's reason.
+    Returns answers, errors and origins ``[num_groups]``: a group of which a part failed has the part's reason, and one
+    is 'cached' where all of its parts were.
     """
     name = records.column_names[0]
     groups: list[list[str]] = records.column(0).to_pylist()
     answers: list[Any] = [None] * len(groups)
     errors: list[str | None] = [None] * len(groups)
+    origins = [CACHED] * len(groups)
     left = dict(enumerate(groups))
     template = question.template
     while left:
         parts = _parts(llm, left, name, template, options)
         result = llm.run(_table(name, parts), template, **options)
         reports.append(result.report)
+        for (group, _), row in zip(parts, result.source_rows.tolist(), strict=True):
+            if row < 0 or result.origins[row] != CACHED:
+                origins[group] = ASKED
         sizes = {group: len(values) for group, values in left.items()}
         left = _next_round(parts, result.answers, result.errors, answers, errors)
         for group in [group for group, values in left.items() if len(values) >= sizes[group]]:
             errors[group] = "the answers over parts of the values are too long to be combined"
             del left[group]
         template = COMBINE + question.template
-    return answers, errors
+    return answers, errors, origins
 
 
 def first_parts(llm: Any, records: pa.Table, question: Question, options: dict[str, Any]) -> pa.Table:

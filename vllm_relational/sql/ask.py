@@ -11,7 +11,6 @@ from sqlglot import exp
 from vllm_relational.sql.blocks import (
     KEY,
     condition_of,
-    key_of,
     rows_before,
     set_condition,
     sql_of,
@@ -24,6 +23,7 @@ from vllm_relational.sql.passes.blocking import check_pairs, check_rows, choose,
 from vllm_relational.sql.passes.limit import ROW, batches
 from vllm_relational.sql.passes.order import Estimate, by_rank
 from vllm_relational.sql.planner import Asked, Driver, Planner
+from vllm_relational.sql.retrieve import Retrieval
 
 # A predicate is sampled where it has so many times more inputs than the sample: else sampling could cost more.
 SAMPLED_FROM = 4
@@ -38,18 +38,18 @@ class Asker(Driver):
     def settle(self, asked: Asked) -> None:
         """Ask the inputs without an answer; of a semantic join, those that are likely to hold."""
         job, settings = self._job, self._job.settings
-        sides = two_sides(asked.operator.question.function, asked.columns)
+        sides = two_sides(asked.operator.question.function, asked.columns, asked.site.block)
         if sides is not None:
             check_rows(job.count(asked.query))
         inputs = job.distinct_inputs(asked.operator, asked.query)
         if sides is not None and settings.candidates is None:
             check_pairs(asked.operator.pending(inputs).num_rows, settings.max_pairs)
         if sides is None or settings.candidates is None or not inputs.num_rows:
-            asked.operator.ask(job.llm, job.store, inputs)
+            job.ask(asked.operator, inputs)
             return
         blocked = choose(inputs, sides, settings.candidates, settings.candidates_k, settings.audit_pairs)
         for part in (blocked.candidates, blocked.audited):
-            asked.operator.ask(job.llm, job.store, part)
+            job.ask(asked.operator, part)
         asked.operator.rule_out(job.store, blocked.left_out)
         found, missed = (self._holding(asked.operator, part) for part in (blocked.candidates, blocked.audited))
         asked.operator.notes.append(recall_note(blocked, found, missed))
@@ -121,7 +121,7 @@ class Asker(Driver):
             sample = table.take(pa.array(np.unique(rows)))
             samples.append(sample[KEY].to_pylist())
             pending = asked.operator.pending(table).num_rows
-            asked.operator.ask(self._job.llm, self._job.store, sample)
+            self._job.ask(asked.operator, sample, audits=False)
             cost += pending * self._tokens_a_prompt(asked.operator, sample) / table.num_rows
         kept, rows_seen = self._seen(planner, block, part, found, samples)
         return Estimate(cost, kept / rows_seen if rows_seen else 1.0, rows_seen)
@@ -131,11 +131,13 @@ class Asker(Driver):
 
         Of predicates over the same rows, the one that is sampled first pays for the rows; ranks must not depend on it.
         """
-        llm, records = self._job.llm, operator.records(sample)
-        prepared = llm.prepare(records, operator.question.template, **operator.options())
+        llm, records, question = self._job.llm, operator.records(sample), operator.question
+        if isinstance(question, Retrieval):
+            return 1.0
+        prepared = llm.prepare(records, question.template, **operator.options(question, records))
         report = prepared.plan(llm.expected_engine()).report
         computed: float = report.predicted.computed_tokens / max(report.num_asked, 1)
-        return computed + answer_tokens(operator.question.decision)
+        return computed + answer_tokens(question.decision)
 
     def _seen(
         self,
@@ -151,7 +153,7 @@ class Asker(Driver):
             call.replace(planner.lookup(asked))
         rows = rows_before(block)
         rows.set("expressions", [exp.alias_(decided, "__kept")])
-        keys = [key_of(asked.columns, self._job.settings.keeps_nulls) for asked in found]
+        keys = [asked.key for asked in found]
         sampled = [
             exp.In(this=key, expressions=[exp.Literal.string(text) for text in texts])
             for key, texts in zip(keys, samples, strict=True)

@@ -120,6 +120,23 @@ def set_condition(block: exp.Select, clause: str, parts: Sequence[exp.Expr]) -> 
     block.set(clause, kinds[clause](this=whole) if whole is not None else None)
 
 
+def group_keys(group: exp.Group) -> list[exp.Expr]:
+    """What a GROUP BY groups by, one by one: also within ROLLUP, CUBE and GROUPING SETS."""
+    held = [*group.expressions]
+    for kind in ("rollup", "cube", "grouping_sets"):
+        held += group.args.get(kind) or []
+    found: list[exp.Expr] = []
+    while held:
+        part = held.pop(0)
+        if isinstance(part, exp.Rollup | exp.Cube | exp.GroupingSets | exp.Tuple):
+            held[:0] = part.expressions
+        elif isinstance(part, exp.Paren):
+            held.insert(0, part.this)
+        else:
+            found.append(part)
+    return found
+
+
 # ------------------------------------------------------------------------------------------------------------- keys
 def key_of(arguments: Sequence[exp.Expr], keeps_nulls: bool) -> exp.Expr:
     """The expression whose value tells inputs apart: a text, the only argument's own where that is enough."""
@@ -250,16 +267,28 @@ def _not_null(column: exp.Expr) -> exp.Expr:
 def per_outer_row(query: exp.Select, outer: exp.Select, block: exp.Select) -> exp.Select:
     """The input of a call in a subquery that reads the rows around it: the subquery's, for every row of ``outer``."""
     inner = query.copy()
-    inner.set("with_", None)
-    lateral = exp.Lateral(this=inner.subquery(), alias=exp.TableAlias(this=exp.to_identifier("__inner")))
+    inner.set("with_", _only_inside(query, outer))
     columns = [exp.column(name, "__inner") for name in query.named_selects]
     around = exp.Select(expressions=columns)
     in_from = _take_tables_before(around, outer, block)
-    around.append("joins", exp.Join(this=lateral, kind="CROSS"))
+    if around.args.get("from_") is None:
+        around.set("from_", exp.From(this=inner.subquery("__inner")))
+    else:
+        lateral = exp.Lateral(this=inner.subquery(), alias=exp.TableAlias(this=exp.to_identifier("__inner")))
+        around.append("joins", exp.Join(this=lateral, kind="CROSS"))
     free = [part for part in condition_of(outer, "where") if not holds_call(part) and not part.find(exp.Query)]
     set_condition(around, "where", [] if in_from else free)
     around.set("with_", visible_ctes(outer))
     return around
+
+
+def _only_inside(query: exp.Select, outer: exp.Select) -> exp.With | None:
+    """The common table expressions of an input query that ``outer`` cannot name: they may read its rows."""
+    held: exp.With | None = query.args.get("with_")
+    around = visible_ctes(outer)
+    known = {cte.alias.casefold() for cte in around.expressions} if around is not None else set()
+    kept = [cte.copy() for cte in held.expressions if cte.alias.casefold() not in known] if held is not None else []
+    return exp.With(expressions=kept, recursive=held.args.get("recursive")) if held is not None and kept else None
 
 
 def _take_tables_before(around: exp.Select, outer: exp.Select, block: exp.Select) -> bool:
@@ -270,7 +299,7 @@ def _take_tables_before(around: exp.Select, outer: exp.Select, block: exp.Select
         if isinstance(held, list):
             stop = next((number for number, part in enumerate(held) if part is place), len(held))
             around.set(key, [part.copy() for part in held[:stop]])
-        elif held is not None:
+        elif held is not None and held is not place:
             around.set(key, held.copy())
     return place is not None and place.arg_key in SOURCES
 

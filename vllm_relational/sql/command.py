@@ -12,6 +12,7 @@ import pyarrow as pa
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.connect import Connection, Result, connect
 from vllm_relational.sql.cost import Prices, Rates
+from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.parse import statements
 
 SHOWN_ROWS = 50
@@ -82,6 +83,13 @@ def run_sql(connection: Connection, text: str, output: Path | None) -> Result | 
         raise RelationalError(str(error).splitlines()[0]) from error
 
 
+def interrupted(side: Path | None) -> str:
+    """What to say after Ctrl-C."""
+    if side is None:
+        return "interrupted: nothing was kept; with --side FILE answers are kept, and the same command goes on"
+    return f"interrupted: the answers so far are kept with {side}; the same command goes on from them"
+
+
 def explained(connection: Connection, text: str) -> str:
     """The plan of the last statement that asks; the statements before it must not ask, and are run."""
     parts = statements(text)
@@ -92,7 +100,8 @@ def explained(connection: Connection, text: str) -> str:
         raise RelationalError("explain takes one statement with LLM functions: give them one by one")
     try:
         for part in parts[: asking[0]]:
-            connection.duckdb.execute(part.text).fetchall()
+            with interruptible(connection.duckdb):
+                connection.duckdb.execute(part.text).fetchall()
         return connection.explain(parts[asking[0]].text)
     except duckdb.Error as error:
         raise RelationalError(str(error).splitlines()[0]) from error
@@ -104,7 +113,8 @@ def _write(connection: Connection, rows: pa.Table, output: Path) -> None:
     connection.duckdb.register("__result", rows)
     place = str(part).replace("'", "''")
     try:
-        connection.duckdb.execute(f"COPY __result TO '{place}' ({FORMATS[output.suffix.lower()]})").fetchall()
+        with interruptible(connection.duckdb):
+            connection.duckdb.execute(f"COPY __result TO '{place}' ({FORMATS[output.suffix.lower()]})").fetchall()
         part.replace(output)
     finally:
         connection.duckdb.unregister("__result")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import pyarrow as pa
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
+from vllm_relational.sql.interrupts import interruptible, interrupts
 from vllm_relational.sql.job import Job
+from vllm_relational.sql.merging import Merging
 from vllm_relational.sql.operator import Settings
-from vllm_relational.sql.parse import Statement, names_in, statements
+from vllm_relational.sql.parse import Statement, holds_call, names_in, parse, statements
 from vllm_relational.sql.store import Store
 from vllm_relational.sql.trail import Model, Trail
 
@@ -33,16 +36,19 @@ def connect(
     llm:     a ``RelationalLLM``.
     side:    a file for the operators' inputs and answers, from which a later session goes on; None keeps them in
              memory. They never go into ``database``.
-    options: the fields of ``Settings``; ``read_only=True`` opens the database so.
+    options: the fields of ``Settings`` but for ``merging``, whose own are options too: dedup, normalize, similarity,
+             similar_columns, embedder, cache, audit, seed. ``read_only=True`` opens the database so.
     Raises ``RelationalError`` when a file cannot be opened.
     """
     read_only = bool(options.pop("read_only", False))
+    merging = {each.name: options.pop(each.name) for each in dataclasses.fields(Merging) if each.name in options}
+    settings = Settings(merging=Merging(**merging), **options)
     try:
         opened = duckdb.connect(str(database), read_only=read_only)
     except duckdb.Error as error:
         raise RelationalError(f"cannot open the database {database}: {str(error).splitlines()[0]}") from error
     try:
-        return Connection(opened, llm, Path(side) if side is not None else None, Settings(**options))
+        return Connection(opened, llm, Path(side) if side is not None else None, settings)
     except BaseException:
         opened.close()
         raise
@@ -51,12 +57,13 @@ def connect(
 class Result:
     """The rows of a query, computed; ``df()``, ``arrow()``, ``fetchall()`` and what else a DuckDB relation has."""
 
-    def __init__(self, relation: duckdb.DuckDBPyRelation) -> None:
-        self.relation = relation
+    def __init__(self, relation: duckdb.DuckDBPyRelation, connection: duckdb.DuckDBPyConnection) -> None:
+        self.relation, self._connection = relation, connection
 
     def arrow(self) -> pa.Table:
         """The rows as an Arrow table."""
-        return self.relation.to_arrow_table()
+        with interruptible(self._connection):
+            return self.relation.to_arrow_table()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.relation, name)
@@ -66,14 +73,14 @@ class Result:
 
 
 class Connection:
-    """A DuckDB connection that knows LLM, LLM_FILTER, LLM_CLASSIFY, LLM_SCORE, LLM_EXTRACT and LLM_AGG.
+    """A DuckDB connection that knows LLM, LLM_FILTER, LLM_CLASSIFY, LLM_SCORE, LLM_EXTRACT, LLM_AGG and retrieve.
 
     duckdb:   the connection below, for everything else.
     last_run: what the last statement with LLM functions asked; None before the first.
     """
 
     def __init__(self, opened: duckdb.DuckDBPyConnection, llm: Model, side: Path | None, settings: Settings) -> None:
-        self.duckdb, self.settings = opened, settings
+        self.duckdb, self.settings = opened, _with_retriever(settings)
         self._llm = llm
         self._store = Store(opened, side)
         self._frames: set[str] = set()
@@ -90,29 +97,38 @@ class Connection:
         result = None
         for statement in statements(query):
             self._register_frames(statement.text, frame)
-            result = self._ask(statement.text) if statement.asks else self._pass_on(statement)
+            with interrupts():
+                result = self._ask(statement) if statement.asks else self._pass_on(statement)
         return result
 
     execute = sql
 
     def _pass_on(self, statement: Statement) -> Result | None:
-        relation = self.duckdb.sql(statement.text)
-        return Result(relation) if relation is not None else None
+        with interruptible(self.duckdb):
+            relation = self.duckdb.sql(statement.text)
+        return Result(relation, self.duckdb) if relation is not None else None
 
-    def _ask(self, text: str) -> Result | None:
+    def _ask(self, statement: Statement) -> Result | None:
+        text = statement.text
         if match := _EXPLAIN.match(text):
             plan = self._explained(text[match.end() :])
-            return Result(self.duckdb.from_arrow(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]})))
+            return self._result(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]}))
+        if not holds_call(parse(text)):  # a table or macro of the user's has the name
+            return self._pass_on(statement)
         self.last_run = execute(self._job(text))
         rows = self.last_run.rows
-        return Result(self.duckdb.from_arrow(rows)) if rows is not None else None
+        return self._result(rows) if rows is not None else None
+
+    def _result(self, rows: pa.Table) -> Result:
+        return Result(self.duckdb.from_arrow(rows), self.duckdb)
 
     def forecast(self, query: str) -> Plan:
         """The plan of a statement as numbers; nothing is sent to a model."""
         from vllm_relational.sql.explain import forecast
 
         self._register_frames(query, sys._getframe(1))
-        return forecast(self._job(query))
+        with interrupts():
+            return forecast(self._job(query))
 
     def explain(self, query: str) -> str:
         """The plan of a statement as a text; nothing is sent to a model."""
@@ -125,7 +141,8 @@ class Connection:
     def _explained(self, query: str) -> str:
         from vllm_relational.sql.explain import explain
 
-        return explain(self._job(query))
+        with interrupts():
+            return explain(self._job(query))
 
     def report(self) -> str:
         """What the last statement with LLM functions asked, predicted against measured; '' before the first."""
@@ -175,6 +192,14 @@ class Connection:
         tables = self.duckdb.execute("SELECT table_name FROM duckdb_tables()").fetchall()
         views = self.duckdb.execute("SELECT view_name FROM duckdb_views()").fetchall()
         return {name.casefold() for (name,) in tables} | ({name.casefold() for (name,) in views} - self._frames)
+
+
+def _with_retriever(settings: Settings) -> Settings:
+    if settings.retriever is not None:
+        return settings
+    from vllm_relational.retrieving import Retriever
+
+    return dataclasses.replace(settings, retriever=Retriever())
 
 
 def _is_frame(found: Any) -> bool:

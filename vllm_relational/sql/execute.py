@@ -9,11 +9,12 @@ import pyarrow as pa
 
 from vllm_relational.sql.ask import Asker
 from vllm_relational.sql.blocks import sql_of
+from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator
 from vllm_relational.sql.parse import engine_error
 from vllm_relational.sql.passes.layout import choose_layouts
-from vllm_relational.sql.prepare import bind, prepared, rehearse
+from vllm_relational.sql.prepare import bind, prepared, rehearse, unread
 
 
 @dataclass
@@ -23,12 +24,14 @@ class Execution:
     rows:      the result; None for a statement without one.
     rewritten: the SQL that DuckDB finished with.
     notes:     what the optimiser did to the statement as a whole.
+    unread:    columns that the settings of deduplication name and no question reads.
     """
 
     operators: list[Operator] = field(default_factory=list)
     rows: pa.Table | None = None
     rewritten: str = ""
     notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     @property
     def asked(self) -> int:
@@ -42,6 +45,9 @@ def execute(job: Job) -> Execution:
     tree, notes = prepared(job)
     rehearsal = job.planner()
     bind(job, rehearse(rehearsal, tree))
+    if job.settings.merging.dedup != "exact":
+        for operator in rehearsal.operators:
+            operator.check(job.llm)
     job.store.forget_failures(operator.table for operator in rehearsal.operators)
     chosen = choose_layouts(job, tree, rehearsal.operators, may_start=True)
     job, notes = chosen.job, [*notes, *chosen.notes]
@@ -49,8 +55,9 @@ def execute(job: Job) -> Execution:
     planner.plan(tree, Asker(job))
     text = sql_of(tree)
     try:
-        relation = job.connection.sql(text)
-        rows = relation.to_arrow_table() if relation is not None else None
+        with interruptible(job.connection):
+            relation = job.connection.sql(text)
+            rows = relation.to_arrow_table() if relation is not None else None
     except duckdb.Error as error:
         raise engine_error(job.sql, error) from error
-    return Execution(planner.operators, rows, text, notes)
+    return Execution(planner.operators, rows, text, notes, unread(job, planner.operators))

@@ -7,7 +7,7 @@ import dataclasses
 from vllm_relational.sql.forecast import Plan, forecast_tree
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.passes.layout import choose_layouts
-from vllm_relational.sql.prepare import bind, prepared, rehearse
+from vllm_relational.sql.prepare import bind, prepared, rehearse, unread
 
 
 def forecast(job: Job) -> Plan:
@@ -17,7 +17,8 @@ def forecast(job: Job) -> Plan:
     bind(job, rehearse(rehearsal, tree))
     chosen = choose_layouts(job, tree, rehearsal.operators)
     plan = chosen.plan or forecast_tree(chosen.job, tree)
-    return dataclasses.replace(plan, notes=(*notes, *chosen.notes))
+    misspelt = tuple(unread(job, rehearsal.operators))
+    return dataclasses.replace(plan, notes=(*notes, *chosen.notes), unread=misspelt)
 
 
 def explain(job: Job) -> str:

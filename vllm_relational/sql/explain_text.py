@@ -13,7 +13,9 @@ from vllm_relational.config import ROW_FIRST
 from vllm_relational.sql.cost import Tokens, measured, predicted
 from vllm_relational.sql.execute import Execution
 from vllm_relational.sql.forecast import Forecast, Plan
+from vllm_relational.sql.merging import audit_lines, merge_lines
 from vllm_relational.sql.operator import Operator, Settings
+from vllm_relational.sql.retrieve import Retrieval
 
 WIDTH = 110
 SHOWN = 90
@@ -29,8 +31,8 @@ def render_plan(plan: Plan) -> str:
         nodes[name] = nodes.get(above, root).add(_line(_heading(entry.operator)))
         for line in _forecast_lines(entry, plan.settings):
             nodes[name].add(_line(line))
-    for note in plan.notes:
-        root.add(_line(f"rewrite: {note}"))
+    for note in [*(f"rewrite: {note}" for note in plan.notes), *_misspelt(plan.unread)]:
+        root.add(_line(note))
     if len(plan.forecasts) != 1:
         root.add(_line(f"in all: {_tokens(plan.tokens, plan.settings)}"))
     return _printed(root)
@@ -43,8 +45,8 @@ def render_run(run: Execution, settings: Settings) -> str:
         node = root.add(_line(_heading(operator)))
         for line in _run_lines(operator, settings):
             node.add(_line(line))
-    for note in run.notes:
-        root.add(_line(f"rewrite: {note}"))
+    for note in [*(f"rewrite: {note}" for note in run.notes), *_misspelt(run.unread)]:
+        root.add(_line(note))
     return _printed(root)
 
 
@@ -54,6 +56,8 @@ def _needs(entry: Forecast) -> Sequence[str]:
 
 def _heading(operator: Operator) -> str:
     places = {"from": "in ON", "where": "in WHERE", "group": "in GROUP BY", "having": "in HAVING"}
+    if isinstance(operator.question, Retrieval):
+        places["from"] = "in FROM"
     return f"{operator.table.place} {places.get(operator.clause, 'in SELECT')}: {operator.sql}"
 
 
@@ -62,6 +66,8 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
     if entry.reads:
         asked = ", ".join(f"llm.{name}" for name in entry.reads)
         lines = [f"at most {operator.rows_in:,} rows; its input is the answers of {asked}: nothing to plan yet"]
+    elif isinstance(operator.question, Retrieval):
+        lines = _search_lines(operator, operator.question)
     else:
         lines = [_input_line(entry), f"{_most(entry)}{_tokens(entry.tokens, settings)} (tokens {entry.counts})"]
     lines += _layout_lines(operator)
@@ -74,11 +80,22 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
     if entry.share < 1:
         expected = _tokens(entry.tokens.times(entry.share), settings)
         lines.append(f"expected, if {entry.share:.0%} of them are asked: {expected}")
-    return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
+    lines += [f"selectivity: {kept}" for kept in entry.kept]
+    return [*lines, *_notes(operator)]
+
+
+def _search_lines(operator: Operator, found: Retrieval) -> list[str]:
+    before = operator.distinct - operator.asked
+    known = f", {before:,} of them searched before" if before > 0 else ""
+    placed = "by rank" if found.ordered else "placed so that rows share them"
+    each = "1 passage each" if found.k == 1 else f"{found.k} passages each, {placed}"
+    return [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct{known}; {each}"]
 
 
 def _layout_lines(operator: Operator) -> list[str]:
-    return ["layout: the row first, the question behind it"] if operator.layout == ROW_FIRST else []
+    """Of a run, what was asked: one that was interrupted goes on in the layout that it had."""
+    layout = operator.reports[-1].layout if operator.reports else operator.layout
+    return ["layout: the row first, the question behind it"] if layout == ROW_FIRST else []
 
 
 def _most(entry: Forecast) -> str:
@@ -87,14 +104,23 @@ def _most(entry: Forecast) -> str:
 
 def _input_line(entry: Forecast) -> str:
     operator = entry.operator
-    known = operator.distinct - entry.to_ask
+    known = operator.distinct - entry.open
     counts_inputs = known > 0 and operator.question.function != "LLM_AGG"
     answered = f", {known:,} of them answered before" if counts_inputs else ""
-    return f"{_most(entry)}{operator.rows_in:,} rows in, {operator.distinct:,} distinct{answered}"
+    merged = f", {entry.inherits:,} inherit the answer of another" if entry.inherits else ""
+    return f"{_most(entry)}{operator.rows_in:,} rows in, {operator.distinct:,} distinct{answered}{merged}"
 
 
 def _run_lines(operator: Operator, settings: Settings) -> list[str]:
-    lines = [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct, {operator.asked:,} asked"]
+    if isinstance(operator.question, Retrieval):
+        return [*_search_lines(operator, operator.question), *_notes(operator)]
+    others = (
+        (operator.resumed, "resumed"),
+        (operator.inherited, "inherited"),
+        (operator.cached, "from the result cache"),
+    )
+    counts = "".join(f", {inputs:,} {how}" for inputs, how in others if inputs)
+    lines = [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct, {operator.asked:,} asked{counts}"]
     lines += _layout_lines(operator)
     if operator.reports:
         lines.append(f"predicted: {_tokens(predicted(operator.reports, operator.question.decision), settings)}")
@@ -102,9 +128,18 @@ def _run_lines(operator: Operator, settings: Settings) -> list[str]:
     if counted is not None:
         seconds = sum(report.stage_seconds.get("ask", 0.0) for report in operator.reports)
         lines.append(f"measured: {_tokens(counted, settings, seconds)}")
+    lines += [*merge_lines(operator.reports), *audit_lines(operator.reports)]
     if operator.table.failed:
         lines.append(f"failed: {len(operator.table.failed):,} inputs, listed in llm_errors")
-    return [*lines, *dict.fromkeys(f"rewrite: {note}" for note in operator.notes)]
+    return [*lines, *_notes(operator)]
+
+
+def _notes(operator: Operator) -> list[str]:
+    return list(dict.fromkeys(f"rewrite: {note}" for note in operator.notes))
+
+
+def _misspelt(unread: Sequence[str]) -> list[str]:
+    return [f"deduplication: no question of the statement reads the column {name!r}" for name in unread]
 
 
 def _tokens(tokens: Tokens, settings: Settings, seconds: float | None = None) -> str:

@@ -7,25 +7,28 @@ that nobody has yet, the numbers are those for all rows that may come, and an es
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.sql.aggregate import first_parts
-from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, conjunction, conjuncts, lookups
+from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, condition_of, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
+from vllm_relational.sql.functions import Question
 from vllm_relational.sql.job import Job
+from vllm_relational.sql.merging import inherited
 from vllm_relational.sql.operator import Operator, Settings
-from vllm_relational.sql.parse import DIALECT, parse
+from vllm_relational.sql.parse import DIALECT, calls, holds_call, parse
 from vllm_relational.sql.passes.blocking import check_rows, two_sides
 from vllm_relational.sql.planner import Asked, Driver, Planner
+from vllm_relational.sql.retrieve import Retrieval
+from vllm_relational.sql.selectivity import ASSUMED, Selectivity, product, selectivities
+from vllm_relational.sql.store import OperatorTable
 
-# Share of rows that an LLM predicate keeps, before any was asked.
-ASSUMED_SELECTIVITY = 0.5
-# On a block with a LIMIT: the rows after which a run stops.
-NEED_META = "need"
+# On a block with a LIMIT: the rows after which a run stops, and what its predicates keep.
+NEED_META, PASSING_META = "need", "passing"
 
 
 @dataclass
@@ -33,7 +36,9 @@ class Forecast:
     """What is known of an operator before it is asked.
 
     tokens:     of the prompts that have no answer yet, for all rows that may come.
+    to_ask:     prompts; open: inputs without an answer; inherits: of these, those that share the prompt of another.
     share:      of these rows, the part that is expected to come: 1 where that is certain.
+    kept:       what predicates keep of these rows, behind ``share``.
     waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
     counts:     how tokens were counted.
     planned:    the keys that are in ``tokens``.
@@ -45,7 +50,10 @@ class Forecast:
     operator: Operator
     tokens: Tokens = field(default_factory=Tokens)
     to_ask: int = 0
+    open: int = 0
+    inherits: int = 0
     share: float = 1.0
+    kept: list[Selectivity] = field(default_factory=list)
     waits_for: list[str] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
     counts: str = "exact"
@@ -54,24 +62,39 @@ class Forecast:
     candidates: int = 0
     is_partial: bool = False
 
+    def narrow(self, share: float, kept: Sequence[Selectivity] = ()) -> None:
+        """At most that share of the rows is expected to come."""
+        if kept and share <= self.share:
+            self.kept = list(kept)
+        self.share = min(self.share, share)
+
     @property
     def is_certain(self) -> bool:
         """Whether the inputs are known."""
         unknown = self.waits_for or self.reads or self.stops_after or self.candidates or self.is_partial
         return not unknown
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether all answers that may be needed are there; passages are, as a forecast searches for them."""
+        if isinstance(self.operator.question, Retrieval):
+            return not self.reads and not self.is_partial
+        return not self.to_ask and self.is_certain
+
 
 @dataclass(frozen=True)
 class Plan:
     """The forecasts of a statement in the order in which its operators would be asked.
 
-    sql: the statement on one line, without comments; notes: what was rewritten in it as a whole.
+    sql: the statement on one line, without comments; notes: what was rewritten in it as a whole; unread: columns that
+    the settings of deduplication name and no question reads.
     """
 
     sql: str
     forecasts: tuple[Forecast, ...]
     settings: Settings
     notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> Tokens:
@@ -86,7 +109,8 @@ class Plan:
 class Extent:
     """How much of a statement to forecast; by default all.
 
-    choosing:    to choose a layout: pairs of semantic joins are left out, there can be very many.
+    choosing:    to choose a layout: pairs of semantic joins are left out, there can be very many, and passages that a
+                 run may not need; nothing is merged by meaning, as texts would be embedded for each layout.
     counts_only: the inputs, but no tokens.
     halvings:    so often the inputs are halved, and tokens scaled up again.
     common:      by operator the fields by whose values inputs are chosen, so that operators keep the same rows.
@@ -123,64 +147,93 @@ class _Forecaster(Driver):
     def settle(self, asked: Asked) -> None:
         """Plan the inputs that are known, or say what they wait for."""
         found, operator = self._found, asked.operator
-        unknown = {known.operator.table.lookup for known in found.values() if known.to_ask or not known.is_certain}
-        query, waits = _without(asked.query, unknown)
+        unknown = {
+            known.operator.table.lookup: known.operator.table for known in found.values() if not known.is_answered
+        }
+        query, undecided = _without(asked.query, unknown)
         entry = found.setdefault(operator.table.name, Forecast(operator))
-        names = {known.operator.table.lookup: name for name, known in found.items()}
         entry.stops_after = max(entry.stops_after, asked.site.block.meta.get(NEED_META, 0))
-        entry.waits_for += [names[name] for name in waits if names[name] not in entry.waits_for]
-        entry.share = min(entry.share, ASSUMED_SELECTIVITY ** len(waits))
-        reads = sorted({names[node.name] for node in lookups(query) if node.name in unknown})
+        kept = self._kept(undecided, unknown)
+        entry.waits_for += [each.operator for each in kept if each.operator not in entry.waits_for]
+        entry.narrow(product(kept), kept)
+        reads = sorted({unknown[node.name].name for node in lookups(query) if node.name in unknown})
         if reads:
             entry.reads += reads
             operator.rows_in += self._job.count(_rows_only(query))
         else:
             self._plan(entry, asked, query)
 
+    def _kept(self, conditions: Sequence[exp.Expr], unknown: Mapping[str, OperatorTable]) -> list[Selectivity]:
+        """What the conditions keep; one operator counts once, as a guard repeats a condition."""
+        found: dict[str, Selectivity] = {}
+        for condition in conditions:
+            for each in selectivities(self._job, condition, unknown):
+                found.setdefault(each.operator, each)
+        return list(found.values())
+
     def _plan(self, entry: Forecast, asked: Asked, query: exp.Select) -> None:
-        sides, settings = two_sides(asked.operator.question.function, asked.columns), self._job.settings
-        if sides is not None and self._extent.choosing:
+        question, settings = asked.operator.question, self._job.settings
+        sides = two_sides(question.function, asked.columns, asked.site.block)
+        if self._extent.choosing and (sides is not None or (isinstance(question, Retrieval) and not entry.is_certain)):
             entry.is_partial = True
             return
         if sides is not None:
             check_rows(self._job.count(query))
         inputs = self._job.distinct_inputs(asked.operator, query)
-        _plan_inputs(self._job, entry, inputs, self._extent)
+        if isinstance(question, Retrieval):
+            self._job.ask(asked.operator, inputs)
+            return
+        _plan_inputs(self._job, entry, inputs, question, self._extent)
         if entry.stops_after and asked.operator.rows_in:
-            likely = max(settings.batch_rows, entry.stops_after / ASSUMED_SELECTIVITY)
-            entry.share = min(entry.share, likely / asked.operator.rows_in)
+            kept: list[Selectivity] = asked.site.block.meta.get(PASSING_META, [])
+            likely = max(settings.batch_rows, entry.stops_after / max(product(kept), 1 / asked.operator.rows_in))
+            entry.narrow(likely / asked.operator.rows_in, kept)
         if sides is not None and settings.candidates is not None and inputs.num_rows:
             left = [ARGUMENT.format(place) for place in sides[0]]
             rows = inputs.group_by(left).aggregate([]).num_rows
             entry.candidates = min(rows * settings.candidates_k, inputs.num_rows)
-            entry.share = min(entry.share, entry.candidates / inputs.num_rows)
+            entry.narrow(entry.candidates / inputs.num_rows)
 
     def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
         """A run stops once enough rows passed; the forecast is for all that may be asked."""
         kept.meta[NEED_META] = need
+        parts = [part for part in condition_of(kept, "where") if holds_call(part)]
+        kept.meta[PASSING_META] = [each for part in parts for each in self._passing(planner, part)]
         return super().first(planner, kept, need)
 
+    def _passing(self, planner: Planner, part: exp.Expr) -> list[Selectivity]:
+        """What a predicate keeps whose call is still to be asked."""
+        found = list(calls(part))
+        if len(found) != 1:
+            return [Selectivity("", ASSUMED)]
+        asked, test = planner.inspect(found[0]), exp.paren(part.copy(), copy=False)
+        next(calls(test)).replace(planner.lookup(asked))
+        return selectivities(self._job, test, {asked.operator.table.lookup: asked.operator.table})
 
-def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, extent: Extent) -> None:
+
+def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, question: Question, extent: Extent) -> None:
     """What the pipeline's plan says of the inputs without an answer, or of some of them."""
     operator, keys = entry.operator, inputs[KEY].to_pylist()
-    todo = inputs.filter(pa.array([_is_open(entry, key) for key in keys], pa.bool_()))
+    todo = inputs.filter(pa.array(_are_open(entry, keys), pa.bool_()))
     entry.planned.update(keys)
     if todo.num_rows == 0:
         return
     if extent.counts_only:
         entry.to_ask += todo.num_rows
         return
-    records, options = operator.records(todo), operator.options()
-    if operator.question.function == "LLM_AGG":
-        records = first_parts(job.llm, records, operator.question, options)
+    records = operator.records(todo)
+    options = operator.options(question, records, embeds=not extent.choosing)
+    if question.function == "LLM_AGG":
+        records = first_parts(job.llm, records, question, options)
     kept = thinned(records, extent.common.get(operator.table.name, ()), extent.halvings)
-    report = job.llm.forecast(kept, operator.question.template, quick=extent.quick, **options)
+    report = job.llm.forecast(kept, question.template, quick=extent.quick, **options)
     scale = records.num_rows / kept.num_rows
-    output = report.num_asked * answer_tokens(operator.question.decision)
+    output = report.num_asked * answer_tokens(question.decision)
     tokens = Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
     entry.tokens += tokens.times(scale)
     entry.to_ask += round(report.num_asked * scale)
+    entry.open += todo.num_rows
+    entry.inherits += round(inherited([report]) * scale)
     entry.counts = report.token_counts
 
 
@@ -194,29 +247,26 @@ def thinned(records: pa.Table, fields: Sequence[str], halvings: int) -> pa.Table
     return records.filter(pa.array(chosen, pa.bool_())) if any(chosen) else records.slice(0, 1)
 
 
-def _is_open(entry: Forecast, key: str) -> bool:
+def _are_open(entry: Forecast, keys: Sequence[str]) -> list[bool]:
     """Whether a run would ask: without an answer, or failed before, and not planned for another place already."""
-    table = entry.operator.table
-    return (key not in table.answers or key in table.failed) and key not in entry.planned
+    table, merging = entry.operator.table, entry.operator.merging
+    return [(table.is_open(key, merging) or key in table.failed) and key not in entry.planned for key in keys]
 
 
-def _without(query: exp.Select, unknown: set[str]) -> tuple[exp.Select, list[str]]:
-    """The query without the conditions that nobody can decide yet, and the lookups in these conditions."""
+def _without(query: exp.Select, unknown: Container[str]) -> tuple[exp.Select, list[exp.Expr]]:
+    """The query without the conditions that nobody can decide yet, and these conditions."""
     query = query.copy()
-    dropped: list[str] = []
+    dropped: list[exp.Expr] = []
     for clause in list(query.find_all(exp.Where, exp.Having, exp.Qualify)):
-        kept = []
+        kept: list[exp.Expr] = []
         for part in conjuncts(clause.this):
-            names = [node.name for node in lookups(part) if node.name in unknown]
-            dropped += [name for name in names if name not in dropped]
-            if not names:
-                kept.append(part)
+            undecided = any(node.name in unknown for node in lookups(part))
+            (dropped if undecided else kept).append(part)
         clause.set("this", conjunction(kept) or exp.true())
     for guarded in [case for case in query.find_all(exp.Case) if GUARD_META in case.meta]:
         branch = guarded.args["ifs"][0]
-        names = [node.name for node in lookups(branch.this) if node.name in unknown]
-        dropped += [name for name in names if name not in dropped]
-        if names:
+        if any(node.name in unknown for node in lookups(branch.this)):
+            dropped.append(branch.this.copy())
             branch.set("this", exp.true())
     return query, dropped
 

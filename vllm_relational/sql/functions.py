@@ -35,6 +35,8 @@ USAGE = {
     "LLM_EXTRACT": """LLM_EXTRACT('prompt', '{"type": "object", "properties": {...}}', column, ...)""",
     "LLM_AGG": "LLM_AGG('prompt', column)",
 }
+# Not an LLM function, but planned as one: it is computed once over its distinct inputs.
+RETRIEVE = "RETRIEVE"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Question:
     def reads(self) -> tuple[str, ...]:
         named = {match[1] for match in BRACES.finditer(self.template) if match[1] is not None}
         return self.fields if "*" in named else tuple(field for field in self.fields if field in named)
+
+    @property
+    def has_layout(self) -> bool:
+        """Whether the row may stand first: LLM_AGG cuts its values to what the question leaves room for."""
+        return self.function != "LLM_AGG"
 
     def identity(self) -> str:
         """A text that is equal for equal questions."""

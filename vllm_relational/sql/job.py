@@ -12,9 +12,11 @@ from sqlglot import exp
 
 from vllm_relational.config import Layout
 from vllm_relational.sql.blocks import KEY, sql_of
+from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.parse import engine_error
 from vllm_relational.sql.planner import Planner
+from vllm_relational.sql.retrieve import Retrieval
 from vllm_relational.sql.store import Store
 from vllm_relational.sql.trail import Trail
 
@@ -27,6 +29,7 @@ class Job:
 
     connection: the user's; sql: as written.
     layouts:    of operators by the name of their table; the others have the question first.
+    searched:   the questions of ``retrieve`` that this statement searched for, by table and key, also to forecast.
     """
 
     connection: duckdb.DuckDBPyConnection
@@ -35,6 +38,7 @@ class Job:
     settings: Settings
     sql: str
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    searched: set[tuple[str, str]] = field(default_factory=set)
 
     def planner(self) -> Planner:
         """A planner for the statement, with no operator yet."""
@@ -52,7 +56,8 @@ class Job:
     def fetch(self, text: str) -> pa.Table:
         """The rows of a query that this package wrote."""
         try:
-            return self.connection.sql(text).to_arrow_table()
+            with interruptible(self.connection):
+                return self.connection.sql(text).to_arrow_table()
         except duckdb.Error as error:
             raise engine_error(self.sql, error) from error
 
@@ -60,11 +65,25 @@ class Job:
         """How many rows a query has."""
         return int(self.fetch(f"SELECT count(*) AS n FROM ({sql_of(query)})")["n"][0].as_py())
 
+    def ask(self, operator: Operator, inputs: pa.Table, audits: bool = True) -> None:
+        """Ask the inputs without an answer; of passages, those that a forecast of the statement searched for count.
+
+        audits: False for a sample.
+        """
+        if not isinstance(operator.question, Retrieval):
+            operator.ask(self.llm, self.store, inputs, audits)
+            return
+        before, name = operator.asked, operator.table.name
+        self.searched.update((name, key) for key in operator.pending(inputs)[KEY].to_pylist())
+        operator.ask(self.llm, self.store, inputs)
+        operator.asked = before + sum((name, key) in self.searched for key in inputs[KEY].to_pylist())
+
     def keep_rows(self, text: str) -> str:
         """Store the rows of a query in a temporary table, which stays until the next statement; returns its name."""
         name = self.store.new_rows()
         try:
-            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {text}").fetchall()
+            with interruptible(self.connection):
+                self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {text}").fetchall()
         except duckdb.Error as error:
             raise engine_error(self.sql, error) from error
         return name

@@ -6,13 +6,15 @@ a column needs the block's FROM to be free of calls.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, conjuncts, own_nodes, set_condition
 from vllm_relational.sql.functions import Argument
-from vllm_relational.sql.parse import calls, error_here, holds_call, is_call
+from vllm_relational.sql.parse import calls, error_here, holds_call, is_call, is_retrieval
+from vllm_relational.sql.retrieve import spell_tables
 
 VOLATILE = {"random", "rand", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"}
 ARGUMENTS_META, WRITTEN_META = "arguments", "written"
@@ -21,23 +23,39 @@ ARGUMENTS_META, WRITTEN_META = "arguments", "written"
 def normalise(tree: exp.Expr, sql: str) -> None:
     """Change the tree in place; raises ``SQLError`` for what cannot be planned."""
     _refuse_volatile(tree, sql)
+    for query in tree.find_all(exp.Select):
+        _join_behind_from(query)
     for call in calls(tree):
+        _refuse_aggregation(call, sql)
         call.meta[WRITTEN_META] = call.sql(dialect="duckdb")
         call.meta[ARGUMENTS_META] = [None if given.is_star else argument_of(given) for given in call.expressions]
+    _rename_shadows(tree)
     for query in list(tree.find_all(exp.Select)):
         _name_items(query)
         _move_inner_conditions(query)
     for call in list(calls(tree)):
         if call.name.upper() == "LLM_AGG":
             _aggregate_values(call, sql)
+    spell_tables(tree, sql)
+
+
+def _join_behind_from(query: exp.Select) -> None:
+    """``FROM a, b SELECT ...``: the parser hangs b on a; as everywhere else, it is a join of the query."""
+    held = query.args.get("from_")
+    if held is not None and held.this.args.get("joins"):
+        joins = [*held.this.args["joins"], *(query.args.get("joins") or [])]
+        held.this.set("joins", None)
+        query.set("joins", joins)
 
 
 def argument_of(column: exp.Expr) -> Argument:
-    """How the prompt may name an argument: a column by its name, a call by its function's, the rest by their SQL."""
+    """How the prompt may name an argument: columns and passages by their name, calls by their function's, else SQL."""
     if isinstance(column, exp.Order):
         return argument_of(column.this)
     if is_call(column):
         return Argument(column.name.lower())
+    if isinstance(column, exp.Dot) and is_retrieval(column.this.unnest()):
+        return Argument(column.expression.name)
     if isinstance(column, exp.Column) and not isinstance(column.this, exp.Star):
         return Argument(column.name, column.table)
     return Argument(column.sql(dialect="duckdb").replace("{", "(").replace("}", ")"))  # the prompt has braces too
@@ -52,6 +70,59 @@ def _refuse_volatile(tree: exp.Expr, sql: str) -> None:
             what = "a sample" if sampled else "random()" if name == "RAND" else f"{name.lower()}()"
             fix = "CREATE TEMP TABLE picked AS SELECT ... first, then ask about it"
             raise error_here(sql, node, f"{what} gives other rows each time it runs: {fix}")
+
+
+def _rename_shadows(tree: exp.Expr) -> None:
+    """A name of its own for every common table expression of a name that several have: input queries hold them all."""
+    ctes = list(tree.find_all(exp.CTE))
+    counts = Counter(cte.alias.casefold() for cte in ctes)
+    shadows = {id(cte): f"{cte.alias}__{place}" for place, cte in enumerate(ctes) if counts[cte.alias.casefold()] > 1}
+    if not shadows:
+        return
+    for table in list(tree.find_all(exp.Table)):
+        cte = _definition(table)
+        if cte is not None and id(cte) in shadows:
+            alias = table.args.get("alias") or exp.TableAlias(this=table.this.copy())
+            if not alias.args.get("this"):
+                alias.set("this", table.this.copy())
+            table.set("alias", alias)
+            table.set("this", exp.to_identifier(shadows[id(cte)], quoted=True))
+    for cte in ctes:
+        if id(cte) in shadows:
+            cte.args["alias"].set("this", exp.to_identifier(shadows[id(cte)], quoted=True))
+
+
+def _definition(table: exp.Table) -> exp.CTE | None:
+    """The common table expression that a table's name stands for; None for a table of the database."""
+    name = "" if table.db else table.name.casefold()
+    below: exp.Expr = table
+    node = table.parent
+    while node is not None:
+        held: exp.With | None = node if isinstance(node, exp.With) else node.args.get("with_")
+        entries: list[exp.CTE] = held.expressions if held is not None else []
+        inside = next((place for place, cte in enumerate(entries) if cte is below), None)
+        if inside is not None:  # the table stands in an entry, which names those before it, and itself if recursive
+            entries = entries[: inside + bool(held is not None and held.args.get("recursive"))]
+        elif below is held:
+            entries = []  # decided when the walk was at the WITH
+        for cte in reversed(entries):
+            if cte.alias.casefold() == name:
+                return cte
+        below, node = node, node.parent
+    return None
+
+
+def _refuse_aggregation(call: exp.Anonymous, sql: str) -> None:
+    """What belongs to aggregates cannot stand with a call that is asked row by row."""
+    name, held = call.name.upper(), call.parent
+    if isinstance(held, exp.Window) and call.arg_key == "this":
+        fix = "use GROUP BY" if name == "LLM_AGG" else f"aggregate its answers: max({name}(...)) OVER (...)"
+        raise error_here(sql, call, f"{name} cannot run over a window: {fix}")
+    if isinstance(held, exp.Filter) and name != "LLM_AGG":
+        raise error_here(sql, call, f"{name} takes no FILTER: write CASE WHEN condition THEN {name}(...) END")
+    if any(isinstance(given, exp.Distinct) for given in call.expressions):
+        fix = "SELECT DISTINCT in a subquery" if name == "LLM_AGG" else "equal inputs are asked once anyway"
+        raise error_here(sql, call, f"{name} takes no DISTINCT: {fix}")
 
 
 def _name_items(query: exp.Select) -> None:
@@ -86,8 +157,6 @@ def _aggregate_values(call: exp.Anonymous, sql: str) -> None:
     """``LLM_AGG(p, c) FILTER (WHERE x)`` -> a call over ``list(c ORDER BY c) FILTER (WHERE c IS NOT NULL AND x)``."""
     if len(call.expressions) != 2:
         return  # the planner says what is wrong
-    if isinstance(call.parent, exp.Window):
-        raise error_here(sql, call, "LLM_AGG cannot run over a window: use GROUP BY")
     given = call.expressions[1]
     order = given if isinstance(given, exp.Order) else None
     column = order.this if order is not None else given

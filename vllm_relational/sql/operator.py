@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,13 +11,15 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from vllm_relational.config import DEFAULT_SYSTEM_PROMPT, QUESTION_FIRST, Layout, check_layout
-from vllm_relational.records import EngineInfo, FreeText, JsonSchema, QueryResult, RunReport
+from vllm_relational.records import EngineDiedError, EngineInfo, FreeText, JsonSchema, QueryResult, RunReport
 from vllm_relational.sql.aggregate import reduce_groups
 from vllm_relational.sql.blocks import KEY
 from vllm_relational.sql.cost import Prices, Rates
 from vllm_relational.sql.functions import Question
+from vllm_relational.sql.merging import ASKED, BEYOND_EXACT, CACHED, RESUMED, Merging
 from vllm_relational.sql.passes.blocking import Candidates
-from vllm_relational.sql.store import BLOCKED, OperatorTable, Store
+from vllm_relational.sql.retrieve import Retrieval, Retrieves
+from vllm_relational.sql.store import BLOCKED, OperatorTable, Settled, Store
 
 
 class Asks(Protocol):
@@ -48,6 +51,8 @@ class Settings:
     rates, prices: to show seconds and dollars beside tokens.
     layout:        of every prompt but those of LLM_AGG, 'question-first' or 'row-first'; None chooses by statement.
     max_pairs:     pairs of a semantic join that are asked at most where nothing proposes candidates.
+    retriever:     searches for ``retrieve``; None for one that opens each index with the model that it names.
+    merging:       which inputs beyond equal ones share an answer, the result cache, the audit.
     """
 
     max_tokens: int = FreeText.max_tokens
@@ -65,22 +70,25 @@ class Settings:
     rates: Rates | None = None
     prices: Prices | None = None
     layout: Layout | None = None
+    retriever: Retrieves | None = None
+    merging: Merging = field(default_factory=Merging)
 
     def __post_init__(self) -> None:
         if self.layout is not None:
             check_layout(self.layout)
 
-    def options(self, question: Question) -> dict[str, Any]:
-        """The options of ``RelationalLLM.run`` for a question."""
+    def options(self, question: Question, records: pa.Table, embeds: bool = True) -> dict[str, Any]:
+        """The options of ``RelationalLLM.run`` for a question about these records; see ``Merging.options``."""
         nulls = "keep" if self.keeps_nulls else "error"
-        return {**question.options(), "nulls": nulls, "system_prompt": self.system_prompt, "order": self.order}
+        asked = {**question.options(), "nulls": nulls, "system_prompt": self.system_prompt, "order": self.order}
+        return asked | self.merging.options(records, question.function == "LLM_AGG", embeds)
 
 
 @dataclass
 class Operator:
     """A question as a statement asks it.
 
-    sql:     the call as it stands in the statement.
+    sql:     the call as it stands in the statement; question: what it asks, or for ``retrieve`` looks for.
     clause:  where it stands.
     table:   its answers.
     reports: of the runs that this statement needed.
@@ -88,11 +96,12 @@ class Operator:
     layout:  what its prompts begin with.
     places:  where in the statement's text the question stands.
     rows_in: rows of the block that needed an answer; distinct: inputs among them that differ.
+    asked, inherited, cached, resumed (from an interrupted statement): how inputs came by answers in this statement.
     """
 
     sql: str
     clause: str
-    question: Question
+    question: Question | Retrieval
     table: OperatorTable
     settings: Settings
     reports: list[RunReport] = field(default_factory=list)
@@ -100,47 +109,135 @@ class Operator:
     rows_in: int = 0
     distinct: int = 0
     asked: int = 0
+    inherited: int = 0
+    cached: int = 0
+    resumed: int = 0
     places: set[int | None] = field(default_factory=set)
     layout: Layout = QUESTION_FIRST
 
-    def options(self) -> dict[str, Any]:
-        """The options of ``RelationalLLM.run`` for this operator."""
-        return {**self.settings.options(self.question), "layout": self.layout}
+    def options(self, question: Question, records: pa.Table, embeds: bool = True) -> dict[str, Any]:
+        """The options of ``RelationalLLM.run`` for the question of this operator about these records."""
+        return {**self.settings.options(question, records, embeds), "layout": self.layout}
+
+    @property
+    def keeps_nulls(self) -> bool:
+        """Whether inputs with a null get an answer."""
+        return keeps_nulls(self.question, self.settings)
+
+    @property
+    def merging(self) -> str:
+        """The settings by which its inputs inherit answers, see ``Merging.identity``; passages are nobody else's."""
+        if isinstance(self.question, Retrieval):
+            return ""
+        return self.settings.merging.identity(self.question.reads)
+
+    def check(self, llm: Asks) -> None:
+        """Raise ``RelationalError`` for settings that a run would refuse, before anything is asked."""
+        if isinstance(self.question, Question):
+            nothing = pa.table({name: pa.array([None], pa.string()) for name in self.question.reads})
+            llm.prepare(nothing, self.question.template, **self.options(self.question, nothing))
 
     def pending(self, inputs: pa.Table) -> pa.Table:
-        """The inputs without an answer; columns: key, then the fields."""
-        answers = self.table.answers
-        return inputs.filter(pa.array([key not in answers for key in inputs[KEY].to_pylist()], pa.bool_()))
+        """The inputs without an answer, or with one inherited under other settings; columns: key, then the fields."""
+        is_open, merging = self.table.is_open, self.merging
+        return inputs.filter(pa.array([is_open(key, merging) for key in inputs[KEY].to_pylist()], pa.bool_()))
 
     def records(self, inputs: pa.Table) -> pa.Table:
         """The inputs as the table that the model is asked about."""
         return inputs.drop_columns([KEY]).rename_columns(list(self.question.reads))
 
-    def ask(self, llm: Asks, store: Store, inputs: pa.Table) -> None:
-        """Ask the inputs that have no answer yet, and keep the answers."""
+    def ask(self, llm: Asks, store: Store, inputs: pa.Table, audits: bool = True) -> None:
+        """Ask the inputs that have no answer yet, and keep the answers. audits: False for a sample."""
         todo = self.pending(inputs)
         if todo.num_rows == 0:
             return
         records, keys = self.records(todo), todo[KEY].to_pylist()
-        with store.checkpoint(self.table, keys, self.layout) as kept:
-            answers, errors = self._run(llm, records, kept)
-            values = [self.question.value(answer) for answer in answers]
-            store.add(self.table, keys, _structs(records), values, [error or "" for error in errors])
-        self.asked += todo.num_rows
+        if isinstance(self.question, Retrieval):
+            found = self.question.search(records.column(0).combine_chunks())
+            nothing, asked = [""] * len(keys), [ASKED] * len(keys)
+            store.add(self.table, Settled(keys, _structs(records), found, nothing, asked, keys))
+            self.asked += len(keys)
+        else:
+            self._ask_model(self.question, llm, store, records, keys, self._to_audit() if audits else 0)
+
+    def _ask_model(
+        self, question: Question, llm: Asks, store: Store, records: pa.Table, keys: list[str], audit: int
+    ) -> None:
+        with store.checkpoint(self.table, [*keys, self.merging] if self.merging else keys, self.layout) as kept:
+            try:
+                said = self._run(question, llm, records, kept, audit)
+            except EngineDiedError as error:
+                raise EngineDiedError(_how_to_go_on(error, bool(kept))) from error
+            store.add(self.table, _settled(question, keys, records, said), self.merging)
+        self._count(said.origins)
+
+    def _count(self, origins: Sequence[str]) -> None:
+        counts = Counter(origins)
+        inherited = sum(counts[step] for step in BEYOND_EXACT)
+        self.inherited += inherited
+        self.cached += counts[CACHED]
+        self.resumed += counts[RESUMED]
+        self.asked += len(origins) - inherited - counts[CACHED] - counts[RESUMED]
+
+    def _to_audit(self) -> int:
+        """The rows that the batches before have left of those to audit."""
+        audited = [report.audit.samples for report in self.reports if report.audit is not None]
+        return max(self.settings.merging.audit - sum(found[0].num_asked for found in audited if found), 0)
 
     def rule_out(self, store: Store, inputs: pa.Table) -> None:
         """Answer the inputs that have no answer yet with false, without asking."""
         todo = self.pending(inputs)
         keys = todo[KEY].to_pylist()
-        store.add(self.table, keys, _structs(self.records(todo)), [False] * len(keys), [BLOCKED] * len(keys))
+        nobody: list[str | None] = [None] * len(keys)
+        no, why = [False] * len(keys), [BLOCKED] * len(keys)
+        store.add(self.table, Settled(keys, _structs(self.records(todo)), no, why, nobody, nobody))
 
-    def _run(self, llm: Asks, records: pa.Table, kept: dict[str, Any]) -> tuple[Sequence[Any], Sequence[str | None]]:
-        options = self.options()
-        if self.question.function == "LLM_AGG":
-            return reduce_groups(llm, records, self.question, options, self.reports)
-        result = llm.run(records, self.question.template, **{**options, **kept})
+    def _run(self, question: Question, llm: Asks, records: pa.Table, kept: dict[str, Any], audit: int) -> Said:
+        options = {**self.options(question, records), "audit": audit}
+        if question.function == "LLM_AGG":
+            answers, errors, origins = reduce_groups(llm, records, question, options, self.reports)
+            return Said(answers, errors, origins, range(len(answers)))
+        result = llm.run(records, question.template, **{**options, **kept})
         self.reports.append(result.report)
-        return result.answers, result.errors
+        return Said(result.answers, result.errors, result.origins, result.source_rows.tolist())
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a run says of its records, see ``QueryResult``: one of each a record."""
+
+    answers: Sequence[Any]
+    errors: Sequence[str | None]
+    origins: Sequence[str]
+    source_rows: Sequence[int]
+
+
+def _settled(question: Question, keys: Sequence[str], records: pa.Table, said: Said) -> Settled:
+    """What the store keeps: a source is the key of the input whose answer it is."""
+    values = [question.value(answer) for answer in said.answers]
+    sources = [keys[row] if error is None else None for row, error in zip(said.source_rows, said.errors, strict=True)]
+    known = ("exact", *BEYOND_EXACT, CACHED)
+    origins = [
+        None if error is not None else origin if origin in known else ASKED  # 'resumed' was asked, by a run before
+        for origin, error in zip(said.origins, said.errors, strict=True)
+    ]
+    return Settled(keys, _structs(records), values, [error or "" for error in said.errors], origins, sources)
+
+
+def _how_to_go_on(error: EngineDiedError, kept: bool) -> str:
+    """What the engine said, and what to do about it in SQL: the pipeline speaks of its own checkpoint."""
+    cause = error.__cause__ if isinstance(error.__cause__, EngineDiedError) else error
+    if kept:
+        return f"{cause}; the answers so far are kept beside the side file: send the statement again to go on"
+    return (
+        f"{cause}; send the statement again: it goes on from the questions that were finished in this session. With "
+        "--side FILE (side=FILE) every answer is kept"
+    )
+
+
+def keeps_nulls(question: Question | Retrieval, settings: Settings) -> bool:
+    """Whether a question may be asked about nulls; nothing is near to a null."""
+    return settings.keeps_nulls and isinstance(question, Question)
 
 
 def _structs(records: pa.Table) -> pa.Array:

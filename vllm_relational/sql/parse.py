@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,10 +16,21 @@ from sqlglot.errors import ParseError, TokenError
 from sqlglot.tokenizer_core import Token, TokenType
 
 from vllm_relational.records import RelationalError
-from vllm_relational.sql.functions import LITERALS, USAGE
+from vllm_relational.sql.functions import LITERALS, RETRIEVE, USAGE
 
 DIALECT = "duckdb"
+FUNCTIONS = {*LITERALS, RETRIEVE}
 _NAMES_IN_MESSAGE = re.compile(r"""["']([^"']+)["']|with name (\w+)|Function (\w+)""")
+_LOOKUP = re.compile(r'"__llm_op_\d+_\d+"|__llm_op_\d+_\d+')
+_CALL = re.compile(rf"\b(?:{'|'.join(LITERALS)})\s*\(", re.IGNORECASE)
+# By statement, what to write in its place.
+_INSTEAD: tuple[tuple[Any, str], ...] = (
+    (exp.Update | exp.Delete | exp.Merge, "CREATE TEMP TABLE answers AS SELECT ... first, then go by that table"),
+    (exp.Insert, "write INSERT INTO ... SELECT in place of VALUES"),
+    (exp.Values, "write SELECT in place of VALUES"),
+    (exp.Pivot, "write SELECT * FROM (PIVOT (SELECT ..., LLM(...) AS answer FROM ...) ON answer ...)"),
+    (exp.Summarize | exp.Describe, "CREATE TEMP TABLE answers AS SELECT ... first, then go by that table"),
+)
 
 
 class SQLError(RelationalError):
@@ -26,7 +39,7 @@ class SQLError(RelationalError):
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement of a text, exactly as written. ``asks``: it calls an LLM function."""
+    """One statement of a text, exactly as written. ``asks``: it calls an LLM function or ``retrieve``."""
 
     text: str
     asks: bool
@@ -61,11 +74,13 @@ def _behind_command(tokens: list[Token]) -> list[Token]:
 
 
 def _asks(tokens: Sequence[Token]) -> bool:
-    pairs = pairwise(tokens)
-    return any(
-        name.text.upper() in LITERALS and name.token_type != TokenType.STRING and after.token_type == TokenType.L_PAREN
-        for name, after in pairs
-    )
+    return any(_is_function(name, after) for name, after in pairwise(tokens))
+
+
+def _is_function(name: Token, after: Token) -> bool:
+    """Whether two words begin a call of an LLM function or ``retrieve``."""
+    known = name.text.upper() in FUNCTIONS and name.token_type != TokenType.STRING
+    return known and after.token_type == TokenType.L_PAREN
 
 
 def names_in(sql: str) -> set[str]:
@@ -82,23 +97,50 @@ def names_in(sql: str) -> set[str]:
 def parse(sql: str) -> exp.Expr:
     """The syntax tree of one statement; raises ``SQLError`` at the place that cannot be read."""
     try:
-        tree = sqlglot.parse_one(sql, read=DIALECT)
+        with _quiet():
+            tree = sqlglot.parse_one(sql, read=DIALECT)
     except ParseError as error:
         first = error.errors[0]
         line, column = first.get("line") or 1, max((first.get("col") or 1) - len(first.get("highlight") or ""), 0)
         raise error_at(sql, line, column + 1, _lower_first(first["description"] or "cannot be read")) from None
     if isinstance(tree, exp.Command):
-        raise error_at(sql, 1, 1, "LLM functions may stand in SELECT, CREATE TABLE AS and INSERT ... SELECT only")
+        raise misplaced(sql, tree)
     return tree
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without sqlglot's warning about statements that it does not know: ``misplaced`` says more."""
+    logger = logging.getLogger("sqlglot")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def misplaced(sql: str, tree: exp.Expr) -> SQLError:
+    """The error for a statement in which LLM functions cannot stand: at the first one, with what to write instead."""
+    fix = next((text for kinds, text in _INSTEAD if isinstance(tree, kinds)), "")
+    if isinstance(tree, exp.Create):
+        fix = "CREATE TABLE ... AS SELECT keeps the answers" if tree.kind == "VIEW" else ""
+    message = "LLM functions may stand in SELECT, CREATE TABLE AS and INSERT ... SELECT only" + (fix and f": {fix}")
+    return _error_from(sql, _first_call(sql), message)
+
+
 def is_call(node: Any) -> bool:
-    """Whether a node of the tree calls an LLM function."""
-    return isinstance(node, exp.Anonymous) and node.name.upper() in LITERALS
+    """Whether a node of the tree calls an LLM function or ``retrieve``."""
+    return isinstance(node, exp.Anonymous) and node.name.upper() in FUNCTIONS
+
+
+def is_retrieval(node: Any) -> bool:
+    """Whether a node of the tree calls ``retrieve``."""
+    return isinstance(node, exp.Anonymous) and node.name.upper() == RETRIEVE
 
 
 def calls(tree: exp.Expr) -> Iterator[exp.Anonymous]:
-    """Every call of an LLM function in the tree."""
+    """Every call of an LLM function or ``retrieve`` in the tree."""
     return (node for node in tree.find_all(exp.Anonymous) if is_call(node))
 
 
@@ -124,10 +166,10 @@ def parts_of(call: exp.Anonymous, sql: str) -> CallParts:
     arguments = call.expressions
     if len(arguments) < len(wanted) + 2:
         raise error_here(sql, call, f"{function} has {len(arguments)} arguments: write {USAGE[function]}")
-    prompt = _literal(arguments[0])
+    prompt = literal(arguments[0])
     if not isinstance(prompt, str):
         raise error_here(sql, call, f"the prompt of {function} is not a text in quotes: write {USAGE[function]}")
-    literals = tuple(_literal(argument) for argument in arguments[1 : len(wanted) + 1])
+    literals = tuple(literal(argument) for argument in arguments[1 : len(wanted) + 1])
     for name, value in zip(wanted, literals, strict=True):
         if value is None:
             raise error_here(sql, call, f"{function} needs {name} after the prompt: write {USAGE[function]}")
@@ -137,7 +179,7 @@ def parts_of(call: exp.Anonymous, sql: str) -> CallParts:
     return CallParts(function, prompt, literals, columns)
 
 
-def _literal(node: exp.Expr) -> Any:
+def literal(node: exp.Expr) -> Any:
     """The value of a literal text, whole number or list of texts; None for anything else."""
     if isinstance(node, exp.Literal):
         return node.this if node.is_string else _number(node.this)
@@ -145,7 +187,7 @@ def _literal(node: exp.Expr) -> Any:
         number = _number(node.this.this)
         return -number if isinstance(number, int) else None
     if isinstance(node, exp.Array):
-        return [_literal(item) for item in node.expressions]
+        return [literal(item) for item in node.expressions]
     return None
 
 
@@ -159,6 +201,10 @@ def error_here(sql: str, node: exp.Expr, message: str) -> SQLError:
     start = node.meta.get("start")
     if start is None:
         start = next((inner.meta["start"] for inner in node.walk() if "start" in inner.meta), 0)
+    return _error_from(sql, start, message)
+
+
+def _error_from(sql: str, start: int, message: str) -> SQLError:
     line = sql.count("\n", 0, start) + 1
     return error_at(sql, line, start - (sql.rfind("\n", 0, start) + 1) + 1, message)
 
@@ -173,17 +219,30 @@ def error_at(sql: str, line: int, column: int, message: str) -> SQLError:
 
 
 def engine_error(sql: str, error: Exception) -> SQLError:
-    """What DuckDB says of a rewritten statement, pointing at the first word of ``sql`` that the message names."""
-    message = str(error).partition("\n\nLINE ")[0]
-    text = " ".join(message.split())
+    """What DuckDB says of a rewritten statement, pointing at the first word of ``sql`` that the message names.
+
+    Names that this package gave are not the user's: the message speaks of the LLM function in their place. Of functions
+    that DuckDB proposes instead there may be fifty: they are left out.
+    """
+    message = str(error).partition("\n\nLINE ")[0].partition("Candidate functions:")[0]
+    text = _LOOKUP.sub("the LLM function", " ".join(message.split()))
     for match in _NAMES_IN_MESSAGE.finditer(message):
         name = next(group for group in match.groups() if group)
-        token = _first_token(sql, name.rpartition(".")[2])
+        token = _first_token(sql, name.partition("(")[0].rpartition(".")[2])
         if token is not None:
-            start = token.start
-            line = sql.count("\n", 0, start) + 1
-            return error_at(sql, line, start - (sql.rfind("\n", 0, start) + 1) + 1, text)
-    return SQLError(text)
+            return _error_from(sql, token.start, text)
+    return _error_from(sql, _first_call(sql), text) if _LOOKUP.search(message) else SQLError(text)
+
+
+def _first_call(sql: str) -> int:
+    """Where the first LLM function stands; sqlglot does not split commands into words: there what looks like one."""
+    try:
+        tokens = sqlglot.tokenize(sql, read=DIALECT)
+    except TokenError:
+        tokens = []
+    places = (token.start for token, after in pairwise(tokens) if _is_function(token, after))
+    found = _CALL.search(sql)
+    return next(places, found.start() if found else 0)
 
 
 def _first_token(sql: str, name: str) -> Token | None:

@@ -16,25 +16,32 @@ from vllm_relational.sql.blocks import (
     Aggregates,
     Site,
     condition_of,
+    group_keys,
     input_query,
     key_of,
     lookup,
     lookups,
     own_nodes,
     per_outer_row,
+    set_condition,
     site_of,
     sql_of,
     visible_ctes,
 )
 from vllm_relational.sql.functions import Argument, Question, canonical_template, decision_of, field_names
 from vllm_relational.sql.normalise import ARGUMENTS_META, WRITTEN_META, expand_stars, normalise_block
-from vllm_relational.sql.operator import Operator, Settings, with_reads
-from vllm_relational.sql.parse import engine_error, error_here, holds_call, is_call, parts_of
+from vllm_relational.sql.operator import Operator, Settings, keeps_nulls, with_reads
+from vllm_relational.sql.parse import calls, engine_error, error_here, holds_call, is_call, is_retrieval, parts_of
 from vllm_relational.sql.passes.guards import guards_of
+from vllm_relational.sql.passes.lateral import conditions_on_rows, read_from, rows_of_limit
 from vllm_relational.sql.passes.limit import split
+from vllm_relational.sql.retrieve import FROM_META, Retrieval, check_type, retrieval_of
 from vllm_relational.sql.store import Store
 
 SPLIT_META = "split"
+# Conditions of an outer query that the input of a subquery in FROM is limited to.
+KEPT_META = "kept"
+CLAUSES = {"from": "ON", "where": "WHERE", "group": "GROUP BY"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,11 @@ class Asked:
     query: exp.Select
     site: Site
     columns: list[exp.Expr]
+
+    @property
+    def key(self) -> exp.Expr:
+        """The expression whose value tells its inputs apart."""
+        return key_of(self.columns, self.operator.keeps_nulls)
 
 
 class Driver:
@@ -119,11 +131,16 @@ class Planner:
         """The clauses in the order of evaluation."""
         if not holds_call(block):
             return
+        rows = rows_of_limit(block, self._aggregates) if self.settings.optimize else None
+        if rows is not None:
+            read_from(block, self.driver.stored(rows))
         for part in self._parts(block, "from_", "joins", "laterals"):
             self.visit(part)
         normalise_block(block, self._aggregates, lambda name: self._is_column(block, name), self._sql)
         if self.settings.optimize and self._split(block):
             return
+        if self.settings.optimize:
+            self._visit_cheap_calls(block)
         parts = [part for part in condition_of(block, "where") if holds_call(part)]
         ordered = self.driver.ordered(self, block, parts) if self.settings.optimize and len(parts) > 1 else parts
         for part in ordered:
@@ -133,16 +150,21 @@ class Planner:
             for part in self._parts(block, clause):
                 self.visit(part)
 
+    def _visit_cheap_calls(self, block: exp.Select) -> None:
+        """Passages in WHERE, before the predicates that ask the model, which may read them."""
+        for part in condition_of(block, "where"):
+            for call in [node for node in calls(part) if is_retrieval(node) and len(list(calls(node))) == 1]:
+                self.visit(call)
+
     def _visit_groups(self, block: exp.Select) -> None:
         """GROUP BY, and its expressions wherever else the block has them: there they are values of the group."""
         group: exp.Group | None = block.args.get("group")
         if group is None:
             return
-        parts = [part for part in group.expressions if holds_call(part)]
-        for part in parts:
-            written, place = sql_of(part.unnest()), group.expressions.index(part)
+        for part in [key for key in group_keys(group) if holds_call(key)]:
+            written, held, place = sql_of(part.unnest()), part.parent, (part.arg_key, part.index)
             self.visit(part)
-            settled = group.expressions[place]
+            settled = _at(held, *place)
             for clause in ("having", "expressions", "distinct", "qualify", "order"):
                 for other in self._parts(block, clause):
                     for node in [node for node in own_nodes(other) if sql_of(node) == written]:
@@ -176,12 +198,17 @@ class Planner:
     # ------------------------------------------------------------------------------------------------------ calls
     def _settle_call(self, call: exp.Expr) -> None:
         asked = self.inspect(call)
-        self.driver.settle(asked)
+        try:
+            self.driver.settle(asked)
+        except RelationalError as error:
+            if is_retrieval(call):
+                raise self._error(call, str(error)) from error
+            raise
         call.replace(self.lookup(asked))
 
     def lookup(self, asked: Asked) -> exp.Expr:
         """What stands for the call once it is answered."""
-        return lookup(asked.operator.table.lookup, key_of(asked.columns, self.settings.keeps_nulls))
+        return lookup(asked.operator.table.lookup, asked.key)
 
     def inspect(self, call: exp.Expr) -> Asked:
         """The operator of a call and the query for its inputs, as far as the calls before are lookups."""
@@ -192,18 +219,29 @@ class Planner:
             site = site_of(call, self._aggregates)
         except LookupError:
             raise self._error(call, "an LLM function cannot stand here: use it inside of a SELECT") from None
+        join = call.find_ancestor(exp.Join, exp.Select)
+        if isinstance(join, exp.Join) and join.parent is not site.block:
+            raise self._error(call, "an LLM function cannot stand in a join in parentheses: put it into WHERE")
+        if call.name.upper() == "LLM_AGG" and site.clause in ("from", "where", "group"):
+            raise self._error(call, f"LLM_AGG cannot stand in {CLAUSES[site.clause]}: groups come after it; use HAVING")
         question, columns = self._question(call, site)
         guards = guards_of(call, self._aggregates) if self.settings.optimize else []
         eager = not self.settings.optimize
-        query = input_query(site, columns, guards, eager, self.settings.keeps_nulls)
+        query = input_query(site, columns, guards, eager, keeps_nulls(question, self.settings))
         query, types = self._bound(query, site)
+        if isinstance(question, Retrieval):
+            check_type(call, self._sql, types[0])
         operator = self._operator(call, site, question, types)
         if self.settings.optimize:
-            _note_conditions(operator, site, guards)
+            _note_conditions(operator, site, [*guards, *query.meta.get(KEPT_META, [])])
         return Asked(operator, query, site, columns)
 
-    def _question(self, call: exp.Anonymous, site: Site) -> tuple[Question, list[exp.Expr]]:
+    def _question(self, call: exp.Anonymous, site: Site) -> tuple[Question | Retrieval, list[exp.Expr]]:
         """What the call asks, and the columns that its prompt reads."""
+        if is_retrieval(call):
+            assert self.settings.retriever is not None
+            retrieval, column = retrieval_of(call, self._sql, self.settings.retriever)
+            return retrieval, [column]
         expand_stars(call, lambda star: self._expanded(star, site.block))
         parts = parts_of(call, self._sql)
         columns, named = _distinct_arguments(parts.columns, call.meta[ARGUMENTS_META][-len(parts.columns) :])
@@ -236,10 +274,12 @@ class Planner:
             return [star]
         return [exp.Column(this=exp.Star(), table=exp.to_identifier(source.alias_or_name)) for source in sources]
 
-    def _operator(self, call: exp.Expr, site: Site, question: Question, types: Sequence[str]) -> Operator:
+    def _operator(self, call: exp.Expr, site: Site, question: Question | Retrieval, types: Sequence[str]) -> Operator:
         """The operator of a question; without optimiser, one a call."""
         settings = self.settings
-        parts = [question.identity(), *types, self._model, settings.system_prompt, str(settings.keeps_nulls)]
+        parts = [question.identity()]
+        if isinstance(question, Question):
+            parts += [*types, self._model, settings.system_prompt, str(settings.keeps_nulls)]
         if not settings.optimize:
             parts.append(f"call {len(self.operators)}")
         table = self._store.table(repr(parts), question.function, question.template, question.sql_type())
@@ -249,11 +289,10 @@ class Planner:
                 known.notes.append("the statement has the question more than once: asked once")
                 known.places.add(call.meta.get("start"))
             return known
-        self.operators.append(
-            Operator(call.meta.get(WRITTEN_META) or sql_of(call), site.clause, question, table, settings)
-        )
+        clause = "from" if FROM_META in call.meta else site.clause
+        self.operators.append(Operator(call.meta.get(WRITTEN_META) or sql_of(call), clause, question, table, settings))
         self.operators[-1].places.add(call.meta.get("start"))
-        if question.function != "LLM_AGG":  # cuts its values to what the question leaves room for, which stands first
+        if question.has_layout:
             self.operators[-1].layout = settings.layout or self._layouts.get(table.name, QUESTION_FIRST)
         return self.operators[-1]
 
@@ -267,12 +306,32 @@ class Planner:
                 described = self._connection.execute(f"DESCRIBE {sql_of(query)}").fetchall()
                 return query, [row[1] for row in described if row[0] != KEY]
             except duckdb.Error as error:
-                failure = failure or error
+                # Without a FROM of its own, what the tables around lack says more.
+                failure = failure if failure and site.block.args.get("from_") else error
             around = around.find_ancestor(exp.Select)
             if isinstance(around, exp.Select):
                 query = per_outer_row(query, around, site.block)
+                if self.settings.optimize:
+                    self._keep_rows(query, around, site.block)
         assert failure is not None
         raise engine_error(self._sql, failure) from failure
+
+    def _keep_rows(self, query: exp.Select, outer: exp.Select, block: exp.Select) -> None:
+        """Of the rows before a subquery in FROM, keep those that the conditions of WHERE on them alone keep."""
+        for part in conditions_on_rows(outer, block):
+            kept = condition_of(query, "where")
+            set_condition(query, "where", [*kept, part])
+            if self._has_names(query):
+                query.meta.setdefault(KEPT_META, []).append(part)
+            else:
+                set_condition(query, "where", kept)
+
+    def _has_names(self, query: exp.Select) -> bool:
+        try:
+            self._connection.execute(f"DESCRIBE {sql_of(query)}").fetchall()
+        except duckdb.Error:
+            return False
+        return True
 
     def _describe(self, query: exp.Expr) -> list[Any]:
         try:
@@ -291,11 +350,7 @@ class Planner:
     def _is_column(self, block: exp.Select, name: str) -> bool:
         if block.args.get("from_") is None:
             return False
-        try:
-            self._connection.execute(f"DESCRIBE {sql_of(self._from(block, exp.column(name, quoted=True)))}").fetchall()
-        except duckdb.Error:
-            return False
-        return True
+        return self._has_names(self._from(block, exp.column(name, quoted=True)))
 
     def _error(self, node: exp.Expr, message: str) -> RelationalError:
         return error_here(self._sql, node, message)
@@ -309,6 +364,14 @@ def _distinct_arguments(
     for column, argument in zip(columns, named, strict=True):
         kept.setdefault(argument.qualified.casefold(), (column, argument))
     return [column for column, _ in kept.values()], [argument for _, argument in kept.values()]
+
+
+def _at(held: exp.Expr | None, key: str | None, index: int | None) -> exp.Expr:
+    """What stands at a place of a node now."""
+    assert held is not None and key is not None
+    found = held.args[key]
+    settled: exp.Expr = found if index is None else found[index]
+    return settled
 
 
 def _note_conditions(operator: Operator, site: Site, guards: Sequence[exp.Expr]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import duckdb
 from sqlglot import exp
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import Aggregates, sql_of
+from vllm_relational.sql.functions import Question
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.normalise import normalise
-from vllm_relational.sql.parse import engine_error, error_here, parse
+from vllm_relational.sql.operator import Operator
+from vllm_relational.sql.parse import engine_error, misplaced, parse
 from vllm_relational.sql.passes.inner_limit import push_limits
 from vllm_relational.sql.passes.prune import drop_unread
 from vllm_relational.sql.passes.pushdown import push_conditions
@@ -23,7 +27,7 @@ def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
     """
     tree = parse(job.sql)
     if not _may_ask(tree):
-        raise error_here(job.sql, tree, "LLM functions may stand in SELECT, CREATE TABLE AS and INSERT ... SELECT only")
+        raise misplaced(job.sql, tree)
     normalise(tree, job.sql)
     if not job.settings.optimize:
         return tree, []
@@ -39,6 +43,15 @@ def _may_ask(tree: exp.Expr) -> bool:
     return isinstance(tree, exp.Query | exp.Copy) or (
         isinstance(tree, exp.Insert) and isinstance(tree.expression, exp.Query)
     )
+
+
+def unread(job: Job, operators: Iterable[Operator]) -> list[str]:
+    """Columns that the settings of deduplication name and no question of the statement reads: misspelt, most likely.
+
+    No error: the settings are those of a session, and its other statements may read them.
+    """
+    asked = (operator.question for operator in operators if isinstance(operator.question, Question))
+    return job.settings.merging.unread(name for question in asked for name in question.reads)
 
 
 def rehearse(planner: Planner, tree: exp.Expr) -> exp.Expr:

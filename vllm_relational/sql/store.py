@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,13 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 from vllm_relational.config import Layout
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import LOOKUP
+from vllm_relational.sql.merging import BEYOND_EXACT
 
 # What the database of answers is called: the first name that the user has no database or schema of.
 NAMES = ("llm", "llm_answers", "vllm_relational_answers")
 TAKEN_NAMES = "SELECT database_name FROM duckdb_databases() UNION SELECT schema_name FROM duckdb_schemas()"
+# Columns of an operator's table that files of earlier versions lack.
+ADDED_COLUMNS = ("origin", "source", "merging")
 ANSWERED, FAILED, BLOCKED = "answered", "failed", "not a candidate"
 
 
@@ -35,6 +39,7 @@ class OperatorTable:
     name:     ``op_1``; place: with the database that it is in, ``llm.op_1``.
     answers:  by key, what SQL sees; None for a row that failed.
     failed:   the keys that failed, with the reason.
+    inherited: the keys whose answer is another input's, with the settings that merged them (``Merging.identity``).
     lookup:   the SQL function that knows the answers; '' before there is one.
     """
 
@@ -44,12 +49,49 @@ class OperatorTable:
     arrow_type: pa.DataType
     answers: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    inherited: dict[str, str] = field(default_factory=dict)
     lookup: str = ""
+
+    def is_open(self, key: str, merging: str) -> bool:
+        """Whether an input is to be asked: it has no answer, or one that it inherited under other settings."""
+        return key not in self.answers or self.inherited.get(key, merging) != merging
 
     def look_up(self, keys: pa.Array) -> pa.Array:
         """The answers to a column of keys; null for a key that was not asked."""
         answers = self.answers
         return pa.array([answers.get(key) for key in keys.to_pylist()], self.arrow_type)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of some inputs; one of each an input.
+
+    inputs:  structs; reasons: '' for an answered input, ``BLOCKED`` for one that was not asked, else why it failed.
+    origins: 'asked', 'cached' (from the result cache), or the step that it was inherited by: 'exact', 'normalized',
+             'semantic'; None without answer.
+    sources: the key of the input whose answer it is, its own where it was asked; None without answer.
+    """
+
+    keys: Sequence[str]
+    inputs: pa.Array
+    answers: Sequence[Any]
+    reasons: Sequence[str]
+    origins: Sequence[str | None]
+    sources: Sequence[str | None]
+
+    def columns(self, answer_type: pa.DataType, merging: str) -> dict[str, pa.Array]:
+        """The columns of an operator's table. merging: the settings behind inherited answers."""
+        status = [reason if reason == BLOCKED else FAILED if reason else ANSWERED for reason in self.reasons]
+        return {
+            "key": pa.array(self.keys, pa.string()),
+            "inputs": self.inputs,
+            "answer": pa.array(self.answers, answer_type),
+            "status": pa.array(status, pa.string()),
+            "reason": pa.array([reason or None for reason in self.reasons], pa.string()),
+            "origin": pa.array(self.origins, pa.string()),
+            "source": pa.array(self.sources, pa.string()),
+            "merging": pa.array([merging if origin in BEYOND_EXACT else None for origin in self.origins], pa.string()),
+        }
 
 
 class Store:
@@ -70,6 +112,7 @@ class Store:
         self._tables: dict[str, OperatorTable] = {}
         self._published: list[str] = []
         self._rows = self._dropped = 0
+        self._closed = False
 
     def _attach(self, side: Path | None) -> None:
         place = str(side).replace("'", "''") if side is not None else ":memory:"
@@ -83,7 +126,8 @@ class Store:
                 f"CREATE TABLE IF NOT EXISTS {self.schema}.llm_errors(operator VARCHAR, inputs VARCHAR, reason VARCHAR)"
             )
         except duckdb.Error as error:
-            raise RelationalError(f"cannot keep answers in {place}: {str(error).splitlines()[0]}") from error
+            self._cursor.close()
+            raise RelationalError(_cannot_open(str(side or place), error)) from error
 
     # ---------------------------------------------------------------------------------------------------- tables
     def table(self, identity: str, function: str, prompt: str, sql_type: str) -> OperatorTable:
@@ -117,10 +161,13 @@ class Store:
             return
         # Another session may have had no candidates to go by.
         self._cursor.execute(f"DELETE FROM {self.schema}.{table.name} WHERE status = '{BLOCKED}'")
-        query = f"SELECT key, answer FROM {self.schema}.{table.name} WHERE status = '{ANSWERED}'"
+        for column in ADDED_COLUMNS:  # a file of an earlier version
+            self._cursor.execute(f"ALTER TABLE {self.schema}.{table.name} ADD COLUMN IF NOT EXISTS {column} VARCHAR")
+        query = f"SELECT key, answer, merging FROM {self.schema}.{table.name} WHERE status = '{ANSWERED}'"
         kept = self._cursor.sql(query).to_arrow_table()
-        answers = kept["answer"].to_pylist()
-        table.answers.update(zip(kept["key"].to_pylist(), answers, strict=True))
+        keys, answers, merging = (kept[name].to_pylist() for name in ("key", "answer", "merging"))
+        table.answers.update(zip(keys, answers, strict=True))
+        table.inherited.update((key, made) for key, made in zip(keys, merging, strict=True) if made is not None)
 
     def _exists(self, name: str) -> bool:
         query = "SELECT 1 FROM duckdb_tables() WHERE database_name = ? AND table_name = ?"
@@ -177,31 +224,20 @@ class Store:
         yield {"checkpoint": path, "resume": begun is not None, "layout": begun or layout}
         path.unlink(missing_ok=True)
 
-    def add(
-        self,
-        table: OperatorTable,
-        keys: Sequence[str],
-        inputs: pa.Array,
-        answers: Sequence[Any],
-        reasons: Sequence[str],
-    ) -> None:
-        """Keep what was answered, in memory and in the table; a reason marks a row that failed.
-
-        inputs: struct ``[len(keys)]``; reasons: '' for an answered row, ``BLOCKED`` for one that was not asked.
-        """
-        status = [reason if reason == BLOCKED else FAILED if reason else ANSWERED for reason in reasons]
-        columns = {
-            "key": pa.array(keys, pa.string()),
-            "inputs": inputs,
-            "answer": pa.array(answers, table.arrow_type),
-            "status": pa.array(status, pa.string()),
-            "reason": pa.array([reason or None for reason in reasons], pa.string()),
-        }
-        self._append(table, pa.table(columns))
-        for key, answer, reason, state in zip(keys, answers, reasons, status, strict=True):
+    def add(self, table: OperatorTable, settled: Settled, merging: str = "") -> None:
+        """Keep what became of some inputs, in memory and in the table. merging: the settings that merged them."""
+        rows = pa.table(settled.columns(table.arrow_type, merging))
+        self._append(table, rows)
+        statuses, made = rows["status"].to_pylist(), rows["merging"].to_pylist()
+        for key, answer, reason, status, settings in zip(
+            settled.keys, settled.answers, settled.reasons, statuses, made, strict=True
+        ):
             table.answers[key] = answer
-            if state == FAILED:
+            if status == FAILED:
                 table.failed[key] = reason
+            table.inherited.pop(key, None)
+            if settings is not None:
+                table.inherited[key] = settings
 
     def _append(self, table: OperatorTable, rows: pa.Table) -> None:
         place = f"{self.schema}.{table.name}"
@@ -209,14 +245,15 @@ class Store:
         try:
             self._cursor.execute("BEGIN")
             self._cursor.execute(f"CREATE TABLE IF NOT EXISTS {place} AS SELECT * FROM __rows LIMIT 0")
-            self._cursor.execute(f"INSERT INTO {place} SELECT * FROM __rows")
+            self._cursor.execute(f"DELETE FROM {place} WHERE key COLLATE C IN (SELECT key FROM __rows)")
+            self._cursor.execute(f"INSERT INTO {place} BY NAME SELECT * FROM __rows")
             self._cursor.execute(
                 f"INSERT INTO {self.schema}.llm_errors SELECT ?, CAST(inputs AS VARCHAR), reason FROM __rows "
                 f"WHERE status = '{FAILED}'",
                 [table.name],
             )
             self._cursor.execute("COMMIT")
-        except duckdb.Error:
+        except BaseException:  # Ctrl-C too: a batch is stored whole or not at all
             self._cursor.execute("ROLLBACK")
             raise
         finally:
@@ -237,10 +274,25 @@ class Store:
         return self._cursor.sql(f"SELECT * FROM {self.schema}.llm_errors").to_arrow_table()
 
     def close(self) -> None:
-        """Detach the database of answers."""
+        """Detach the database of answers. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
         for name in self._published:
             with contextlib.suppress(duckdb.Error):  # undone by a rollback
                 self._user.remove_function(name)
         self._tables.clear()
         self._cursor.execute(f"DETACH {self.database}")
         self._cursor.close()
+
+
+def _cannot_open(place: str, error: duckdb.Error) -> str:
+    """Why the file of answers cannot be opened, and what to do about it."""
+    reason = str(error).splitlines()[0]
+    if "Could not set lock" in reason:
+        holder = re.search(r"PID (\d+)", reason)
+        who = f"another process (number {holder[1]})" if holder else "another process"
+        return f"{who} has the side file {place} open: wait for it, or name another with --side (side=...)"
+    if "already attached" in reason or "Unique file handle" in reason:
+        return f"this process has {place} open already: close that session, or name another side file (side=...)"
+    return f"cannot keep answers in {place}: {reason}"

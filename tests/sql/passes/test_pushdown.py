@@ -28,6 +28,31 @@ def asked(connect, query: str, **settings) -> int:
             "product_id IN (SELECT id FROM product WHERE kind = 1) AND stars > 2",
         ),
         (
+            f"SELECT x.id FROM ({GOOD}) x SEMI JOIN product p ON p.id = x.product_id AND p.kind = 1",
+            "product_id IN (SELECT id FROM product WHERE kind = 1)",
+        ),
+        (
+            f"SELECT p.id FROM product p ANTI JOIN ({GOOD}) x ON p.id = x.product_id AND x.stars > 2",
+            "product_id IN (SELECT id FROM product) AND stars > 2",
+        ),
+        (
+            f"SELECT x.id FROM ({GOOD}) x JOIN product p ON p.id = x.product_id AND p.kind = x.stars",
+            "(product_id, stars) IN (SELECT (id, kind) FROM product)",
+        ),
+        (
+            f"SELECT x.id FROM ({GOOD}) x LEFT JOIN product p ON p.id = x.product_id WHERE p.kind = 1",
+            "product_id IN (SELECT id FROM product WHERE kind = 1)",
+        ),
+        (
+            f"SELECT x.id FROM ({GOOD}) x JOIN product p ON p.id = x.product_id "
+            "JOIN (VALUES (0), (2)) unused(k) ON true JOIN review q ON q.id = p.id AND q.stars = 3",
+            "product_id IN (SELECT p.id FROM product p JOIN review q ON q.id = p.id WHERE q.stars = 3)",
+        ),
+        (
+            f"SELECT p.id FROM product p LEFT JOIN ({GOOD}) x ON p.id = x.product_id WHERE x.stars > 2",
+            "product_id IN (SELECT id FROM product) AND stars > 2",
+        ),
+        (
             "SELECT id FROM (SELECT id, id * 2 AS k, LLM('{id}', id) AS a FROM review) WHERE k < 6 AND a = 'yes'",
             "id < 3",
         ),
@@ -48,6 +73,8 @@ def test_a_condition_outside_holds_inside(connect, shop, query, rows):
         f"SELECT x.id FROM product p FULL JOIN ({GOOD}) x ON p.id = x.product_id WHERE p.kind = 1 OR p.kind IS NULL",
         f"WITH x AS ({GOOD}) SELECT a.id FROM x a JOIN x b ON a.id = b.product_id WHERE a.stars = 1",
         f"SELECT x.id FROM ({GOOD}) x ANTI JOIN product p ON p.id = x.product_id",
+        f"SELECT x.id FROM ({GOOD}) x LEFT JOIN product p ON p.id = x.product_id WHERE p.kind = 1 OR p.kind IS NULL",
+        f"SELECT x.id FROM ({GOOD}) x LEFT JOIN product p ON p.id = x.product_id WHERE coalesce(p.kind, 1) = 1",
     ],
 )
 def test_a_condition_stays_outside_where_rows_depend_on_others(connect, query):

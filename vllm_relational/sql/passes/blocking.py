@@ -34,14 +34,23 @@ class Blocked:
     left_out: pa.Table
 
 
-def two_sides(function: str, columns: Sequence[exp.Expr]) -> tuple[list[int], list[int]] | None:
-    """The places of the arguments of each of the two tables that a semantic join reads; None for other calls."""
+def two_sides(function: str, columns: Sequence[exp.Expr], block: exp.Select) -> tuple[list[int], list[int]] | None:
+    """The places of the arguments of each of the two tables that a semantic join reads; None for other calls.
+
+    A row and what a LATERAL table, such as its passages, has for it are no pair to be found.
+    """
     tables = [column.table.casefold() if isinstance(column, exp.Column) else "" for column in columns]
     names = list(dict.fromkeys(tables))
-    if function != "LLM_FILTER" or len(names) != 2 or "" in names:
+    if function != "LLM_FILTER" or len(names) != 2 or "" in names or _laterals(block).intersection(names):
         return None
     left = [place for place, table in enumerate(tables) if table == names[0]]
     return left, [place for place in range(len(tables)) if place not in left]
+
+
+def _laterals(block: exp.Select) -> set[str]:
+    """The names of the tables of a block that are computed for each row of the tables before them."""
+    sources = [join.this for join in block.args.get("joins") or []] + (block.args.get("laterals") or [])
+    return {source.alias.casefold() for source in sources if isinstance(source, exp.Lateral)}
 
 
 def check_rows(rows: int) -> None:

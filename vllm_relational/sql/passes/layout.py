@@ -63,7 +63,7 @@ def choose_layouts(job: Job, tree: exp.Expr, operators: Sequence[Operator], may_
 def sharing(operators: Sequence[Operator]) -> list[list[Operator]]:
     """Operators that read a field of the same name, directly or through others; groups of two or more."""
     groups: list[tuple[set[str], list[Operator]]] = []
-    for operator in [one for one in operators if one.question.function != "LLM_AGG"]:
+    for operator in [one for one in operators if one.question.has_layout]:
         fields, members = set(operator.question.reads), [operator]
         for group in [group for group in groups if group[0] & fields]:
             groups.remove(group)
@@ -132,6 +132,7 @@ class _Search:
     def exact_plan(self) -> Plan | None:
         """The forecast with the chosen layouts, where it is of all inputs."""
         whole = self._extent.is_exact and not any(entry.is_partial for entry in self._plan.forecasts)
+        whole = whole and self._job.settings.merging.dedup != "semantic"
         return self._plan if whole else None
 
 

@@ -94,7 +94,7 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
         return False
     if any(item.is_star for item in block.expressions) and _merges_columns(block):
         return False
-    return not holds_call(block.args.get("order")) and _stands_alone(block)
+    return not holds_call(block.args.get("order")) and stands_alone(block)
 
 
 def unnests(item: exp.Expr) -> bool:
@@ -108,7 +108,7 @@ def _merges_columns(block: exp.Select) -> bool:
     return any(join.args.get("using") or join.method == "NATURAL" for join in block.args.get("joins") or [])
 
 
-def _stands_alone(block: exp.Select) -> bool:
+def stands_alone(block: exp.Select) -> bool:
     """Whether the block cannot read columns of a query around it: it is one itself, or part of a FROM or a WITH."""
     node: exp.Expr = block
     while node.parent is not None:

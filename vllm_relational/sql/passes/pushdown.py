@@ -2,8 +2,7 @@
 
 A condition of the outer query on columns of a subquery holds just as well inside of it, before its calls, as long as
 the subquery's rows do not depend on one another (no groups, windows, DISTINCT, LIMIT). A join on equal keys drops the
-rows without a partner, so the keys of the other side are such a condition too: with it a filter that is written before
-a join asks about the rows that the join keeps, never about more than either order alone would.
+rows without a partner, so the keys of the other side are such a condition too (``semijoin``).
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from dataclasses import dataclass
 
 from sqlglot import exp
 
-from vllm_relational.sql.blocks import Aggregates, condition_of, conjunction, conjuncts, set_condition
+from vllm_relational.sql.blocks import Aggregates, condition_of, conjuncts, set_condition
 from vllm_relational.sql.parse import holds_call
+from vllm_relational.sql.passes.semijoin import is_one_of, partner_keys, rejects_nulls
 
-_PLAIN_JOINS = ("", "INNER", "CROSS")
 # Joins that give a row another partner where a row of one side is gone.
 _ODD_METHODS = ("ASOF", "POSITIONAL")
 _ROWS_DEPEND = ("group", "having", "distinct", "limit", "offset", "qualify", "windows", "sample", "with_")
@@ -85,12 +84,12 @@ def _loses_rows(block: exp.Select, source: Source) -> bool:
         return False
     if any(join.method in _ODD_METHODS for join in joins):
         return False
-    return source.join is None or (source.join.side in ("", "LEFT") and source.join.kind in _PLAIN_JOINS)
+    return source.join is None or (source.join.side in ("", "LEFT") and source.join.kind != "OUTER")
 
 
 def _push(block: exp.Select, source: Source, sources: list[Source]) -> list[str]:
     assert source.body is not None
-    found = [*_outer_conditions(block, source, len(sources) == 1), *_join_keys(block, source, sources)]
+    found = [*_outer_conditions(block, source, len(sources) == 1), *_partner_keys(block, source, sources)]
     known = {part.sql() for part in condition_of(source.body, "where")}
     fresh = [part for part in found if part.sql() not in known]
     if fresh:
@@ -99,10 +98,10 @@ def _push(block: exp.Select, source: Source, sources: list[Source]) -> list[str]
 
 
 def _outer_conditions(block: exp.Select, source: Source, alone: bool) -> Iterator[exp.Expr]:
-    """Conditions on the source alone: those of WHERE, unless a LEFT JOIN made its rows, and those of its own join."""
+    """Conditions on the source alone: of its own join, and of WHERE unless a LEFT JOIN keeps what they drop."""
     held = source.join.args.get("on") if source.join is not None else None
     parts = conjuncts(held)
-    if source.join is None or not source.join.side:
+    if source.join is None or not source.join.side or rejects_nulls(block, source):
         parts += condition_of(block, "where")
     for part in parts:
         if not holds_call(part) and not part.find(exp.Query, exp.AggFunc, exp.Window) and part.find(exp.Column):
@@ -137,74 +136,12 @@ def _inner(name: str, body: exp.Select) -> exp.Expr | None:
     return exp.column(name) if alone and not changed else None
 
 
-# ------------------------------------------------------------------------------------------------------- join keys
-def _join_keys(block: exp.Select, source: Source, sources: list[Source]) -> Iterator[exp.Expr]:
-    """``key IN (SELECT other's key ...)`` for every inner equation between the source and a table without calls."""
-    for other in sources:
-        if other is source or holds_call(other.table) or not isinstance(other.table, exp.Table):
-            continue
-        if not _must_match(source, other) or _calls_behind(block, other) or _is_unknown(block, source, other):
-            continue
-        for mine, theirs in _equations(block, source, other):
-            inner = _inner(mine, source.body) if source.body is not None else None
-            if inner is not None:
-                keys = _keys_of(block, other, theirs)
-                yield exp.In(this=exp.paren(inner.copy(), copy=False), query=keys.subquery(copy=False))
-
-
-def _must_match(source: Source, other: Source) -> bool:
-    """Whether a row of the source without a partner in ``other`` never comes out."""
-    sides = [held.join.side if held.join is not None else "" for held in (source, other)]
-    if sides[1] or (other.join is not None and other.join.kind not in _PLAIN_JOINS):
-        return False  # other is on the optional side: the source's rows stay
-    return sides[0] in ("", "LEFT")
-
-
-def _calls_behind(block: exp.Select, other: Source) -> bool:
-    """Whether the other table is a common table expression with calls."""
-    root = block.root()
-    return any(
-        cte.alias.casefold() == other.table.name.casefold() and holds_call(cte) for cte in root.find_all(exp.CTE)
-    )
-
-
-def _is_unknown(block: exp.Select, source: Source, other: Source) -> bool:
-    """Whether the source's body stands before the other table's WITH entry: there the name is another table's."""
-    names = [cte.alias.casefold() for cte in block.root().find_all(exp.CTE)]
-    entry, own = other.table.name.casefold(), source.table.name.casefold()
-    if entry not in names or not isinstance(source.table, exp.Table):
-        return False
-    return names.count(entry) > 1 or names.index(entry) > names.index(own)
-
-
-def _equations(block: exp.Select, source: Source, other: Source) -> Iterator[tuple[str, str]]:
-    """Pairs of column names, the source's and the other's, that the join makes equal."""
-    joined = source.join if source.join is not None and source.join.side else None
-    helds = [joined] if joined is not None else [held.join for held in (source, other) if held.join is not None]
-    for join in helds:
-        if len(block.args.get("joins") or []) == 1:
-            yield from ((name.name, name.name) for name in join.args.get("using") or [])
-    parts = [part for join in helds for part in conjuncts(join.args.get("on"))]
-    parts += condition_of(block, "where") if joined is None else []
-    for part in parts:
-        plain = part.unnest()
-        if (
-            isinstance(plain, exp.EQ)
-            and isinstance(plain.this, exp.Column)
-            and isinstance(plain.expression, exp.Column)
-        ):
-            sides = {side.table.casefold(): side.name for side in (plain.this, plain.expression)}
-            if set(sides) == {source.alias.casefold(), other.alias.casefold()}:
-                yield sides[source.alias.casefold()], sides[other.alias.casefold()]
-
-
-def _keys_of(block: exp.Select, other: Source, key: str) -> exp.Select:
-    """The keys of the other table's rows that pass what the outer query asks of that table alone."""
-    keys = exp.Select(expressions=[exp.column(key, other.alias)]).from_(other.table.copy())
-    whole = conjunction([part for part in condition_of(block, "where") if _about(part, other)])
-    return keys.where(whole, copy=False) if whole is not None else keys
-
-
-def _about(part: exp.Expr, other: Source) -> bool:
-    tables = {column.table.casefold() for column in part.find_all(exp.Column)}
-    return tables == {other.alias.casefold()} and not holds_call(part) and not part.find(exp.Query)
+def _partner_keys(block: exp.Select, source: Source, sources: list[Source]) -> Iterator[exp.Expr]:
+    """``key IN (SELECT other's key ...)`` in terms of the body's own columns, for the keys that can be said so."""
+    for names, keys in partner_keys(block, source, sources):
+        found = [_inner(name, source.body) if source.body is not None else None for name in names]
+        known = [place for place, inner in enumerate(found) if inner is not None]
+        if known:
+            keys.set("expressions", [keys.expressions[place] for place in known])
+            columns = [exp.paren(inner.copy(), copy=False) for inner in found if inner is not None]
+            yield is_one_of([column.unnest() if len(columns) == 1 else column for column in columns], keys)
