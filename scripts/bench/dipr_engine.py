@@ -48,7 +48,7 @@ SMALL = {
     "num_hidden_layers": 4, "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 GRAPHS = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
-EXACT = {"alpha": 0, "dense_below": 0, "dense_layers": 0, "sinks": 16, "recent": 64}
+EXACT = {"method": "scan", "alpha": 0, "dense_below": 0, "dense_layers": 0, "sinks": 16, "recent": 64}
 FIELDS = (
     "time", "commit", "machine", "model", "layers", "logit_std", "backend", "settings", "context", "batch",
     "ms_a_token", "fastest", "slowest", "speed_up", "kv_tokens", "prefill_seconds",

@@ -6,9 +6,9 @@ kernels of ``sparse/kernels``, on contexts with the scores of a real model (``di
                     [--csv FILE] [--commit NAME] [--parts]
 
 Llama-3.1-8B's shape, blocks of 16 in random order. Nothing is timed that is not right: each way is first held against
-attention in float32 with the tokens it says it attends to. Times are medians of CUDA graph replays of 20 launches, in
-microseconds; ``bytes`` counts what a way must read, as a share of the dense keys and values. ``--parts`` adds the
-time of each kernel.
+attention in float32, a scan over the tokens it says it attends to; fp8 is as it is, its error stands beside. Times are
+medians of CUDA graph replays of 20 launches, in microseconds; ``bytes`` counts what a way must read, as a share of the
+dense keys and values. ``--parts`` adds the time of each kernel.
 """
 
 from __future__ import annotations
@@ -105,6 +105,18 @@ def error(batch: Batch, context: Any, made: Kernels | None, method: str, output:
     return float((output[0].float() - right.output).abs().max())
 
 
+def allowed(batch: Batch, context: Any, made: Kernels | None, method: str, name: str) -> float:
+    """The difference that a way may have: rounding, and for ``v_skip`` about what DIPR with a tail has."""
+    if method != "v_skip":
+        return float("inf") if "fp8" in name else 0.03
+    assert made is not None
+    key, value, query = context.key[0].float(), context.value[0].float(), batch.query[0].float()
+    rule, window = naive.Dipr(made.settings.beta(SCALE, key.shape[1])), naive.Window()
+    dense = naive.decode(query, key, value, SCALE, naive.Dense())
+    sparse = naive.decode(query, key, value, SCALE, rule, window, tail=True)
+    return 0.03 + 1.5 * float((sparse.output - dense.output).abs().max())
+
+
 class Listed:
     """Tokens given beforehand."""
 
@@ -184,7 +196,7 @@ def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -
     for name, method, made, run in ways(batch, args.alphas):
         found = run()
         off = error(batch, context, made, method, found if found is not None else output)
-        limit = 0.2 if "fp8" in name else 0.05 if method == "v_skip" else 0.02
+        limit = allowed(batch, context, made, method, name)
         if not off < limit:
             print(f"  {name}: off by {off:.4f}, not timed", file=sys.stderr)
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 FAMILIES = {
-    r"dipr:[^/]*": "DIPR",
+    r"dipr:[^/+]*": "DIPR",
     r"dipr:[^/]*\+tail": "DIPR + tail",
     r"dipr:[^/]*\+est": "DIPR + tail by the index",
     r"dipr:.*/L\+tail": "DIPR, alpha over length, + tail",

@@ -26,7 +26,7 @@ def is_sparse(request, dense_below):
 def test_every_request_is_dense_or_sparse(requests, dense_below, padding):
     requests = requests + [(0, 0, False)] * padding
     starts, seq_lens, prefilling = tensors(requests)
-    splitter = RowSplitter(dense_below, 16, torch.device("cpu"))
+    splitter = RowSplitter(lambda num_reqs: dense_below, 16, torch.device("cpu"))
     dense, sparse = splitter.split(starts, seq_lens, single_token_prompts(starts, prefilling))
 
     wanted = [is_sparse(request, dense_below) for request in requests]
@@ -37,7 +37,7 @@ def test_every_request_is_dense_or_sparse(requests, dense_below, padding):
 
 
 def test_a_captured_graph_finds_the_lengths_where_they_were():
-    splitter = RowSplitter(10, 8, torch.device("cpu"))
+    splitter = RowSplitter(lambda num_reqs: 10, 8, torch.device("cpu"))
     captured = splitter.split(*tensors([(1, 4095, False)] * 4)[:2])
     later = splitter.split(*tensors([(1, 20, False), (1, 3, False), (0, 0, False), (0, 0, False)])[:2])
     assert [part.data_ptr() for part in captured] == [part.data_ptr() for part in later]

@@ -165,6 +165,39 @@ def test_no_token_of_the_dipr_set_is_left_out(seed, length, spread, alpha, progr
     assert (kept | ~exact.kept.any(0).cpu()).all()
 
 
+@pytest.mark.parametrize("alpha", [0.3, 0.01])
+def test_v_skip_leaves_out_no_more_than_dipr(alpha):
+    """Without a tail the error is bounded by the attention mass that exact DIPR leaves out."""
+    batch = paged_batch([1500, 777], spread=6.0, device=DEVICE)
+    dipr = DiprSettings(alpha=alpha, tail=False, **WINDOW)
+    output, made = run(batch, dipr, "v_skip")
+    rule, window = naive.Dipr(dipr.beta(batch.scale, 1)), naive.Window(**WINDOW)
+    for request, row in enumerate(batch.rows.tolist()):
+        length = int(batch.lens[request])
+        key, value = (
+            naive.gather(part, batch.block_table[request], length) for part in (batch.pages.key, batch.pages.value)
+        )
+        query = batch.query[row].double()
+        exact = naive.decode(query, key.double(), value.double(), batch.scale, rule, window)
+        dense = naive.decode(query, key.double(), value.double(), batch.scale, naive.Dense())
+        off = (output[row].double() - dense.output).abs().amax(-1)
+        assert (off <= 2 * (1 - exact.mass) * value.abs().max() + 1e-3).all()
+    read = made.counts[: 2 * 2 * made.splits(2)].sum()
+    assert read < 0.9 * 2 * batch.lens.sum() or alpha < 0.3
+
+
+def test_the_tail_of_v_skip_is_exact_where_values_are_their_groups_mean():
+    batch = paged_batch([1504], spread=6.0, device=DEVICE)
+    mean = batch.pages.value.unflatten(2, (-1, 16)).mean(3, keepdim=True)
+    batch.pages.value[:] = mean.expand(-1, -1, -1, 16, -1).flatten(2, 3).bfloat16()
+    batch.pages.value_mean[:] = batch.pages.value[:, :, ::16].bfloat16()
+    output, made = run(batch, DiprSettings(alpha=0.5, **WINDOW), "v_skip")
+    dense = expected(batch, DiprSettings(alpha=0.0, tail=False))
+    row = int(batch.rows[0])
+    assert made.counts[: 2 * made.splits(1)].sum() < 2 * 1504
+    assert torch.allclose(output[row], dense[row], atol=5e-3)
+
+
 def test_a_split_that_lists_too_many_counts_whole():
     batch = paged_batch([900], spread=0.1, device=DEVICE)
     dipr = DiprSettings(alpha=0.01, most_candidates=0.05, **WINDOW)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from vllm_relational.sparse.decoder import DecodeShape, SparseDecoder
+from vllm_relational.sparse.optimizer import Costs
 from vllm_relational.sparse.pages import GROUP, PageLayout, Pages
 from vllm_relational.vllm_ext.dipr_rows import Rows, RowSplitter, may_decode, single_token_prompts
 from vllm_relational.vllm_ext.dipr_support import no_index, unsupported_layer
@@ -56,14 +58,14 @@ class DiprBuilder:
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]
         settings = read_attention(vllm_config.additional_config)
-        self.splitter = RowSplitter(settings.dense_below, largest_batch(vllm_config), device)
+        self.splitter = RowSplitter(_pays_from(settings, kv_cache_spec, device), largest_batch(vllm_config), device)
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """As vLLM, and the rows."""
         metadata: Any = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         common = common_attn_metadata
         prompts = single_token_prompts(common.query_start_loc_cpu, common.is_prefilling)
-        long = common.max_seq_len >= self.splitter.dense_below
+        long = common.max_seq_len >= self.splitter.dense_below(common.num_reqs)
         some = long and may_decode(common.query_start_loc_cpu, common.max_query_len)
         metadata.dipr = self._rows(metadata, some, prompts)
         return metadata
@@ -203,6 +205,15 @@ def seal_pages(pages: Pages, slot_mapping: torch.Tensor) -> None:
     from vllm_relational.sparse.kernels.seal import seal
 
     seal(pages, slot_mapping)
+
+
+def _pays_from(settings: Any, spec: Any, device: torch.device) -> Callable[[int], int]:
+    """Requests of a batch -> the length from which on they are sparse; costs are known of a GPU only."""
+    if torch.device(device).type == "cpu" or no_index(spec.head_size):
+        return lambda num_reqs: settings.dense_below
+    kv_bytes = 2 * spec.head_size * spec.dtype.itemsize
+    index_bytes = PageLayout(GROUP, spec.head_size, spec.dtype).index_bytes
+    return Costs(settings, spec.num_kv_heads * kv_bytes, spec.num_kv_heads * index_bytes).pays_from
 
 
 def largest_batch(vllm_config: Any) -> int:

@@ -1,6 +1,6 @@
 """Which requests of a batch are attended to sparsely: two lists of lengths, made on the device.
 
-A request is *sparse* if it decodes one token and its context has at least ``dense_below`` tokens. A prompt is attended
+A request is *sparse* if it decodes one token and its context is long enough. A prompt is attended
 to densely to its last token, also where a cached prefix or a chunk leaves only one to compute: so its first answer does
 not depend on what was cached. Every kernel gets the whole batch: the dense one with the lengths of the dense requests
 and 0 for the others, the sparse one the other way round. So prefill mixed with decode, verification of drafted tokens
@@ -9,6 +9,7 @@ and rows that only pad a CUDA graph need no slicing, and a captured graph serves
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,11 @@ class Rows:
 class RowSplitter:
     """Splits lengths into those of dense and those of sparse requests.
 
+    dense_below: requests of a batch -> the length from which on they are sparse.
     It owns both lists: CUDA graphs read them where they were when the graph was captured.
     """
 
-    def __init__(self, dense_below: int, max_reqs: int, device: torch.device) -> None:
+    def __init__(self, dense_below: Callable[[int], int], max_reqs: int, device: torch.device) -> None:
         self.dense_below = dense_below
         self._dense = torch.zeros(max_reqs, dtype=torch.int32, device=device)
         self._sparse = torch.zeros(max_reqs, dtype=torch.int32, device=device)
@@ -51,7 +53,7 @@ class RowSplitter:
         num_reqs = seq_lens.shape[0]
         dense, sparse = self._dense[:num_reqs], self._sparse[:num_reqs]
         chosen = (query_start_loc[1 : num_reqs + 1] - query_start_loc[:num_reqs]) == 1
-        chosen &= seq_lens >= self.dense_below
+        chosen &= seq_lens >= self.dense_below(num_reqs)
         if prompts is not None:
             chosen[: len(prompts)] &= ~prompts.to(chosen.device)
         torch.mul(seq_lens, chosen, out=sparse)
