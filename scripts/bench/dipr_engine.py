@@ -347,6 +347,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.dipr = dict(options.dipr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark takes its engine along
     if options.part is None:
         return report(options)
     options.out.write_text(json.dumps({"check": check, "speed": speed}[options.part](options)))
