@@ -46,12 +46,12 @@ def widen(values, PADDED: tl.constexpr):
 
 
 @triton.jit
-def first_group(lens_ptr, request, num_reqs, SPARE: tl.constexpr, REQS: tl.constexpr, GROUP: tl.constexpr):
-    """Where a request's groups begin in scratch that all requests share: each has ``SPARE`` more than it needs."""
+def first_group(lens_ptr, request, num_reqs, spare, REQS: tl.constexpr, GROUP: tl.constexpr):
+    """Where a request's groups begin in scratch that all requests share: each has ``spare`` more than it needs."""
     others = tl.arange(0, REQS)
     before = (others < request) & (others < num_reqs)
     lens = tl.load(lens_ptr + others, mask=before, other=0)
-    return tl.sum(tl.where(before, tl.cdiv(lens, GROUP) + SPARE, 0), axis=0).to(tl.int64)
+    return tl.sum(tl.where(before, tl.cdiv(lens, GROUP) + spare, 0), axis=0).to(tl.int64)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from vllm_relational.sparse.kernels.attend import (
 from vllm_relational.sparse.kernels.columns import first_group
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_reqs", "num_partials", "total_groups", "total_listed"])
 def gather_kernel(
     query_ptr, key_ptr, mean_ptr, table_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, tail_ptr,
     weight_ptr, list_ptr, count_ptr, statistics_ptr,
@@ -29,11 +29,11 @@ def gather_kernel(
     total_groups, total_listed,
     HEADS: tl.constexpr, PADDED: tl.constexpr, COMPACT: tl.constexpr, HEAD_SIZE: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
-    GROUPS: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr, TILE: tl.constexpr,
+    GROUPS: tl.constexpr, SPLITS_PADDED: tl.constexpr, TILE: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, TAIL_TILE: tl.constexpr,
-    SPARE: tl.constexpr, REQS: tl.constexpr, ROOM: tl.constexpr, TAIL: tl.constexpr,
+    REQS: tl.constexpr, ROOM: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (programs, KV heads, requests); partial ``WINDOW_TILES + program``. See ``compact_kernel`` for the lists.
+    """Grid: (splits, KV heads, requests); partial ``WINDOW_TILES + program``. See ``compact_kernel`` for the lists.
 
     tail: how much of a partial's denominator is estimates, laid out as ``total``.
     """
@@ -43,10 +43,11 @@ def gather_kernel(
         return
     # ---- the tokens of all splits as one list
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
-    share = tl.cdiv(tl.cdiv((end - start) // GROUP, GROUPS), SPLITS) * GROUPS  # groups a split
+    num_splits = tl.num_programs(0)
+    share = tl.cdiv(tl.cdiv((end - start) // GROUP, GROUPS), num_splits) * GROUPS  # groups a split
     pair = request.to(tl.int64) * tl.num_programs(1) + head
     splits = tl.arange(0, SPLITS_PADDED)
-    counts = tl.load(count_ptr + pair * SPLITS + splits, mask=splits < SPLITS, other=0)
+    counts = tl.load(count_ptr + pair * num_splits + splits, mask=splits < num_splits, other=0)
     whole = tl.minimum(tl.maximum(end - start - splits * share * GROUP, 0), share * GROUP)
     tiles = tl.cdiv(tl.where(counts < 0, whole, counts), TILE)
     behind = tl.cumsum(tiles, axis=0)
@@ -59,7 +60,7 @@ def gather_kernel(
     row = tl.load(rows_ptr + request)
     queries = load_queries(query_ptr, row, head, stride_qt, HEADS, PADDED, HEAD_SIZE, CHANNELS)
     table = table_ptr + request.to(tl.int64) * stride_table
-    place = first_group(lens_ptr, request, num_reqs, SPARE, REQS, GROUP)
+    place = first_group(lens_ptr, request, num_reqs, num_splits * GROUPS, REQS, GROUP)
     lists = list_ptr + head.to(tl.int64) * total_listed + place * ROOM
     most = tl.full([PADDED], float("-inf"), tl.float32)
     total = tl.zeros([PADDED], tl.float32)
@@ -68,7 +69,7 @@ def gather_kernel(
         passed = behind <= tile
         split = tl.sum(passed.to(tl.int32), axis=0)
         offset = (tile - tl.sum(tl.where(passed, tiles, 0), axis=0)) * TILE + tl.arange(0, TILE)
-        count = tl.load(count_ptr + pair * SPLITS + split)
+        count = tl.load(count_ptr + pair * num_splits + split)
         if count < 0:
             there = offset < tl.minimum(end - start - split * share * GROUP, share * GROUP)
             tokens = start + split * share * GROUP + offset
@@ -80,7 +81,7 @@ def gather_kernel(
         most, total, summed = accumulate(scores, rows, there, most, total, summed, scale, HEAD_SIZE, CHANNELS)
     # ---- the tail, with the window's greatest product as base
     estimated = tl.zeros([PADDED], tl.float32)
-    if TAIL and place + tl.cdiv(seq_len, GROUP) + SPARE <= total_groups:
+    if TAIL and place + tl.cdiv(seq_len, GROUP) + num_splits * GROUPS <= total_groups:
         heads, channels = tl.arange(0, PADDED), tl.arange(0, CHANNELS)
         window, real = tl.arange(0, WINDOW_PADDED), heads < HEADS
         seen = most_ptr + pair * HEADS * num_partials + heads[:, None] * num_partials + window[None, :]
@@ -96,7 +97,7 @@ def gather_kernel(
             groups = tile + tl.arange(0, TAIL_TILE)
             inside = groups < end // GROUP
             split = (groups - start // GROUP) // tl.maximum(share, 1)
-            weighed = tl.load(count_ptr + pair * SPLITS + split, mask=inside, other=-1) >= 0
+            weighed = tl.load(count_ptr + pair * num_splits + split, mask=inside, other=-1) >= 0
             from_group = (head * total_groups + place + groups)[None, :] * COMPACT + heads[:, None]
             weights = tl.load(weight_ptr + from_group, mask=real[:, None] & weighed[None, :], other=0.0)
             blocks = tl.load(table + groups // per_block, mask=inside, other=0).to(tl.int64)

@@ -1,4 +1,8 @@
-"""Scratch memory and launches of the kernels: one object serves all layers of an engine, one after the other."""
+"""Scratch memory and launches of the kernels: one object serves all layers of an engine, one after the other.
+
+What changes from batch to batch are arguments, not constants, but for two powers of two: a kernel is compiled a few
+times in the life of an engine, not once a batch size.
+"""
 
 from __future__ import annotations
 
@@ -92,6 +96,7 @@ class Kernels:
         self._window_tiles = triton.cdiv(self._sinks + settings.recent + GROUP, self.tuning.window_tile)
         self.statistics = torch.zeros(STATISTICS, dtype=torch.int64, device=device)
         self.heads = num_heads // num_kv_heads
+        self._reqs = triton.next_power_of_2(max_reqs)
         self._compact = max(4, triton.next_power_of_2(self.heads))
         batches = range(1, max_reqs + 1)
         partials = max(self.num_partials(reqs) * reqs for reqs in batches) * num_heads
@@ -167,9 +172,9 @@ class Kernels:
             self._partial, self._most, self._total, self._base, self._bound,
             self.scale, num_reqs, batch.query.stride(0), *pages.key.stride()[:3], *pages.origin.stride()[:2],
             *pages.step.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
-            **self._common(batch), **self._sharing(num_reqs), COMPACT=self._compact, CHANNELS=self._channels,
-            WINDOW_TILES=self._window_tiles, WINDOW_TILE=self.tuning.window_tile, GROUP_TILE=self.tuning.group_tile,
-            NUMBER=_number(batch.query.dtype), num_warps=4,
+            self.spare(num_reqs), **self._common(batch), COMPACT=self._compact, CHANNELS=self._channels,
+            REQS=self._reqs, WINDOW_TILES=self._window_tiles, WINDOW_TILE=self.tuning.window_tile,
+            GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), num_warps=4,
         )  # fmt: skip
 
     def _scan(self, batch: Batch) -> None:
@@ -180,18 +185,18 @@ class Kernels:
             self._base, self._bound, self._weight, self._marks,
             self.scale, beta, alpha_length, num_reqs, batch.query.stride(0), *pages.words.stride()[:2],
             *pages.step_words.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
-            **self._common(batch, self._compact), **self._sharing(num_reqs), **self._splitting(num_reqs),
+            **self._common(batch, self._compact), **self._splitting(),
             WORDS=max(8, triton.next_power_of_2(self.head_size // 8)), TAIL=self.settings.tail,
             BY_LENGTH=self.settings.alpha_length is not None, NUMBER=_number(batch.query.dtype),
             num_warps=self.tuning.scan_warps, num_stages=self.tuning.scan_stages, maxnreg=self.tuning.scan_registers,
         )  # fmt: skip
 
     def _compact_marks(self, batch: Batch) -> None:
-        num_reqs, splitting = batch.lens.shape[0], self._splitting(batch.lens.shape[0])
+        num_reqs = batch.lens.shape[0]
         compact_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
             batch.lens, self._marks, self.lists, self.counts, num_reqs, self._groups, self._groups * self._room,
-            GROUP=GROUP, SINKS=self._sinks, RECENT=self.settings.recent, GROUPS=splitting["GROUPS"],
-            SPLITS=splitting["SPLITS"], **self._sharing(num_reqs), ROOM=self._room, TILE=1024, num_warps=4,
+            GROUP=GROUP, SINKS=self._sinks, RECENT=self.settings.recent, GROUPS=self.tuning.scan_groups,
+            REQS=self._reqs, ROOM=self._room, TILE=1024, num_warps=4,
         )  # fmt: skip
 
     def _gather(self, batch: Batch) -> None:
@@ -202,7 +207,7 @@ class Kernels:
             self._most, self._total, self._tail, self._weight, self.lists, self.counts, self.statistics,
             self.scale, num_reqs, batch.query.stride(0), *pages.key.stride()[:3], *pages.value_mean.stride()[:2],
             batch.block_table.stride(0), self.num_partials(num_reqs), self._groups, self._groups * self._room,
-            **self._common(batch), **self._sharing(num_reqs), **self._splitting(num_reqs), CHANNELS=self._channels,
+            **self._common(batch), **self._splitting(), CHANNELS=self._channels,
             COMPACT=self._compact, SPLITS_PADDED=triton.next_power_of_2(splits), TILE=self.tuning.gather_tile,
             TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.tail, num_warps=4,
         )  # fmt: skip
@@ -217,7 +222,7 @@ class Kernels:
             self._partial, self._most, self._total, self.counts,
             self.scale, beta, alpha_length, batch.query.stride(0), *pages.key.stride()[:3],
             *pages.value_mean.stride()[:2], batch.block_table.stride(0), splits,
-            **self._common(batch), CHANNELS=self._channels, SPLITS=splits, TILE=self.tuning.dense_tile,
+            **self._common(batch), CHANNELS=self._channels, TILE=self.tuning.dense_tile,
             TAIL=self.settings.tail, BY_LENGTH=self.settings.alpha_length is not None,
             num_warps=self.tuning.dense_warps, num_stages=self.tuning.dense_stages,
         )  # fmt: skip
@@ -244,13 +249,10 @@ class Kernels:
             "RECENT": self.settings.recent,
         }
 
-    def _sharing(self, num_reqs: int) -> dict[str, int]:
-        return {"SPARE": self.spare(num_reqs), "REQS": triton.next_power_of_2(num_reqs)}
-
-    def _splitting(self, num_reqs: int) -> dict[str, int]:
+    def _splitting(self) -> dict[str, int]:
         return {
             "GROUPS": self.tuning.scan_groups,
-            "SPLITS": self.splits(num_reqs),
+            "REQS": self._reqs,
             "WINDOW_TILES": self._window_tiles,
             "WINDOW_PADDED": triton.next_power_of_2(self._window_tiles),
         }

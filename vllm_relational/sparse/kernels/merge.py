@@ -11,7 +11,7 @@ CERTIFICATE_BINS = 16
 LAST_BIN = tl.constexpr(15.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_partials", "num_exact"])
 def merge_kernel(
     output_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, tail_ptr, statistics_ptr,
     scale, stride_ot, num_partials, num_exact,

@@ -21,15 +21,15 @@ from vllm_relational.sparse.kernels.attend import (
 from vllm_relational.sparse.kernels.columns import compact, first_group, head_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_reqs", "num_partials", "total_groups", "spare"])
 def prepare_kernel(
     query_ptr, key_ptr, origin_ptr, step_ptr, table_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr,
     base_ptr, bound_ptr,
     scale, num_reqs, stride_qt, stride_kb, stride_kh, stride_kt, stride_ob, stride_oh, stride_sb, stride_sh,
-    stride_table, num_partials, total_groups,
+    stride_table, num_partials, total_groups, spare,
     HEADS: tl.constexpr, PADDED: tl.constexpr, COMPACT: tl.constexpr, HEAD_SIZE: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
-    WINDOW_TILES: tl.constexpr, WINDOW_TILE: tl.constexpr, GROUP_TILE: tl.constexpr, SPARE: tl.constexpr,
+    WINDOW_TILES: tl.constexpr, WINDOW_TILE: tl.constexpr, GROUP_TILE: tl.constexpr,
     REQS: tl.constexpr, NUMBER: tl.constexpr,
 ):  # fmt: skip
     """Grid: (WINDOW_TILES + programs for groups, KV heads, requests); partial ``i`` is tile ``i`` of the window."""
@@ -47,8 +47,8 @@ def prepare_kernel(
             HEADS, PADDED, HEAD_SIZE, CHANNELS, BLOCK_SIZE, WINDOW_TILE,
         )  # fmt: skip
     else:
-        place = first_group(lens_ptr, request, num_reqs, SPARE, REQS, GROUP)
-        if place + tl.cdiv(seq_len, GROUP) + SPARE <= total_groups:
+        place = first_group(lens_ptr, request, num_reqs, spare, REQS, GROUP)
+        if place + tl.cdiv(seq_len, GROUP) + spare <= total_groups:
             _groups(
                 query_ptr, origin_ptr, step_ptr, table, base_ptr, bound_ptr, program - WINDOW_TILES,
                 tl.num_programs(0) - WINDOW_TILES, head, row, start, end, place, stride_qt, stride_ob, stride_oh,

@@ -110,32 +110,32 @@ def _quarter(
     return dot(keys.to(NUMBER), query, scores)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_reqs", "num_partials", "total_groups"])
 def scan_kernel(
     query_ptr, words_ptr, step_ptr, table_ptr, lens_ptr, rows_ptr, most_ptr, base_ptr, bound_ptr, weight_ptr,
     mark_ptr, scale, beta, alpha_length, num_reqs, stride_qt, stride_wb, stride_wh, stride_sb, stride_sh, stride_table,
     num_partials, total_groups,
     HEADS: tl.constexpr, PADDED: tl.constexpr, HEAD_SIZE: tl.constexpr, WORDS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
-    GROUPS: tl.constexpr, SPLITS: tl.constexpr, WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr,
-    SPARE: tl.constexpr, REQS: tl.constexpr,
+    GROUPS: tl.constexpr, WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr,
     TAIL: tl.constexpr, BY_LENGTH: tl.constexpr, NUMBER: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (SPLITS, KV heads, requests). A request without scratch has no marks: see ``compact_kernel``."""
+    """Grid: (splits, KV heads, requests). A request without scratch has no marks: see ``compact_kernel``."""
     split, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
         return
     # ---- which groups are ours
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
-    share = tl.cdiv(tl.cdiv((end - start) // GROUP, GROUPS), SPLITS) * GROUPS
+    splits = tl.num_programs(0)
+    share = tl.cdiv(tl.cdiv((end - start) // GROUP, GROUPS), splits) * GROUPS
     first = start // GROUP + split * share
     last = tl.minimum(first + share, end // GROUP)
     pair = request.to(tl.int64) * tl.num_programs(1) + head
     if first >= last:
         return
-    place = first_group(lens_ptr, request, num_reqs, SPARE, REQS, GROUP)
-    if place + tl.cdiv(seq_len, GROUP) + SPARE > total_groups:
+    place = first_group(lens_ptr, request, num_reqs, splits * GROUPS, REQS, GROUP)
+    if place + tl.cdiv(seq_len, GROUP) + splits * GROUPS > total_groups:
         return
     # ---- the queries by quarters, and what the window found
     row = tl.load(rows_ptr + request).to(tl.int64)
@@ -187,13 +187,13 @@ def scan_kernel(
             tl.store(weight_ptr + to_group, by_group, mask=inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_reqs", "total_groups", "total_listed"])
 def compact_kernel(
     lens_ptr, mark_ptr, list_ptr, count_ptr, num_reqs, total_groups, total_listed,
-    GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr, GROUPS: tl.constexpr, SPLITS: tl.constexpr,
-    SPARE: tl.constexpr, REQS: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
+    GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr, GROUPS: tl.constexpr,
+    REQS: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The marked tokens of every split as a list. Grid: (SPLITS, KV heads, requests).
+    """The marked tokens of every split as a list. Grid: (splits, KV heads, requests).
 
     count: tokens listed by a split; minus one where its room, ``ROOM`` tokens a group, was too small, or where there is
     no scratch for the request: all tokens of the split then count.
@@ -203,15 +203,16 @@ def compact_kernel(
     if seq_len == 0:
         return
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
-    share = tl.cdiv(tl.cdiv((end - start) // GROUP, GROUPS), SPLITS) * GROUPS
+    splits = tl.num_programs(0)
+    share = tl.cdiv(tl.cdiv((end - start) // GROUP, GROUPS), splits) * GROUPS
     first = start + split * share * GROUP
     last = tl.minimum(first + share * GROUP, end)
-    counted = count_ptr + (request.to(tl.int64) * tl.num_programs(1) + head) * SPLITS + split
+    counted = count_ptr + (request.to(tl.int64) * tl.num_programs(1) + head) * splits + split
     if first >= last:
         tl.store(counted, 0)
         return
-    place = first_group(lens_ptr, request, num_reqs, SPARE, REQS, GROUP)
-    if place + tl.cdiv(seq_len, GROUP) + SPARE > total_groups:
+    place = first_group(lens_ptr, request, num_reqs, splits * GROUPS, REQS, GROUP)
+    if place + tl.cdiv(seq_len, GROUP) + splits * GROUPS > total_groups:
         tl.store(counted, -1)
         return
     marks = mark_ptr + (head * total_groups + place) * GROUP

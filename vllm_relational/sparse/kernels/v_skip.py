@@ -34,16 +34,16 @@ def _estimate(scores, means, there, most, total, summed, scale, HEAD_SIZE: tl.co
     return greatest, total * fade + tl.sum(weights, axis=1), summed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_partials"])
 def v_skip_kernel(
     query_ptr, key_ptr, mean_ptr, table_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, count_ptr,
     scale, beta, alpha_length, stride_qt, stride_kb, stride_kh, stride_kt, stride_ob, stride_oh, stride_table,
     num_partials,
     HEADS: tl.constexpr, PADDED: tl.constexpr, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
-    SPLITS: tl.constexpr, TILE: tl.constexpr, TAIL: tl.constexpr, BY_LENGTH: tl.constexpr,
+    TILE: tl.constexpr, TAIL: tl.constexpr, BY_LENGTH: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (SPLITS, KV heads, requests); partial ``split``; count: tokens whose values a split read."""
+    """Grid: (splits, KV heads, requests); partial ``split``; count: tokens whose values a split read."""
     split, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
@@ -63,7 +63,7 @@ def v_skip_kernel(
     most = tl.full([PADDED], float("-inf"), tl.float32)
     total = tl.zeros([PADDED], tl.float32)
     summed = tl.zeros([PADDED, CHANNELS], tl.float32)
-    share = tl.cdiv(tl.cdiv(seq_len, TILE), SPLITS) * TILE
+    share = tl.cdiv(tl.cdiv(seq_len, TILE), tl.num_programs(0)) * TILE
     count = 0
     for tile in range(split * share, tl.minimum((split + 1) * share, seq_len), TILE):
         tokens = tile + offsets
@@ -81,7 +81,7 @@ def v_skip_kernel(
             means = mean_ptr + blocks * stride_ob + head * stride_oh + tokens % BLOCK_SIZE // GROUP * HEAD_SIZE
             most, total, summed = _estimate(scores, means, there, most, total, summed, scale, HEAD_SIZE, CHANNELS)
     pair = request.to(tl.int64) * tl.num_programs(1) + head
-    tl.store(count_ptr + pair * SPLITS + split, count)
+    tl.store(count_ptr + pair * tl.num_programs(0) + split, count)
     store_partial(
         partial_ptr, most_ptr, total_ptr, pair * HEADS * num_partials + split, num_partials, most, total, summed,
         HEADS, PADDED, CHANNELS,
