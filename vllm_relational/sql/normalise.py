@@ -128,7 +128,12 @@ def _refuse_aggregation(call: exp.Anonymous, sql: str) -> None:
 def _name_items(query: exp.Select) -> None:
     """Give calls in the select list the column names that a user expects: replaced calls would show lookups."""
     for item in list(query.expressions):
-        if not isinstance(item, exp.Alias) and holds_call(item) and not isinstance(item, exp.Query):
+        if (
+            not isinstance(item, exp.Alias)
+            and not item.is_star
+            and holds_call(item)
+            and not isinstance(item, exp.Query)
+        ):
             name = item.name.lower() if is_call(item) else item.sql(dialect="duckdb")
             item.replace(exp.alias_(item.copy(), name, quoted=True))
 

@@ -62,6 +62,8 @@ def split(
     order = _spelled_order(block, items)
     if order is None or any(item.is_star for item in items) or _reads_alias(items, asking):
         return None
+    if any(item.alias_or_name.casefold() == ROW for item in items):
+        return None  # it would be taken for the number
     for call in [call for part in (*items, *asking) for call in calls(part)]:
         expand_stars(call, expand)
     return _put_apart(block, items, order, size + start, name)
@@ -92,6 +94,8 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
         return False
     if any(holds_call(item) and unnests(item) for item in block.expressions):
         return False
+    if any(_is_reshaped(item) for item in block.expressions):
+        return False
     if any(item.is_star for item in block.expressions) and _merges_columns(block):
         return False
     return not holds_call(block.args.get("order")) and stands_alone(block)
@@ -101,6 +105,15 @@ def unnests(item: exp.Expr) -> bool:
     """Whether an item of the select list makes no row or many of one: LIMIT counts those."""
     named = (node for node in item.find_all(exp.Anonymous) if node.name.casefold() == "unnest")
     return item.find(exp.Explode, exp.Unnest) is not None or any(True for _ in named)
+
+
+def _is_reshaped(item: exp.Expr) -> bool:
+    """Whether an item is a star that gives other than the columns under their names: REPLACE, RENAME, ``* LIKE``."""
+    star = item.this if isinstance(item, exp.Column) else item
+    if isinstance(star, exp.Star):
+        return any(value for key, value in star.args.items() if key != "except_")
+    pattern = item.this if isinstance(item, exp.Not) else item
+    return isinstance(pattern, exp.Like | exp.ILike | exp.Glob | exp.SimilarTo) and pattern.this.is_star
 
 
 def _merges_columns(block: exp.Select) -> bool:
