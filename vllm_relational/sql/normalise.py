@@ -55,10 +55,15 @@ def argument_of(column: exp.Expr) -> Argument:
     if is_call(column):
         return Argument(column.name.lower())
     if isinstance(column, exp.Dot) and is_retrieval(column.this.unnest()):
-        return Argument(column.expression.name)
+        return Argument(_without_braces(column.expression.name))
     if isinstance(column, exp.Column) and not isinstance(column.this, exp.Star):
-        return Argument(column.name, column.table)
-    return Argument(column.sql(dialect="duckdb").replace("{", "(").replace("}", ")"))  # the prompt has braces too
+        return Argument(_without_braces(column.name), _without_braces(column.table))
+    return Argument(_without_braces(column.sql(dialect="duckdb")))
+
+
+def _without_braces(name: str) -> str:
+    """The prompt has braces of its own."""
+    return name.replace("{", "(").replace("}", ")")
 
 
 def _refuse_volatile(tree: exp.Expr, sql: str) -> None:
