@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, conjuncts, own_nodes, set_condition
-from vllm_relational.sql.functions import Argument
+from vllm_relational.sql.functions import USAGE, Argument
 from vllm_relational.sql.parse import calls, error_here, holds_call, is_call, is_retrieval
 from vllm_relational.sql.retrieve import spell_tables
 
@@ -133,14 +133,9 @@ def _refuse_aggregation(call: exp.Anonymous, sql: str) -> None:
 def _name_items(query: exp.Select) -> None:
     """Give calls in the select list the column names that a user expects: replaced calls would show lookups."""
     for item in list(query.expressions):
-        if (
-            not isinstance(item, exp.Alias)
-            and not item.is_star
-            and holds_call(item)
-            and not isinstance(item, exp.Query)
-        ):
+        if not isinstance(item, exp.Alias) and not item.is_star and holds_call(item):
             name = item.name.lower() if is_call(item) else item.sql(dialect="duckdb")
-            item.replace(exp.alias_(item.copy(), name, quoted=True))
+            item.replace(exp.Alias(this=item.copy(), alias=exp.to_identifier(name, quoted=True)))
 
 
 def _move_inner_conditions(query: exp.Select) -> None:
@@ -168,6 +163,8 @@ def _aggregate_values(call: exp.Anonymous, sql: str) -> None:
     if len(call.expressions) != 2:
         return  # the planner says what is wrong
     given = call.expressions[1]
+    if given.is_star:
+        raise error_here(sql, call, f"LLM_AGG takes one column: write {USAGE['LLM_AGG']}")
     order = given if isinstance(given, exp.Order) else None
     column = order.this if order is not None else given
     text = exp.cast(column.copy(), "VARCHAR")
