@@ -27,6 +27,7 @@ def normalise(tree: exp.Expr, sql: str) -> None:
         _join_behind_from(query)
     for call in calls(tree):
         _refuse_aggregation(call, sql)
+        _refuse_expansion(call, sql)
         call.meta[WRITTEN_META] = call.sql(dialect="duckdb")
         call.meta[ARGUMENTS_META] = [None if given.is_star else argument_of(given) for given in call.expressions]
     _rename_shadows(tree)
@@ -128,6 +129,25 @@ def _refuse_aggregation(call: exp.Anonymous, sql: str) -> None:
     if any(isinstance(given, exp.Distinct) for given in call.expressions):
         fix = "SELECT DISTINCT in a subquery" if name == "LLM_AGG" else "equal inputs are asked once anyway"
         raise error_here(sql, call, f"{name} takes no DISTINCT: {fix}")
+
+
+def _refuse_expansion(call: exp.Anonymous, sql: str) -> None:
+    """Arguments of which DuckDB makes several calls, or other columns than the star's own."""
+    for given in call.expressions:
+        if given.find(exp.Columns) is not None or is_reshaped(given):
+            fix = "write the columns out, or t.* and t.* EXCLUDE (...) for all of them as arguments of one question"
+            raise error_here(
+                sql, call, f"{call.name.upper()} takes no COLUMNS(...) and no star that changes columns: {fix}"
+            )
+
+
+def is_reshaped(item: exp.Expr) -> bool:
+    """Whether an item is a star that gives other than the columns under their names: REPLACE, RENAME, ``* LIKE``."""
+    star = item.this if isinstance(item, exp.Column) else item
+    if isinstance(star, exp.Star):
+        return any(value for key, value in star.args.items() if key != "except_")
+    pattern = item.this if isinstance(item, exp.Not) else item
+    return isinstance(pattern, exp.Like | exp.ILike | exp.Glob | exp.SimilarTo) and pattern.this.is_star
 
 
 def _name_items(query: exp.Select) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import SOURCES, Aggregates, condition_of, conjunction, set_condition, visible_ctes
-from vllm_relational.sql.normalise import expand_stars
+from vllm_relational.sql.normalise import expand_stars, is_reshaped
 from vllm_relational.sql.parse import calls, holds_call
 
 ROW, COLUMN, ITEM = "__row", "__c{}", "__i{}"
@@ -94,7 +94,7 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
         return False
     if any(holds_call(item) and unnests(item) for item in block.expressions):
         return False
-    if any(_is_reshaped(item) for item in block.expressions):
+    if any(is_reshaped(item) for item in block.expressions):
         return False
     if any(item.is_star for item in block.expressions) and _merges_columns(block):
         return False
@@ -105,15 +105,6 @@ def unnests(item: exp.Expr) -> bool:
     """Whether an item of the select list makes no row or many of one: LIMIT counts those."""
     named = (node for node in item.find_all(exp.Anonymous) if node.name.casefold() == "unnest")
     return item.find(exp.Explode, exp.Unnest) is not None or any(True for _ in named)
-
-
-def _is_reshaped(item: exp.Expr) -> bool:
-    """Whether an item is a star that gives other than the columns under their names: REPLACE, RENAME, ``* LIKE``."""
-    star = item.this if isinstance(item, exp.Column) else item
-    if isinstance(star, exp.Star):
-        return any(value for key, value in star.args.items() if key != "except_")
-    pattern = item.this if isinstance(item, exp.Not) else item
-    return isinstance(pattern, exp.Like | exp.ILike | exp.Glob | exp.SimilarTo) and pattern.this.is_star
 
 
 def _merges_columns(block: exp.Select) -> bool:
