@@ -9,7 +9,7 @@ from fake_engine import FakeEngine, row_of
 
 import vllm_relational.sql
 from vllm_relational import RelationalLLM
-from vllm_relational.records import EngineInfo
+from vllm_relational.records import EngineInfo, RelationalError
 
 ROWS = "(SELECT i % 2 AS g, 'value ' || i AS v FROM range(200) t(i))"
 
@@ -80,3 +80,17 @@ def test_answers_that_cannot_be_combined_end_in_an_error_not_a_loop():
     with open_with(lambda row: "word " * 400) as con:
         assert con.sql(f"SELECT LLM_AGG('Count {{v}}', v) FROM {ROWS}").fetchall() == [(None,)]
         assert "too long to be combined" in con.errors()["reason"][0]
+
+
+def test_parts_fit_into_the_context_that_only_a_started_server_tells():
+    """An endpoint does not say before it is asked how long a prompt may be."""
+    engine = FakeEngine(count, max_model_len=512)
+    with vllm_relational.sql.connect(llm=RelationalLLM(engine=engine), max_tokens=16) as con:
+        assert con.sql(f"SELECT LLM_AGG('Count {{v}}', v) FROM {ROWS}").fetchall() == [("200",)]
+    assert all(len(prompt.user) / 4 < 512 for prompt in engine.asked)
+
+
+@pytest.mark.parametrize("column", ["*", "r.*"])
+def test_a_star_is_not_one_column(column):
+    with open_with(count) as con, pytest.raises(RelationalError, match="column 8: LLM_AGG takes one column"):
+        con.sql(f"SELECT LLM_AGG('Count {{1}}', {column}) FROM {ROWS} r")

@@ -356,3 +356,22 @@ def test_questions_that_differ_in_case_share_no_answers_under_a_collation(con, e
     con.sql("SELECT LLM('Rate {text}', text) FROM review")
     con.sql("SELECT LLM('RATE {text}', text) FROM review")
     assert len(engine.asked) == 26
+
+
+def test_a_scalar_subquery_is_called_as_it_is_written(con):
+    """Not by the names of lookups, which differ from session to session."""
+    columns = con.sql("SELECT (SELECT LLM('Sum up {text}', r.text)) FROM review r").columns
+    assert columns == ["(SELECT LLM('Sum up {text}', r.text))"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["COLUMNS('t.*')", "upper(COLUMNS(*))", "r.* REPLACE (upper(text) AS text)", "* RENAME (text AS t)", "* LIKE 't%'"],
+)
+def test_arguments_that_stand_for_several_calls_or_other_columns_are_refused(con, engine, given):
+    """Answers would be looked up for columns that were not asked about, or the change of the columns be lost."""
+    with pytest.raises(
+        RelationalError, match=r"column 8: LLM takes no COLUMNS\(...\) and no star that changes columns"
+    ):
+        con.sql(f"SELECT LLM('Sum up', {given}) FROM review r")
+    assert engine.asked == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import duckdb
 import pyarrow as pa
 import pytest
+from fake_engine import FakeEngine
 
 from vllm_relational.records import Choice, FreeText, JsonSchema, RelationalError
 from vllm_relational.sql.functions import Argument, Question, canonical_template, field_names, shaped, sql_type_of
@@ -95,3 +96,21 @@ def test_json_answers_have_the_type_of_their_schema(schema, sql_type, value, hel
     kind = duckdb.sql(f"SELECT NULL::{sql_type} AS x").to_arrow_table().schema.field(0).type
     assert pa.array([held], kind).to_pylist() == [held]
     assert Question("LLM_EXTRACT", "{a}", JsonSchema(schema), ("a",)).sql_type() == sql_type
+
+
+@pytest.mark.parametrize(
+    ("kind", "odd"),
+    [("integer", "9" * 30), ("number", "9" * 400), ("string", '"\\ud800"')],
+    ids=["int", "float", "text"],
+)
+def test_an_answer_that_no_sql_type_holds_fails_alone(connect, kind, odd):
+    """Decoding under a schema admits whole numbers of any length and halves of surrogate pairs."""
+    plain = '"x"' if kind == "string" else "1"
+    engine = FakeEngine(lambda row: f'{{"a": {odd if row["id"] == 1 else plain}}}')
+    schema = f'{{"type": "object", "properties": {{"a": {{"type": "{kind}"}}}}}}'
+    con = connect(engine=engine)
+    rows = con.sql(
+        f"SELECT id, (LLM_EXTRACT('{{id}}', '{schema}', id)).a AS a FROM range(3) t(id) ORDER BY id"
+    ).fetchall()
+    assert [a is None for _, a in rows] == [False, True, False]
+    assert con.errors()["reason"].str.contains("does not fit into SQL").tolist() == [True]

@@ -99,3 +99,12 @@ def test_plans_and_reports_cannot_steer_a_terminal(con):
     assert "\x1b" not in con.explain(query)
     con.sql(query)
     assert "\x1b" not in con.report()
+
+
+@pytest.mark.parametrize("prompt", ["{1} is good", "{*} is good"])
+def test_a_column_with_braces_in_its_name_is_no_part_of_the_template(connect, engine, prompt):
+    con = connect()
+    con.sql("""CREATE TABLE odd AS SELECT 'text ' || i AS "{br}" FROM range(3) t(i)""")
+    rows = con.sql(f"""SELECT LLM_FILTER('{prompt}', "{{br}}") AS good FROM odd""").fetchall()
+    assert all(good is not None for (good,) in rows)
+    assert sorted(next(iter(row.values())) for row in engine.rows()) == ["text 0", "text 1", "text 2"]

@@ -59,3 +59,9 @@ def test_long_lines_are_cut_around_the_place():
 )
 def test_what_duckdb_says_points_at_the_first_word_that_it_names(message, place):
     assert str(engine_error("SELECT a,\n  b\nFROM t2", ValueError(message))).startswith(place)
+
+
+def test_prompts_and_schemas_may_stand_in_dollars(con, engine):
+    query = """SELECT LLM($$Is it {text}'s?$$, text) FROM review WHERE id = 1"""
+    assert len(con.sql(query).fetchall()) == 1
+    assert engine.questions == ["""Is it "text"'s?"""]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vllm_relational.records import FreeText, RelationalError, RunReport
+from vllm_relational.records import EngineInfo, FreeText, RelationalError, RunReport
 from vllm_relational.sql.functions import Question
 from vllm_relational.sql.merging import ASKED, CACHED
 
@@ -39,8 +39,9 @@ def reduce_groups(
     origins = [CACHED] * len(groups)
     left = dict(enumerate(groups))
     template = question.template
+    info = llm.start()  # a server says only then how long a prompt may be
     while left:
-        parts = _parts(llm, left, name, template, options)
+        parts = _parts(llm, info, left, name, template, options)
         result = llm.run(_table(name, parts), template, **options)
         reports.append(result.report)
         for (group, _), row in zip(parts, result.source_rows.tolist(), strict=True):
@@ -58,7 +59,8 @@ def reduce_groups(
 def first_parts(llm: Any, records: pa.Table, question: Question, options: dict[str, Any]) -> pa.Table:
     """The records that the first round asks about."""
     name = records.column_names[0]
-    parts = _parts(llm, dict(enumerate(records.column(0).to_pylist())), name, question.template, options)
+    groups = dict(enumerate(records.column(0).to_pylist()))
+    parts = _parts(llm, llm.expected_engine(), groups, name, question.template, options)
     return _table(name, parts)
 
 
@@ -89,18 +91,19 @@ def _next_round(
 
 
 def _parts(
-    llm: Any, left: dict[int, list[str]], name: str, template: str, options: dict[str, Any]
+    llm: Any, info: EngineInfo, left: dict[int, list[str]], name: str, template: str, options: dict[str, Any]
 ) -> list[tuple[int, list[str]]]:
     """The values of each group in parts that fit into the context, with the group's number."""
     texts = list(dict.fromkeys(value for values in left.values() for value in values))
-    room, lengths = _room(llm, texts, name, template, options)
+    room, lengths = _room(llm, info, texts, name, template, options)
     tokens = dict(zip(texts, lengths.tolist(), strict=True))
     return [(group, part) for group, values in left.items() for part in _cut(values, tokens, room)]
 
 
-def _room(llm: Any, texts: list[str], name: str, template: str, options: dict[str, Any]) -> tuple[int, np.ndarray]:
+def _room(
+    llm: Any, info: EngineInfo, texts: list[str], name: str, template: str, options: dict[str, Any]
+) -> tuple[int, np.ndarray]:
     """Tokens for the values of one prompt, and the tokens of each text as a value."""
-    info = llm.expected_engine()
     alone = pa.table({name: pa.array(texts, pa.string())})
     planned = llm.prepare(alone, template, **{**options, "order": "published"}).plan(info)
     cells = np.asarray(planned.batch.cell_tokens[0])

@@ -97,6 +97,8 @@ class Asker(Driver):
         size = self._job.settings.sample_rows
         if not size or any(part.find(exp.Query) or _nests(part) for part in parts):
             return parts
+        if not planner.stands_alone(rows_before(block)):
+            return parts  # its rows depend on those around: a sample of inputs says nothing of what passes
         found = [[planner.inspect(call) for call in calls(part)] for part in parts]
         inputs = [[self._inputs(asked) for asked in row] for row in found]
         if any(table.num_rows < SAMPLED_FROM * size for row in inputs for table in row):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, conjuncts, own_nodes, set_condition
-from vllm_relational.sql.functions import Argument
+from vllm_relational.sql.functions import USAGE, Argument
 from vllm_relational.sql.parse import calls, error_here, holds_call, is_call, is_retrieval
 from vllm_relational.sql.retrieve import spell_tables
 
@@ -27,6 +27,7 @@ def normalise(tree: exp.Expr, sql: str) -> None:
         _join_behind_from(query)
     for call in calls(tree):
         _refuse_aggregation(call, sql)
+        _refuse_expansion(call, sql)
         call.meta[WRITTEN_META] = call.sql(dialect="duckdb")
         call.meta[ARGUMENTS_META] = [None if given.is_star else argument_of(given) for given in call.expressions]
     _rename_shadows(tree)
@@ -55,10 +56,15 @@ def argument_of(column: exp.Expr) -> Argument:
     if is_call(column):
         return Argument(column.name.lower())
     if isinstance(column, exp.Dot) and is_retrieval(column.this.unnest()):
-        return Argument(column.expression.name)
+        return Argument(_without_braces(column.expression.name))
     if isinstance(column, exp.Column) and not isinstance(column.this, exp.Star):
-        return Argument(column.name, column.table)
-    return Argument(column.sql(dialect="duckdb").replace("{", "(").replace("}", ")"))  # the prompt has braces too
+        return Argument(_without_braces(column.name), _without_braces(column.table))
+    return Argument(_without_braces(column.sql(dialect="duckdb")))
+
+
+def _without_braces(name: str) -> str:
+    """The prompt has braces of its own."""
+    return name.replace("{", "(").replace("}", ")")
 
 
 def _refuse_volatile(tree: exp.Expr, sql: str) -> None:
@@ -125,12 +131,31 @@ def _refuse_aggregation(call: exp.Anonymous, sql: str) -> None:
         raise error_here(sql, call, f"{name} takes no DISTINCT: {fix}")
 
 
+def _refuse_expansion(call: exp.Anonymous, sql: str) -> None:
+    """Arguments of which DuckDB makes several calls, or other columns than the star's own."""
+    for given in call.expressions:
+        if given.find(exp.Columns) is not None or is_reshaped(given):
+            fix = "write the columns out, or t.* and t.* EXCLUDE (...) for all of them as arguments of one question"
+            raise error_here(
+                sql, call, f"{call.name.upper()} takes no COLUMNS(...) and no star that changes columns: {fix}"
+            )
+
+
+def is_reshaped(item: exp.Expr) -> bool:
+    """Whether an item is a star that gives other than the columns under their names: REPLACE, RENAME, ``* LIKE``."""
+    star = item.this if isinstance(item, exp.Column) else item
+    if isinstance(star, exp.Star):
+        return any(value for key, value in star.args.items() if key != "except_")
+    pattern = item.this if isinstance(item, exp.Not) else item
+    return isinstance(pattern, exp.Like | exp.ILike | exp.Glob | exp.SimilarTo) and pattern.this.is_star
+
+
 def _name_items(query: exp.Select) -> None:
     """Give calls in the select list the column names that a user expects: replaced calls would show lookups."""
     for item in list(query.expressions):
-        if not isinstance(item, exp.Alias) and holds_call(item) and not isinstance(item, exp.Query):
+        if not isinstance(item, exp.Alias) and not item.is_star and holds_call(item):
             name = item.name.lower() if is_call(item) else item.sql(dialect="duckdb")
-            item.replace(exp.alias_(item.copy(), name, quoted=True))
+            item.replace(exp.Alias(this=item.copy(), alias=exp.to_identifier(name, quoted=True)))
 
 
 def _move_inner_conditions(query: exp.Select) -> None:
@@ -158,6 +183,8 @@ def _aggregate_values(call: exp.Anonymous, sql: str) -> None:
     if len(call.expressions) != 2:
         return  # the planner says what is wrong
     given = call.expressions[1]
+    if given.is_star:
+        raise error_here(sql, call, f"LLM_AGG takes one column: write {USAGE['LLM_AGG']}")
     order = given if isinstance(given, exp.Order) else None
     column = order.this if order is not None else given
     text = exp.cast(column.copy(), "VARCHAR")

@@ -21,6 +21,9 @@ from vllm_relational.sql.passes.blocking import Candidates
 from vllm_relational.sql.retrieve import Retrieval, Retrieves
 from vllm_relational.sql.store import BLOCKED, OperatorTable, Settled, Store
 
+# Characters of an answer that a reason quotes.
+LONGEST_SHOWN = 80
+
 
 class Asks(Protocol):
     """What is needed of ``RelationalLLM``; see there."""
@@ -33,6 +36,9 @@ class Asks(Protocol):
 
     def expected_engine(self) -> EngineInfo:
         """The engine as it will most likely be."""
+
+    def start(self) -> EngineInfo:
+        """The engine, started; what it says of itself."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ class Operator:
                 said = self._run(question, llm, records, kept, audit)
             except EngineDiedError as error:
                 raise EngineDiedError(_how_to_go_on(error, bool(kept))) from error
-            store.add(self.table, _settled(question, keys, records, said), self.merging)
+            store.add(self.table, _settled(question, keys, records, said, self.table.arrow_type), self.merging)
         self._count(said.origins)
 
     def _count(self, origins: Sequence[str]) -> None:
@@ -212,16 +218,36 @@ class Said:
     source_rows: Sequence[int]
 
 
-def _settled(question: Question, keys: Sequence[str], records: pa.Table, said: Said) -> Settled:
+def _settled(
+    question: Question, keys: Sequence[str], records: pa.Table, said: Said, answer_type: pa.DataType
+) -> Settled:
     """What the store keeps: a source is the key of the input whose answer it is."""
-    values = [question.value(answer) for answer in said.answers]
-    sources = [keys[row] if error is None else None for row, error in zip(said.source_rows, said.errors, strict=True)]
+    values, errors = _values(question, said, answer_type)
+    sources = [keys[row] if error is None else None for row, error in zip(said.source_rows, errors, strict=True)]
     known = ("exact", *BEYOND_EXACT, CACHED)
     origins = [
         None if error is not None else origin if origin in known else ASKED  # 'resumed' was asked, by a run before
-        for origin, error in zip(said.origins, said.errors, strict=True)
+        for origin, error in zip(said.origins, errors, strict=True)
     ]
-    return Settled(keys, _structs(records), values, [error or "" for error in said.errors], origins, sources)
+    return Settled(keys, _structs(records), values, [error or "" for error in errors], origins, sources)
+
+
+def _values(question: Question, said: Said, answer_type: pa.DataType) -> tuple[list[Any], list[str | None]]:
+    """Answers as SQL holds them, and errors: an answer that a schema admits and no type of SQL holds fails alone."""
+    values, errors = [None] * len(said.answers), list(said.errors)
+    for place, answer in enumerate(said.answers):
+        try:
+            value = question.value(answer)
+            if isinstance(question.decision, JsonSchema):
+                pa.array([value], answer_type)
+            values[place] = value
+        except (OverflowError, UnicodeEncodeError, pa.ArrowException) as error:
+            errors[place] = f"unusable answer: {_shortened(repr(answer))} does not fit into SQL: {error}"
+    return values, errors
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _how_to_go_on(error: EngineDiedError, kept: bool) -> str:

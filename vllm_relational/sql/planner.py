@@ -326,6 +326,11 @@ class Planner:
             else:
                 set_condition(query, "where", kept)
 
+    def stands_alone(self, rows: exp.Select) -> bool:
+        """Whether rows whose select list is still open read no column of a query around them."""
+        rows.set("expressions", [exp.true()])
+        return self._has_names(rows)
+
     def _has_names(self, query: exp.Select) -> bool:
         try:
             self._connection.execute(f"DESCRIBE {sql_of(query)}").fetchall()

@@ -35,6 +35,11 @@ class Trail:
         info = dataclasses.replace(self._llm.start(), model=self.expected_engine().model)
         return Trail(self._llm, info)
 
+    def start(self) -> EngineInfo:
+        """The engine, started if need be; what it says of itself, and what is expected where it does not say."""
+        info, expected = self._llm.start(), self.expected_engine()
+        return dataclasses.replace(info, max_model_len=info.max_model_len or expected.max_model_len)
+
     def with_cache_share(self, share: float) -> Trail:
         """For that share of the engine's KV cache."""
         info = self.expected_engine()

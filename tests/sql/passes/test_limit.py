@@ -42,6 +42,33 @@ def test_the_rows_are_those_of_the_whole_table(big, connect):
     assert big.sql(query).fetchall() == naive.sql(query).fetchall()
 
 
+@pytest.mark.parametrize(
+    "items",
+    [
+        "* REPLACE (upper(text) AS text), LLM('Sum up {text}', text)",
+        "* REPLACE (LLM('Sum up {text}', text) AS text)",
+        "big.* RENAME (text AS t), LLM('Sum up {text}', text)",
+        "* LIKE '%t%', LLM('Sum up {text}', text)",
+        "* NOT SIMILAR TO 'n', LLM('Sum up {text}', text)",
+        "* ILIKE 'T%', LLM('Sum up {text}', text)",
+        "* EXCLUDE (n), LLM('Sum up {text}', text)",
+    ],
+)
+def test_a_star_that_changes_columns_is_not_taken_for_the_columns(big, connect, items):
+    query = f"SELECT {items} AS s FROM big ORDER BY n LIMIT 2".replace(") AS text) AS s", ") AS text)")
+    plain = connect(engine=OracleEngine(), optimize=False)
+    plain.sql(BIG)
+    rows, expected = big.sql(query), plain.sql(query)
+    assert rows.columns == expected.columns and rows.fetchall() == expected.fetchall()
+
+
+def test_a_column_of_the_users_may_be_called_like_the_number_of_a_row(connect):
+    con = connect()
+    con.sql("CREATE TABLE numbered AS SELECT i AS __row, 'text ' || i AS text FROM range(9) t(i)")
+    query = "SELECT __row, LLM('Sum up {text}', text) FROM numbered ORDER BY __row DESC LIMIT 2"
+    assert [row[0] for row in con.sql(query).fetchall()] == [8, 7]
+
+
 def test_rows_are_drawn_once_where_the_order_leaves_a_choice(big):
     rows = big.sql("SELECT n, LLM('Sum up {n}', n) AS s FROM big ORDER BY n % 2 LIMIT 7").fetchall()
     assert len(rows) == 7 and all(s is not None for _, s in rows)

@@ -8,6 +8,7 @@ import pytest
 from fake_engine import FakeEngine, parts_of, row_of
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle_engine import OracleEngine
 
 from vllm_relational.sql.passes.order import Estimate, by_rank
 
@@ -68,3 +69,14 @@ def test_small_inputs_are_asked_as_written(connect):
         "SELECT 1 FROM (SELECT i AS n FROM range(20) t(i)) WHERE LLM_FILTER('{n} rare', n) AND LLM_FILTER('{n}', n)"
     )
     assert len(engine.asked) == 22
+
+
+@pytest.mark.parametrize("test", ["EXISTS (SELECT 1", "3 < (SELECT count(*)"])
+def test_predicates_of_a_correlated_subquery_run_as_written(connect, test):
+    """Its rows cannot be counted without those around it."""
+    query = (
+        f"SELECT p.id FROM product p WHERE {test} FROM review r WHERE r.product_id = p.id "
+        "AND LLM_FILTER('{text} is good', r.text) AND LLM_FILTER('{text} is long', r.text)) ORDER BY p.id"
+    )
+    rows = connect(sample_rows=3).sql(query).fetchall()
+    assert rows == connect(engine=OracleEngine(), optimize=False).sql(query).fetchall()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import SOURCES, Aggregates, condition_of, conjunction, set_condition, visible_ctes
-from vllm_relational.sql.normalise import expand_stars
+from vllm_relational.sql.normalise import expand_stars, is_reshaped
 from vllm_relational.sql.parse import calls, holds_call
 
 ROW, COLUMN, ITEM = "__row", "__c{}", "__i{}"
@@ -62,6 +62,8 @@ def split(
     order = _spelled_order(block, items)
     if order is None or any(item.is_star for item in items) or _reads_alias(items, asking):
         return None
+    if any(item.alias_or_name.casefold() == ROW for item in items):
+        return None  # it would be taken for the number
     for call in [call for part in (*items, *asking) for call in calls(part)]:
         expand_stars(call, expand)
     return _put_apart(block, items, order, size + start, name)
@@ -91,6 +93,8 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
     if not asking or any(part.find(exp.Query, exp.Window, exp.Columns) for part in (*asking, *block.expressions)):
         return False
     if any(holds_call(item) and unnests(item) for item in block.expressions):
+        return False
+    if any(is_reshaped(item) for item in block.expressions):
         return False
     if any(item.is_star for item in block.expressions) and _merges_columns(block):
         return False
