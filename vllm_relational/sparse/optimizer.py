@@ -55,10 +55,6 @@ class Costs:
         """Index, window, listed tokens."""
         return self.table.scan_launch + num_reqs * (self._listed + self._a_token() * seq_len)
 
-    def v_skip(self, seq_len: int, num_reqs: int) -> float:
-        """All keys, and at worst all values: never less than dense attention where a tile has a token that matters."""
-        return self.dense(seq_len, num_reqs)
-
     def pays_from(self, num_reqs: int) -> int:
         """The length from which on a scan takes less than dense attention, in a batch of ``num_reqs``.
 

@@ -18,7 +18,7 @@ from vllm_relational.sparse.kernels.attend import (
     store_partial,
     token_rows,
 )
-from vllm_relational.sparse.kernels.columns import first_group
+from vllm_relational.sparse.kernels.columns import first_group, load_seed
 
 
 @triton.jit(do_not_specialize=["num_reqs", "num_partials", "total_groups", "total_listed"])
@@ -83,13 +83,11 @@ def gather_kernel(
     estimated = tl.zeros([PADDED], tl.float32)
     if TAIL and place + tl.cdiv(seq_len, GROUP) + num_splits * GROUPS <= total_groups:
         heads, channels = tl.arange(0, PADDED), tl.arange(0, CHANNELS)
-        window, real = tl.arange(0, WINDOW_PADDED), heads < HEADS
-        seen = most_ptr + pair * HEADS * num_partials + heads[:, None] * num_partials + window[None, :]
-        there = real[:, None] & (window[None, :] < WINDOW_TILES)
-        seed = tl.max(tl.load(seen, mask=there, other=float("-inf")), axis=1)
-        greatest = tl.maximum(most, tl.where(real, seed, 0.0))
+        real = heads < HEADS
+        seed = load_seed(most_ptr, pair, num_partials, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
+        greatest = tl.maximum(most, seed)
         fade = tl.exp2((most - greatest) * (scale * LOG2E))
-        lift = tl.exp2((tl.where(real, seed, 0.0) - greatest) * (scale * LOG2E))
+        lift = tl.exp2((seed - greatest) * (scale * LOG2E))
         total, summed, most = total * fade, summed * fade[:, None], greatest
         tail = tl.zeros([PADDED, CHANNELS], tl.float32)
         per_block: tl.constexpr = BLOCK_SIZE // GROUP
