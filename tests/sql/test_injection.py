@@ -49,6 +49,19 @@ def test_cells_reach_the_model_and_come_back_as_they_are(connect):
     assert {text for text, _ in kept} == {key for _, key in kept} == set(CELLS)
 
 
+def test_dates_that_python_has_not_are_asked_like_others(connect):
+    con = connect(engine=FakeEngine(lambda row: row["d"]))
+    days = "('2024-02-29'::DATE), ('infinity'), ('-infinity'), ('12000-01-01'), (NULL)"
+    rows = con.sql(f"SELECT d::VARCHAR, LLM('{{d}}', d) FROM (VALUES {days}) AS t(d) ORDER BY d").fetchall()
+    assert [(day, said) for day, said in rows if day is not None] == [
+        ("-infinity", "-infinity"),
+        ("2024-02-29", "2024-02-29"),
+        ("12000-01-01", "12000-01-01"),
+        ("infinity", "infinity"),
+    ]
+    assert con.errors().empty
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=6))
 def test_two_columns_never_run_into_each_other(connect, rows):

@@ -72,8 +72,29 @@ def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     if encoded.num_chunks == 0:
         return np.empty(0, np.int32), []
     codes = [chunk.indices.fill_null(NULL_CODE).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    texts = [render(value) for value in encoded.chunk(0).dictionary.to_pylist()]
+    texts = [render(value) for value in _python_values(encoded.chunk(0).dictionary)]
     return np.concatenate(codes).astype(np.int32, copy=False), texts
+
+
+def _python_values(values: pa.Array) -> list[Any]:
+    """As ``to_pylist``, with dates and times beyond Python's years as text."""
+    try:
+        return list(values.to_pylist())
+    except (OverflowError, ValueError):
+        if not (pa.types.is_date(values.type) or pa.types.is_timestamp(values.type)):
+            raise
+        return [_near_or_far(value) for value in values]
+
+
+def _near_or_far(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except (OverflowError, ValueError):
+        most = 2**31 - 1 if pa.types.is_date32(value.type) else 2**63 - 1
+        if abs(value.value) >= most:  # what DuckDB stores for its infinite dates
+            return "infinity" if value.value > 0 else "-infinity"
+        unit = "D" if pa.types.is_date32(value.type) else getattr(value.type, "unit", "ms")
+        return str(np.datetime64(value.value, unit))
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
