@@ -94,7 +94,7 @@ def _near_or_far(value: pa.Scalar) -> Any:
         if abs(value.value) >= most:  # what DuckDB stores for its infinite dates
             return "infinity" if value.value > 0 else "-infinity"
         unit = "D" if pa.types.is_date32(value.type) else getattr(value.type, "unit", "ms")
-        return str(np.datetime64(value.value, unit))
+        return str(np.datetime_as_string(np.array(value.value, f"datetime64[{unit}]")))
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
