@@ -99,7 +99,7 @@ def error(batch: Batch, context: Any, made: Kernels | None, method: str, output:
         kept[:, :start] = kept[:, end:] = True
         for head, tokens in enumerate(made.listed(batch.lens.tolist(), 0)):
             kept[head, tokens] = True
-        rule = Listed(kept.repeat_interleave(NUM_HEADS // NUM_KV_HEADS, 0))
+        rule = naive.Given(kept.repeat_interleave(NUM_HEADS // NUM_KV_HEADS, 0))
     tail = made is not None and method == "scan" and made.settings.tail
     right = naive.decode(batch.query[0].float(), key, value, SCALE, rule, tail=tail)
     return float((output[0].float() - right.output).abs().max())
@@ -115,16 +115,6 @@ def allowed(batch: Batch, context: Any, made: Kernels | None, method: str, name:
     dense = naive.decode(query, key, value, SCALE, naive.Dense())
     sparse = naive.decode(query, key, value, SCALE, rule, window, tail=True)
     return 0.03 + 1.5 * float((sparse.output - dense.output).abs().max())
-
-
-class Listed:
-    """Tokens given beforehand."""
-
-    def __init__(self, kept: torch.Tensor) -> None:
-        self.kept = kept
-
-    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
-        return self.kept.clone()
 
 
 def microseconds(run: Callable[[], Any]) -> list[float]:

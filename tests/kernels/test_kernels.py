@@ -126,22 +126,12 @@ def test_a_scan_attends_to_the_dipr_set_and_what_it_lists(tail, group, kv_heads,
             key.float(),
             value.float(),
             batch.scale,
-            Listed(kept.repeat_interleave(group, 0)),
+            naive.Given(kept.repeat_interleave(group, 0)),
             tail=tail,
         )
         # Weights of the tail are estimates: their error is bounded by the codes', not by rounding.
         atol = TOLERANCE[dtype] if not tail else TOLERANCE[dtype] + 0.05
         assert torch.allclose(output[row].float(), listed.output, atol=atol)
-
-
-class Listed:
-    """Tokens given beforehand."""
-
-    def __init__(self, kept: torch.Tensor) -> None:
-        self.kept = kept
-
-    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
-        return self.kept.to(scores.device).clone()
 
 
 @settings(max_examples=12 if not ON_GPU else 60, deadline=None)
@@ -251,6 +241,6 @@ def test_the_certificate_counts_what_is_only_estimated():
     row = int(batch.rows[0])
     key, value = (naive.gather(part, batch.block_table[0], 700) for part in (batch.pages.key, batch.pages.value))
     kept = attended(batch, made, 0).repeat_interleave(4, 0)
-    left = 1 - naive.decode(batch.query[row].float(), key, value, batch.scale, Listed(kept)).mass
+    left = 1 - naive.decode(batch.query[row].float(), key, value, batch.scale, naive.Given(kept)).mass
     near = torch.histc((-torch.log2(left)).clamp(0, 15).cpu(), 16, 0, 16)
     assert (near.cumsum(0) - bins.cpu().cumsum(0)).abs().max() <= 2  # an estimate may fall into the next bin

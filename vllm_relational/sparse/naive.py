@@ -93,6 +93,16 @@ class TopP:
         return torch.zeros_like(needed).scatter_(-1, order, needed)
 
 
+@dataclass(frozen=True)
+class Given:
+    """Tokens known beforehand, such as those that a kernel listed: bool ``[num_heads, seq_len]``."""
+
+    kept: torch.Tensor
+
+    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        return self.kept.to(scores.device).clone()
+
+
 @dataclass
 class Decoded:
     """One request's attention.

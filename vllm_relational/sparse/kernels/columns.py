@@ -34,18 +34,6 @@ def compact(product, PADDED: tl.constexpr):
 
 
 @triton.jit
-def widen(values, PADDED: tl.constexpr):
-    """``compact`` undone, copies of heads in the columns without one: ``[rows, PADDED]`` -> ``[rows, 16]``."""
-    rows: tl.constexpr = values.shape[0]
-    if PADDED == 4:
-        return tl.reshape(tl.broadcast_to(values[:, None, :, None], [rows, 2, 4, 2]), [rows, 16])
-    elif PADDED == 8:
-        return tl.reshape(tl.broadcast_to(values[:, None, :], [rows, 2, 8]), [rows, 16])
-    else:
-        return values
-
-
-@triton.jit
 def first_group(lens_ptr, request, num_reqs, spare, REQS: tl.constexpr, GROUP: tl.constexpr):
     """Where a request's groups begin in scratch that all requests share: each has ``spare`` more than it needs."""
     others = tl.arange(0, REQS)

@@ -38,7 +38,6 @@ class Tuning:
     scan_groups: int = 8
     scan_warps: int = 4
     scan_stages: int = 2
-    scan_registers: int | None = None
     group_tile: int = 64
     gather_tile: int = 64
     tail_tile: int = 64
@@ -188,7 +187,7 @@ class Kernels:
             **self._common(batch, self._compact), **self._splitting(),
             WORDS=max(8, triton.next_power_of_2(self.head_size // 8)), TAIL=self.settings.tail,
             BY_LENGTH=self.settings.alpha_length is not None, NUMBER=_number(batch.query.dtype),
-            num_warps=self.tuning.scan_warps, num_stages=self.tuning.scan_stages, maxnreg=self.tuning.scan_registers,
+            num_warps=self.tuning.scan_warps, num_stages=self.tuning.scan_stages,
         )  # fmt: skip
 
     def _compact_marks(self, batch: Batch) -> None:
