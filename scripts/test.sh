@@ -14,7 +14,7 @@ fi
 others=$(mktemp)
 set -m # a process in the background of a shell without jobs ignores Ctrl-C, and tests of Ctrl-C inherit that
 { .venv/bin/mypy && .venv/bin/python -m pytest -q --durations=5 --ignore=tests/e2e; } >"$others" 2>&1 &
-trap 'kill -- -$! 2>/dev/null; rm -f "$others"' EXIT
+trap 'kill -- -$! 2>/dev/null || true; rm -f "$others"' EXIT
 status=0
 .venv/bin/python -m pytest -q --durations=5 tests/e2e || status=$?
 wait $! || status=$?
