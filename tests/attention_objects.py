@@ -11,6 +11,7 @@ from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -65,11 +66,19 @@ def make_spec(dtype: torch.dtype = torch.float32, **more: Any) -> FullAttentionS
 
 @dataclass
 class Request:
-    """A context of ``seq_len`` tokens, whose last ``query_len`` are computed now; both 0 for padding."""
+    """A context of ``seq_len`` tokens, whose last ``query_len`` are computed now; both 0 for padding.
+
+    prompt_len: tokens of the prompt, 0 for unknown.
+    """
 
     query_len: int
     seq_len: int
     prefilling: bool = False
+    prompt_len: int = 0
+
+
+class Runner(SimpleNamespace):
+    """Unlike its base, it can be referred to weakly."""
 
 
 @dataclass
@@ -125,22 +134,30 @@ class Batch:
             block_table_tensor=self.block_table,
             slot_mapping=self.slots,
             is_prefilling=torch.tensor([request.prefilling for request in self.requests]),
+            seq_lens_cpu_upper_bound=self.seq_lens.cpu(),
+            req_idx=np.arange(len(self.requests)),
         )
 
     def layer(self) -> Any:
         one = torch.tensor(1.0, device=self.device)
         return SimpleNamespace(layer_name=LAYER, isa="vec", _k_scale=one, _v_scale=one, _q_scale=one)
 
+    def runner(self) -> Any:
+        """A model runner, as ``prompt_lengths`` knows them; it lives as long as it is held."""
+        prompts = np.array([request.prompt_len for request in self.requests], dtype=np.int32)
+        return Runner(req_states=SimpleNamespace(prompt_len=SimpleNamespace(np=prompts)))
+
     def expected(self, scale: float, decode_rule: naive.Rule, window: naive.Window, sparse: Sequence[int]) -> Any:
-        """Attention of every query token: ``sparse`` requests by the rule, the others to all tokens up to their own."""
+        """Attention of every query token: those of answers of ``sparse`` requests by the rule, others to all tokens."""
         rows = []
         for row, request in enumerate(self.requests):
             for place in range(request.seq_len - request.query_len, request.seq_len):
-                rule = decode_rule if row in sparse else naive.Dense()
+                of_answer = row in sparse and place >= request.prompt_len
+                rule = decode_rule if of_answer else naive.Dense()
                 key = naive.gather(self.pages.key, self.block_table[row], place + 1)
                 value = naive.gather(self.pages.value, self.block_table[row], place + 1)
                 query = self.query[len(rows)]
-                rows.append(naive.decode(query, key, value, scale, rule, window, tail=row in sparse).output)
+                rows.append(naive.decode(query, key, value, scale, rule, window, tail=of_answer).output)
         return torch.stack(rows)
 
 

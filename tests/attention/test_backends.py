@@ -23,6 +23,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 
 from vllm_relational.sparse import codec, naive
 from vllm_relational.sparse.decoder import SparseDecoder
+from vllm_relational.vllm_ext import prompt_lengths
 from vllm_relational.vllm_ext.attention_cpu import DiprCpuBackend, causal_attention
 from vllm_relational.vllm_ext.attention_gpu import DiprFlashBackend, DiprTritonBackend
 from vllm_relational.vllm_ext.dipr_layers import DiprBuilder
@@ -92,6 +93,43 @@ def test_every_request_gets_its_attention(backend, requests, flash):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     dense = batch.expected(SCALE, rule, naive.Window(16, 32), [])
     assert not sparse or (found - dense).abs().max() > 1e-3  # the rule does leave tokens out
+
+
+REPLAYED = [
+    Request(25, 300, prefilling=True, prompt_len=290),  # the end of a prompt, then 10 tokens of its answer again
+    Request(1, 170, prompt_len=150),
+    Request(1, 260, prefilling=True, prompt_len=250),  # one token of the answer again
+    Request(120, 130, prefilling=True, prompt_len=80),  # 50, of which 20 have short contexts
+    Request(40, 200, prefilling=True, prompt_len=500),
+    Request(6, 140, prompt_len=120),
+]
+
+
+@pytest.mark.parametrize("size", [4, 1000])
+@pytest.mark.parametrize("backend", [DiprCpuBackend, DiprFlashBackend])
+def test_answers_that_are_computed_again_are_sparse_again(backend, size, flash, no_runner, monkeypatch):
+    batch = Batch(REPLAYED, seed=3)
+    runner = batch.runner()
+    prompt_lengths.follow(runner)
+    monkeypatch.setattr(SparseDecoder, "most_requests", lambda self, longest: size)
+    found = run(backend, SETTINGS, batch)
+    rule = naive.Dipr(naive.beta_of(SETTINGS["alpha"], SCALE))
+    wanted = batch.expected(SCALE, rule, naive.Window(16, 32), [0, 1, 2, 3, 5])
+    dense = batch.expected(SCALE, rule, naive.Window(16, 32), [])
+    first = int(batch.query_start_loc[3]) + 80 - 10  # the answer of request 3, dense until its context has 100 tokens
+    wanted[first : first + 19] = dense[first : first + 19]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert (found - dense)[15:25].abs().max() > 1e-3
+
+
+def test_drafted_tokens_are_no_answer_computed_again(flash, no_runner):
+    batch = Batch([Request(6, 140, prompt_len=120)])
+    runner = batch.runner()
+    prompt_lengths.follow(runner)
+    builder = make_builder(DiprFlashBackend, SETTINGS)
+    assert builder.build(0, batch.common()).dipr.replay is not None
+    builder._may_replay = False
+    assert builder.build(0, batch.common()).dipr.replay is None
 
 
 @pytest.mark.parametrize("backend", [DiprCpuBackend, DiprFlashBackend])

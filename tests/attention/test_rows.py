@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_relational.vllm_ext.dipr_rows import RowSplitter, may_decode, single_token_prompts
+from vllm_relational.vllm_ext.dipr_rows import HostBatch, RowSplitter, may_decode
 
 # (query tokens, tokens before them, of a prompt); no query tokens: padding, where vLLM leaves a length of 0
 REQUEST = st.tuples(st.sampled_from([0, 1, 1, 2, 7]), st.integers(0, 40), st.booleans())
@@ -27,7 +27,7 @@ def test_every_request_is_dense_or_sparse(requests, dense_below, padding):
     requests = requests + [(0, 0, False)] * padding
     starts, seq_lens, prefilling = tensors(requests)
     splitter = RowSplitter(lambda num_reqs: dense_below, 16, torch.device("cpu"))
-    dense, sparse = splitter.split(starts, seq_lens, single_token_prompts(starts, prefilling))
+    dense, sparse = splitter.split(starts, seq_lens, HostBatch(starts, prefilling).single_token_prompts())
 
     wanted = [is_sparse(request, dense_below) for request in requests]
     lengths = seq_lens.tolist()
@@ -46,6 +46,34 @@ def test_a_captured_graph_finds_the_lengths_where_they_were():
 
 def test_who_computes_one_token_of_a_prompt():
     starts = torch.tensor([0, 1, 6, 7]).int()
-    assert single_token_prompts(starts, None) is None
-    assert single_token_prompts(starts, torch.tensor([False, True, False])) is None
-    assert single_token_prompts(starts, torch.tensor([True, True])).tolist() == [True, False]
+    assert HostBatch(starts).single_token_prompts() is None
+    assert HostBatch(starts, torch.tensor([False, True, False])).single_token_prompts() is None
+    assert HostBatch(starts, torch.tensor([True, True])).single_token_prompts().tolist() == [True, False]
+
+
+def test_one_token_of_an_answer_is_none_of_a_prompt():
+    """Where vLLM takes what a preempted request computes again for its prompt."""
+    starts, seq_lens = torch.tensor([0, 1, 2, 3, 3]).int(), torch.tensor([30, 31, 9]).int()
+    batch = HostBatch(starts, torch.tensor([True, True, True, False]), seq_lens, torch.tensor([30, 30, 0]).int())
+    assert batch.single_token_prompts().tolist() == [True, False, True, False]
+
+
+AGAIN = st.tuples(st.sampled_from([0, 1, 2, 7, 20]), st.integers(0, 40), st.integers(0, 50))
+
+
+@given(st.lists(AGAIN, min_size=1, max_size=6), st.integers(0, 40), st.integers(1, 5))
+def test_tokens_of_answers_are_requests_of_their_own(requests, dense_below, size):
+    """(query tokens, tokens before them, tokens of the prompt or 0 for unknown), against a loop."""
+    starts, seq_lens, _ = tensors([(query, before, False) for query, before, _ in requests])
+    prompts = torch.tensor([prompt for _, _, prompt in requests]).int()
+    replay = HostBatch(starts, None, seq_lens, prompts).replay(dense_below, torch.device("cpu"))
+
+    wanted = []
+    for request, (query, before, prompt) in enumerate(requests):
+        for place in range(before, before + query):
+            if query > 1 and 0 < prompt <= place and place + 1 >= dense_below:
+                wanted.append((request, place + 1, int(starts[request]) + place - before))
+    pieces = list(replay.pieces(size)) if replay is not None else []
+    found = [row for piece in pieces for row in zip(*(part.tolist() for part in piece), strict=True)]
+    assert found == wanted and all(len(piece[0]) <= size for piece in pieces)
+    assert replay is None or replay.longest == max(length for _, length, _ in wanted)

@@ -25,7 +25,8 @@ def test_an_unknown_name_is_told_from_the_known():
 def test_arguments_of_an_engine():
     given = {"additional_config": {"other": 1, "relational": {"dipr": {"sinks": 64}}}}
     arguments = attention_arguments("dipr", {"alpha": 0}, given)
-    assert arguments["attention_backend"] == "CUSTOM"
+    assert arguments["attention_backend"] == "CUSTOM" and arguments["worker_cls"].endswith("worker.Worker")
+    assert "worker_cls" not in attention_arguments("dipr", {}, {"worker_cls": "their.Worker"})
     assert arguments["additional_config"] == {"other": 1, "relational": {"dipr": {"sinks": 64, "alpha": 0}}}
     both = engine_arguments({"order": "arrival"}, {**given, **arguments})
     assert both["additional_config"]["relational"] == {"dipr": {"sinks": 64, "alpha": 0}, "order": "arrival"}

@@ -12,6 +12,8 @@ import random
 import sys
 from typing import Any
 
+from vllm_relational.vllm_ext.settings import WORKER
+
 BLOCK_SIZE = 32
 SPARSE = {"alpha": 0.5, "sinks": 16, "recent": 32, "dense_below": 0, "dense_layers": 0}
 ENGINE: dict[str, Any] = {
@@ -137,6 +139,7 @@ def sparse(model: str) -> None:
         num_gpu_blocks_override=32,
         scheduler_cls="vllm_relational.vllm_ext.scheduler.RelationalScheduler",
         worker_extension_cls="dipr_engines.CheckIndex",
+        worker_cls=WORKER,
         **ours_with_copies,
     )
     rows = prompts(1, 3, 150, 193) + prompts(2, 1, 193, 193)  # 193: a cached prefix leaves one token

@@ -106,13 +106,11 @@ def test_preemption_changes_no_answer_of_alpha_0(exact: tuple[dict[str, Any], st
     assert sparse["many, preempted, alpha 0"]["answers"] == exact[0]["stock, many"]["answers"]
 
 
-def test_preemption_changes_preempted_answers_only(sparse: dict[str, Any]) -> None:
-    """These compute again, densely, the tokens that they had decoded sparsely."""
+def test_preemption_changes_no_answer(sparse: dict[str, Any]) -> None:
+    """What was decoded sparsely is computed again sparsely."""
     fresh, preempted = sparse["many, fresh"], sparse["many, preempted"]
     assert preempted["preemptions"] > 0 and fresh["preemptions"] == 0
-    pairs = list(zip(preempted["answers"], fresh["answers"], strict=True))
-    assert sum(one != other for one, other in pairs) <= preempted["preemptions"]
-    assert all(one[0] == other[0] for one, other in pairs)
+    assert preempted["answers"] == fresh["answers"]
 
 
 def test_every_cached_block_has_the_index_of_its_keys(sparse: dict[str, Any]) -> None:

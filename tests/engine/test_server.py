@@ -92,6 +92,9 @@ def test_our_attention():
     given = ["--additional-config", json.dumps({"relational": {"dipr": {"alpha": 0.5, "sinks": 64}}})]
     command, _ = serve_command("M", {"order": "arrival"}, given, "dipr", {"alpha": 0.001})
     assert command[command.index("--attention-backend") + 1] == "CUSTOM"
+    assert command[command.index("--worker-cls") + 1].endswith("worker.Worker")
+    theirs, _ = serve_command("M", {}, ["--worker_cls=their.Worker"], "dipr", {})
+    assert "--worker-cls" not in theirs and "--worker_cls=their.Worker" in theirs
     assert config_of(command) == {"relational": {"order": "arrival", "dipr": {"alpha": 0.001, "sinks": 64}}}
     assert "--attention-backend" not in serve_command("M", {}, given)[0]
 

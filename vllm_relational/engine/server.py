@@ -14,6 +14,7 @@ from vllm_relational.vllm_ext.settings import (
     DIPR,
     KEY,
     SCHEDULER,
+    WORKER,
     check_attention,
     read_settings,
 )
@@ -56,7 +57,7 @@ def serve_command(
     backend = []
     if attention is not None:
         config[KEY][DIPR] = {**config[KEY].get(DIPR, {}), **(dipr or {})}
-        backend = ["--attention-backend", ATTENTION_BACKEND]
+        backend = ["--attention-backend", ATTENTION_BACKEND, *_worker(arguments)]
     read_settings(config)
     ours = ["--scheduler-cls", SCHEDULER, *backend, CONFIG_OPTION, json.dumps(config)]
     return [*python, SERVER, *others, "--model", model, *ours], None  # vLLM takes the last of two
@@ -70,6 +71,12 @@ def installed_vllm() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     raise RelationalError("vLLM is not installed: pip install 'vllm-relational[cuda]' or 'vllm-relational[cpu]'")
+
+
+def _worker(arguments: Sequence[str]) -> list[str]:
+    """Our worker, unless the user names one."""
+    names = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    return [] if any(name.startswith("--worker-c") for name in names) else ["--worker-cls", WORKER]
 
 
 def _refuse(arguments: Sequence[str], attention: str | None) -> None:

@@ -23,8 +23,9 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm_relational.sparse.decoder import DecodeShape, SparseDecoder
 from vllm_relational.sparse.optimizer import Costs
 from vllm_relational.sparse.pages import GROUP, PageLayout, Pages
-from vllm_relational.vllm_ext.dipr_rows import Rows, RowSplitter, may_decode, single_token_prompts
+from vllm_relational.vllm_ext.dipr_rows import HostBatch, Replay, Rows, RowSplitter, may_decode
 from vllm_relational.vllm_ext.dipr_support import no_index, unsupported_layer
+from vllm_relational.vllm_ext.prompt_lengths import prompt_lengths
 from vllm_relational.vllm_ext.settings import read_attention
 
 logger = init_logger("vllm.relational.attention")  # below vLLM's logger: its level and format
@@ -59,15 +60,19 @@ class DiprBuilder:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]
         settings = read_attention(vllm_config.additional_config)
         self.splitter = RowSplitter(_pays_from(settings, kv_cache_spec, device), largest_batch(vllm_config), device)
+        # Drafts are verified several at a time, densely, and look like an answer that is computed again.
+        self._may_replay = vllm_config.speculative_config is None
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """As vLLM, and the rows."""
         metadata: Any = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
-        common = common_attn_metadata
-        prompts = single_token_prompts(common.query_start_loc_cpu, common.is_prefilling)
-        long = common.max_seq_len >= self.splitter.dense_below(common.num_reqs)
+        common, dense_below = common_attn_metadata, self.splitter.dense_below(common_attn_metadata.num_reqs)
+        long = common.max_seq_len >= dense_below
         some = long and may_decode(common.query_start_loc_cpu, common.max_query_len)
-        metadata.dipr = self._rows(metadata, some, prompts)
+        batch = _host_batch(common)
+        metadata.dipr = self._rows(metadata, some, batch.single_token_prompts())
+        if long and self._may_replay and common.max_query_len > 1:
+            metadata.dipr.replay = batch.replay(dense_below, metadata.seq_lens.device)
         return metadata
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
@@ -137,13 +142,23 @@ class DiprImpl:
         if attn_metadata is None or not self._has_index(kv_cache):
             return self.below(layer, query, key, value, kv_cache, attn_metadata, output, *scales)
         pages, rows = self.pages(kv_cache), getattr(attn_metadata, "dipr", None)
-        if rows is None or not rows.some or not self._is_sparse_layer(layer):
+        if rows is None or not (rows.some or rows.replay) or not self._is_sparse_layer(layer):
             return self.dense(layer, query, key, value, pages, attn_metadata, output, *scales)
         self.dense(layer, query, key, value, pages, rows.dense, output, *scales)
         assert self.decoder is not None
         block_table, starts = attn_metadata.block_table, attn_metadata.query_start_loc
-        self.decoder.decode(query, pages, block_table, rows.sparse_lens, starts, output)
+        if rows.some:
+            self.decoder.decode(query, pages, block_table, rows.sparse_lens, starts, output)
+        if rows.replay is not None:
+            self._replay(query, pages, block_table, rows.replay, output)
         return output
+
+    def _replay(
+        self, query: torch.Tensor, pages: Pages, block_table: torch.Tensor, replay: Replay, output: Any
+    ) -> None:
+        assert self.decoder is not None
+        for requests, lens, places in replay.pieces(self.decoder.most_requests(replay.longest)):
+            self.decoder.decode(query, pages, block_table[requests], lens, places, output)
 
     def dense(self, layer: Any, query: Any, key: Any, value: Any, pages: Pages, *others: Any) -> torch.Tensor:
         """Attention to all tokens; others: of ``forward``, from the metadata on."""
@@ -198,6 +213,12 @@ class DiprImpl:
 
     def fused_output_quant_supported(self, quant_key: Any) -> bool:
         return False
+
+
+def _host_batch(common: Any) -> HostBatch:
+    """Of vLLM's ``CommonAttentionMetadata``."""
+    seq_lens, prompts = common.seq_lens_cpu_upper_bound, prompt_lengths(common)
+    return HostBatch(common.query_start_loc_cpu, common.is_prefilling, seq_lens, prompts)
 
 
 def seal_pages(pages: Pages, slot_mapping: torch.Tensor) -> None:

@@ -5,11 +5,14 @@ to densely to its last token, also where a cached prefix or a chunk leaves only 
 not depend on what was cached. Every kernel gets the whole batch: the dense one with the lengths of the dense requests
 and 0 for the others, the sparse one the other way round. So prefill mixed with decode, verification of drafted tokens
 and rows that only pad a CUDA graph need no slicing, and a captured graph serves every mix of them.
+
+A request that was preempted computes its own answer again, many tokens a step. So that the rest of the answer does not
+depend on that, these tokens are attended to as when they were decoded: each is a request of its own, a *replay*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +26,33 @@ class Rows:
     dense:        vLLM's metadata with the lengths of dense requests only.
     sparse_lens:  int32 ``[num_reqs]``, tokens of the context of sparse requests, 0 for others.
     some:         False if the host knows that no request is sparse.
+    replay:       tokens of answers that are computed again, beside them.
     """
 
     dense: Any
     sparse_lens: torch.Tensor
     some: bool
+    replay: Replay | None = None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Query tokens of answers that are computed again: ``[num_tokens]`` each.
+
+    requests: int64, whose they are; lens: int32, tokens up to and with each; rows: int32, where they are in the query;
+    longest:  of ``lens``.
+    """
+
+    requests: torch.Tensor
+    lens: torch.Tensor
+    rows: torch.Tensor
+    longest: int
+
+    def pieces(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Requests, lengths and rows, ``size`` tokens at a time."""
+        for start in range(0, len(self.requests), size):
+            piece = slice(start, start + size)
+            yield self.requests[piece], self.lens[piece], self.rows[piece]
 
 
 class RowSplitter:
@@ -61,17 +86,61 @@ class RowSplitter:
         return dense, sparse
 
 
-def single_token_prompts(query_start_loc: torch.Tensor, is_prefilling: torch.Tensor | None) -> torch.Tensor | None:
-    """Requests that compute one token of their prompt, bool on the host; ``None``, as nearly always, for none.
+@dataclass(frozen=True)
+class HostBatch:
+    """What the host knows of a batch; where something is shorter, it is of the first requests.
 
-    Both arguments are on the host: int32 ``[num_reqs + 1]`` and bool, for some of the first requests or unknown.
+    query_start_loc: int32 ``[num_reqs + 1]``. is_prefilling: bool, None for unknown; answers that are computed again
+    count as prompts or not. seq_lens: int32, tokens of the context with those of this step, exact for all but drafts.
+    prompts: int32, tokens of the prompt, 0 or None for unknown.
     """
-    if is_prefilling is None or not bool(is_prefilling.any()):
-        return None
-    num_reqs = min(len(is_prefilling), len(query_start_loc) - 1)
-    lengths = query_start_loc[1 : num_reqs + 1] - query_start_loc[:num_reqs]
-    found = is_prefilling[:num_reqs] & (lengths == 1)
-    return found if bool(found.any()) else None
+
+    query_start_loc: torch.Tensor
+    is_prefilling: torch.Tensor | None = None
+    seq_lens: torch.Tensor | None = None
+    prompts: torch.Tensor | None = None
+
+    def single_token_prompts(self) -> torch.Tensor | None:
+        """Requests that compute one token of their prompt, bool; ``None``, as nearly always, for none."""
+        if self.is_prefilling is None or not bool(self.is_prefilling.any()):
+            return None
+        lengths = self._query_lens(len(self.is_prefilling))
+        found = self.is_prefilling[: len(lengths)] & (lengths == 1)
+        again = self._beyond_prompts(0)
+        found[: len(again)] &= ~again
+        return found if bool(found.any()) else None
+
+    def replay(self, dense_below: int, device: torch.device) -> Replay | None:
+        """Tokens of answers in steps of several tokens, whose context has ``dense_below`` tokens or more."""
+        requests = self._beyond_prompts(1).nonzero()[:, 0].tolist()
+        if not requests:
+            return None
+        assert self.seq_lens is not None and self.prompts is not None
+        found = []
+        for request in requests:
+            start, end = self.query_start_loc[request : request + 2].tolist()
+            seq_len = int(self.seq_lens[request])
+            before = seq_len - (end - start)
+            first = max(before, int(self.prompts[request]), dense_below - 1)
+            lens = torch.arange(min(first, seq_len), seq_len) + 1
+            found.append(torch.stack([torch.full_like(lens, request), lens, start + lens - 1 - before]))
+        owners, lens, rows = torch.cat(found, dim=1)
+        if not len(lens):
+            return None
+        longest = int(lens.max())
+        return Replay(owners.to(device), lens.int().to(device), rows.int().to(device), longest)
+
+    def _beyond_prompts(self, more_than: int) -> torch.Tensor:
+        """Which of the first requests compute more query tokens than that, the last one beyond their prompt."""
+        if self.seq_lens is None or self.prompts is None:
+            return torch.zeros(0, dtype=torch.bool)
+        lengths = self._query_lens(min(len(self.seq_lens), len(self.prompts)))
+        seq_lens, prompts = self.seq_lens[: len(lengths)], self.prompts[: len(lengths)]
+        return (lengths > more_than) & (prompts > 0) & (seq_lens > prompts)
+
+    def _query_lens(self, most: int) -> torch.Tensor:
+        num_reqs = min(most, len(self.query_start_loc) - 1)
+        return self.query_start_loc[1 : num_reqs + 1] - self.query_start_loc[:num_reqs]
 
 
 def may_decode(query_start_loc: torch.Tensor, max_query_len: int) -> bool:

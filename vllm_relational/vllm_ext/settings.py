@@ -17,6 +17,8 @@ DIPR = "dipr"
 ATTENTION_BACKEND = "CUSTOM"
 """What vLLM calls the backend that a plugin brings."""
 SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
+WORKER = "vllm_relational.vllm_ext.worker.Worker"
+"""For the attention: it tells prompts from answers that are computed again."""
 EVICTIONS = ("lru", "fifo", "batch")
 ORDERS = ("arrival", "prefix-tree")
 
@@ -97,8 +99,8 @@ def attention_arguments(
 ) -> dict[str, Any]:
     """The arguments of ``vllm.LLM`` for an attention and its settings; none where both are None.
 
-    given: the other arguments. ``RelationalError`` for an attention or settings that there are not, and for an
-    ``attention_backend`` or ``attention_config`` among the others.
+    given: the other arguments; a ``worker_cls`` among them stays. ``RelationalError`` for an attention or settings that
+    there are not, and for an ``attention_backend`` or ``attention_config`` among the others.
     """
     check_attention(attention, dipr)
     if attention is None:
@@ -110,7 +112,8 @@ def attention_arguments(
     ours = _ours(config)
     config[KEY] = {**ours, DIPR: {**ours.get(DIPR, {}), **(dipr or {})}}
     read_settings(config)
-    return {"attention_backend": ATTENTION_BACKEND, "additional_config": config}
+    worker = {} if "worker_cls" in given else {"worker_cls": WORKER}
+    return {"attention_backend": ATTENTION_BACKEND, "additional_config": config, **worker}
 
 
 def check_attention(attention: str | None, dipr: Mapping[str, Any] | None) -> None:

@@ -104,8 +104,8 @@ class Kernels:
         )
         splits = max(self.splits(reqs) * reqs for reqs in batches)
         self.counts = torch.zeros(splits * num_kv_heads, dtype=torch.int32, device=device)
-        tokens = min(max_reqs * max_seq_len, self.tuning.most_tokens)
-        self._groups = triton.cdiv(tokens, GROUP) + max(reqs * (1 + self.spare(reqs)) for reqs in batches)
+        self._max_reqs, self._tokens = max_reqs, min(max_reqs * max_seq_len, self.tuning.most_tokens)
+        self._groups = triton.cdiv(self._tokens, GROUP) + max(reqs * (1 + self.spare(reqs)) for reqs in batches)
         self._base, self._bound, self._weight = (
             torch.empty(num_kv_heads * self._groups * self._compact, dtype=torch.float32, device=device)
             for _ in range(3)
@@ -118,6 +118,10 @@ class Kernels:
     def splits(self, num_reqs: int) -> int:
         """Parts of a context that programs share, for a batch of ``num_reqs``."""
         return max(1, min(self.tuning.most_splits, self.tuning.programs // (num_reqs * self.num_kv_heads)))
+
+    def most_requests(self, longest: int) -> int:
+        """Requests of a batch that all have scratch where the longest context has so many tokens; at least one."""
+        return max(1, min(self._max_reqs, self._tokens // max(longest, 1)))
 
     def num_partials(self, num_reqs: int) -> int:
         """Partial softmaxes a request and head."""
