@@ -2,12 +2,13 @@
 """Time per output token of long contexts, FlashAttention against sparse attention, each in a process of its own.
 
     dipr_engine.py [--model FOLDER] [--contexts 32768,131072] [--batches 1,4,16] [--layers 32] [--logit-std 3]
-                   [--dipr NAME=VALUE ...] [--only check|speed] [--csv FILE] [--json FILE]
+                   [--dipr NAME=VALUE ...] [--only check|again|speed] [--csv FILE] [--json FILE]
 
 First a check: greedy answers with alpha 0, every context sparse, against those of FLASH_ATTN; in bf16 the sums of a
 matrix product depend on the batch, so the number of answers that FLASH_ATTN changes when the prompts come in reverse
 order stands beside. ``--model`` is a real model for the check (its own tokenizer, texts of this repository); without
-it, a small random one.
+it, a small random one. With ``--only again``: answers at alpha 0.02, each prompt alone, against those of requests that
+lose their keys on the way and compute half of the answer again; the same for FLASH_ATTN, whose sums differ as well.
 
 Then the times. They depend on shapes, and for sparse attention on how peaked attention is: Llama-3.1-8B's shape with
 random weights, whose query and key projections are drawn so that the logits of random tokens have the standard
@@ -49,6 +50,7 @@ SMALL = {
 }  # fmt: skip
 GRAPHS = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 EXACT = {"method": "scan", "alpha": 0, "dense_below": 0, "dense_layers": 0, "sinks": 16, "recent": 64}
+SHORT = {**EXACT, "alpha": 0.02}
 FIELDS = (
     "time", "commit", "machine", "model", "layers", "logit_std", "backend", "settings", "context", "batch",
     "ms_a_token", "fastest", "slowest", "speed_up", "kv_tokens", "prefill_seconds",
@@ -92,7 +94,11 @@ def start(options: argparse.Namespace, folder: str, dipr: dict[str, Any], **argu
     if options.backend == STOCK:
         backend: dict[str, Any] = {"attention_backend": STOCK}
     else:
-        backend = {"attention_backend": "CUSTOM", "additional_config": {"relational": {"dipr": dipr}}}
+        backend = {
+            "attention_backend": "CUSTOM",
+            "worker_cls": "vllm_relational.vllm_ext.worker.Worker",
+            "additional_config": {"relational": {"dipr": dipr}},
+        }
     arguments |= {"worker_extension_cls": "dipr_engine.Extension", **GRAPHS, **backend}
     llm = LLM(folder, dtype="bfloat16", skip_tokenizer_init=True, seed=0, **arguments)
     (classes,) = llm.collective_rpc("attention")
@@ -129,25 +135,58 @@ def check_prompts(folder: str, is_real: bool, vocabulary: int) -> list[list[int]
     return [tokens[number * 997 :][:length] for number, length in enumerate(lengths)]
 
 
-def check(options: argparse.Namespace) -> dict[str, Any]:
-    """Answers of one backend, and again with the prompts reversed."""
+def small_engine(options: argparse.Namespace, dipr: dict[str, Any]) -> tuple[Any, list[list[int]]]:
+    """The engine of a check, and its prompts."""
     with tempfile.TemporaryDirectory() as made:
         folder, more = options.model, {}
         if folder is None:
             Path(made, "config.json").write_text(json.dumps(SMALL))
             folder, more = made, {"load_format": "dummy"}
         memory = {"gpu_memory_utilization": 0.5, "max_model_len": 8192, "max_num_batched_tokens": 2048}
-        llm = start(options, folder, EXACT, max_num_seqs=32, **memory, **more)
+        llm = start(options, folder, dipr, max_num_seqs=32, **memory, **more)
         if options.model is None:
             llm.collective_rpc("draw", args=(options.logit_std,))
-        vocabulary = llm.model_config.get_vocab_size()
-        prompts = check_prompts(folder, options.model is not None, vocabulary)
-        answers, _ = generate(llm, prompts, 48)
-        llm.reset_prefix_cache()
-        reversed_answers = generate(llm, prompts[::-1], 48)[0][::-1]
-        cached, _ = generate(llm, prompts, 48)
-        stop(llm)
+        return llm, check_prompts(folder, options.model is not None, llm.model_config.get_vocab_size())
+
+
+def check(options: argparse.Namespace) -> dict[str, Any]:
+    """Answers of one backend, and again with the prompts reversed."""
+    llm, prompts = small_engine(options, EXACT)
+    answers, _ = generate(llm, prompts, 48)
+    llm.reset_prefix_cache()
+    reversed_answers = generate(llm, prompts[::-1], 48)[0][::-1]
+    cached, _ = generate(llm, prompts, 48)
+    stop(llm)
     return {"answers": answers, "reversed": reversed_answers, "cached": cached}
+
+
+def again(options: argparse.Namespace) -> dict[str, Any]:
+    """Answers of one backend to one prompt at a time, left alone, and preempted in the middle."""
+    llm, prompts = small_engine(options, SHORT)
+    answers = []
+    for prompt in prompts:
+        llm.reset_prefix_cache()
+        answers += generate(llm, [prompt], 48)[0]
+    interrupted = [generate_interrupted(llm, prompt, 48) for prompt in prompts]
+    stop(llm)
+    return {"answers": answers, "interrupted": interrupted}
+
+
+def generate_interrupted(llm: Any, prompt: list[int], max_tokens: int) -> list[int]:
+    """The answer of a request that loses all its keys half-way."""
+    from vllm import SamplingParams
+
+    llm.reset_prefix_cache()
+    parameters = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+    llm.llm_engine.add_request("interrupted", {"prompt_token_ids": prompt}, parameters)
+    answer: list[int] = []
+    interrupted = False
+    while llm.llm_engine.has_unfinished_requests():
+        for output in llm.llm_engine.step():
+            answer = list(output.outputs[0].token_ids)
+        if len(answer) >= max_tokens // 2 and not interrupted:
+            interrupted = llm.reset_prefix_cache(reset_running_requests=True)
+    return answer
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
@@ -263,6 +302,16 @@ def compare_answers(known: Path, timeout_s: float) -> dict[str, Any]:
     }
 
 
+def compare_interrupted(known: Path, timeout_s: float) -> dict[str, Any]:
+    """How many answers change, by backend."""
+    found = {backend: in_own_process("again", backend, known, timeout_s) for backend in (STOCK, SPARSE)}
+    if any("answers" not in each for each in found.values()):
+        return {"error": [each.get("error") for each in found.values()]}
+    changed = {name: different(each["answers"], each["interrupted"]) for name, each in found.items()}
+    unlike = different(found[STOCK]["answers"], found[SPARSE]["answers"])
+    return {"prompts": len(found[STOCK]["answers"]), "changed_when_interrupted": changed, "unlike_stock": unlike}
+
+
 def compare_speed(options: argparse.Namespace, known: Path) -> list[dict[str, Any]]:
     commit, machine = where()
     found = {backend: in_own_process("speed", backend, known, options.timeout) for backend in (STOCK, SPARSE)}
@@ -300,22 +349,24 @@ def report(options: argparse.Namespace) -> int:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         make_known(Path(folder))
-        if options.only != "speed":
+        if options.only in (None, "check"):
             found["check"] = compare_answers(Path(folder), options.timeout)
-        if options.only != "check":
+        if options.only in (None, "again"):
+            found["again"] = compare_interrupted(Path(folder), options.timeout)
+        if options.only in (None, "speed"):
             found["speed"] = compare_speed(options, Path(folder))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
     if options.csv and found.get("speed"):
         append_csv(options.csv, found["speed"])
-    print(f"\ncheck: {json.dumps(found.get('check'))}")
+    print(f"\ncheck: {json.dumps(found.get('check'))}\nagain: {json.dumps(found.get('again'))}")
     print(f"{'backend':12}{'context':>9}{'batch':>7}{'ms a token':>12}{'fastest':>9}{'slowest':>9}{'speed-up':>10}")
     for line in found.get("speed", []):
         print(
             f"{line['backend']:12}{line['context']:>9,}{line['batch']:>7}{line['ms_a_token']:>12}"
             f"{line['fastest']:>9}{line['slowest']:>9}{line['speed_up']:>10}"
         )
-    return 0 if "error" not in found.get("check", {}) else 1
+    return 1 if any("error" in found.get(part, {}) for part in ("check", "again")) else 0
 
 
 def numbers(text: str) -> list[int]:
@@ -339,10 +390,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=400.0, help="seconds a process")
     parser.add_argument("--memory", type=float, default=0.92)
-    parser.add_argument("--only", choices=["check", "speed"])
+    parser.add_argument("--only", choices=["check", "again", "speed"])
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--part", choices=["check", "speed"], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["check", "again", "speed"], help=argparse.SUPPRESS)
     parser.add_argument("--backend", choices=[STOCK, SPARSE], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -350,7 +401,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark takes its engine along
     if options.part is None:
         return report(options)
-    options.out.write_text(json.dumps({"check": check, "speed": speed}[options.part](options)))
+    options.out.write_text(json.dumps({"check": check, "again": again, "speed": speed}[options.part](options)))
     return 0
 
 

@@ -84,6 +84,24 @@ class Engine:
             "preemptions": self.preemptions() - before,
         }
 
+    def answer_interrupted(self, given: list[list[int]], max_tokens: int, every: int) -> dict:
+        """Answers to all prompts together, which every so many steps all lose what they have in the cache."""
+        from vllm import SamplingParams
+
+        engine, answers, before = self.llm.llm_engine, {}, self.preemptions()
+        params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+        for number, row in enumerate(given):
+            engine.add_request(str(number), {"prompt_token_ids": row}, params)
+        for step in range(1, 100_000):
+            if not engine.has_unfinished_requests():
+                break
+            for output in engine.step():
+                answers[output.request_id] = list(output.outputs[0].token_ids)
+            if step % every == 0:
+                assert self.llm.reset_prefix_cache(reset_running_requests=True)
+        rows = [answers[str(number)] for number in range(len(given))]
+        return {"answers": rows, "preemptions": self.preemptions() - before}
+
     def preemptions(self) -> float:
         return {metric.name: metric for metric in self.llm.get_metrics()}["vllm:num_preemptions"].value
 
@@ -155,6 +173,7 @@ def sparse(model: str) -> None:
     say("parting, copied", **engine.answer(parting, 8, cold=False), index=engine.stale_groups())
     say("many, fresh", **engine.answer(many(), 40, at_once=False))
     say("many, preempted", **engine.answer(many(), 40), index=engine.stale_groups())
+    say("many, interrupted", **engine.answer_interrupted(many(), 40, every=12))
     engine.llm.collective_rpc("attend_to_all")
     say("many, preempted, alpha 0", **engine.answer(many(), 40))
     engine.close()

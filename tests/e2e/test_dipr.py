@@ -106,9 +106,10 @@ def test_preemption_changes_no_answer_of_alpha_0(exact: tuple[dict[str, Any], st
     assert sparse["many, preempted, alpha 0"]["answers"] == exact[0]["stock, many"]["answers"]
 
 
-def test_preemption_changes_no_answer(sparse: dict[str, Any]) -> None:
-    """What was decoded sparsely is computed again sparsely."""
-    fresh, preempted = sparse["many, fresh"], sparse["many, preempted"]
+@pytest.mark.parametrize("run", ["many, preempted", "many, interrupted"])
+def test_preemption_changes_no_answer(run: str, sparse: dict[str, Any]) -> None:
+    """What was decoded sparsely is computed again sparsely: after some blocks were lost, or all of them."""
+    fresh, preempted = sparse["many, fresh"], sparse[run]
     assert preempted["preemptions"] > 0 and fresh["preemptions"] == 0
     assert preempted["answers"] == fresh["answers"]
 
