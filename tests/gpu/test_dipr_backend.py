@@ -20,6 +20,7 @@ from attention_objects import HEAD_SIZE, HEADS, KV_HEADS, MIXED, Batch, Request,
 from vllm.config import set_current_vllm_config  # noqa: E402
 
 from vllm_relational.sparse import codec, naive  # noqa: E402
+from vllm_relational.vllm_ext import prompt_lengths  # noqa: E402
 from vllm_relational.vllm_ext.attention_gpu import DiprFlashBackend, DiprTritonBackend  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "dipr_engine.py"
@@ -115,6 +116,28 @@ def test_a_finite_alpha_is_near_the_reference(backend):
     sparse = batch.expected(SCALE, rule, window, [0, 1]).float()
     apart = (sparse - dense).abs().max()
     assert (output.float() - dense).abs().max() < 1.5 * apart + 1e-2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_answers_that_are_computed_again_are_as_decoded(backend, monkeypatch):
+    """Many tokens a step, beside other requests, against one after the other."""
+    requests = [Request(30, 900, prefilling=True, prompt_len=880), Request(1, 400, prompt_len=390)]
+    batch = Batch(requests, torch.bfloat16, device="cuda")
+    runner = batch.runner()
+    monkeypatch.setattr(prompt_lengths, "_runner", None)
+    prompt_lengths.follow(runner)
+    layer, builder = make_parts(backend, {**SETTINGS, "alpha": 0.2})
+    output = torch.full_like(batch.query, torch.nan)
+    step(layer, builder.build(0, batch.common()), batch, output)
+
+    one, row = torch.empty_like(output[:1]), torch.zeros(1, dtype=torch.int32, device="cuda")
+    for place in range(880, 900):
+        query = batch.query[place - 870 : place - 869]
+        layer.decoder.decode(query, batch.pages, batch.block_table[:1], row + place + 1, row, one)
+        torch.testing.assert_close(output[place - 870].float(), one[0].float(), **TOLERANCE)
+    wanted = batch.expected(SCALE, naive.Dense(), naive.Window(), [])
+    torch.testing.assert_close(output[:10].float(), wanted[:10].float(), **TOLERANCE)
+    assert (output[10:30].float() - wanted[10:30].float()).abs().max() > 2 * TOLERANCE["rtol"]
 
 
 def test_engines_answer_alike(tmp_path):
