@@ -126,7 +126,7 @@ def test_answers_that_are_computed_again_are_as_decoded(backend, monkeypatch):
     runner = batch.runner()
     monkeypatch.setattr(prompt_lengths, "_runner", None)
     prompt_lengths.follow(runner)
-    layer, builder = make_parts(backend, {**SETTINGS, "alpha": 0.2})
+    layer, builder = make_parts(backend, {**SETTINGS, "alpha": 0.5, "tail": False})
     output = torch.full_like(batch.query, torch.nan)
     step(layer, builder.build(0, batch.common()), batch, output)
 
@@ -137,7 +137,7 @@ def test_answers_that_are_computed_again_are_as_decoded(backend, monkeypatch):
         torch.testing.assert_close(output[place - 870].float(), one[0].float(), **TOLERANCE)
     wanted = batch.expected(SCALE, naive.Dense(), naive.Window(), [])
     torch.testing.assert_close(output[:10].float(), wanted[:10].float(), **TOLERANCE)
-    assert (output[10:30].float() - wanted[10:30].float()).abs().max() > 2 * TOLERANCE["rtol"]
+    assert (output[10:30].float() - wanted[10:30].float()).abs().max() > 1e-2
 
 
 def test_engines_answer_alike(tmp_path):
