@@ -3,14 +3,15 @@
 
     dipr_quality.py MODEL --haystack squad.parquet:context --out FOLDER [--lengths 4096,8192,16384,32768]
         [--samples 100] [--tasks single,kv] [--trials dense,scan:4e-3+est,top:300] [--seconds 540]
-    dipr_quality.py MODEL --haystack ... --out FOLDER --engine vllm [--dipr '{"alpha": 0.004}']
+    dipr_quality.py MODEL --haystack ... --out FOLDER --engine vllm [--dipr '{"alpha": 0.004}' ...]
     dipr_quality.py --out FOLDER --summary
 
 Tasks: ``recall_tasks.py``. By default a Hugging Face model is prefilled densely, and the last token of the prompt
-and the answer are decoded under every trial (``vllm_relational/sparse/trial.py``); with ``--engine vllm`` vLLM
-answers, with its own attention or, given ``--dipr`` (an object of settings, ``{}`` for the defaults), with ours:
-run both into one folder. Answers are appended to ``FOLDER/dipr_answers.csv`` as they come; what is there already is
-not asked again, so a run that ends early is continued by the same command. At the end the table,
+and the answer are decoded under every trial (``vllm_relational/sparse/trial.py``). With ``--engine vllm`` vLLM
+answers, densely and, a trial each ``--dipr`` (an object of settings, ``{}`` for the defaults but that contexts of any
+length are sparse), by our attention: one engine whose settings change, so that the prompts are computed once. Answers
+are appended to ``FOLDER/dipr_answers.csv`` as they come; what is there already is not asked again, so a run that ends
+early is continued by the same command. At the end the table,
 ``dipr_quality.csv`` and a plot are made from all of them.
 """
 
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import dipr_quality_table
 import recall_tasks
@@ -37,7 +39,6 @@ TRIALS = (
 )
 LENGTHS = "4096,8192,16384,32768"
 OVERHEAD = 256  # tokens of the chat template, the question and the cue
-TOKENS_A_BATCH = 1 << 19
 FIELDS = ("length", "task", "seed", "trial", "score", "read", "prompt_tokens", "output")
 
 
@@ -93,7 +94,7 @@ class Prompts:
 def rounds(args: argparse.Namespace, book: Book, trials: Sequence[str]) -> Iterator[tuple[int, str, list[int]]]:
     """Length, task and seeds of each batch that still lacks answers, so that every task has some before any has all."""
     for length in args.lengths:
-        size = max(min(TOKENS_A_BATCH // length, args.samples), 1)
+        size = max(min(args.batch_tokens // length, args.samples), 1)
         for start in range(0, args.samples, size):
             for task in args.tasks:
                 seeds = range(start, min(start + size, args.samples))
@@ -169,30 +170,73 @@ def until(tokens: list[int], stops: Sequence[int]) -> list[int]:
     return tokens[:at]
 
 
+DENSE = "vllm"
+"""The trial of an engine that reads all tokens; "dense" is the Hugging Face model's."""
+SPARSE = {"method": "scan", "dense_below": 0}
+
+
+class Extension:
+    """Methods for the worker, through vLLM's ``worker_extension_cls``."""
+
+    def attend_with(self, dipr: dict[str, Any]) -> None:
+        """From now on all layers have these settings. CUDA graphs would keep the old ones."""
+        from vllm_relational.sparse.decoder import SparseDecoder
+        from vllm_relational.sparse.settings import read_dipr
+
+        settings = read_dipr(dipr)
+        decoders: dict[Any, SparseDecoder] = {}
+        for impl in self._impls():
+            shape = impl.decoder.shape
+            if shape not in decoders:
+                decoders[shape] = SparseDecoder(settings, shape, self.device)
+            impl.settings, impl.decoder, impl._is_sparse = settings, decoders[shape], None
+        for group in [each for groups in self.model_runner.attn_groups for each in groups]:
+            group.get_metadata_builder(0).splitter.dense_below = lambda num_reqs: settings.dense_below
+
+    def share_read(self) -> float:
+        """Of the tokens that might be left out, since the settings changed; NaN where nothing was or nobody counts."""
+        decoders = {id(impl.decoder): impl.decoder for impl in self._impls()}.values()
+        counted = [each.statistics[:2].tolist() for each in decoders if each.statistics is not None]
+        there, read = (sum(column) for column in zip((0, 0), *counted, strict=True))
+        return read / there if there else float("nan")
+
+    def _impls(self) -> list[Any]:
+        layers = self.vllm_config.compilation_config.static_forward_context.values()
+        return [layer.impl for layer in layers if getattr(layer.impl, "decoder", None) is not None]
+
+
 def vllm_engine(args: argparse.Namespace) -> Ask:
     from vllm import LLM, SamplingParams
 
-    engine_args = json.loads(args.engine_args)
-    if args.dipr is not None:
-        from vllm_relational.vllm_ext.settings import attention_arguments
+    from vllm_relational.vllm_ext.settings import attention_arguments
 
-        engine_args |= attention_arguments("dipr", json.loads(args.dipr), engine_args)
+    engine_args = {"enforce_eager": True, **json.loads(args.engine_args)}
+    engine_args |= attention_arguments("dipr", SPARSE, engine_args)
+    engine_args["worker_extension_cls"] = "dipr_quality.Extension"
     llm = LLM(args.model, max_model_len=max(args.lengths), **engine_args)
 
     def ask(prompts: Sequence[torch.Tensor], task: str) -> dict[str, tuple[list[str], float]]:
         sampling = SamplingParams(temperature=0, max_tokens=recall_tasks.MOST_TOKENS[task])
-        outputs = llm.generate([{"prompt_token_ids": ids.tolist()} for ids in prompts], sampling, use_tqdm=False)
-        return {name_of(args): ([output.outputs[0].text for output in outputs], float("nan"))}
+        given = [{"prompt_token_ids": ids.tolist()} for ids in prompts]
+        found = {}
+        for trial, settings in vllm_trials(args.dipr).items():
+            llm.collective_rpc("attend_with", args=(settings,))
+            outputs = llm.generate(given, sampling, use_tqdm=False)
+            (read,) = llm.collective_rpc("share_read")
+            found[trial] = [output.outputs[0].text for output in outputs], 1.0 if trial == DENSE else read
+        llm.reset_prefix_cache()  # whatever is left would only be in the way of the next prompts
+        return found
 
     return ask
 
 
-def name_of(args: argparse.Namespace) -> str:
-    """The trial of an engine: "dense" is the Hugging Face model's."""
-    if args.dipr is None:
-        return "vllm"
-    settings = json.loads(args.dipr)
-    return "vllm dipr" + "".join(f" {name}={value}" for name, value in settings.items())
+def vllm_trials(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Settings by name of the trial, the dense one first."""
+    trials: dict[str, dict[str, Any]] = {DENSE: {"dense_below": 2**30}}
+    for text in given:
+        settings = json.loads(text)
+        trials[f"{DENSE} dipr" + "".join(f" {name}={value}" for name, value in settings.items())] = SPARSE | settings
+    return trials
 
 
 def main() -> None:
@@ -201,6 +245,7 @@ def main() -> None:
     parser.add_argument("--haystack", help="TABLE.parquet:COLUMN or FILE.txt")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lengths", type=lambda text: sorted(map(int, text.split(","))), default=LENGTHS)
+    parser.add_argument("--batch-tokens", type=int, default=1 << 19, help="of prompts that are answered together")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=",".join(recall_tasks.TASKS))
     parser.add_argument("--trials", type=lambda text: text.split(","), default=TRIALS)
@@ -209,7 +254,7 @@ def main() -> None:
     parser.add_argument("--sinks", type=int, default=128)
     parser.add_argument("--recent", type=int, default=512)
     parser.add_argument("--engine", choices=["hf", "vllm"], default="hf")
-    parser.add_argument("--dipr", help="with --engine vllm: the settings of DIPR attention, as a JSON object")
+    parser.add_argument("--dipr", action="append", default=[], help="with --engine vllm: settings, as a JSON object")
     parser.add_argument("--engine-args", default="{}", help="with --engine vllm: further arguments, as a JSON object")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--summary", action="store_true", help="only make the table from the answers that are there")
@@ -233,7 +278,7 @@ def answer(args: argparse.Namespace, book: Book, parser: argparse.ArgumentParser
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     prompts = Prompts(tokenizer, passages(args.haystack))
     on_vllm = args.engine == "vllm"
-    trials = [name_of(args)] if on_vllm else args.trials
+    trials = list(vllm_trials(args.dipr)) if on_vllm else args.trials
     run(args, prompts, book, trials, vllm_engine(args) if on_vllm else hugging_face(args, tokenizer))
 
 

@@ -99,7 +99,7 @@ def test_mcnemar(lost, won, right):
 
 
 def test_a_run_that_ended_early_goes_on(tmp_path, capsys):
-    args = argparse.Namespace(lengths=[64], samples=3, tasks=["single", "kv"], seconds=0)
+    args = argparse.Namespace(lengths=[64], batch_tokens=1024, samples=3, tasks=["single", "kv"], seconds=0)
     asked = []
 
     class Prompts:
@@ -128,3 +128,10 @@ def test_a_run_that_ended_early_goes_on(tmp_path, capsys):
 
 def test_halves_of_a_batch_are_put_together_in_order():
     assert dipr_quality.join((["a", "c", "e"], 0.3), (["b", "d"], 0.8)) == (["a", "b", "c", "d", "e"], 0.5)
+
+
+def test_trials_of_an_engine():
+    found = dipr_quality.vllm_trials(["{}", '{"alpha": 0.012, "tail": false}'])
+    assert list(found) == ["vllm", "vllm dipr", "vllm dipr alpha=0.012 tail=False"]
+    assert found["vllm"]["dense_below"] > 10**6 and found["vllm dipr"] == {"method": "scan", "dense_below": 0}
+    assert found["vllm dipr alpha=0.012 tail=False"]["dense_below"] == 0
