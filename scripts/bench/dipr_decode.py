@@ -14,7 +14,6 @@ import torch
 
 from vllm_relational.sparse import measure, selection
 from vllm_relational.sparse.naive import Window
-from vllm_relational.sparse.pages import GROUP
 from vllm_relational.sparse.trial import Trial
 
 ROOM = selection.COLUMNS
@@ -119,7 +118,7 @@ class Decoder:
         dense = layer < self.dense_layers
         found = (measure.DENSE if dense else trial).attend(scored, value, int(self.columns.shape[1]) - ROOM)
         if self.step == 0 and not dense:
-            body = scored.body(GROUP)
+            body = scored.body(trial.index.group)
             group = found.kept.any(2, keepdim=True) & body
             share = group.sum() / (body.sum() * key.shape[1]).clamp(min=1)
             self.read[number].append(share)

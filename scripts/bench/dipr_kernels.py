@@ -3,12 +3,14 @@
 kernels of ``sparse/kernels``, on contexts with the scores of a real model (``dipr_data.py``).
 
     dipr_kernels.py [--dump kv.pt] [--cases 1x32768,16x32768,1x131072,4x131072] [--alphas 0.012,0.004]
+                    [--block-size 64] [--tuning scan_programs=1056,scan_stages=4 ...]
                     [--csv FILE] [--commit NAME] [--parts]
 
-Llama-3.1-8B's shape, blocks of 16 in random order. Nothing is timed that is not right: each way is first held against
+Llama-3.1-8B's shape, blocks in random order. Nothing is timed that is not right: each way is first held against
 attention in float32, a scan over the tokens it says it attends to; fp8 is as it is, its error stands beside. Times are
 medians of CUDA graph replays of 20 launches, in microseconds; ``bytes`` counts what a way must read, as a share of the
-dense keys and values. ``--parts`` adds the time of each kernel.
+dense keys and values. ``--parts`` adds the time of each kernel. Each ``--tuning`` adds scans with other values of
+``sparse/kernels/launch.py`` ``Tuning``.
 """
 
 from __future__ import annotations
@@ -31,21 +33,20 @@ from vllm_relational.sparse.pages import PageLayout, Pages, new_cache
 from vllm_relational.sparse.settings import DiprSettings
 
 LAUNCHES, REPLAYS = 20, 9
-BLOCK_SIZE = 16
 
 
-def paged(context: Any) -> tuple[Pages, torch.Tensor]:
+def paged(context: Any, block_size: int) -> tuple[Pages, torch.Tensor]:
     """A context's keys and values in blocks at random, sealed, and the block table."""
     batch, heads, length, _ = context.key.shape
-    layout = PageLayout(BLOCK_SIZE, HEAD_SIZE, torch.bfloat16)
-    per_request = length // BLOCK_SIZE
+    layout = PageLayout(block_size, HEAD_SIZE, torch.bfloat16)
+    per_request = length // block_size
     pages = layout.views(new_cache(layout, batch * per_request + 1, heads, "cuda"))
     table = (torch.randperm(batch * per_request, device="cuda").int() + 1).view(batch, per_request)
     for request in range(batch):
         for kept, given in ((pages.key, context.key), (pages.value, context.value)):
-            blocks = given[request].view(heads, per_request, BLOCK_SIZE, HEAD_SIZE).transpose(0, 1)
+            blocks = given[request].view(heads, per_request, block_size, HEAD_SIZE).transpose(0, 1)
             kept[table[request].long()] = blocks.to(kept)
-    seal(pages, torch.arange(pages.num_blocks * BLOCK_SIZE, device="cuda"))
+    seal(pages, torch.arange(pages.num_blocks * block_size, device="cuda"))
     return pages, table
 
 
@@ -64,8 +65,8 @@ def flash_attention(batch: Batch, fp8: bool) -> Callable[[], torch.Tensor]:
     scales = {"q_descale": one, "k_descale": one, "v_descale": one} if fp8 else {}
     plan = get_scheduler_metadata(
         batch_size=requests, max_seqlen_q=1, max_seqlen_k=length, num_heads_q=NUM_HEADS, num_heads_kv=NUM_KV_HEADS,
-        headdim=HEAD_SIZE, cache_seqlens=batch.lens, qkv_dtype=dtype, cu_seqlens_q=starts, page_size=BLOCK_SIZE,
-        causal=True, window_size=(-1, -1), num_splits=32,
+        headdim=HEAD_SIZE, cache_seqlens=batch.lens, qkv_dtype=dtype, cu_seqlens_q=starts,
+        page_size=batch.pages.layout.block_size, causal=True, window_size=(-1, -1), num_splits=32,
     )  # fmt: skip
 
     def run() -> torch.Tensor:
@@ -83,7 +84,8 @@ def kernels(batch: Batch, settings: DiprSettings, tuning: Tuning | None = None) 
     """Scratch for one batch."""
     return Kernels(
         settings, num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_size=HEAD_SIZE, scale=SCALE,
-        max_reqs=batch.lens.shape[0], max_seq_len=int(batch.lens.max()), device="cuda", tuning=tuning,
+        max_reqs=batch.lens.shape[0], max_seq_len=int(batch.lens.max()), group=batch.pages.layout.group,
+        device="cuda", tuning=tuning,
     )  # fmt: skip
 
 
@@ -95,7 +97,7 @@ def error(batch: Batch, context: Any, made: Kernels | None, method: str, output:
     if method == "scan":
         assert made is not None
         kept = torch.zeros(NUM_KV_HEADS, key.shape[1], dtype=torch.bool, device="cuda")
-        start, end = naive.Window(made.settings.sinks, made.settings.recent).body(key.shape[1])
+        start, end = naive.Window(made.settings.sinks, made.settings.recent, made.group).body(key.shape[1])
         kept[:, :start] = kept[:, end:] = True
         for head, tokens in enumerate(made.listed(batch.lens.tolist(), 0)):
             kept[head, tokens] = True
@@ -111,7 +113,7 @@ def allowed(batch: Batch, context: Any, made: Kernels | None, method: str, name:
         return float("inf") if "fp8" in name else 0.03
     assert made is not None
     key, value, query = context.key[0].float(), context.value[0].float(), batch.query[0].float()
-    rule, window = naive.Dipr(made.settings.beta(SCALE, key.shape[1])), naive.Window()
+    rule, window = naive.Dipr(made.settings.beta(SCALE, key.shape[1])), naive.Window(group=made.group)
     dense = naive.decode(query, key, value, SCALE, naive.Dense())
     sparse = naive.decode(query, key, value, SCALE, rule, window, tail=True)
     return 0.03 + 1.5 * float((sparse.output - dense.output).abs().max())
@@ -158,10 +160,12 @@ def bytes_read(batch: Batch, made: Kernels, method: str) -> float:
     window = made.settings.sinks + made.settings.recent
     body = tokens - window * batch.lens.shape[0] * NUM_KV_HEADS
     listed = float(counts.sum()) + tokens - body
-    return (listed * dense + body * (layout.index_bytes + layout.head_size / 16)) / (tokens * dense)
+    return (listed * dense + body * (layout.index_bytes + layout.head_size / layout.group)) / (tokens * dense)
 
 
-def ways(batch: Batch, alphas: list[float]) -> Iterator[tuple[str, str, Kernels | None, Callable[[], Any]]]:
+def ways(
+    batch: Batch, alphas: list[float], tunings: list[str]
+) -> Iterator[tuple[str, str, Kernels | None, Callable[[], Any]]]:
     """Name, method, kernels and the launch."""
     for fp8 in (False, True):
         try:
@@ -172,18 +176,27 @@ def ways(batch: Batch, alphas: list[float]) -> Iterator[tuple[str, str, Kernels 
         for method in ("v_skip", "scan"):
             made = kernels(batch, DiprSettings(alpha=alpha))
             yield f"{method} {alpha:g}", method, made, lambda made=made, method=method: getattr(made, method)(batch)
+        for text in tunings:
+            made = kernels(batch, DiprSettings(alpha=alpha), read_tuning(text))
+            yield f"scan {alpha:g} {text}", "scan", made, lambda made=made: made.scan(batch)
+
+
+def read_tuning(text: str) -> Tuning:
+    """``scan_programs=1056,scan_stages=4``"""
+    pairs = (part.split("=") for part in text.split(","))
+    return Tuning(**{name: int(value) for name, value in pairs})
 
 
 def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -> Iterator[dict[str, Any]]:
     """The lines of one case."""
     context = data.context(length, requests)
-    pages, table = paged(context)
+    pages, table = paged(context, args.block_size)
     lens = torch.full((requests,), length, dtype=torch.int32, device="cuda")
     rows = torch.arange(requests, dtype=torch.int32, device="cuda")
     output = torch.empty_like(context.query)
     batch = Batch(context.query.contiguous(), pages, table, lens, rows, output)
     base = None
-    for name, method, made, run in ways(batch, args.alphas):
+    for name, method, made, run in ways(batch, args.alphas, args.tuning):
         found = run()
         off = error(batch, context, made, method, found if found is not None else output)
         limit = allowed(batch, context, made, method, name)
@@ -202,6 +215,7 @@ def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -
             "data": "real scores" if args.dump else "synthetic",
             "batch": requests,
             "length": length,
+            "block": args.block_size,
             "way": name,
             "us": round(median, 1),
             "us_10th": round(times[1], 1),
@@ -220,6 +234,8 @@ def main() -> None:
     parser.add_argument("--dump", type=Path)
     parser.add_argument("--cases", default="1x32768,16x32768,1x131072,4x131072")
     parser.add_argument("--alphas", type=lambda text: [float(part) for part in text.split(",")], default=[0.012, 0.004])
+    parser.add_argument("--block-size", type=int, default=64)
+    parser.add_argument("--tuning", action="append", default=[])
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--commit", default=None, help="where the code was copied without its history")
     parser.add_argument("--parts", action="store_true")

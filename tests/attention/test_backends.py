@@ -89,9 +89,9 @@ def test_every_request_gets_its_attention(backend, requests, flash):
     found = run(backend, SETTINGS, batch)
     sparse = [row for row, request in enumerate(requests) if request in (MIXED[0], MIXED[5])]
     rule = naive.Dipr(naive.beta_of(SETTINGS["alpha"], SCALE))
-    wanted = batch.expected(SCALE, rule, naive.Window(16, 32), sparse)
+    wanted = batch.expected(SCALE, rule, naive.Window(16, 32, 32), sparse)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    dense = batch.expected(SCALE, rule, naive.Window(16, 32), [])
+    dense = batch.expected(SCALE, rule, naive.Window(16, 32, 32), [])
     assert not sparse or (found - dense).abs().max() > 1e-3  # the rule does leave tokens out
 
 
@@ -114,8 +114,8 @@ def test_answers_that_are_computed_again_are_sparse_again(backend, size, flash, 
     monkeypatch.setattr(SparseDecoder, "most_requests", lambda self, longest: size)
     found = run(backend, SETTINGS, batch)
     rule = naive.Dipr(naive.beta_of(SETTINGS["alpha"], SCALE))
-    wanted = batch.expected(SCALE, rule, naive.Window(16, 32), [0, 1, 2, 3, 5])
-    dense = batch.expected(SCALE, rule, naive.Window(16, 32), [])
+    wanted = batch.expected(SCALE, rule, naive.Window(16, 32, 32), [0, 1, 2, 3, 5])
+    dense = batch.expected(SCALE, rule, naive.Window(16, 32, 32), [])
     first = int(batch.query_start_loc[3]) + 80 - 10  # the answer of request 3, dense until its context has 100 tokens
     wanted[first : first + 19] = dense[first : first + 19]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -233,6 +233,26 @@ def test_flash_attention_plans_dense_requests_apart(flash, monkeypatch):
         k: v for k, v in dense.items() if k != "cu_seqlens_q"
     }
     assert whole["num_splits"] == 32
+
+
+def test_blocks_have_room_for_large_groups_unless_the_user_says_otherwise(flash):
+    assert [DiprFlashBackend.get_preferred_block_size(size) for size in (16, 64, 128)] == [64, 64, 128]
+    config = make_config(SETTINGS)
+    for size, chosen, group in ((32, True, 32), (16, False, 64), (128, True, 64)):
+        config.cache_config.block_size, config.cache_config.user_specified_block_size = size, chosen
+        with set_current_vllm_config(config):
+            layer = DiprFlashBackend.get_impl_cls()(HEADS, HEAD_SIZE, SCALE, KV_HEADS, None, None, "auto")
+        assert layer.decoder.shape.group == group
+
+
+def test_blocks_of_a_size_that_was_not_expected_work(flash):
+    batch = Batch(MIXED)
+    config = make_config(SETTINGS)
+    config.cache_config.user_specified_block_size = False
+    with set_current_vllm_config(config):
+        layer = DiprFlashBackend.get_impl_cls()(HEADS, HEAD_SIZE, SCALE, KV_HEADS, None, None, "auto")
+    assert layer.decoder.shape.group == 64 and layer.pages(batch.cache).layout.group == 32
+    assert layer.decoder.shape.group == 32
 
 
 @pytest.mark.parametrize("backend", [DiprFlashBackend, DiprTritonBackend])

@@ -43,13 +43,14 @@ class CheckIndex:
         import torch
 
         from vllm_relational.sparse import codec
-        from vllm_relational.sparse.pages import GROUP, PageLayout
+        from vllm_relational.sparse.pages import PageLayout
 
         checked = stale = 0
         for cache in self.model_runner.kv_caches:
             again = cache.clone()
             pages = PageLayout(BLOCK_SIZE, 32, cache.dtype).views(again)
-            for place in range(GROUP - 1, BLOCK_SIZE, GROUP):
+            group = pages.layout.group
+            for place in range(group - 1, BLOCK_SIZE, group):
                 codec.seal(pages, torch.tensor(blocks) * BLOCK_SIZE + place)
                 same = again.view(torch.uint8) == cache.view(torch.uint8)
                 checked, stale = checked + len(blocks), stale + int((~same.flatten(1).all(1)).sum())

@@ -111,7 +111,7 @@ def test_a_finite_alpha_is_near_the_reference(backend):
     layer, builder = make_parts(backend, {**SETTINGS, "alpha": 0.2})
     output = torch.full_like(batch.query, torch.nan)
     step(layer, builder.build(0, batch.common()), batch, output)
-    rule, window = naive.Dipr(naive.beta_of(0.2, SCALE)), naive.Window(16, 32)
+    rule, window = naive.Dipr(naive.beta_of(0.2, SCALE)), naive.Window(16, 32, 32)
     dense = batch.expected(SCALE, naive.Dense(), window, []).float()
     sparse = batch.expected(SCALE, rule, window, [0, 1]).float()
     apart = (sparse - dense).abs().max()

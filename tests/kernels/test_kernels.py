@@ -31,8 +31,9 @@ def kernels_for(batch: Paged, dipr: DiprSettings, programs: int = 12) -> Kernels
         scale=batch.scale,
         max_reqs=num_reqs,
         max_seq_len=max(int(batch.lens.max()), 1),
+        group=batch.pages.layout.group,
         device=DEVICE,
-        tuning=Tuning(programs=programs),
+        tuning=Tuning(programs=programs, scan_programs=5 * programs),
     )
     for scratch in made.scratch:
         scratch.view(torch.uint8).fill_(0xFF)
@@ -55,7 +56,7 @@ def expected(batch: Paged, dipr: DiprSettings) -> torch.Tensor:
 def attended(batch: Paged, made: Kernels, request: int) -> torch.Tensor:
     """The tokens that window and list of a request hold: bool ``[num_kv_heads, seq_len]``."""
     length = int(batch.lens[request])
-    start, end = naive.Window(made.settings.sinks, made.settings.recent).body(length)
+    start, end = naive.Window(made.settings.sinks, made.settings.recent, made.group).body(length)
     kept = torch.zeros((batch.pages.num_kv_heads, length), dtype=torch.bool)
     kept[:, :start] = kept[:, end:] = True
     for head, tokens in enumerate(made.listed(batch.lens.tolist(), request)):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_relational.sparse import codec
-from vllm_relational.sparse.pages import GROUP, PageLayout, new_cache
+from vllm_relational.sparse.pages import GROUPS, PageLayout, new_cache
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -20,7 +20,7 @@ def keys(draw):
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     size = 10 ** torch.empty(head_size).uniform_(-6, draw(st.integers(-3, 4)), generator=random)
     offset = torch.randn(head_size, generator=random) * draw(st.sampled_from([0.0, 1.0, 300.0]))
-    found = torch.randn((GROUP, head_size), generator=random) * size + offset
+    found = torch.randn((draw(st.sampled_from(GROUPS)), head_size), generator=random) * size + offset
     found[:, :: draw(st.integers(2, 9))] = draw(st.sampled_from([0.0, -7.5]))
     return found.to(draw(st.sampled_from(DTYPES))).float()
 
@@ -47,8 +47,8 @@ def test_the_bound_holds_for_every_query(group, seed):
 
 
 def test_keys_that_no_code_can_hold_are_marked():
-    group = torch.zeros(GROUP, 64)
-    group[3, 5], group[4, 6], group[:, 7] = torch.nan, torch.inf, torch.linspace(-2e3, 2e3, GROUP)
+    group = torch.zeros(16, 64)
+    group[3, 5], group[4, 6], group[:, 7] = torch.nan, torch.inf, torch.linspace(-2e3, 2e3, 16)
     group[2, 8] = 65000.0
     _, origin, _ = codec.encode(group)
     assert origin.isnan().nonzero().flatten().tolist() == [5, 6, 8]
@@ -56,7 +56,7 @@ def test_keys_that_no_code_can_hold_are_marked():
 
 @pytest.mark.parametrize("head_size", [16, 64, 80, 128, 256])
 def test_packing_has_an_inverse(head_size):
-    codes = torch.randint(0, 16, (3, GROUP, head_size), dtype=torch.uint8)
+    codes = torch.randint(0, 16, (3, 16, head_size), dtype=torch.uint8)
     assert torch.equal(codec.unpack(codec.pack(codes)), codes)
 
 
@@ -75,10 +75,18 @@ def test_parts_of_a_page_share_no_byte_and_leave_few(block_size, dtype):
         raw = part[1, 1].contiguous().view(torch.uint8)
         part[1, 1] = torch.full_like(raw, value).view(part.dtype).view(part[1, 1].shape)
     page = pages.cache.view(torch.uint8)[1, 1].flatten()
-    sizes = [block_size * 80 * dtype.itemsize] * 2 + [block_size * 40, *(block_size // 16 * n for n in (160, 160, 80))]
+    groups = layout.num_groups
+    sizes = [block_size * 80 * dtype.itemsize] * 2 + [block_size * 40, *(groups * n for n in (160, 160, 80))]
     assert [int((page == value).sum()) for value in range(1, 7)] == sizes
     assert pages.cache.view(torch.uint8).count_nonzero() == sum(sizes)
     assert len(page) == layout.page_bytes == block_size * layout.token_bytes
+
+
+@pytest.mark.parametrize(("block_size", "group"), [(16, 16), (48, 16), (96, 32), (64, 64), (128, 64), (80, 16)])
+def test_groups_are_as_large_as_blocks_allow(block_size, group):
+    layout = PageLayout(block_size, 128)
+    assert (layout.group, layout.num_groups) == (group, block_size // group)
+    assert layout.index_bytes == {16: 104, 32: 84, 64: 76}[group]  # with what rounding to 4 adds
 
 
 def test_a_group_is_sealed_when_its_last_token_comes():

@@ -117,8 +117,9 @@ def test_scan_narrows_with_what_it_has_seen():
 
 def test_estimated_is_dipr_where_the_index_is_exact():
     query, key, _ = drawn(5)
-    key = key.mul(4).round().clamp(-7, 7)  # 15 levels, step 1
+    key = key.mul(4).round().clamp(-7, 7)
     key[0, :, ::16], key[0, :, 1::16] = -7, 7
+    key *= 1.125  # 15 levels, and a step that 8 bits hold
     scored = scored_by(query, key, 0.3, WINDOW)
     assert torch.equal(Estimated(5.0).keep(scored), ByProducts(naive.Dipr(5.0)).keep(scored))
 

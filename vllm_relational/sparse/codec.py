@@ -1,16 +1,15 @@
 """The index of a group in plain torch: how keys become codes, and what the codes promise.
 
-A key's channel ``k`` is stored as ``code`` with ``k' = origin + step * (64 + code)`` and ``|k - k'| <= step / 2``. (The
-kernel gets 64 + code for free.) So for every query ``|q.k - q.k'| <= sum_i |q_i| step_i / 2``: a hard bound, in the
-spirit of vector-approximation files (Weber, Schek and Blott, 1998). ``kernels/seal.py`` computes the same bits on the
-GPU.
+A key's channel ``k`` is stored as ``code`` with ``k' = origin + step * code`` and ``|k - k'| <= step / 2``. So for
+every query ``|q.k - q.k'| <= sum_i |q_i| step_i / 2``: a hard bound, in the spirit of vector-approximation files
+(Weber, Schek and Blott, 1998). ``kernels/seal.py`` computes the same bits on the GPU.
 """
 
 from __future__ import annotations
 
 import torch
 
-from vllm_relational.sparse.pages import GROUP, Pages
+from vllm_relational.sparse.pages import Pages
 
 NUM_CODES = 16
 LEAST_STEP = 2.0**-14
@@ -18,8 +17,8 @@ MOST_STEP_CODE = 27 * 8 - 1
 """A step beyond this would leave float16 when multiplied by 15; such a channel is marked by a NaN ``origin``."""
 MOST_KEY = 60000.0
 """Larger keys, which float16 cannot hold, are marked likewise, and so is an origin that it cannot hold."""
-SPARE_STEPS = 64 * 2.0**-10 + 0.01
-"""Of the steps between the codes, room for the rounding of the origin, which lies 64 steps below."""
+SPARE_STEPS = 0.01
+"""Of the steps between the codes, room for rounding."""
 SLACK = 1 + 2.0**-7
 """On the bound: covers rounding in float32, of the estimate too."""
 
@@ -36,7 +35,7 @@ def decode_step(code: torch.Tensor) -> torch.Tensor:
 
 
 def encode(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Keys ``[..., GROUP, head_size]`` -> packed codes, as many bytes as half the channels, and origin and step
+    """Keys ``[..., group, head_size]`` -> packed codes, as many bytes as half the channels, and origin and step
     ``[..., head_size]``."""
     codes, origin, step = quantise(keys)
     return pack(codes), origin, step
@@ -50,16 +49,16 @@ def quantise(keys: torch.Tensor, num_codes: int = NUM_CODES) -> tuple[torch.Tens
     fits = (wide <= MOST_STEP_CODE) & (keys.abs() <= MOST_KEY).all(-2)  # NaN fails too
     step = torch.where(fits, wide, encode_step(torch.zeros_like(low))).to(torch.uint8)
     size = decode_step(step).float()
-    origin = _round_down(low - 64 * size)
+    origin = _round_down(low)
     fits &= origin.isfinite()
-    codes = ((keys - origin.float()[..., None, :]) / size[..., None, :] - 63.5).floor().clamp(0, most)
+    codes = ((keys - origin.float()[..., None, :]) / size[..., None, :] + 0.5).floor().clamp(0, most)
     codes = torch.where(fits[..., None, :], codes, 0).to(torch.uint8)
     return codes, torch.where(fits, origin, torch.nan), step
 
 
 def dequantise(codes: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """What the codes of ``quantise`` say of the keys: float32 of their shape; NaN where they say nothing."""
-    return origin.float()[..., None, :] + decode_step(step).float()[..., None, :] * (64 + codes.float())
+    return origin.float()[..., None, :] + decode_step(step).float()[..., None, :] * codes.float()
 
 
 def _round_down(values: torch.Tensor) -> torch.Tensor:
@@ -72,7 +71,8 @@ def pack(codes: torch.Tensor) -> torch.Tensor:
     """uint8 codes ``[..., head_size]`` -> bytes ``[..., head_size // 2]``.
 
     A 32-bit word holds eight channels: a pair of neighbours of each quarter of the head, the first in its low half and
-    the second in its high half, at bit 4 times the quarter. Masked, such a pair is a pair of float16 but for exponents.
+    the second in its high half, at bit 4 times the quarter. Masked, and moved by 8 bits for the last two quarters, such
+    a pair is a pair of float16 that are multiples of the smallest one.
     """
     pairs = codes.reshape(*codes.shape[:-1], 4, codes.shape[-1] // 8, 2)  # [..., quarter, word, half of the word]
     first, second, third, fourth = (pairs[..., quarter, :, :] for quarter in range(4))
@@ -89,7 +89,7 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
 
 
 def decode(codes: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """What packed codes say of the keys: float32 ``[..., GROUP, head_size]``; NaN where they say nothing."""
+    """What packed codes say of the keys: float32 ``[..., group, head_size]``; NaN where they say nothing."""
     return dequantise(unpack(codes), origin, step)
 
 
@@ -101,11 +101,11 @@ def error_bound(queries: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 def seal(pages: Pages, slots: torch.Tensor) -> None:
     """Bring the index of every group up to date whose last token is among the written ``slots``; -1 is no slot."""
-    ends = slots[(slots >= 0) & (slots % GROUP == GROUP - 1)].long()
-    size = pages.layout.block_size
-    blocks, groups = ends // size, ends % size // GROUP
-    tokens = groups[:, None] * GROUP + torch.arange(GROUP, device=slots.device)
-    keys = pages.key[blocks[:, None], :, tokens].transpose(1, 2)  # [num ends, num_kv_heads, GROUP, head_size]
+    size, group = pages.layout.block_size, pages.layout.group
+    ends = slots[(slots >= 0) & (slots % group == group - 1)].long()
+    blocks, groups = ends // size, ends % size // group
+    tokens = groups[:, None] * group + torch.arange(group, device=slots.device)
+    keys = pages.key[blocks[:, None], :, tokens].transpose(1, 2)  # [num ends, num_kv_heads, group, head_size]
     values = pages.value[blocks[:, None], :, tokens].transpose(1, 2)
     codes, origin, step = encode(keys)
     pages.codes[blocks, :, groups] = codes

@@ -15,7 +15,7 @@ from vllm_relational.sparse.settings import DiprSettings
 @dataclass(frozen=True)
 class DecodeShape:
     """Sizes that do not change while an engine lives: heads of queries and of keys, channels of a head, the softmax
-    scale, and the largest batch and context."""
+    scale, the largest batch and context, and tokens of a group of the index (``PageLayout.group``)."""
 
     num_heads: int
     num_kv_heads: int
@@ -23,6 +23,7 @@ class DecodeShape:
     scale: float
     max_reqs: int
     max_seq_len: int
+    group: int
 
 
 class SparseDecoder:
@@ -46,6 +47,7 @@ class SparseDecoder:
                 scale=shape.scale,
                 max_reqs=shape.max_reqs,
                 max_seq_len=shape.max_seq_len,
+                group=shape.group,
                 device=device,
             )
 
@@ -96,7 +98,7 @@ def reference(
     output: torch.Tensor,
 ) -> None:
     """What ``SparseDecoder.decode`` computes, by ``naive``; it reads lengths on the host."""
-    window = naive.Window(settings.sinks, settings.recent)
+    window = naive.Window(settings.sinks, settings.recent, pages.layout.group)
     for request, seq_len in enumerate(lens.tolist()):
         if seq_len == 0:
             continue

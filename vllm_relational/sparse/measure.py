@@ -16,15 +16,15 @@ import torch
 
 from vllm_relational.sparse import selection
 from vllm_relational.sparse.naive import Dense, Window
-from vllm_relational.sparse.pages import GROUP
 from vllm_relational.sparse.trial import Trial, read_trial
 
 NUM_QUERIES = 128
 DENSE = read_trial("dense")
+PAGE = 16
 STATISTICS = ("own", "union", "pages", "mass", "mass_5th", "error")
 """Of a layer's head, over the queries: share of the body that it keeps by itself, that its group keeps, share of the
-body's pages of 16 in which its group keeps a token, attention mass of the tokens attended to with its 5th percentile,
-and the norm of the output's error over the norm of the dense output."""
+body's pages of ``PAGE`` tokens in which its group keeps a token, attention mass of the tokens attended to with its 5th
+percentile, and the norm of the output's error over the norm of the dense output."""
 
 _NAME = "vllm_relational_trial"
 Attention = Callable[..., tuple[torch.Tensor, None]]
@@ -131,12 +131,12 @@ def scored_by(query: torch.Tensor, key: torch.Tensor, scale: float, window: Wind
 
 def statistics(scored: selection.Scored, found: selection.Attended, dense: torch.Tensor) -> torch.Tensor:
     """``STATISTICS`` of a layer, ``[num_heads, len(STATISTICS)]``."""
-    body = scored.body(GROUP)
+    body = scored.body(PAGE)
     size = body.sum(-1).clamp(min=1)
     group = found.kept.any(2, keepdim=True).expand_as(found.kept) & body
-    pages = torch.unflatten(group, -1, (-1, GROUP)).any(-1).sum(-1)
+    pages = torch.unflatten(group, -1, (-1, PAGE)).any(-1).sum(-1)
     error = (found.output - dense).norm(dim=-1) / dense.norm(dim=-1)
-    mean = [(found.own & body).sum(-1) / size, group.sum(-1) / size, pages / (size / GROUP), found.mass, error]
+    mean = [(found.own & body).sum(-1) / size, group.sum(-1) / size, pages / (size / PAGE), found.mass, error]
     own, union, share, mass, wrong = (each.float().mean(-1)[0].flatten() for each in mean)
     fifth = torch.quantile(found.mass, 0.05, dim=-1)[0].flatten()
     return torch.stack([own, union, share, mass, fifth, wrong], -1)

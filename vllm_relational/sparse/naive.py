@@ -13,8 +13,6 @@ from typing import Protocol
 
 import torch
 
-from vllm_relational.sparse.pages import GROUP
-
 
 def beta_of(alpha: float, scale: float) -> float:
     """Attention weights of at least ``alpha`` times the greatest <=> products of at least the greatest minus beta."""
@@ -23,15 +21,19 @@ def beta_of(alpha: float, scale: float) -> float:
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens at the start (``sinks``, rounded up to a group) and at the end (at least ``recent``) of every context."""
+    """Tokens at the start (``sinks``, rounded up to a group) and at the end (at least ``recent``) of every context.
+
+    group: tokens of a group of the index, of which the body has whole ones.
+    """
 
     sinks: int = 128
     recent: int = 512
+    group: int = 16
 
     def body(self, seq_len: int) -> tuple[int, int]:
         """First token of the body and the one behind its last; empty where the window covers all."""
-        start = -(-self.sinks // GROUP) * GROUP
-        end = (seq_len - self.recent) // GROUP * GROUP
+        start = -(-self.sinks // self.group) * self.group
+        end = (seq_len - self.recent) // self.group * self.group
         return start, max(start, end)
 
 
@@ -141,7 +143,8 @@ def decode(
     query: ``[num_heads, head_size]``; key, value: ``[num_kv_heads, seq_len, head_size]``. Computed in their dtype, at
     least float32: give float64 for a reference of the reference.
     by_group: a token that one head of a KV head's group keeps is attended to by all of them, as the kernels do.
-    tail:     tokens of the body that are not kept count with their weight and the mean value of their group of 16.
+    tail:     tokens of the body that are not kept count with their weight and the mean value of their group, of the
+              window's size or 16.
     """
     number = torch.promote_types(query.dtype, torch.float32)
     query, key, value = query.to(number), key.to(number), value.to(number)
@@ -162,7 +165,7 @@ def decode(
     repeats = grouped.shape[1]
     output = _weighted(weights * kept, value, repeats)
     if tail:
-        output = output + _weighted(weights * ~kept, _group_means(value), repeats)
+        output = output + _weighted(weights * ~kept, _group_means(value, window.group if window else 16), repeats)
     denominator = counted.sum(-1)
     return Decoded(output / denominator[:, None], denominator.log() + logits.amax(-1), kept, mass)
 
@@ -172,9 +175,9 @@ def _weighted(weights: torch.Tensor, value: torch.Tensor, repeats: int) -> torch
     return (weights.view(kv_heads, repeats, seq_len) @ value).reshape(-1, head_size)
 
 
-def _group_means(value: torch.Tensor) -> torch.Tensor:
+def _group_means(value: torch.Tensor, group: int) -> torch.Tensor:
     """Every token's value replaced by the mean of its group; the last group may be short."""
-    parts = torch.split(value, GROUP, dim=1)
+    parts = torch.split(value, group, dim=1)
     means = [part.mean(1, keepdim=True).expand_as(part) for part in parts]
     return torch.cat(means, dim=1)
 

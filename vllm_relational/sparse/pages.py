@@ -3,11 +3,12 @@
 The cache of a layer is one tensor; the page of block ``b`` and KV head ``h`` is one contiguous chunk of it:
 
     | token 0: key, value | token 1: key, value | ... | codes | origin | value mean | step | padding |
-    |<------------ block_size tokens ---------------->|<---------- index, in groups of 16 --------->|
+    |<------------ block_size tokens ---------------->|<-------------- index, by groups ----------->|
 
 Keys and values keep the layout that vLLM's own kernels read; a copied, offloaded or shared block carries its index
-along. Of every group of 16 tokens the index holds, a channel at a time, 4-bit codes with an origin (float16) and a
-step (8 bits), and the mean of the values (bfloat16). A group is *sealed* when its last token is written.
+along. Of every group of tokens the index holds, a channel at a time, 4-bit codes with an origin (float16) and a step
+(8 bits), and the mean of the values (bfloat16). A group is *sealed* when its last token is written. The more tokens a
+group has, the less index a token has to be read, and the wider its bounds: 64 tokens, where blocks are that large.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
-GROUP = 16
-"""Tokens that share an origin and a step a channel, and a mean value."""
+GROUPS = (64, 32, 16)
+"""Tokens that share an origin and a step a channel, and a mean value: the first of these that divides a block."""
 
 _ALIGNMENT = 4  # bytes: the cache may be seen as float32
 
@@ -26,7 +27,7 @@ _ALIGNMENT = 4  # bytes: the cache may be seen as float32
 class PageLayout:
     """Where things lie in a page.
 
-    block_size: tokens a page, a multiple of ``GROUP``. head_size: channels of keys and of values, a multiple of 16.
+    block_size: tokens a page, a multiple of 16. head_size: channels of keys and of values, a multiple of 16.
     dtype:      of keys and values. ``ValueError`` for sizes that the index does not fit.
     """
 
@@ -35,15 +36,20 @@ class PageLayout:
     dtype: torch.dtype = torch.bfloat16
 
     def __post_init__(self) -> None:
-        if self.block_size % GROUP or self.block_size < GROUP:
-            raise ValueError(f"the DIPR index needs blocks of a multiple of {GROUP} tokens, not {self.block_size}")
+        if self.block_size % GROUPS[-1] or self.block_size < GROUPS[-1]:
+            raise ValueError(f"the DIPR index needs blocks of a multiple of {GROUPS[-1]} tokens, not {self.block_size}")
         if self.head_size % 16:
             raise ValueError(f"the DIPR index needs a head size of a multiple of 16, not {self.head_size}")
 
     @property
+    def group(self) -> int:
+        """Tokens of a group."""
+        return next(size for size in GROUPS if self.block_size % size == 0)
+
+    @property
     def num_groups(self) -> int:
         """Groups of a page."""
-        return self.block_size // GROUP
+        return self.block_size // self.group
 
     @property
     def token_bytes(self) -> int:
@@ -53,8 +59,7 @@ class PageLayout:
     @property
     def index_bytes(self) -> int:
         """Bytes of the index a token, rounded up."""
-        group = self.head_size * (GROUP // 2 + 2 + 1 + 2)
-        exact = -(-group // GROUP)
+        exact = -(-self.head_size * (self.group // 2 + 2 + 1 + 2) // self.group)
         return -(-exact // _ALIGNMENT) * _ALIGNMENT
 
     @property
@@ -80,7 +85,7 @@ class Pages:
     """Views into the cache of one layer; see ``PageLayout``.
 
     key, value:  ``[num_blocks, num_kv_heads, block_size, head_size]``, the model's dtype
-    codes:       uint8 ``[num_blocks, num_kv_heads, num_groups, GROUP, head_size // 2]``, as ``codec.pack`` packs them
+    codes:       uint8 ``[num_blocks, num_kv_heads, num_groups, group, head_size // 2]``, as ``codec.pack`` packs them
     words:       the codes as int32 ``[..., head_size // 8]``
     origin:      float16 ``[num_blocks, num_kv_heads, num_groups, head_size]``
     step:        uint8, the same shape; ``codec.decode_step`` reads it; step_words: four a word
@@ -90,14 +95,14 @@ class Pages:
     def __init__(self, layout: PageLayout, cache: torch.Tensor) -> None:
         self.layout, self.cache = layout, cache
         blocks, heads = cache.shape[0], cache.shape[1]
-        size, groups, head = layout.block_size, layout.num_groups, layout.head_size
+        size, group, groups, head = layout.block_size, layout.group, layout.num_groups, layout.head_size
         rows = self._part(layout.dtype, 0, (size, 2 * head))
         self.key, self.value = rows[..., :head], rows[..., head:]
         self.key_value = rows
         start = size * 2 * head * layout.dtype.itemsize
-        self.codes = self._part(torch.uint8, start, (groups, GROUP, head // 2))
-        self.words = self._part(torch.int32, start, (groups, GROUP, head // 8))
-        start += groups * GROUP * head // 2
+        self.codes = self._part(torch.uint8, start, (groups, group, head // 2))
+        self.words = self._part(torch.int32, start, (groups, group, head // 8))
+        start += groups * group * head // 2
         self.origin = self._part(torch.float16, start, (groups, head))
         start += groups * head * 2
         self.value_mean = self._part(torch.bfloat16, start, (groups, head))

@@ -12,6 +12,7 @@ import re
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from vllm_relational.sparse.decoder import DecodeShape, SparseDecoder
 from vllm_relational.sparse.optimizer import Costs
-from vllm_relational.sparse.pages import GROUP, PageLayout, Pages
+from vllm_relational.sparse.pages import GROUPS, PageLayout, Pages
 from vllm_relational.vllm_ext.dipr_rows import HostBatch, Replay, Rows, RowSplitter, may_decode
 from vllm_relational.vllm_ext.dipr_support import no_index, unsupported_layer
 from vllm_relational.vllm_ext.prompt_lengths import prompt_lengths
@@ -40,14 +41,20 @@ class DiprBackend:
         plain = type(spec) is FullAttentionSpec and spec.kv_quant_mode == KVQuantMode.NONE
         if not plain or spec.state_content_bytes is not None or spec.sliding_window or spec.attention_chunk_size:
             return spec
-        if spec.head_size != spec.head_size_v or no_index(spec.head_size):
+        if spec.head_size != spec.head_size_v or no_index(spec.head_size, spec.block_size):
             return spec
-        layout = PageLayout(GROUP, spec.head_size, spec.dtype)
+        layout = PageLayout(spec.block_size, spec.head_size, spec.dtype)
         return replace(spec, state_content_bytes=layout.token_bytes)
 
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
         return (KVCacheLayout.LBHNC,)
+
+    @classmethod
+    def get_preferred_block_size(cls, default_block_size: int) -> int:
+        """Where nobody names a size: room for the groups of which least has to be read."""
+        preferred: int = super().get_preferred_block_size(default_block_size)  # type: ignore[misc]
+        return max(GROUPS[0], preferred)
 
 
 class DiprBuilder:
@@ -120,8 +127,10 @@ class DiprImpl:
             scale=self.scale,
             max_reqs=largest_batch(vllm_config),
             max_seq_len=vllm_config.model_config.max_model_len,
+            group=_expected_group(vllm_config.cache_config),
         )
-        self.decoder = None if reason is not None else _shared_decoder(vllm_config, self.settings, shape)
+        self._make_decoder = partial(_shared_decoder, vllm_config, self.settings)
+        self.decoder = None if reason is not None else self._make_decoder(shape)
         self._pages: Pages | None = None
         self._is_sparse: bool | None = None
 
@@ -188,7 +197,11 @@ class DiprImpl:
     def pages(self, kv_cache: torch.Tensor) -> Pages:
         """The parts of the cache of this layer; made anew when vLLM binds another."""
         if self._pages is None or self._pages.cache is not kv_cache:
-            self._pages = PageLayout(kv_cache.shape[2], self.head_size, kv_cache.dtype).views(kv_cache)
+            layout = PageLayout(kv_cache.shape[2], self.head_size, kv_cache.dtype)
+            self._pages = layout.views(kv_cache)
+            if self.decoder is not None and self.decoder.shape.group != layout.group:
+                logger.warning_once("DIPR attention: blocks of %d tokens were not expected", layout.block_size)
+                self.decoder = self._make_decoder(replace(self.decoder.shape, group=layout.group))
         return self._pages
 
     def _has_index(self, kv_cache: torch.Tensor) -> bool:
@@ -230,11 +243,18 @@ def seal_pages(pages: Pages, slot_mapping: torch.Tensor) -> None:
 
 def _pays_from(settings: Any, spec: Any, device: torch.device) -> Callable[[int], int]:
     """Requests of a batch -> the length from which on they are sparse; costs are known of a GPU only."""
-    if torch.device(device).type == "cpu" or no_index(spec.head_size):
+    if torch.device(device).type == "cpu" or no_index(spec.head_size, spec.block_size):
         return lambda num_reqs: settings.dense_below
     kv_bytes = 2 * spec.head_size * spec.dtype.itemsize
-    index_bytes = PageLayout(GROUP, spec.head_size, spec.dtype).index_bytes
+    index_bytes = PageLayout(spec.block_size, spec.head_size, spec.dtype).index_bytes
     return Costs(settings, spec.num_kv_heads * kv_bytes, spec.num_kv_heads * index_bytes).pays_from
+
+
+def _expected_group(cache_config: Any) -> int:
+    """Tokens of a group of the index: vLLM chooses the size of blocks after it made the layers, and asks us for it
+    (``get_preferred_block_size``)."""
+    size = cache_config.block_size if cache_config.user_specified_block_size else GROUPS[0]
+    return PageLayout(size, GROUPS[-1]).group
 
 
 def largest_batch(vllm_config: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.v1.attention.backend import AttentionType
 
-from vllm_relational.sparse.pages import GROUP, PageLayout
+from vllm_relational.sparse.pages import GROUPS, PageLayout
 
 PLAIN_CACHES = ("auto", "float16", "bfloat16", "float32")
 
@@ -22,7 +22,7 @@ def unsupported_layer(impl: Any) -> str | None:
     return next(_reasons_of_layer(impl), None)
 
 
-def no_index(head_size: int, block_size: int = GROUP) -> str | None:
+def no_index(head_size: int, block_size: int = GROUPS[-1]) -> str | None:
     """Why there is no index for pages of this shape; ``None`` where there is."""
     try:
         PageLayout(block_size, head_size)
@@ -57,7 +57,7 @@ def _reasons_of_shape(vllm_config: Any) -> Iterator[str]:
     cache, head_size = vllm_config.cache_config, vllm_config.model_config.get_head_size()
     if cache.cache_dtype not in PLAIN_CACHES:
         yield f"keys and values are stored as {cache.cache_dtype}"
-    reason = no_index(head_size, cache.block_size or GROUP)
+    reason = no_index(head_size, cache.block_size or GROUPS[-1])
     if reason is not None:
         yield reason
 

@@ -1,7 +1,8 @@
-"""Heads in the columns of a product: tensor cores make 16 columns, a KV head's group may have fewer queries.
+"""Heads in the columns of a product: tensor cores make 8 or 16 columns, a KV head's group may have fewer queries.
 
-With up to 4 heads every thread holds one head's column and three empty ones (``PADDED`` is 4), with up to 8 one empty
-column for each (8). ``compact`` drops the empty ones within each thread, so that what follows is not done for nobody.
+With up to 4 heads a thread holds every second column, so heads stand in even ones (``PADDED`` is 4); with up to 8 they
+stand in the first 8 columns (8). ``compact`` drops empty columns within each thread, so that what follows is not done
+for nobody.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ def head_of(column, PADDED: tl.constexpr):
 
 @triton.jit
 def compact(product, PADDED: tl.constexpr):
-    """``[rows, 16]``, zero in the columns without a head -> ``[rows, PADDED]``."""
+    """``[rows, 8 or 16]``, zero in the columns without a head -> ``[rows, PADDED]``."""
     rows: tl.constexpr = product.shape[0]
+    eights: tl.constexpr = product.shape[1] // 8
     if PADDED == 4:
-        return tl.sum(tl.sum(tl.reshape(product, [rows, 2, 4, 2]), axis=3), axis=1)
+        return tl.sum(tl.sum(tl.reshape(product, [rows, eights, 4, 2]), axis=3), axis=1)
     elif PADDED == 8:
-        return tl.sum(tl.reshape(product, [rows, 2, 8]), axis=1)
+        return tl.sum(tl.reshape(product, [rows, eights, 8]), axis=1)
     else:
         return product
 

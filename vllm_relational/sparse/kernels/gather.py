@@ -29,7 +29,7 @@ def gather_kernel(
     total_groups, total_listed,
     HEADS: tl.constexpr, PADDED: tl.constexpr, COMPACT: tl.constexpr, HEAD_SIZE: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
-    GROUPS: tl.constexpr, SPLITS_PADDED: tl.constexpr, TILE: tl.constexpr,
+    SPLITS_PADDED: tl.constexpr, TILE: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, TAIL_TILE: tl.constexpr,
     REQS: tl.constexpr, ROOM: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
@@ -44,7 +44,7 @@ def gather_kernel(
     # ---- the tokens of all splits as one list
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
     num_splits = tl.num_programs(0)
-    share = tl.cdiv(tl.cdiv((end - start) // GROUP, GROUPS), num_splits) * GROUPS  # groups a split
+    share = tl.cdiv((end - start) // GROUP, num_splits)  # groups
     pair = request.to(tl.int64) * tl.num_programs(1) + head
     splits = tl.arange(0, SPLITS_PADDED)
     counts = tl.load(count_ptr + pair * num_splits + splits, mask=splits < num_splits, other=0)
@@ -60,7 +60,7 @@ def gather_kernel(
     row = tl.load(rows_ptr + request)
     queries = load_queries(query_ptr, row, head, stride_qt, HEADS, PADDED, HEAD_SIZE, CHANNELS)
     table = table_ptr + request.to(tl.int64) * stride_table
-    place = first_group(lens_ptr, request, num_reqs, num_splits * GROUPS, REQS, GROUP)
+    place = first_group(lens_ptr, request, num_reqs, num_splits, REQS, GROUP)
     lists = list_ptr + head.to(tl.int64) * total_listed + place * ROOM
     most = tl.full([PADDED], float("-inf"), tl.float32)
     total = tl.zeros([PADDED], tl.float32)
@@ -81,7 +81,7 @@ def gather_kernel(
         most, total, summed = accumulate(scores, rows, there, most, total, summed, scale, HEAD_SIZE, CHANNELS)
     # ---- the tail, with the window's greatest product as base
     estimated = tl.zeros([PADDED], tl.float32)
-    if TAIL and place + tl.cdiv(seq_len, GROUP) + num_splits * GROUPS <= total_groups:
+    if TAIL and place + tl.cdiv(seq_len, GROUP) + num_splits <= total_groups:
         heads, channels = tl.arange(0, PADDED), tl.arange(0, CHANNELS)
         real = heads < HEADS
         seed = load_seed(most_ptr, pair, num_partials, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)

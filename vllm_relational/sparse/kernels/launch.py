@@ -18,7 +18,7 @@ from vllm_relational.sparse.kernels.prepare import prepare_kernel
 from vllm_relational.sparse.kernels.scan import compact_kernel, scan_kernel
 from vllm_relational.sparse.kernels.v_skip import v_skip_kernel
 from vllm_relational.sparse.naive import Window
-from vllm_relational.sparse.pages import GROUP, Pages
+from vllm_relational.sparse.pages import Pages
 from vllm_relational.sparse.settings import DiprSettings
 
 
@@ -28,16 +28,15 @@ class Tuning:
 
     programs:    programs that the card runs at once, over which splits are spread.
     most_splits: parts of a context at most.
-    scan_groups: groups of 16 tokens that a scan reads at once, a power of two.
+    scan_programs, scan_stages: programs of one warp over which a scan is spread, and how far they read ahead.
     group_tile, tail_tile: groups, and gather_tile, window_tile, dense_tile: tokens that the others read at once.
     most_tokens: tokens of sparse requests together that there is scratch for; requests beyond are attended to densely.
     """
 
     programs: int = 528
     most_splits: int = 128
-    scan_groups: int = 8
-    scan_warps: int = 4
-    scan_stages: int = 2
+    scan_programs: int = 2112
+    scan_stages: int = 3
     group_tile: int = 64
     gather_tile: int = 64
     tail_tile: int = 64
@@ -67,10 +66,10 @@ class Batch:
 
 
 class Kernels:
-    """Launches for one shape: heads of queries and of keys, channels of a head, the softmax scale, and the largest
-    batch and context.
+    """Launches for one shape: heads of queries and of keys, channels of a head, the softmax scale, the largest batch
+    and context, and tokens of a group of the index.
 
-    Memory a token that there is room for and KV head: ``12 * heads / 16`` bytes of scratch and 4 bytes times
+    Memory a token that there is room for and KV head: ``12 * heads / group`` bytes of scratch and 4 bytes times
     ``most_candidates``; and ``4 * (head_size + 3)`` a partial softmax of a head.
     """
 
@@ -84,19 +83,21 @@ class Kernels:
         scale: float,
         max_reqs: int,
         max_seq_len: int,
+        group: int,
         device: torch.device | str,
         tuning: Tuning | None = None,
     ) -> None:
         self.settings, self.tuning, self.scale = settings, tuning or Tuning(), scale
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
-        self.max_seq_len = max_seq_len
+        self.max_seq_len, self.group = max_seq_len, group
         self._channels = triton.next_power_of_2(head_size)
-        self._sinks = -(-settings.sinks // GROUP) * GROUP
-        self._window_tiles = triton.cdiv(self._sinks + settings.recent + GROUP, self.tuning.window_tile)
+        self._sinks = -(-settings.sinks // group) * group
+        self._window_tiles = triton.cdiv(self._sinks + settings.recent + group, self.tuning.window_tile)
         self.statistics = torch.zeros(STATISTICS, dtype=torch.int64, device=device)
         self.heads = num_heads // num_kv_heads
         self._reqs = triton.next_power_of_2(max_reqs)
         self._compact = max(4, triton.next_power_of_2(self.heads))
+        self._words = max(8, triton.next_power_of_2(head_size // 8))
         batches = range(1, max_reqs + 1)
         partials = max(self.num_partials(reqs) * reqs for reqs in batches) * num_heads
         self._partial, self._most, self._total, self._tail = (
@@ -105,13 +106,13 @@ class Kernels:
         splits = max(self.splits(reqs) * reqs for reqs in batches)
         self.counts = torch.zeros(splits * num_kv_heads, dtype=torch.int32, device=device)
         self._max_reqs, self._tokens = max_reqs, min(max_reqs * max_seq_len, self.tuning.most_tokens)
-        self._groups = triton.cdiv(self._tokens, GROUP) + max(reqs * (1 + self.spare(reqs)) for reqs in batches)
+        self._groups = triton.cdiv(self._tokens, group) + max(reqs * (1 + self.spare(reqs)) for reqs in batches)
         self._base, self._bound, self._weight = (
             torch.empty(num_kv_heads * self._groups * self._compact, dtype=torch.float32, device=device)
             for _ in range(3)
         )
-        self._marks = torch.empty(num_kv_heads * self._groups * GROUP, dtype=torch.uint8, device=device)
-        self._room = max(1, int(GROUP * settings.most_candidates))  # tokens a group
+        self._marks = torch.empty(num_kv_heads * self._groups * group, dtype=torch.uint8, device=device)
+        self._room = max(1, int(group * settings.most_candidates))  # tokens a group
         self.lists = torch.empty(num_kv_heads * self._groups * self._room, dtype=torch.int32, device=device)
 
     # ------------------------------------------------------------------------------------------- how work is cut
@@ -128,8 +129,8 @@ class Kernels:
         return self._window_tiles + self.splits(num_reqs)
 
     def spare(self, num_reqs: int) -> int:
-        """Groups of scratch that a request has beyond its own: splits are cut in whole tiles."""
-        return self.splits(num_reqs) * self.tuning.scan_groups
+        """Groups of scratch that a request has beyond its own: all splits are cut alike."""
+        return self.splits(num_reqs)
 
     # ------------------------------------------------------------------------------------- what the last scan did
     @property
@@ -141,18 +142,18 @@ class Kernels:
     def listed(self, lens: list[int], request: int) -> list[list[int]]:
         """For every KV head the tokens of a request's body that the last scan, of requests with these lengths, attended
         to exactly."""
-        num_reqs, splits, tile = len(lens), self.splits(len(lens)), self.tuning.scan_groups
-        start, end = Window(self._sinks, self.settings.recent).body(lens[request])
-        share = triton.cdiv(triton.cdiv((end - start) // GROUP, tile), splits) * tile
-        place = sum(triton.cdiv(length, GROUP) + self.spare(num_reqs) for length in lens[:request])
+        num_reqs, group, splits = len(lens), self.group, self.splits(len(lens))
+        start, end = Window(self._sinks, self.settings.recent, group).body(lens[request])
+        share = triton.cdiv((end - start) // group, splits)
+        place = sum(triton.cdiv(length, group) + splits for length in lens[:request])
         counts = self.counts[: num_reqs * self.num_kv_heads * splits].view(num_reqs, self.num_kv_heads, splits)
         lists = self.lists.view(self.num_kv_heads, -1)
         found: list[list[int]] = []
         for head in range(self.num_kv_heads):
             found.append([])
             for split, count in enumerate(counts[request, head].tolist()):
-                first, room = start + split * share * GROUP, (place + split * share) * self._room
-                whole = list(range(first, min(first + share * GROUP, end)))
+                first, room = start + split * share * group, (place + split * share) * self._room
+                whole = list(range(first, min(first + share * group, end)))
                 found[-1] += whole if count < 0 else lists[head, room : room + count].tolist()
         return found
 
@@ -168,7 +169,7 @@ class Kernels:
 
     def _prepare(self, batch: Batch) -> None:
         num_reqs, pages = batch.lens.shape[0], batch.pages
-        programs = triton.cdiv(self.max_seq_len, GROUP * self.tuning.group_tile)
+        programs = triton.cdiv(self.max_seq_len, self.group * self.tuning.group_tile)
         programs = max(1, min(programs, self.tuning.programs * 2 // (num_reqs * self.num_kv_heads)))
         prepare_kernel[(self._window_tiles + programs, self.num_kv_heads, num_reqs)](
             batch.query, pages.key, pages.origin, pages.step, batch.block_table, batch.lens, batch.rows,
@@ -183,23 +184,24 @@ class Kernels:
     def _scan(self, batch: Batch) -> None:
         num_reqs, pages = batch.lens.shape[0], batch.pages
         beta, alpha_length = self._beta()
-        scan_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
+        programs = max(1, self.tuning.scan_programs // (num_reqs * self.num_kv_heads))
+        scan_kernel[(programs, self.num_kv_heads, num_reqs)](
             batch.query, pages.words, pages.step_words, batch.block_table, batch.lens, batch.rows, self._most,
             self._base, self._bound, self._weight, self._marks,
             self.scale, beta, alpha_length, num_reqs, batch.query.stride(0), *pages.words.stride()[:2],
             *pages.step_words.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
-            **self._common(batch, self._compact), **self._splitting(),
-            WORDS=max(8, triton.next_power_of_2(self.head_size // 8)), TAIL=self.settings.tail,
-            BY_LENGTH=self.settings.alpha_length is not None, NUMBER=_number(batch.query.dtype),
-            num_warps=self.tuning.scan_warps, num_stages=self.tuning.scan_stages,
+            self.spare(num_reqs), **self._common(batch, self._compact), **self._windows(),
+            COLUMNS=max(8, self._compact), WORDS=self._words, TAIL=self.settings.tail,
+            STAGES=self.tuning.scan_stages, BY_LENGTH=self.settings.alpha_length is not None,
+            NUMBER=_number(batch.query.dtype), num_warps=max(1, self._words // 16),
         )  # fmt: skip
 
     def _compact_marks(self, batch: Batch) -> None:
         num_reqs = batch.lens.shape[0]
         compact_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
             batch.lens, self._marks, self.lists, self.counts, num_reqs, self._groups, self._groups * self._room,
-            GROUP=GROUP, SINKS=self._sinks, RECENT=self.settings.recent, GROUPS=self.tuning.scan_groups,
-            REQS=self._reqs, ROOM=self._room, TILE=1024, num_warps=4,
+            GROUP=self.group, SINKS=self._sinks, RECENT=self.settings.recent, REQS=self._reqs,
+            ROOM=self._room, TILE=1024, num_warps=4,
         )  # fmt: skip
 
     def _gather(self, batch: Batch) -> None:
@@ -210,7 +212,7 @@ class Kernels:
             self._most, self._total, self._tail, self._weight, self.lists, self.counts, self.statistics,
             self.scale, num_reqs, batch.query.stride(0), *pages.key.stride()[:3], *pages.value_mean.stride()[:2],
             batch.block_table.stride(0), self.num_partials(num_reqs), self._groups, self._groups * self._room,
-            **self._common(batch), **self._splitting(), CHANNELS=self._channels,
+            **self._common(batch), **self._windows(), CHANNELS=self._channels,
             COMPACT=self._compact, SPLITS_PADDED=triton.next_power_of_2(splits), TILE=self.tuning.gather_tile,
             TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.tail, num_warps=4,
         )  # fmt: skip
@@ -247,14 +249,13 @@ class Kernels:
             "PADDED": padded or max(16, triton.next_power_of_2(self.heads)),
             "HEAD_SIZE": self.head_size,
             "BLOCK_SIZE": batch.pages.layout.block_size,
-            "GROUP": GROUP,
+            "GROUP": self.group,
             "SINKS": self._sinks,
             "RECENT": self.settings.recent,
         }
 
-    def _splitting(self) -> dict[str, int]:
+    def _windows(self) -> dict[str, int]:
         return {
-            "GROUPS": self.tuning.scan_groups,
             "REQS": self._reqs,
             "WINDOW_TILES": self._window_tiles,
             "WINDOW_PADDED": triton.next_power_of_2(self._window_tiles),

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vllm_relational.sparse.pages import GROUP, Pages
+from vllm_relational.sparse.pages import Pages
 
 
 @triton.jit
@@ -32,17 +32,17 @@ def _seal_slice(rows, origin_ptr, step_ptr, channels, there, stride_token, GROUP
     keys = tl.load(rows + tokens[:, None] * stride_token + channels[None, :], mask=there[None, :], other=0.0)
     keys = keys.to(tl.float32)
     low, most = tl.min(keys, axis=0), tl.max(keys, axis=0)
-    code = _step_code((most - low + tl.abs(low) * 0.0009765625) / 14.9275)  # 15 - codec.SPARE_STEPS
+    code = _step_code((most - low + tl.abs(low) * 0.0009765625) / 14.99)  # 15 - codec.SPARE_STEPS
     odd = tl.sum(((keys != keys) | (tl.abs(keys) > 60000.0)).to(tl.int32), axis=0) > 0
     fits = (code <= 215) & ~odd  # codec.MOST_STEP_CODE
     code = tl.where(fits, code, 8)
     step = ((code + 896) << 20).to(tl.float32, bitcast=True)
-    origin = _round_down(low - 64 * step)
+    origin = _round_down(low)
     exact = origin.to(tl.float32)
     fits &= tl.abs(exact) < 65520.0
     tl.store(origin_ptr + channels, tl.where(fits, origin, float("nan")), mask=there)
     tl.store(step_ptr + channels, code.to(tl.uint8), mask=there)
-    scaled = tl.floor((keys - exact[None, :]) / step[None, :] - 63.5)
+    scaled = tl.floor((keys - exact[None, :]) / step[None, :] + 0.5)
     return tl.where(fits[None, :], tl.minimum(tl.maximum(scaled, 0.0), 15.0), 0.0).to(tl.int32)
 
 
@@ -86,5 +86,6 @@ def seal(pages: Pages, slots: torch.Tensor) -> None:
         pages.key.stride(0), pages.key.stride(1), pages.key.stride(2), words.stride(0), words.stride(1),
         pages.origin.stride(0), pages.origin.stride(1), pages.step.stride(0), pages.step.stride(1),
         BLOCK_SIZE=layout.block_size, HEAD_SIZE=layout.head_size, WORDS=triton.next_power_of_2(layout.head_size // 8),
-        CHANNELS=triton.next_power_of_2(layout.head_size), GROUP=GROUP, num_warps=1,
+        CHANNELS=triton.next_power_of_2(layout.head_size), GROUP=layout.group,
+        num_warps=layout.group // 16,
     )  # fmt: skip
