@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 from sqlglot import exp
 
-from vllm_relational.sql.aggregate import first_parts
+from vllm_relational.sql.aggregate import ASSUMED_CONTEXT, first_parts
 from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, condition_of, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
 from vllm_relational.sql.functions import Question
@@ -45,6 +45,7 @@ class Forecast:
     candidates: pairs of a semantic join that will at most be proposed; 0 for other operators.
     stops_after: rows of a LIMIT, after which no more are asked; 0 without.
     is_partial: its inputs were left out of the forecast.
+    assumed:    tokens of context that LLM_AGG was planned for where the engine does not say; 0 where it says.
     """
 
     operator: Operator
@@ -61,6 +62,7 @@ class Forecast:
     planned: set[str] = field(default_factory=set)
     candidates: int = 0
     is_partial: bool = False
+    assumed: int = 0
 
     def narrow(self, share: float, kept: Sequence[Selectivity] = ()) -> None:
         """At most that share of the rows is expected to come."""
@@ -225,6 +227,7 @@ def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, question: Question
     options = operator.options(question, records, embeds=not extent.choosing)
     if question.function == "LLM_AGG":
         records = first_parts(job.llm, records, question, options)
+        entry.assumed = 0 if job.llm.expected_engine().max_model_len else ASSUMED_CONTEXT
     kept = thinned(records, extent.common.get(operator.table.name, ()), extent.halvings)
     report = job.llm.forecast(kept, question.template, quick=extent.quick, **options)
     scale = records.num_rows / kept.num_rows
