@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from vllm_relational.auditing import Answered, audit
-from vllm_relational.config import QueryConfig, check_decision
+from vllm_relational.config import KEEP_NULLS, QueryConfig, check_decision
 from vllm_relational.dedup import scatter
 from vllm_relational.engine.base import Engine
 from vllm_relational.forecasting import Forecaster
@@ -205,7 +205,7 @@ class _Job:
         nulls = self.table.codes == NULL_CODE
         for row in np.flatnonzero(nulls.any(axis=0)).tolist():
             column = self.table.names[int(np.argmax(nulls[:, row]))]
-            self._fail_row(row, f"{NULL_CELL}: column {column!r} is null (keep nulls with --nulls keep)")
+            self._fail_row(row, f"{NULL_CELL}: column {column!r} is null{KEEP_NULLS}")
         complete: np.ndarray = ~nulls.any(axis=0)
         return complete
 
