@@ -110,8 +110,8 @@ class PreparedQuery:
 
         budget_seconds: for planners that search, see ``plan.planner``; None for the planner's default.
         quick:          without search, to compare queries with each other.
-        engine:         the one that will be asked, started: what the result cache holds of its answers is left out, as in
-                        a run. None looks into no cache.
+        engine:         the one that will be asked, started: what the result cache holds of its answers is left out, as
+                        in a run. None looks into no cache.
         """
         job = self._job.again(order)
         if quick and planner(job.config.order).takes_budget:
