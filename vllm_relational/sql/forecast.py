@@ -37,6 +37,7 @@ class Forecast:
 
     tokens:     of the prompts that have no answer yet, for all rows that may come.
     to_ask:     prompts; open: inputs without an answer; inherits: of these, those that share the prompt of another.
+    cached:     prompts that a run will find answered in the result cache, as far as it was looked into.
     share:      of these rows, the part that is expected to come: 1 where that is certain.
     kept:       what predicates keep of these rows, behind ``share``.
     waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
@@ -53,6 +54,7 @@ class Forecast:
     to_ask: int = 0
     open: int = 0
     inherits: int = 0
+    cached: int = 0
     share: float = 1.0
     kept: list[Selectivity] = field(default_factory=list)
     waits_for: list[str] = field(default_factory=list)
@@ -81,7 +83,7 @@ class Forecast:
         """Whether all answers that may be needed are there; passages are, as a forecast searches for them."""
         if isinstance(self.operator.question, Retrieval):
             return not self.reads and not self.is_partial
-        return not self.to_ask and self.is_certain
+        return not self.to_ask and not self.cached and self.is_certain
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,7 @@ def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, question: Question
     entry.tokens += tokens.times(scale)
     entry.to_ask += round(report.num_asked * scale)
     entry.open += todo.num_rows
+    entry.cached += report.num_cached
     entry.inherits += round(inherited([report]) * scale)
     entry.counts = report.token_counts
 
