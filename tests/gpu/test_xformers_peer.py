@@ -20,7 +20,7 @@ from vllm_relational.sparse.settings import DiprSettings  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() and not xformers._has_cpp_library,
-    reason="xformers cannot load its CUDA library: python -m xformers.info (0.0.35 needs libcudart.so.12 on LD_LIBRARY_PATH)",
+    reason="xformers cannot load its CUDA library (0.0.35 needs libcudart.so.12): python -m xformers.info",
 )
 
 TOLERANCE = {"rtol": 2e-2, "atol": 2e-2}
