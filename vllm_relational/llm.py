@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import warnings
@@ -191,15 +192,20 @@ class RelationalLLM:
         return cls._newest
 
     def expected_engine(self) -> EngineInfo:
-        """What the engine will most likely be, as far as that is known without starting it."""
+        """What the engine will most likely be, as far as that is known without starting it. A server is asked once what
+        it is, and need not answer."""
+        from vllm_relational.engine.endpoint import EndpointEngine
         from vllm_relational.engine.vllm_engine import VllmEngine
 
         if self._engine is None and self._base_url is None and self._model is not None:
             return VllmEngine(self._model, **self._engine_args).expected()
         if isinstance(self._engine, VllmEngine):
             return self._engine.expected()
+        name = self._model or "none: sizes only"
+        if self._base_url is not None and isinstance(self.engine, EndpointEngine):
+            return dataclasses.replace(self.engine.expected(), model=name)
         eviction = self._engine_args.get("scheduler", {}).get("eviction", EngineInfo.eviction)
-        return EngineInfo(model=self._model or "none: sizes only", eviction=eviction)
+        return EngineInfo(model=name, eviction=eviction)
 
     def _load_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:

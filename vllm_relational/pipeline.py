@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from vllm_relational.auditing import Answered, audit
-from vllm_relational.config import QueryConfig, check_decision
+from vllm_relational.config import KEEP_NULLS, QueryConfig, check_decision
 from vllm_relational.dedup import scatter
 from vllm_relational.engine.base import Engine
 from vllm_relational.forecasting import Forecaster
@@ -99,17 +99,24 @@ class PreparedQuery:
         self._job = job
 
     def plan(
-        self, info: EngineInfo, order: str | None = None, budget_seconds: float | None = None, quick: bool = False
+        self,
+        info: EngineInfo,
+        order: str | None = None,
+        budget_seconds: float | None = None,
+        quick: bool = False,
+        engine: Engine | None = None,
     ) -> PlannedQuery:
         """Plan for that engine, by default in the order that the query was prepared with.
 
         budget_seconds: for planners that search, see ``plan.planner``; None for the planner's default.
         quick:          without search, to compare queries with each other.
+        engine:         the one that will be asked, started: what the result cache holds of its answers is left out, as
+                        in a run. None looks into no cache.
         """
         job = self._job.again(order)
         if quick and planner(job.config.order).takes_budget:
             budget_seconds = 0.0
-        batch = job.plan(info, {}, budget_seconds)
+        batch = job.plan(info, job.recalled(engine) if engine is not None else {}, budget_seconds)
         report = job.report(batch, info, Measured())
         forecaster = job.forecaster(info)
         bound = forecaster.forecast(batch.plan, batch.codes, "belady") if info.kv_cache_tokens else None
@@ -180,7 +187,7 @@ class _Job:
         """This job as it was before planning, in that order (None: its own)."""
         job = copy.copy(self)
         job.config = dataclasses.replace(self.config, order=order or self.config.order)
-        job.seconds, job.group_errors, job.measured = dict(self.seconds), {}, Measured()
+        job.seconds, job.group_errors, job.measured, job.known = dict(self.seconds), {}, Measured(), {}
         return job
 
     @property
@@ -205,7 +212,7 @@ class _Job:
         nulls = self.table.codes == NULL_CODE
         for row in np.flatnonzero(nulls.any(axis=0)).tolist():
             column = self.table.names[int(np.argmax(nulls[:, row]))]
-            self._fail_row(row, f"{NULL_CELL}: column {column!r} is null (keep nulls with --nulls keep)")
+            self._fail_row(row, f"{NULL_CELL}: column {column!r} is null{KEEP_NULLS}")
         complete: np.ndarray = ~nulls.any(axis=0)
         return complete
 
@@ -297,6 +304,14 @@ class _Job:
             for row, text in found.items():
                 store.add(row, text)
                 self.known[row] = CACHED
+
+    def recalled(self, engine: Engine) -> dict[int, str]:
+        """What a run would take from the result cache; a file that is not there is not made."""
+        store, path = MemoryAnswers(), self.config.cache
+        if path is not None and path.exists():
+            with _opened_cache(path) as cache:
+                self.recall(cache, engine.start(), engine, store)
+        return store.answers
 
     def ask(self, batch: Batch, engine: Engine, store: Checkpoint | MemoryAnswers) -> None:
         """Send the batch in planned order and store answers as they come."""

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Decode attention of one layer, side by side in one run: FlashAttention 3 (bf16, and fp8 keys and values) against the
-kernels of ``sparse/kernels``, on contexts with the scores of a real model (``dipr_data.py``).
+"""Decode attention of one layer, side by side: FlashAttention 3 (bf16, and fp8 keys and values), and xformers
+where it is there, against the kernels of ``sparse/kernels``, on contexts with the scores of a real model
+(``dipr_data.py``).
 
     dipr_kernels.py [--dump kv.pt] [--cases 1x32768,16x32768,1x131072,4x131072] [--alphas 0.012,0.004]
                     [--block-size 64] [--tuning scan_programs=1056,scan_stages=4 ...]
@@ -77,6 +78,27 @@ def flash_attention(batch: Batch, fp8: bool) -> Callable[[], torch.Tensor]:
         )  # fmt: skip
         return output
 
+    return run
+
+
+def xformers_attention(batch: Batch, context: Any) -> Callable[[], torch.Tensor]:
+    """xformers' dense decode, by the operator that it chooses, over contexts in one piece: no operator of its wheels
+    takes blocks of 16."""
+    import xformers
+    from xformers.ops import fmha
+
+    if not xformers._has_cpp_library:
+        raise ImportError("its CUDA library cannot be loaded: python -m xformers.info")
+    heads = NUM_HEADS // NUM_KV_HEADS
+    query = context.query.unflatten(1, (NUM_KV_HEADS, heads))[:, None]
+    key, value = (
+        part.transpose(1, 2)[:, :, :, None].expand(-1, -1, -1, heads, -1) for part in (context.key, context.value)
+    )
+
+    def run() -> torch.Tensor:
+        return fmha.memory_efficient_attention(query, key, value, scale=SCALE).view_as(batch.query)
+
+    run()
     return run
 
 
@@ -164,7 +186,7 @@ def bytes_read(batch: Batch, made: Kernels, method: str) -> float:
 
 
 def ways(
-    batch: Batch, alphas: list[float], tunings: list[str]
+    batch: Batch, context: Any, alphas: list[float], tunings: list[str]
 ) -> Iterator[tuple[str, str, Kernels | None, Callable[[], Any]]]:
     """Name, method, kernels and the launch."""
     for fp8 in (False, True):
@@ -172,6 +194,10 @@ def ways(
             yield "FlashAttention 3" + (", fp8" if fp8 else ""), "flash", None, flash_attention(batch, fp8)
         except (ImportError, RuntimeError) as problem:
             print(f"  FlashAttention{' fp8' if fp8 else ''}: {problem}", file=sys.stderr)
+    try:
+        yield "xformers", "xformers", None, xformers_attention(batch, context)
+    except (ImportError, RuntimeError) as problem:
+        print(f"  xformers: {' '.join(str(problem).split())}", file=sys.stderr)
     for alpha in alphas:
         for method in ("v_skip", "scan"):
             made = kernels(batch, DiprSettings(alpha=alpha))
@@ -196,7 +222,7 @@ def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -
     output = torch.empty_like(context.query)
     batch = Batch(context.query.contiguous(), pages, table, lens, rows, output)
     base = None
-    for name, method, made, run in ways(batch, args.alphas, args.tuning):
+    for name, method, made, run in ways(batch, context, args.alphas, args.tuning):
         found = run()
         off = error(batch, context, made, method, found if found is not None else output)
         limit = allowed(batch, context, made, method, name)

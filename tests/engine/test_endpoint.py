@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fake_server import FakeServer, Reply, chat, fail
 
 from vllm_relational.engine.endpoint import EndpointEngine
 from vllm_relational.engine.endpoint_connection import retry_after_s
@@ -30,130 +29,11 @@ from vllm_relational.records import (
 
 YES_NO = Choice(("yes", "no"))
 KEY = "sk-secret-3141592653"
-Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]
-
-
-def chat(text: str | None, finish: str = "stop", **usage: Any) -> Reply:
-    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
-    return 200, {"id": "x", "object": "chat.completion", "choices": [choice], **({"usage": usage} if usage else {})}
-
-
-def fail(status: int, message: str = "no", **headers: str) -> Reply:
-    return status, {"error": {"message": message}}, {name.replace("_", "-"): text for name, text in headers.items()}
-
-
-class FakeServer:
-    """Answers with ``reply(body)``; records the bodies in order of arrival and how many were in flight at once."""
-
-    def __init__(self) -> None:
-        self.models: Reply = (200, {"data": [{"id": "tiny", "max_model_len": 2048, "owned_by": "vllm"}]})
-        self.version: Reply = (200, {"version": "0.32.0"})
-        self.reset: Reply = (404, {})
-        self.metrics: Reply = (404, {})
-        self.reply: Callable[[dict[str, Any]], Reply] = lambda body: chat("yes")
-        self.bodies: list[dict[str, Any]] = []
-        self.in_flight = self.most_in_flight = 0
-        self.prefix = "/v1"
-        self.lock = threading.Lock()
-        self.released = threading.Event()
-        self.sockets: list[socket.socket] = []
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.http.daemon_threads = True
-        self.http.handle_error = lambda *_: None  # connections are cut on purpose
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
-        self.thread.start()
-
-    @property
-    def root(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_port}"
-
-    @property
-    def users(self) -> list[str]:
-        return [body["messages"][-1]["content"] for body in self.bodies]
-
-    def other(self, version: Reply = (404, {})) -> FakeServer:
-        """Not vLLM any more."""
-        self.version = version
-        return self
-
-    def kill(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-        for opened in self.sockets:
-            with contextlib.suppress(OSError):
-                opened.shutdown(socket.SHUT_RDWR)
-        self.released.set()
-
-    def _chat(self, body: dict[str, Any]) -> Reply:
-        with self.lock:
-            self.bodies.append(body)
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            return self.reply(body)
-        finally:
-            with self.lock:
-                self.in_flight -= 1
-
-    def _route(self, path: str, body: dict[str, Any]) -> Reply:
-        if path == self.prefix + "/chat/completions":
-            return self._chat(body)
-        known = {
-            self.prefix + "/models": self.models,
-            "/version": self.version,
-            "/metrics": self.metrics,
-            "/reset_prefix_cache": self.reset,
-        }
-        return known.get(path, (404, {"detail": "Not Found"}))
-
-    def _handler(fake) -> type[BaseHTTPRequestHandler]:  # noqa: N805
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def setup(self) -> None:
-                super().setup()
-                fake.sockets.append(self.connection)
-
-            def do_GET(self) -> None:
-                self.answer()
-
-            do_POST = do_GET  # noqa: N815
-
-            def answer(self) -> None:
-                raw = self.rfile.read(int(self.headers.get("content-length") or 0))
-                status, document, *headers = fake._route(self.path, json.loads(raw) if raw else {})
-                data = document.encode() if isinstance(document, str) else json.dumps(document).encode()
-                self.send_response(status)
-                self.send_header("content-type", "text/html" if isinstance(document, str) else "application/json")
-                self.send_header("content-length", str(len(data)))
-                for name, text in (headers[0] if headers else {}).items():
-                    self.send_header(name, text)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def handle(self) -> None:
-                with contextlib.suppress(OSError):  # the client went away, or the server was killed
-                    super().handle()
-
-            def finish(self) -> None:
-                with contextlib.suppress(OSError):
-                    super().finish()
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        return Handler
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    fake = FakeServer()
-    yield fake
-    fake.kill()
-    fake.thread.join(5)
+def server(fake_server: FakeServer) -> FakeServer:
+    return fake_server
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +63,33 @@ def test_start_reads_the_model_card(server: FakeServer) -> None:
 def test_start_reads_the_block_size_from_the_metrics(server: FakeServer) -> None:
     server.metrics = (200, 'vllm:cache_config_info{_block_size_resolved="True",block_size="128",engine="0"} 1.0\n')
     assert engine(server).start().block_size == 128
+
+
+def test_what_is_expected_is_what_start_would_say_and_asks_no_model(server: FakeServer) -> None:
+    server.metrics = (200, 'vllm:cache_config_info{block_size="128",engine="0"} 1.0\n')
+    looked = engine(server)
+    for _ in range(3):
+        info = looked.expected()
+        assert (info.model, info.max_model_len, info.block_size) == ("tiny", 2048, 128)
+    assert server.paths == ["/v1/models", "/metrics"] and server.bodies == []
+    assert looked.start().fingerprint and looked.expected() == looked.start()
+
+
+def test_nothing_is_expected_of_a_server_that_does_not_say(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm_relational.engine.endpoint.EXPECTED_TIMEOUT_S", 0.2)
+    assert EndpointEngine(server.root).expected().max_model_len == 2048  # the path /v1 is found here too
+    assert engine(server, model="other").expected().max_model_len is None
+    for models in [(404, {}), (500, {}), (401, {}), (200, []), (200, {"data": [{"id": "tiny"}]})]:
+        server.models = models
+        assert engine(server).expected().max_model_len is None
+    server.models = (200, {"data": []})
+    slow = socket.create_server(("127.0.0.1", 0))  # takes the request and never answers
+    port, begin = slow.getsockname()[1], time.perf_counter()
+    silent = EndpointEngine(f"http://127.0.0.1:{port}/v1")
+    assert silent.expected().max_model_len is None
+    slow.close()  # and now is gone
+    assert silent.expected() == EndpointEngine(f"http://127.0.0.1:{port}/v1").expected()
+    assert time.perf_counter() - begin < 3
 
 
 def test_a_missing_v1_is_added(server: FakeServer) -> None:
@@ -288,6 +195,9 @@ def test_never_more_in_flight_than_allowed_and_pulled_lazily(server: FakeServer)
             yield prompt
 
     def slow(body: dict[str, Any]) -> Reply:
+        patience = time.monotonic() + 2
+        while server.most_in_flight < 4 and time.monotonic() < patience:
+            time.sleep(0.001)
         time.sleep(0.01)
         return chat("no")
 

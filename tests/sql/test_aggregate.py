@@ -90,6 +90,20 @@ def test_parts_fit_into_the_context_that_only_a_started_server_tells():
     assert all(len(prompt.user) / 4 < 512 for prompt in engine.asked)
 
 
+def test_explain_plans_for_the_context_that_a_server_reports(fake_server):
+    """By the estimate of four bytes a token, 200 values are 1,000 tokens or so: two parts for 1,024, one for 4,096."""
+    query = f"SELECT LLM_AGG('Count {{v}}', v) FROM {ROWS}"
+    for longest, parts, says in [(1024, 2, False), (None, 1, True)]:
+        card = {"id": "tiny", "owned_by": "vllm", **({"max_model_len": longest} if longest else {})}
+        fake_server.models = (200, {"data": [card]})
+        llm = RelationalLLM(base_url=f"{fake_server.root}/v1")
+        with vllm_relational.sql.connect(llm=llm, max_tokens=16) as con:
+            assert con.forecast(query).forecasts[0].to_ask == parts
+            said = con.explain(query)
+            assert ("assumes 4,096 tokens of context: the engine does not say" in said) == says
+    assert fake_server.bodies == []
+
+
 @pytest.mark.parametrize("column", ["*", "r.*"])
 def test_a_star_is_not_one_column(column):
     with open_with(count) as con, pytest.raises(RelationalError, match="column 8: LLM_AGG takes one column"):

@@ -219,6 +219,19 @@ def test_answers_in_a_side_database_outlive_the_session(connect, engine, tmp_pat
     assert len(engine.asked) == 2
 
 
+def test_the_reason_of_a_nan_names_what_sql_can_do_and_that_helps(con, engine):
+    rows = "(VALUES (1, 'nan'::DOUBLE), (2, 0.5), (3, NULL)) t(n, price)"
+    asked = con.sql(f"SELECT n, LLM('Dear? {{price}}', price) IS NULL FROM {rows} ORDER BY n").fetchall()
+    assert asked == [(1, True), (2, False), (3, True)]
+    [reason] = con.errors()["reason"]
+    assert reason.startswith("null cell: column 'price' is NaN, which counts as null: cast it to VARCHAR")
+    assert "--nulls" not in reason
+    cast = con.sql(f"SELECT LLM('Dear? {{1}}', price::VARCHAR) IS NULL FROM {rows} WHERE n < 3")
+    assert cast.fetchall() == [(False,), (False,)]
+    left = con.sql(f"SELECT count(LLM('Cheap? {{price}}', price)) FROM {rows} WHERE NOT isnan(price)")
+    assert left.fetchall() == [(1,)] and len(con.errors()) == 1
+
+
 def test_the_user_may_have_a_database_a_schema_and_tables_of_our_names(engine, tmp_path):
     path = tmp_path / "llm.duckdb"
     with duckdb.connect(str(path)) as plain:

@@ -16,7 +16,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vllm_relational.engine.base import PromptForm
-from vllm_relational.engine.endpoint_connection import Address, ApiKey, Connection, LostError, RefusedError
+from vllm_relational.engine.endpoint_connection import (
+    PROBE_TIMEOUT_S,
+    Address,
+    ApiKey,
+    Connection,
+    LostError,
+    RefusedError,
+)
 from vllm_relational.engine.endpoint_protocol import Dialect, constraint, read_completion, request_body
 from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, FreeText, Prompt, RelationalError
 
@@ -27,6 +34,7 @@ MAX_NAMES_SHOWN = 10
 CONSTRAINT_REFUSED = frozenset({400, 422})
 JOB_REFUSED = frozenset({401, 402, 403, 404, 405})  # no other row would fare better
 LIST_TIMEOUT_S = 30.0
+EXPECTED_TIMEOUT_S = 2.0  # where nothing is asked: a plan can do without the server
 _TOO_OLD = re.compile(r"0\.([1-9]|10)\.\d")  # releases before structured_outputs; a development build is 0.1.dev
 _BLOCK_SIZE_METRIC = re.compile(r'vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"')
 
@@ -79,6 +87,7 @@ class EndpointEngine:
         self._model = model
         self._address = Address(base_url.rstrip("/"), key, timeout_s, max_retries, retry_delay_s)
         self._server: _Server | None = None
+        self._expected: EngineInfo | None = None
         self._refused_constraints: set[str] = set()
 
     # --------------------------------------------------------------------------------------------------- start
@@ -96,23 +105,44 @@ class EndpointEngine:
                 self._server = _Server(info, vllm)
         return self._server
 
-    def _list_models(self, connection: Connection) -> list[Mapping[str, Any]] | None:
+    def expected(self) -> EngineInfo:
+        """What ``start`` said or, for plans that are not run, what the server says of itself if it answers at once.
+
+        No model is asked. A server that is away or says nothing is asked once, and its ``max_model_len`` is None.
+        """
+        if self._server is not None:
+            return self._server.info
+        if self._expected is None:
+            self._expected = self._glance()
+        return self._expected
+
+    def _glance(self) -> EngineInfo:
+        address, timeout_s = self._address, min(EXPECTED_TIMEOUT_S, self._address.timeout_s)
+        try:
+            with _opened(replace(address, timeout_s=timeout_s)) as connection:
+                card = _choose_card(self._list_models(connection, timeout_s), self._model, address.shown)
+                vllm = card.get("owned_by") == "vllm"
+                return _info(card, _block_size(connection, self._address.root, timeout_s) if vllm else None)
+        except RelationalError:
+            return EngineInfo(self._model or "")
+
+    def _list_models(self, connection: Connection, timeout_s: float = LIST_TIMEOUT_S) -> list[Mapping[str, Any]] | None:
         """The server's model cards; None where it keeps no list. A base URL without a path is also tried with /v1."""
         bare = not urlsplit(self._address.base_url).path
         try:
-            return _cards(connection.get("/models", LIST_TIMEOUT_S), self._address.shown)
+            return _cards(connection.get("/models", timeout_s), self._address.shown)
         except RefusedError as error:
             if error.status != 404:
                 raise RelationalError(_refusal(self._address, error)) from error
         except LostError as error:
             fix = "start the server or correct base_url"
             raise RelationalError(f"cannot reach the server at {self._address.shown}: {error}; {fix}") from error
-        return self._list_models_under_v1(connection) if bare else None
+        return self._list_models_under_v1(connection, timeout_s) if bare else None
 
-    def _list_models_under_v1(self, connection: Connection) -> list[Mapping[str, Any]] | None:
+    def _list_models_under_v1(self, connection: Connection, timeout_s: float) -> list[Mapping[str, Any]] | None:
         address = replace(self._address, base_url=self._address.base_url + "/v1")
         try:
-            cards = _cards(connection.get(address.base_url + "/models", LIST_TIMEOUT_S), address.shown)
+            cards = _cards(connection.get(address.base_url + "/models", timeout_s), address.shown)
         except LostError:
             return None
         except RefusedError as error:
@@ -153,7 +183,7 @@ class EndpointEngine:
 
     def close(self) -> None:
         """Connections live no longer than one call, so there is nothing to free; ``start`` would ask anew."""
-        self._server = None
+        self._server = self._expected = None
 
 
 class _Question:
@@ -309,10 +339,10 @@ def _info(card: Mapping[str, Any], block_size: int | None) -> EngineInfo:
     return EngineInfo(card["id"], longest if isinstance(longest, int) else None, None, block_size or BLOCK_SIZE)
 
 
-def _block_size(connection: Connection, root: str) -> int | None:
+def _block_size(connection: Connection, root: str, timeout_s: float = PROBE_TIMEOUT_S) -> int | None:
     """From vLLM's metrics, since it depends on the machine: 128 tokens on a CPU. None where they are not served."""
     try:
-        found = _BLOCK_SIZE_METRIC.search(str(connection.get(root + "/metrics")))
+        found = _BLOCK_SIZE_METRIC.search(str(connection.get(root + "/metrics", timeout_s)))
     except (RefusedError, LostError):
         return None
     return int(found[1]) if found else None

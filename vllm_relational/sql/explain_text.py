@@ -71,6 +71,8 @@ def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
     else:
         lines = [_input_line(entry), f"{_most(entry)}{_tokens(entry.tokens, settings)} (tokens {entry.counts})"]
     lines += _layout_lines(operator)
+    if entry.assumed:
+        lines.append(f"assumes {entry.assumed:,} tokens of context: the engine does not say")
     if entry.candidates:
         lines.append(f"blocking: at most {entry.candidates:,} candidates of {operator.distinct:,} pairs are asked")
     if entry.stops_after:

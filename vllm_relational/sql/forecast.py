@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 from sqlglot import exp
 
-from vllm_relational.sql.aggregate import first_parts
+from vllm_relational.sql.aggregate import ASSUMED_CONTEXT, first_parts
 from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, condition_of, conjunction, conjuncts, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
 from vllm_relational.sql.functions import Question
@@ -37,6 +37,7 @@ class Forecast:
 
     tokens:     of the prompts that have no answer yet, for all rows that may come.
     to_ask:     prompts; open: inputs without an answer; inherits: of these, those that share the prompt of another.
+    cached:     prompts that a run will find answered in the result cache, as far as it was looked into.
     share:      of these rows, the part that is expected to come: 1 where that is certain.
     kept:       what predicates keep of these rows, behind ``share``.
     waits_for:  operators whose answers decide which rows come; ``reads``: operators whose answers are its input.
@@ -45,6 +46,7 @@ class Forecast:
     candidates: pairs of a semantic join that will at most be proposed; 0 for other operators.
     stops_after: rows of a LIMIT, after which no more are asked; 0 without.
     is_partial: its inputs were left out of the forecast.
+    assumed:    tokens of context that LLM_AGG was planned for where the engine does not say; 0 where it says.
     """
 
     operator: Operator
@@ -52,6 +54,7 @@ class Forecast:
     to_ask: int = 0
     open: int = 0
     inherits: int = 0
+    cached: int = 0
     share: float = 1.0
     kept: list[Selectivity] = field(default_factory=list)
     waits_for: list[str] = field(default_factory=list)
@@ -61,6 +64,7 @@ class Forecast:
     planned: set[str] = field(default_factory=set)
     candidates: int = 0
     is_partial: bool = False
+    assumed: int = 0
 
     def narrow(self, share: float, kept: Sequence[Selectivity] = ()) -> None:
         """At most that share of the rows is expected to come."""
@@ -79,7 +83,7 @@ class Forecast:
         """Whether all answers that may be needed are there; passages are, as a forecast searches for them."""
         if isinstance(self.operator.question, Retrieval):
             return not self.reads and not self.is_partial
-        return not self.to_ask and self.is_certain
+        return not self.to_ask and not self.cached and self.is_certain
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,7 @@ def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, question: Question
     options = operator.options(question, records, embeds=not extent.choosing)
     if question.function == "LLM_AGG":
         records = first_parts(job.llm, records, question, options)
+        entry.assumed = 0 if job.llm.expected_engine().max_model_len else ASSUMED_CONTEXT
     kept = thinned(records, extent.common.get(operator.table.name, ()), extent.halvings)
     report = job.llm.forecast(kept, question.template, quick=extent.quick, **options)
     scale = records.num_rows / kept.num_rows
@@ -233,6 +238,7 @@ def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, question: Question
     entry.tokens += tokens.times(scale)
     entry.to_ask += round(report.num_asked * scale)
     entry.open += todo.num_rows
+    entry.cached += report.num_cached
     entry.inherits += round(inherited([report]) * scale)
     entry.counts = report.token_counts
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from vllm_relational.config import DEFAULT_SYSTEM_PROMPT, QUESTION_FIRST, Layout, check_layout
+from vllm_relational.config import DEFAULT_SYSTEM_PROMPT, KEEP_NULLS, QUESTION_FIRST, Layout, check_layout
 from vllm_relational.records import EngineDiedError, EngineInfo, FreeText, JsonSchema, QueryResult, RunReport
 from vllm_relational.sql.aggregate import reduce_groups
 from vllm_relational.sql.blocks import KEY
@@ -205,7 +205,8 @@ class Operator:
             return Said(answers, errors, origins, range(len(answers)))
         result = llm.run(records, question.template, **{**options, **kept})
         self.reports.append(result.report)
-        return Said(result.answers, result.errors, result.origins, result.source_rows.tolist())
+        errors = [_in_sql(reason) for reason in result.errors]
+        return Said(result.answers, errors, result.origins, result.source_rows.tolist())
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,14 @@ def _values(question: Question, said: Said, answer_type: pa.DataType) -> tuple[l
 
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _in_sql(reason: str | None) -> str | None:
+    """The reason of a row with the fix that SQL has. Nulls are not asked about, so what counts as null is a NaN."""
+    if reason is None or not reason.endswith(KEEP_NULLS):
+        return reason
+    known = reason.removesuffix(f" is null{KEEP_NULLS}")
+    return f"{known} is NaN, which counts as null: cast it to VARCHAR to ask about it, or leave it out with NOT isnan()"
 
 
 def _how_to_go_on(error: EngineDiedError, kept: bool) -> str:

@@ -12,6 +12,10 @@ from vllm_relational.sql.operator import Asks
 class Model(Asks, Protocol):
     """What a statement needs of ``RelationalLLM``."""
 
+    @property
+    def engine(self) -> Any:
+        """The engine behind it, started or not."""
+
     def start(self) -> EngineInfo:
         """The engine, started; what it says of itself."""
 
@@ -19,21 +23,22 @@ class Model(Asks, Protocol):
 class Trail:
     """``RelationalLLM`` that remembers what a statement asked, and plans and forecasts what comes next from there.
 
-    info: the engine to forecast for; None for the one that is expected.
+    info:   the engine to forecast for; None for the one that is expected.
+    engine: the engine that runs, whose answers in the result cache a forecast leaves out; None looks into no cache.
     """
 
-    def __init__(self, llm: Model, info: EngineInfo | None = None) -> None:
-        self._llm, self._info = llm, info
+    def __init__(self, llm: Model, info: EngineInfo | None = None, engine: Any = None) -> None:
+        self._llm, self._info, self._engine = llm, info, engine
         self._asked: list[AskedBatch] = []
 
     def from_start(self) -> Trail:
         """The same before anything was asked."""
-        return Trail(self._llm, self._info)
+        return Trail(self._llm, self._info, self._engine)
 
     def started(self) -> Trail:
         """For the engine as it is, which is started if need be. Named as expected: answers are filed under that."""
         info = dataclasses.replace(self._llm.start(), model=self.expected_engine().model)
-        return Trail(self._llm, info)
+        return Trail(self._llm, info, self._llm.engine)
 
     def start(self) -> EngineInfo:
         """The engine, started if need be; what it says of itself, and what is expected where it does not say."""
@@ -46,7 +51,7 @@ class Trail:
         if info.kv_cache_tokens is None or share == 1:
             return self.from_start()
         smaller = max(int(info.kv_cache_tokens * share), info.block_size)
-        return Trail(self._llm, dataclasses.replace(info, kv_cache_tokens=smaller))
+        return Trail(self._llm, dataclasses.replace(info, kv_cache_tokens=smaller), self._engine)
 
     def run(self, table: Any, prompt: str, **options: Any) -> QueryResult:
         """Ask the prompt of every row."""
@@ -62,9 +67,10 @@ class Trail:
     def forecast(self, table: Any, prompt: str, quick: bool = False, **options: Any) -> RunReport:
         """Plan as ``run`` would, or in less time, and go on as if that had been asked."""
         prepared = self._llm.prepare(table, prompt, after=self._asked, **options)
-        planned = prepared.plan(self.expected_engine(), quick=quick)
-        self._asked.append(planned.asked)
+        planned = prepared.plan(self.expected_engine(), quick=quick, engine=self._engine)
         report: RunReport = planned.report
+        if report.num_asked:
+            self._asked.append(planned.asked)
         return report
 
     def expected_engine(self) -> EngineInfo:

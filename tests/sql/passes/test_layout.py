@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pyarrow as pa
 import pytest
 from fake_engine import ByteTokenizer, parts_of
@@ -164,6 +166,41 @@ def test_three_operators_and_batches_of_a_limit_go_on_from_all_that_was_asked():
             for report in operator.reports:
                 assert report.predicted.hit_tokens == report.measured_cached_tokens
         assert all(report.measured_hit_rate > 0.7 for op in con.last_run.operators[1:] for report in op.reports)
+
+
+def test_what_the_result_cache_holds_costs_nothing_in_either_layout(tmp_path):
+    """A statement asked before in its own layout is not asked anew because another one came to it."""
+    cache = tmp_path / "answers.cache"
+    with opened(TokenEngine(), cache=cache) as con:
+        con.sql("SELECT id FROM note WHERE LLM_FILTER('{body} is good', body)")
+        assert layouts(con) == ["question-first"] and con.last_run.asked == 40
+    costs = []
+    for _ in range(2):  # the second time, both are in the cache
+        with opened(TokenEngine(), cache=cache) as con:
+            con.sql(TWO)
+            assert layouts(con) == ["question-first", "question-first"]
+            first, second = con.last_run.operators
+            assert (first.asked, first.cached) == (0, 40)
+            [cost] = re.findall(r"([\d,]+) prompt tokens to compute", con.last_run.notes[0])
+            costs.append(int(cost.replace(",", "")))
+            rows = second.asked + second.cached
+    assert (second.asked, second.cached) == (0, rows) and rows > 5
+    with opened(TokenEngine(), layout="question-first") as con:
+        tokens = con.forecast(TWO).forecasts[1].tokens.times(0.5)  # half of the rows are expected to pass
+    assert costs[0] == pytest.approx(tokens.prompt - tokens.cached, rel=0.05) and costs[1] < costs[0]
+
+
+def test_a_statement_that_is_all_in_the_result_cache_keeps_its_layout(tmp_path):
+    for asked in (True, False):
+        with opened(TokenEngine(), cache=tmp_path / "answers.cache") as con:
+            con.sql(TWO)
+            assert layouts(con) == ["row-first", "row-first"] and bool(con.last_run.asked) is asked
+
+
+def test_explain_makes_no_result_cache(tmp_path):
+    with opened(TokenEngine(), cache=tmp_path / "answers.cache") as con:
+        assert "rows before questions" in con.explain(TWO)
+        assert not list(tmp_path.iterdir())
 
 
 def test_only_operators_that_read_the_same_fields_are_put_together():
