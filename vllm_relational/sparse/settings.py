@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_relational.records import RelationalError
 
-METHODS = ("auto", "scan", "v_skip", "dense")
+METHODS = ("auto", "scan", "v_skip", "pages", "dense")
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,10 @@ class DiprSettings:
     """``RelationalError`` for values that there are not.
 
     method:       ``scan`` reads a 4-bit index of the keys and the tokens that may matter; ``v_skip`` reads all keys and
-                  the values that matter; ``dense`` reads all; ``auto`` chooses by length and layer (``optimizer.py``).
+                  the values that matter; ``pages`` reads two bytes a channel for 16 tokens, and the groups of 16 that
+                  promise most; ``dense`` reads all; ``auto`` chooses by length and batch (``optimizer.py``).
+    approximate:  ``auto`` may choose ``pages``, whose number of tokens does not depend on how many matter.
+    top_tokens:   tokens that ``pages`` attends to beside the window, a KV head, in whole groups of 16.
     alpha:        tokens with at least this share of the greatest attention weight are attended to: beta = -ln(alpha) /
                   softmax scale (arXiv 2504.10326, section 5). 0 attends to all tokens.
     alpha_length: where given, alpha is this number over the context length instead: beta grows with the length.
@@ -33,6 +36,8 @@ class DiprSettings:
     alpha: float = 4e-3
     alpha_length: float | None = None
     tail: bool = True
+    approximate: bool = False
+    top_tokens: int = 2048
     sinks: int = 128
     recent: int = 512
     dense_below: int = 8192
@@ -47,9 +52,10 @@ class DiprSettings:
         _check(
             length is None or (_is_number(length) and length >= 0), "alpha_length", length, "a number of tokens or null"
         )
-        for name in ("tail", "certificate"):
+        for name in ("tail", "approximate", "certificate"):
             _check(type(getattr(self, name)) is bool, name, getattr(self, name), "true or false")
-        for name, least in (("sinks", 0), ("recent", 1), ("dense_below", 0), ("dense_layers", 0)):
+        counts = {"sinks": 0, "recent": 1, "top_tokens": 16, "dense_below": 0, "dense_layers": 0}
+        for name, least in counts.items():
             value = getattr(self, name)
             _check(type(value) is int and value >= least, name, value, f"a whole number, {least} or more")
         share = self.most_candidates
