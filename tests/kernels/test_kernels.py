@@ -14,6 +14,7 @@ from vllm_relational.sparse.kernels.seal import seal
 from vllm_relational.sparse.pages import PageLayout, new_cache
 from vllm_relational.sparse.settings import DiprSettings
 
+
 @pytest.mark.parametrize("method", ["scan", "v_skip"])
 @pytest.mark.parametrize(("group", "kv_heads", "head_size", "block_size", "dtype"), SHAPES)
 def test_an_infinite_beta_is_dense_attention(method, group, kv_heads, head_size, block_size, dtype):

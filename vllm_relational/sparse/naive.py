@@ -122,7 +122,9 @@ class TopPages:
     tokens: int
     spread: float = RANK_SPREAD
 
-    def choose(self, query: torch.Tensor, key: torch.Tensor, scores: torch.Tensor, scale: float, window: Window) -> Chosen:
+    def choose(
+        self, query: torch.Tensor, key: torch.Tensor, scores: torch.Tensor, scale: float, window: Window
+    ) -> Chosen:
         """The rule for one request: arguments of ``decode``, and the products ``[num_heads, seq_len]``."""
         kv_heads, seq_len, _ = key.shape
         start, end = window.body(seq_len)

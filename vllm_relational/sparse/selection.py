@@ -102,7 +102,6 @@ class Scored:
             self._estimates[index] = self._times(coded.key), bound
         return self._estimates[index]
 
-
     def outline(self, index: Index) -> tuple[torch.Tensor, torch.Tensor]:
         """``codec.outline`` of every group ``[batch, num_kv_heads, repeats, num_queries, num_groups]``."""
         if index not in self._outlines:

@@ -222,7 +222,7 @@ class Kernels:
             self.settings.top_tokens // GROUP, HEADS=self.heads, COMPACT=self._compact, GROUP=GROUP,
             SINKS=self._sinks, RECENT=self.settings.recent, WINDOW_TILES=self._window_tiles,
             WINDOW_PADDED=triton.next_power_of_2(self._window_tiles), REQS=self._reqs, MOST_GROUPS=most_groups,
-            num_warps=max(4, min(32, most_groups // 512)),
+            num_warps=max(4, min(32, most_groups // 512)), num_stages=1,
         )  # fmt: skip
 
     def _list(self, batch: Batch) -> None:

@@ -84,17 +84,14 @@ def select_kernel(
     pair = request.to(tl.int64) * tl.num_programs(0) + head
     groups = start // GROUP + tl.arange(0, MOST_GROUPS)
     inside = groups < end // GROUP
-    best = tl.full([MOST_GROUPS], float("-inf"), tl.float32)
-    odd = tl.zeros([MOST_GROUPS], tl.int32)
-    for each in tl.static_range(HEADS):
+    order = tl.full([MOST_GROUPS], NOTHING, tl.int32)
+    for each in range(HEADS):
         tiles = tl.arange(0, WINDOW_PADDED)
         seen = most_ptr + (pair * HEADS + each) * num_partials + tiles
         seed = tl.max(tl.load(seen, mask=tiles < WINDOW_TILES, other=float("-inf")), axis=0)
         ranks = rank_ptr + (head * COMPACT + each).to(tl.int64) * total_groups + place
-        lead = tl.load(ranks + groups, mask=inside, other=float("-inf")) - seed
-        odd |= (lead != lead).to(tl.int32)
-        best = tl.maximum(best, lead)
-    order = _in_order(tl.where(odd > 0, float("inf"), best))
+        lead = tl.load(ranks + groups, mask=inside, other=0.0) - seed
+        order = tl.maximum(order, _in_order(lead))
     tl.store(order_ptr + head.to(tl.int64) * total_groups + place + groups, order, mask=inside)
     order = tl.where(inside, order, NOTHING)
     limit, last = tl.full([], NOTHING, tl.int32), tl.full([], -1, tl.int32)
