@@ -6,9 +6,9 @@ kernels of ``sparse/kernels``, on contexts with the scores of a real model (``di
                     [--csv FILE] [--commit NAME] [--parts]
 
 Llama-3.1-8B's shape, blocks of 16 in random order. Nothing is timed that is not right: each way is first held against
-attention in float32, a scan over the tokens it says it attends to; fp8 is as it is, its error stands beside. Times are
-medians of CUDA graph replays of 20 launches, in microseconds; ``bytes`` counts what a way must read, as a share of the
-dense keys and values. ``--parts`` adds the time of each kernel.
+attention in float32, a scan or a choice of pages over the tokens it says it attends to; fp8 is as it is, its error
+stands beside. Times are medians of CUDA graph replays of 20 launches, in microseconds; ``bytes`` counts what a way must
+read, as a share of the dense keys and values. ``--parts`` adds the time of each kernel.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from vllm_relational.sparse.settings import DiprSettings
 
 LAUNCHES, REPLAYS = 20, 9
 BLOCK_SIZE = 16
+LISTING = ("scan", "pages")
+PAGES = (512, 2048)
 
 
 def paged(context: Any) -> tuple[Pages, torch.Tensor]:
@@ -89,10 +91,10 @@ def kernels(batch: Batch, settings: DiprSettings, tuning: Tuning | None = None) 
 
 # ------------------------------------------------------------------------------------------------- right, then fast
 def error(batch: Batch, context: Any, made: Kernels | None, method: str, output: torch.Tensor) -> float:
-    """Greatest difference from float32 attention of the first request; of a scan, over the tokens it attended to."""
+    """Greatest difference from float32 attention of the first request; of LISTING ways, to the tokens they listed."""
     key, value = context.key[0].float(), context.value[0].float()
     rule: naive.Rule = naive.Dense()
-    if method == "scan":
+    if method in LISTING:
         assert made is not None
         kept = torch.zeros(NUM_KV_HEADS, key.shape[1], dtype=torch.bool, device="cuda")
         start, end = naive.Window(made.settings.sinks, made.settings.recent).body(key.shape[1])
@@ -100,7 +102,12 @@ def error(batch: Batch, context: Any, made: Kernels | None, method: str, output:
         for head, tokens in enumerate(made.listed(batch.lens.tolist(), 0)):
             kept[head, tokens] = True
         rule = naive.Given(kept.repeat_interleave(NUM_HEADS // NUM_KV_HEADS, 0))
-    tail = made is not None and method == "scan" and made.settings.tail
+        if method == "pages":
+            query = batch.query[0].float()
+            products = (query.view(NUM_KV_HEADS, -1, HEAD_SIZE) @ key.transpose(1, 2)).flatten(0, 1)
+            choice = naive.TopPages(made.settings.top_tokens).choose(query, key, products, SCALE, naive.Window())
+            rule = naive.Chosen(rule.kept, choice.estimates)
+    tail = made is not None and method in LISTING and made.settings.counts_the_rest
     right = naive.decode(batch.query[0].float(), key, value, SCALE, rule, tail=tail)
     return float((output[0].float() - right.output).abs().max())
 
@@ -158,6 +165,8 @@ def bytes_read(batch: Batch, made: Kernels, method: str) -> float:
     window = made.settings.sinks + made.settings.recent
     body = tokens - window * batch.lens.shape[0] * NUM_KV_HEADS
     listed = float(counts.sum()) + tokens - body
+    if method == "pages":
+        return (listed * dense + body * layout.outline_bytes) / (tokens * dense)
     return (listed * dense + body * (layout.index_bytes + layout.head_size / 16)) / (tokens * dense)
 
 
@@ -172,6 +181,9 @@ def ways(batch: Batch, alphas: list[float]) -> Iterator[tuple[str, str, Kernels 
         for method in ("v_skip", "scan"):
             made = kernels(batch, DiprSettings(alpha=alpha))
             yield f"{method} {alpha:g}", method, made, lambda made=made, method=method: getattr(made, method)(batch)
+    for top_tokens in PAGES:
+        made = kernels(batch, DiprSettings(method="pages", top_tokens=top_tokens))
+        yield f"pages {top_tokens}", "pages", made, lambda made=made: made.pages(batch)
 
 
 def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -> Iterator[dict[str, Any]]:
@@ -194,7 +206,7 @@ def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -
         median = times[len(times) // 2]
         base = base or median
         share = bytes_read(batch, made, method) if made is not None else 0.5 if "fp8" in name else 1.0
-        listed = made.statistics[:2].tolist() if made is not None and method == "scan" else [0, 0]
+        listed = made.statistics[:2].tolist() if made is not None and method in LISTING else [0, 0]
         yield {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "commit": args.commit,

@@ -10,6 +10,7 @@ from launches import DEVICE, ON_GPU, SHAPES, TOLERANCE, WINDOW, attended, expect
 from paged import Paged, paged_batch
 
 from vllm_relational.sparse import codec, naive
+from vllm_relational.sparse.decoder import DecodeShape, SparseDecoder
 from vllm_relational.sparse.kernels.launch import Batch, Kernels, Tuning
 from vllm_relational.sparse.settings import DiprSettings
 
@@ -57,8 +58,8 @@ def check(batch: Paged, dipr: DiprSettings, output: torch.Tensor, made: Kernels)
         rule = naive.TopPages(dipr.top_tokens)
         found = rule.choose(query, key, scored(query, key), batch.scale, naive.Window(**WINDOW))
         same = naive.Chosen(kept.repeat_interleave(len(query) // len(key), 0).to(DEVICE), found.estimates)
-        exact = naive.decode(query, key, value, batch.scale, same, tail=dipr.tail)
-        rounded = 0.01 if dipr.tail else 0.0  # weights and mean values of the tail are bfloat16
+        exact = naive.decode(query, key, value, batch.scale, same, tail=dipr.pages_tail)
+        rounded = 0.01 if dipr.pages_tail else 0.0  # weights and mean values of the tail are bfloat16
         assert torch.allclose(output[row].float(), exact.output, atol=TOLERANCE[batch.query.dtype] + rounded)
 
 
@@ -70,7 +71,7 @@ def scored(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("group", "kv_heads", "head_size", "block_size", "dtype"), SHAPES)
 def test_attends_to_the_groups_with_the_greatest_scores(tail, group, kv_heads, head_size, block_size, dtype):
     batch = paged_batch(
-        [740, 1, 333, 120],
+        [500, 1, 333, 120],
         group=group,
         kv_heads=kv_heads,
         head_size=head_size,
@@ -79,8 +80,8 @@ def test_attends_to_the_groups_with_the_greatest_scores(tail, group, kv_heads, h
         spread=3.0,
         device=DEVICE,
     )
-    output, made = run(batch, pages(150, tail=tail), "pages")
-    check(batch, pages(150, tail=tail), output, made)
+    output, made = run(batch, pages(150, pages_tail=tail), "pages")
+    check(batch, pages(150, pages_tail=tail), output, made)
     others = [row for row in range(len(output)) if row not in batch.rows.tolist()]
     assert output[others].isnan().all()  # nobody's rows
 
@@ -96,8 +97,8 @@ def test_attends_to_the_groups_with_the_greatest_scores(tail, group, kv_heads, h
 )
 def test_any_length_and_number_of_tokens(seed, length, spread, top_tokens, programs, tail):
     batch = paged_batch([length], group=2, kv_heads=1, spread=spread, seed=seed, dtype=torch.bfloat16, device=DEVICE)
-    output, made = run(batch, pages(top_tokens, tail=tail), "pages", programs)
-    check(batch, pages(top_tokens, tail=tail), output, made)
+    output, made = run(batch, pages(top_tokens, pages_tail=tail), "pages", programs)
+    check(batch, pages(top_tokens, pages_tail=tail), output, made)
 
 
 @pytest.mark.parametrize("top_tokens", [16, 48, 400, 4096])
@@ -129,7 +130,7 @@ def test_groups_without_codes_come_first():
 
 def test_far_greater_products_than_the_window_has_do_not_overflow():
     batch = paged_batch([700], spread=200.0, device=DEVICE)
-    output, _ = run(batch, pages(16), "pages")
+    output, _ = run(batch, pages(16, pages_tail=True), "pages")
     assert output[int(batch.rows[0])].isfinite().all()
 
 
@@ -144,9 +145,9 @@ def test_the_same_groups_every_time_and_statistics_count_them():
 
 def test_a_request_without_scratch_is_attended_to_densely():
     batch = paged_batch([900, 700], spread=2.0, device=DEVICE)
-    made = kernels_for(batch, pages(64))
+    dipr = pages(64)
     small = Kernels(
-        made.settings,
+        dipr,
         num_heads=8,
         num_kv_heads=2,
         head_size=64,
@@ -158,9 +159,20 @@ def test_a_request_without_scratch_is_attended_to_densely():
     )
     output = torch.full_like(batch.query, torch.nan)
     small.pages(Batch(batch.query, batch.pages, batch.block_table, batch.lens, batch.rows, output))
-    dense, sparse = expected(batch, DiprSettings(alpha=0.0)), expected(batch, pages(64))
+    dense, sparse = expected(batch, DiprSettings(alpha=0.0)), expected(batch, dipr)
     kept, all_of_it = batch.rows.tolist()
     assert torch.allclose(output[kept], sparse[kept], atol=1e-3)
     assert not torch.allclose(output[kept], dense[kept], atol=1e-3)
     assert torch.allclose(output[all_of_it], dense[all_of_it], atol=1e-3)
     assert small.statistics[2] > 0
+
+
+def test_a_decoder_of_that_method_launches_it():
+    batch, dipr = paged_batch([600, 300], spread=2.0, device=DEVICE), pages(64)
+    decoder = SparseDecoder(dipr, DecodeShape(8, 2, 64, batch.scale, 2, 600))
+    found = [torch.zeros_like(batch.query) for _ in range(2)]
+    decoder.decode(batch.query, batch.pages, batch.block_table, batch.lens, batch.rows, found[0])
+    decoder._kernels = kernels_for(batch, dipr)
+    decoder.decode(batch.query, batch.pages, batch.block_table, batch.lens, batch.rows, found[1])
+    assert torch.allclose(found[0], expected(batch, dipr).nan_to_num(0.0))
+    assert torch.allclose(found[0], found[1], atol=1e-3)

@@ -110,5 +110,5 @@ def reference(
         value = naive.gather(pages.value, block_table[request], seq_len)
         rule = rule_of(settings, scale, seq_len)
         row = int(rows[request])
-        found = naive.decode(query[row], key, value, scale, rule, window, tail=settings.tail)
+        found = naive.decode(query[row], key, value, scale, rule, window, tail=settings.counts_the_rest)
         output[row] = found.output.to(output.dtype)

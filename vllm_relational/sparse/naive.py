@@ -16,7 +16,7 @@ import torch
 from vllm_relational.sparse import codec
 from vllm_relational.sparse.pages import GROUP
 
-RANK_SPREAD = 0.0
+RANK_SPREAD = 0.375
 """Groups are ranked by the middle of what their products may be, plus this share of the way to the box bound."""
 MOST_LIFT = 64.0
 """Bits: a token of a group that was not chosen counts at most ``2 ** 64`` times as much as any of the window."""
@@ -128,7 +128,7 @@ class TopPages:
         """The rule for one request: arguments of ``decode``, and the products ``[num_heads, seq_len]``."""
         kv_heads, seq_len, _ = key.shape
         start, end = window.body(seq_len)
-        _, origin, step = codec.quantise(key[:, start:end].unflatten(1, (-1, GROUP)))
+        _, origin, step = codec.quantise(torch.unflatten(key[:, start:end], 1, (-1, GROUP)))
         parts = zip(query.view(kv_heads, -1, query.shape[-1]), origin, step, strict=True)
         middle, reach = (torch.cat(each) for each in zip(*(codec.outline(*part) for part in parts), strict=True))
         most = torch.cat([scores[:, :start], scores[:, end:]], 1).amax(-1, keepdim=True)
@@ -197,8 +197,8 @@ def decode(
     query: ``[num_heads, head_size]``; key, value: ``[num_kv_heads, seq_len, head_size]``. Computed in their dtype, at
     least float32: give float64 for a reference of the reference.
     by_group: a token that one head of a KV head's group keeps is attended to by all of them, as the kernels do.
-    tail:     tokens of the body that are not kept count with their weight and the mean value of their group of 16; under
-              ``TopPages`` with the weight that a key in the group's middle has.
+    tail:     tokens of the body that are not kept count with their weight and the mean value of their group of 16;
+              under ``TopPages`` with the weight that a key in the group's middle has.
     """
     number = torch.promote_types(query.dtype, torch.float32)
     query, key, value = query.to(number), key.to(number), value.to(number)

@@ -5,8 +5,8 @@ and the tokens that are listed. On a given card launches take a fixed time and s
 ``scripts/bench/dipr_kernels.py`` measures. Sparse attention launches five kernels where dense attention has two, and
 fetches listed tokens one by one: it pays from a length on that falls as the batch grows.
 
-An engine has one sparse method, chosen when it starts (``Costs.sparse``): what is best at its greatest length and batch.
-A step chooses between that and dense attention (``Costs.choose``).
+An engine has one sparse method, chosen when it starts: what is best at its greatest length and batch
+(``Costs.sparse``). A step chooses between that and dense attention (``Costs.choose``).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Costs:
         kv = heads * (layout.token_bytes - layout.index_bytes)
         window = kv * (self.settings.sinks + self.settings.recent) / table.dense_rate
         listed, chosen = kv * table.listed / table.listed_rate, kv * self.settings.top_tokens / table.gather_rate
-        means = layout.mean_bytes / table.mean_rate if self.settings.tail else 0.0
+        means = layout.mean_bytes / table.mean_rate if self.settings.pages_tail else 0.0
         outline = heads * (layout.outline_bytes / table.outline_rate + means)
         return {
             "dense": Line(table.dense_launch, 0.0, kv / table.dense_rate),
@@ -116,7 +116,7 @@ class Costs:
         return self.sparse if sparse.us(seq_len, num_reqs) < dense.us(seq_len, num_reqs) else "dense"
 
     def pays_from(self, num_reqs: int) -> int:
-        """The length from which on ``choose`` says ``sparse`` in a batch of ``num_reqs``, in all but the first layers."""
+        """The length from which on ``choose`` is ``sparse`` in a batch of ``num_reqs``, but in the first layers."""
         if self.settings.method != "auto" or self.settings.attends_to_all:
             return self.settings.dense_below
         dense, sparse = self.lines["dense"], self.lines[self.sparse]

@@ -25,6 +25,7 @@ class DiprSettings:
                   softmax scale (arXiv 2504.10326, section 5). 0 attends to all tokens.
     alpha_length: where given, alpha is this number over the context length instead: beta grows with the length.
     tail:         tokens that are not attended to count with their estimated weight and the mean value of their group.
+    pages_tail:   the same for ``pages``, whose estimates are coarser: it was not worth the bytes.
     sinks, recent: tokens at the start and at the end of the context that are always attended to.
     dense_below:  tokens: shorter contexts are attended to densely.
     dense_layers: so many first layers are attended to densely.
@@ -38,6 +39,7 @@ class DiprSettings:
     tail: bool = True
     approximate: bool = False
     top_tokens: int = 2048
+    pages_tail: bool = False
     sinks: int = 128
     recent: int = 512
     dense_below: int = 8192
@@ -52,7 +54,7 @@ class DiprSettings:
         _check(
             length is None or (_is_number(length) and length >= 0), "alpha_length", length, "a number of tokens or null"
         )
-        for name in ("tail", "approximate", "certificate"):
+        for name in ("tail", "approximate", "pages_tail", "certificate"):
             _check(type(getattr(self, name)) is bool, name, getattr(self, name), "true or false")
         counts = {"sinks": 0, "recent": 1, "top_tokens": 16, "dense_below": 0, "dense_layers": 0}
         for name, least in counts.items():
@@ -65,6 +67,11 @@ class DiprSettings:
     def attends_to_all(self) -> bool:
         """Whether beta is infinite at every length."""
         return (self.alpha if self.alpha_length is None else self.alpha_length) == 0
+
+    @property
+    def counts_the_rest(self) -> bool:
+        """Whether tokens that are not attended to count by estimates."""
+        return self.pages_tail if self.method == "pages" else self.tail
 
     def beta(self, scale: float, seq_len: int) -> float:
         """How far below the greatest product ``q.k`` a token of a context of ``seq_len`` may be; infinite for all."""

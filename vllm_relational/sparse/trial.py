@@ -7,9 +7,10 @@
 attention weight (``8/L``: 8 over the context's length), ``top`` keeps so many a head, ``mass`` keeps this much
 attention mass (top-p). ``scan`` attends to all that the index cannot rule out under DIPR, ``scan_window`` and
 ``scan_global`` with another maximum (``selection.Scan``), ``estimated`` to what the index's products select, ``pages``
-to so many tokens a KV head, in whole groups chosen without their codes; with ``+est`` the others count as if their keys
-were the middle of their group. Behind it may stand, in this order: ``@3/64``, an index of 3 bits in groups of 64 tokens instead of 4 in 16; ``+tail``, the
-tail estimate with exact weights, or ``+est``, with the index's; ``+head``, heads of a group are not joined.
+to so many tokens a KV head, in whole groups that are chosen without their codes. Behind it may stand, in this order:
+``@3/64``, an index of 3 bits in groups of 64 tokens instead of 4 in 16; ``+tail``, the tail estimate with exact
+weights, or ``+est``, with the index's (of ``pages``: as if all keys of a group were in its middle); ``+head``, heads of
+a group are not joined.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ class Tuning:
     programs:    programs that the card runs at once, over which splits are spread.
     most_splits: parts of a context at most.
     scan_groups: groups of 16 tokens that a scan reads at once, a power of two.
-    group_tile, tail_tile, list_tile: groups, and gather_tile, window_tile, dense_tile: tokens that the others read at once.
+    group_tile, tail_tile, list_tile: groups, and gather_tile, window_tile, dense_tile: tokens that the others read at
+                 once.
     most_tokens: tokens of sparse requests together that there is scratch for; requests beyond are attended to densely.
     """
 
@@ -200,7 +201,7 @@ class Kernels:
             self.scale, beta, alpha_length, num_reqs, batch.query.stride(0), *pages.words.stride()[:2],
             *pages.step_words.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
             **self._common(batch, self._compact), **self._splitting(),
-            WORDS=max(8, triton.next_power_of_2(self.head_size // 8)), TAIL=self.settings.tail,
+            WORDS=max(8, triton.next_power_of_2(self.head_size // 8)), TAIL=self.settings.counts_the_rest,
             BY_LENGTH=self.settings.alpha_length is not None, NUMBER=_number(batch.query.dtype),
             num_warps=self.tuning.scan_warps, num_stages=self.tuning.scan_stages,
         )  # fmt: skip
@@ -231,7 +232,7 @@ class Kernels:
             batch.lens, self._base, self._most, self._order, self._limit, self._weight, self.lists, self.counts,
             self.scale, num_reqs, self.num_partials(num_reqs), self._groups, self._groups * self._room,
             HEADS=self.heads, PADDED=self._compact, GROUP=GROUP, SINKS=self._sinks, RECENT=self.settings.recent,
-            **self._splitting(), ROOM=self._room, TILE=self.tuning.list_tile, TAIL=self.settings.tail, num_warps=4,
+            **self._splitting(), ROOM=self._room, TILE=self.tuning.list_tile, TAIL=self.settings.counts_the_rest, num_warps=4,
         )  # fmt: skip
 
     def _gather(self, batch: Batch) -> None:
@@ -244,7 +245,7 @@ class Kernels:
             batch.block_table.stride(0), self.num_partials(num_reqs), self._groups, self._groups * self._room,
             **self._common(batch), **self._splitting(), CHANNELS=self._channels,
             COMPACT=self._compact, SPLITS_PADDED=triton.next_power_of_2(splits), TILE=self.tuning.gather_tile,
-            TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.tail, num_warps=4,
+            TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.counts_the_rest, num_warps=4,
         )  # fmt: skip
 
     def v_skip(self, batch: Batch) -> None:
@@ -258,7 +259,7 @@ class Kernels:
             self.scale, beta, alpha_length, batch.query.stride(0), *pages.key.stride()[:3],
             *pages.value_mean.stride()[:2], batch.block_table.stride(0), splits,
             **self._common(batch), CHANNELS=self._channels, TILE=self.tuning.dense_tile,
-            TAIL=self.settings.tail, BY_LENGTH=self.settings.alpha_length is not None,
+            TAIL=self.settings.counts_the_rest, BY_LENGTH=self.settings.alpha_length is not None,
             num_warps=self.tuning.dense_warps, num_stages=self.tuning.dense_stages,
         )  # fmt: skip
         self._merge(batch, splits, splits)

@@ -1,7 +1,7 @@
 """Chooses whole groups by what origin and step say of them, so many a KV head: ``naive.TopPages`` on the device.
 
-Two launches after ``prepare`` with OUTLINE, in the place of scan and compact. ``select_kernel`` finds the score that the
-wanted number of groups reach, by bisection over the bits of the scores, which a program holds in registers;
+Two launches after ``prepare`` with OUTLINE, in the place of scan and compact. ``select_kernel`` finds the score that
+the wanted number of groups reach, by bisection over the bits of the scores, which a program holds in registers;
 ``list_kernel`` lists the tokens of the chosen groups and weighs the others. Equal scores go by position, so that the
 groups are always the same, and exactly so many.
 """
