@@ -232,7 +232,8 @@ class Kernels:
             batch.lens, self._base, self._most, self._order, self._limit, self._weight, self.lists, self.counts,
             self.scale, num_reqs, self.num_partials(num_reqs), self._groups, self._groups * self._room,
             HEADS=self.heads, PADDED=self._compact, GROUP=GROUP, SINKS=self._sinks, RECENT=self.settings.recent,
-            **self._splitting(), ROOM=self._room, TILE=self.tuning.list_tile, TAIL=self.settings.counts_the_rest, num_warps=4,
+            **self._splitting(), ROOM=self._room, TILE=self.tuning.list_tile, TAIL=self.settings.counts_the_rest,
+            num_warps=4,
         )  # fmt: skip
 
     def _gather(self, batch: Batch) -> None:
