@@ -53,7 +53,9 @@ def test_v_skip_is_never_chosen(num_reqs, measured):
     assert found.lines["v_skip"].us(32768, num_reqs) == pytest.approx(measured, rel=0.02)
     for length in (1, 8192, 32768, 10**6):
         for shape in (costs(), costs(approximate=True), costs(max_seq_len=length, max_reqs=1)):
-            assert shape.choose(length, num_reqs, 9) != "v_skip"
+            assert shape.choose(length, num_reqs, 9) != "v_skip" and shape.sparse != "v_skip"
+    tiny = Costs(DiprSettings(), PageLayout(16, 32, torch.float32), 1, 64, 1)
+    assert tiny.sparse == "scan" and tiny.choose(64, 1, 9) == "dense"
 
 
 def test_pages_are_chosen_only_where_they_may_be_and_are_cheaper():

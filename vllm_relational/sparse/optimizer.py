@@ -98,13 +98,15 @@ class Costs:
 
     @cached_property
     def sparse(self) -> str:
-        """The engine's sparse method: the cheapest of those that the settings allow."""
+        """The engine's sparse method: the cheapest of those that are allowed and can be faster than dense attention."""
         if self.settings.attends_to_all:
             return "v_skip"
         if self.settings.method != "auto":
             return self.settings.method
         allowed = (*HOLD_THE_DIPR_SET, "pages") if self.settings.approximate else HOLD_THE_DIPR_SET
-        return min(allowed, key=lambda method: self.lines[method].us(self.max_seq_len, self.max_reqs))
+        dense = self.lines["dense"].a_token
+        able = [method for method in allowed if self.lines[method].a_token < dense] or ["scan"]
+        return min(able, key=lambda method: self.lines[method].us(self.max_seq_len, self.max_reqs))
 
     def choose(self, seq_len: int, num_reqs: int, layer: int) -> str:
         """The method for a request of a batch in a layer: dense where it must be or is as cheap, else ``sparse``."""
