@@ -41,7 +41,7 @@ def paged_batch(
 
     spread: of the products; the larger, the fewer tokens matter.
     """
-    random = torch.Generator().manual_seed(seed)
+    random, of_channels = (torch.Generator().manual_seed(number) for number in (seed, seed + 1))
     layout = PageLayout(block_size, head_size, dtype)
     needed = [-(-length // block_size) for length in lens]
     cache = new_cache(layout, sum(needed) + 3, kv_heads)
@@ -54,7 +54,8 @@ def paged_batch(
         block_table[request, :blocks] = own
         shape = (length, kv_heads, head_size)
         slow = torch.randn((-(-length // 64), kv_heads, head_size), generator=random).repeat_interleave(64, 0)[:length]
-        keys = torch.randn(shape, generator=random) * 0.5 + slow + torch.randn((1, kv_heads, head_size)) * 3
+        offset = torch.randn((1, kv_heads, head_size), generator=of_channels) * 3
+        keys = torch.randn(shape, generator=random) * 0.5 + slow + offset
         places = torch.arange(length)
         slots = own.long()[places // block_size] * block_size + places % block_size
         codec.write(pages, keys, torch.randn(shape, generator=random), slots)

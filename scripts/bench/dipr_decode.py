@@ -18,7 +18,7 @@ from vllm_relational.sparse.trial import Trial
 
 ROOM = selection.COLUMNS
 """Columns behind the prompts for the last token and the answer."""
-_INDEXED = ("scan", "scan_window", "scan_global", "estimated")
+_INDEXED = ("scan", "scan_window", "scan_global", "estimated", "pages", "pages_middle", "pages_box")
 
 
 @dataclass

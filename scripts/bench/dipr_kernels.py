@@ -8,10 +8,10 @@ where it is there, against the kernels of ``sparse/kernels``, on contexts with t
                     [--csv FILE] [--commit NAME] [--parts]
 
 Llama-3.1-8B's shape, blocks in random order. Nothing is timed that is not right: each way is first held against
-attention in float32, a scan over the tokens it says it attends to; fp8 is as it is, its error stands beside. Times are
-medians of CUDA graph replays of 20 launches, in microseconds; ``bytes`` counts what a way must read, as a share of the
-dense keys and values. ``--parts`` adds the time of each kernel. Each ``--tuning`` adds scans with other values of
-``sparse/kernels/launch.py`` ``Tuning``.
+attention in float32, a scan or a choice of pages over the tokens it says it attends to; fp8 is as it is, its error
+stands beside. Times are medians of CUDA graph replays of 20 launches, in microseconds; ``bytes`` counts what a way must
+read, as a share of the dense keys and values. ``--parts`` adds the time of each kernel. Each ``--tuning`` adds scans
+with other values of ``sparse/kernels/launch.py`` ``Tuning``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from vllm_relational.sparse.pages import PageLayout, Pages, new_cache
 from vllm_relational.sparse.settings import DiprSettings
 
 LAUNCHES, REPLAYS = 20, 9
+LISTING = ("scan", "pages")
+PAGES = (512, 2048)
 
 
 def paged(context: Any, block_size: int) -> tuple[Pages, torch.Tensor]:
@@ -113,10 +115,10 @@ def kernels(batch: Batch, settings: DiprSettings, tuning: Tuning | None = None) 
 
 # ------------------------------------------------------------------------------------------------- right, then fast
 def error(batch: Batch, context: Any, made: Kernels | None, method: str, output: torch.Tensor) -> float:
-    """Greatest difference from float32 attention of the first request; of a scan, over the tokens it attended to."""
+    """Greatest difference from float32 attention of the first request; of LISTING ways, to the tokens they listed."""
     key, value = context.key[0].float(), context.value[0].float()
     rule: naive.Rule = naive.Dense()
-    if method == "scan":
+    if method in LISTING:
         assert made is not None
         kept = torch.zeros(NUM_KV_HEADS, key.shape[1], dtype=torch.bool, device="cuda")
         start, end = naive.Window(made.settings.sinks, made.settings.recent, made.group).body(key.shape[1])
@@ -124,7 +126,14 @@ def error(batch: Batch, context: Any, made: Kernels | None, method: str, output:
         for head, tokens in enumerate(made.listed(batch.lens.tolist(), 0)):
             kept[head, tokens] = True
         rule = naive.Given(kept.repeat_interleave(NUM_HEADS // NUM_KV_HEADS, 0))
-    tail = made is not None and method == "scan" and made.settings.tail
+        if method == "pages":
+            query = batch.query[0].float()
+            products = (query.view(NUM_KV_HEADS, -1, HEAD_SIZE) @ key.transpose(1, 2)).flatten(0, 1)
+            choice = naive.TopPages(made.settings.top_tokens).choose(
+                query, key, products, SCALE, naive.Window(group=made.group)
+            )
+            rule = naive.Chosen(rule.kept, choice.estimates)
+    tail = made is not None and method in LISTING and made.settings.counts_the_rest
     right = naive.decode(batch.query[0].float(), key, value, SCALE, rule, tail=tail)
     return float((output[0].float() - right.output).abs().max())
 
@@ -182,6 +191,8 @@ def bytes_read(batch: Batch, made: Kernels, method: str) -> float:
     window = made.settings.sinks + made.settings.recent
     body = tokens - window * batch.lens.shape[0] * NUM_KV_HEADS
     listed = float(counts.sum()) + tokens - body
+    if method == "pages":
+        return (listed * dense + body * layout.outline_bytes) / (tokens * dense)
     return (listed * dense + body * (layout.index_bytes + layout.head_size / layout.group)) / (tokens * dense)
 
 
@@ -205,6 +216,9 @@ def ways(
         for text in tunings:
             made = kernels(batch, DiprSettings(alpha=alpha), read_tuning(text))
             yield f"scan {alpha:g} {text}", "scan", made, lambda made=made: made.scan(batch)
+    for top_tokens in PAGES:
+        made = kernels(batch, DiprSettings(method="pages", top_tokens=top_tokens))
+        yield f"pages {top_tokens}", "pages", made, lambda made=made: made.pages(batch)
 
 
 def read_tuning(text: str) -> Tuning:
@@ -233,7 +247,7 @@ def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -
         median = times[len(times) // 2]
         base = base or median
         share = bytes_read(batch, made, method) if made is not None else 0.5 if "fp8" in name else 1.0
-        listed = made.statistics[:2].tolist() if made is not None and method == "scan" else [0, 0]
+        listed = made.statistics[:2].tolist() if made is not None and method in LISTING else [0, 0]
         yield {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "commit": args.commit,

@@ -17,6 +17,7 @@ FAMILIES = {
     r"top:.*\+tail": "top-k + tail",
     r"mass:.*(?<!tail)(?<!est)": "top-p",
     r"mass:.*\+tail": "top-p + tail",
+    r"pages:\d+": "pages",
     r"scan:[^@]*\+est": "all candidates of the int4 index + tail",
 }
 LAYERS = ("dipr:1.2e-2", "dipr:4e-3", "dipr:1e-3", "top:500", "scan:4e-3+est")

@@ -6,74 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paged import Paged, paged_batch
+from launches import DEVICE, ON_GPU, SHAPES, TOLERANCE, WINDOW, attended, expected, run
+from paged import paged_batch
 
 from vllm_relational.sparse import codec, naive
-from vllm_relational.sparse.decoder import reference
-from vllm_relational.sparse.kernels.launch import Batch, Kernels, Tuning
 from vllm_relational.sparse.kernels.seal import seal
 from vllm_relational.sparse.pages import PageLayout, new_cache
 from vllm_relational.sparse.settings import DiprSettings
-
-ON_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if ON_GPU else "cpu"
-TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
-WINDOW = {"sinks": 32, "recent": 64}
-
-
-def kernels_for(batch: Paged, dipr: DiprSettings, programs: int = 12) -> Kernels:
-    num_reqs, num_heads, head_size = len(batch.lens), batch.query.shape[1], batch.query.shape[2]
-    made = Kernels(
-        dipr,
-        num_heads=num_heads,
-        num_kv_heads=batch.pages.num_kv_heads,
-        head_size=head_size,
-        scale=batch.scale,
-        max_reqs=num_reqs,
-        max_seq_len=max(int(batch.lens.max()), 1),
-        group=batch.pages.layout.group,
-        device=DEVICE,
-        tuning=Tuning(programs=programs, scan_programs=5 * programs),
-    )
-    for scratch in made.scratch:
-        scratch.view(torch.uint8).fill_(0xFF)
-    return made
-
-
-def run(batch: Paged, dipr: DiprSettings, method: str, programs: int = 12) -> tuple[torch.Tensor, Kernels]:
-    made = kernels_for(batch, dipr, programs)
-    output = torch.full_like(batch.query, torch.nan)
-    getattr(made, method)(Batch(batch.query, batch.pages, batch.block_table, batch.lens, batch.rows, output))
-    return output, made
-
-
-def expected(batch: Paged, dipr: DiprSettings) -> torch.Tensor:
-    output = torch.full_like(batch.query, torch.nan)
-    reference(dipr, batch.scale, batch.query, batch.pages, batch.block_table, batch.lens, batch.rows, output)
-    return output
-
-
-def attended(batch: Paged, made: Kernels, request: int) -> torch.Tensor:
-    """The tokens that window and list of a request hold: bool ``[num_kv_heads, seq_len]``."""
-    length = int(batch.lens[request])
-    start, end = naive.Window(made.settings.sinks, made.settings.recent, made.group).body(length)
-    kept = torch.zeros((batch.pages.num_kv_heads, length), dtype=torch.bool)
-    kept[:, :start] = kept[:, end:] = True
-    for head, tokens in enumerate(made.listed(batch.lens.tolist(), request)):
-        assert len(tokens) == len(set(tokens))
-        kept[head, tokens] = True
-    return kept
-
-
-SHAPES = [
-    pytest.param(4, 2, 64, 16, torch.float32, id="heads 4"),
-    pytest.param(1, 3, 64, 32, torch.float16, id="one head, blocks of 32"),
-    pytest.param(7, 1, 96, 64, torch.float16, id="heads 7, size 96, blocks of 64"),
-    pytest.param(16, 1, 64, 16, torch.bfloat16, id="heads 16, bfloat16"),
-    pytest.param(4, 1, 128, 48, torch.bfloat16, id="size 128, blocks of 48"),
-    pytest.param(2, 1, 256, 16, torch.float16, id="size 256"),
-    pytest.param(3, 1, 80, 16, torch.float32, id="size 80"),
-]
 
 
 @pytest.mark.parametrize("method", ["scan", "v_skip"])

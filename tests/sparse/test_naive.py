@@ -75,6 +75,62 @@ def test_top_k_and_top_p_by_their_definitions():
     assert most.kept.sum(-1).min() >= 1 and lightest.shape == most.kept.shape
 
 
+def box(keys):
+    """The greatest product that a key of the box around some keys may have."""
+    low, high = keys.amin(0), keys.amax(0)
+    return lambda query: torch.maximum(query * low, query * high).sum()
+
+
+def test_top_pages_are_the_groups_with_the_greatest_bounds_of_any_head():
+    batch, window = paged_batch([600], spread=2.0), naive.Window(32, 64)
+    (found,) = decoded(batch, naive.TopPages(100, spread=1.0), window, double=True)
+    start, end = window.body(600)
+    query = batch.query[batch.rows[0].long()].double()
+    key = naive.gather(batch.pages.key, batch.block_table[0], 600).double()
+    for head in range(2):
+        bounds = []
+        for each in query[4 * head : 4 * head + 4]:
+            most = (torch.cat([key[head, :start], key[head, end:]]) @ each).max()
+            groups = key[head, start:end].unflatten(0, (-1, 16))
+            bounds.append(torch.stack([box(group)(each) - most for group in groups]))
+        best = torch.stack(bounds).amax(0)
+        kept = found.kept[4 * head, start:end].unflatten(0, (-1, 16))
+        assert (kept.all(-1) == kept.any(-1)).all() and kept.any(-1).sum() == 7
+        chosen = kept.any(-1)
+        slack = (best.max() - best.min()) * 0.1  # steps are rounded up to three bits
+        assert best[chosen].min() > best[~chosen].max() - slack
+
+
+@pytest.mark.parametrize("length", [1, 96, 112, 300])
+def test_top_pages_of_a_body_of_no_more_are_all(length):
+    batch, window = paged_batch([length]), naive.Window(32, 64)
+    (found,) = decoded(batch, naive.TopPages(4096), window, tail=True)
+    (dense,) = decoded(batch, naive.Dense())
+    assert found.kept.all() and torch.allclose(found.output, dense.output, atol=1e-6)
+
+
+def test_equal_pages_go_by_position_and_those_without_an_index_come_first():
+    batch, window = paged_batch([400]), naive.Window(32, 64)
+    batch.pages.key[:] = 1.0
+    (found,) = decoded(batch, naive.TopPages(48), window)
+    assert found.kept[0].nonzero().flatten().tolist() == [*range(80), *range(336, 400)]
+    batch.pages.key[int(batch.block_table[0, 10]), 0, 3] = 1e6
+    (found,) = decoded(batch, naive.TopPages(48), window)
+    assert found.kept[0].nonzero().flatten().tolist() == [*range(64), *range(160, 176), *range(336, 400)]
+
+
+def test_the_tail_of_pages_weighs_groups_by_their_middle():
+    """Where all keys of a group are the same, their middle is theirs."""
+    batch, window = paged_batch([704], spread=2.0), naive.Window(32, 64)
+    same = batch.pages.key[:, :, :1].clone()
+    batch.pages.key[:] = same
+    (tail,) = decoded(batch, naive.TopPages(64), window, tail=True)
+    (dense,) = decoded(batch, naive.Dense(), double=True)
+    (right,) = decoded(batch, naive.Given(tail.kept), window, double=True, tail=True)
+    assert torch.allclose(tail.lse.double(), dense.lse, atol=0.02) and not tail.kept.all()
+    assert torch.allclose(tail.output.double(), right.output, atol=0.02)
+
+
 def test_the_tail_counts_what_is_not_kept_with_the_mean_of_its_group():
     batch, window = paged_batch([704], spread=2.0), naive.Window(32, 64)
     rule = naive.Dipr(naive.beta_of(0.05, batch.scale))

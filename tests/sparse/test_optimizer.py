@@ -1,26 +1,40 @@
-"""The choice between dense and sparse attention: a break-even of costs that a reader can recompute."""
+"""The choice between the ways to attend: a comparison of costs that a reader can recompute."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from vllm_relational.sparse.optimizer import Costs, CostTable
+from vllm_relational.sparse.pages import PageLayout
 from vllm_relational.sparse.settings import DiprSettings
 
-LLAMA = {"kv_bytes": 8 * 512, "index_bytes": 8 * 104}
+LAYOUT = PageLayout(16, 128, torch.bfloat16)
 
 
-def test_a_scan_pays_where_it_is_cheaper_and_not_below():
-    costs = Costs(DiprSettings(), **LLAMA)
+def costs(table: CostTable | None = None, max_seq_len: int = 131072, max_reqs: int = 256, **settings) -> Costs:
+    """Of Llama-3.1-8B's shape."""
+    return Costs(DiprSettings(**settings), LAYOUT, 8, max_seq_len, max_reqs, table or CostTable())
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_sparse_attention_pays_where_it_is_cheaper_and_not_below(approximate):
+    found = costs(approximate=approximate)
+    dense, sparse = found.lines["dense"], found.lines[found.sparse]
     for num_reqs in (1, 2, 4, 16, 256):
-        first = costs.pays_from(num_reqs)
-        assert costs.scan(first, num_reqs) < costs.dense(first, num_reqs)
-        assert costs.scan(first - 100, num_reqs) > costs.dense(first - 100, num_reqs)
+        first = found.pays_from(num_reqs)
+        if first > 8192:
+            assert sparse.us(first - 100, num_reqs) > dense.us(first - 100, num_reqs)
+        assert sparse.us(first, num_reqs) < dense.us(first, num_reqs)
+        for length in (first - 1, first, first + 1, 131072):
+            right = found.sparse if length >= first else "dense"
+            assert (found.choose(length, num_reqs, 2), found.choose(length, num_reqs, 1)) == (right, "dense")
 
 
-def test_it_pays_earlier_in_larger_batches():
-    found = [Costs(DiprSettings(), **LLAMA).pays_from(num_reqs) for num_reqs in (1, 2, 4, 16, 256)]
-    assert found == sorted(found, reverse=True) and found[0] > found[-1] > 8192
+@pytest.mark.parametrize("approximate", [False, True])
+def test_it_pays_earlier_in_larger_batches(approximate):
+    found = [costs(approximate=approximate).pays_from(num_reqs) for num_reqs in (1, 2, 4, 16, 256)]
+    assert found == sorted(found, reverse=True) and found[0] > found[-1] >= 8192
 
 
 @pytest.mark.parametrize(
@@ -28,18 +42,43 @@ def test_it_pays_earlier_in_larger_batches():
 )
 def test_the_table_is_near_what_was_measured(length, num_reqs, dense, scan):
     """Microseconds of scripts/bench/dipr.csv at alpha 0.004; the table says 2,000 listed tokens for all."""
-    costs = Costs(DiprSettings(), **LLAMA)
-    assert costs.dense(length, num_reqs) == pytest.approx(dense, rel=0.05)
-    assert costs.scan(length, num_reqs) == pytest.approx(scan, rel=0.25)
+    lines = costs().lines
+    assert lines["dense"].us(length, num_reqs) == pytest.approx(dense, rel=0.05)
+    assert lines["scan"].us(length, num_reqs) == pytest.approx(scan, rel=0.25)
+
+
+@pytest.mark.parametrize(("num_reqs", "measured"), [(1, 62), (16, 776)])
+def test_v_skip_is_never_chosen(num_reqs, measured):
+    found = costs()
+    assert found.lines["v_skip"].us(32768, num_reqs) == pytest.approx(measured, rel=0.02)
+    for length in (1, 8192, 32768, 10**6):
+        for shape in (costs(), costs(approximate=True), costs(max_seq_len=length, max_reqs=1)):
+            assert shape.choose(length, num_reqs, 9) != "v_skip" and shape.sparse != "v_skip"
+    tiny = Costs(DiprSettings(), PageLayout(16, 32, torch.float32), 1, 64, 1)
+    assert tiny.sparse == "scan" and tiny.choose(64, 1, 9) == "dense"
+
+
+def test_pages_are_chosen_only_where_they_may_be_and_are_cheaper():
+    assert costs().sparse == "scan" and costs(approximate=True).sparse == "pages"
+    assert costs(approximate=True, top_tokens=32768, max_seq_len=65536).sparse == "scan"
+    lines = costs(approximate=True, pages_tail=True).lines
+    assert lines["pages"].us(131072, 4) < lines["scan"].us(131072, 4)
+    with_tail = lines["pages"].a_token
+    assert with_tail > costs().lines["pages"].a_token
+    # 24 bytes of origin and step and 16 of the mean value, for 8 KV heads
+    assert with_tail == pytest.approx(8 * (24 / 1.4e6 + 16 / 0.9e6))
 
 
 def test_settings_overrule_the_table():
-    assert Costs(DiprSettings(dense_below=10**6), **LLAMA).pays_from(4) == 10**6
-    assert Costs(DiprSettings(method="scan", dense_below=100), **LLAMA).pays_from(1) == 100
-    assert Costs(DiprSettings(method="v_skip"), **LLAMA).pays_from(1) == 8192
-    assert Costs(DiprSettings(alpha=0.0, dense_below=0), **LLAMA).pays_from(1) == 0
+    assert costs(dense_below=10**6).pays_from(4) == 10**6
+    assert costs(method="scan", dense_below=100).pays_from(1) == 100
+    assert costs(method="scan", dense_below=100).choose(100, 1, 2) == "scan"
+    assert costs(method="pages").sparse == "pages" and costs(method="pages").pays_from(1) == 8192
+    assert costs(method="v_skip").pays_from(1) == 8192
+    assert costs(alpha=0.0, dense_below=0).pays_from(1) == 0 and costs(alpha=0.0).sparse == "v_skip"
+    assert costs(dense_layers=0).choose(131072, 1, 0) == "scan"
 
 
 def test_an_index_that_is_slower_to_read_than_the_keys_never_pays():
     slow = CostTable(scan_rate=1.0)
-    assert Costs(DiprSettings(), **LLAMA, table=slow).pays_from(64) == 2**31 - 1
+    assert costs(slow).pays_from(64) == 2**31 - 1 and costs(slow).choose(10**6, 64, 5) == "dense"

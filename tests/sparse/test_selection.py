@@ -49,6 +49,20 @@ def test_attends_as_the_oracle(rule, tail, by_group):
         torch.testing.assert_close(found.mass[0, :, :, at].flatten(), right.mass, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tail", ["none", "exact", "middle"])
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_chooses_pages_as_the_oracle(tail, spread):
+    query, key, value = drawn(3, seq_len=301)
+    scored = scored_by(query, key, 0.3, WINDOW)
+    chosen = selection.TopPages(72, spread=spread)  # rounded up to five groups
+    found = selection.attend(scored, selection.padded(value), chosen, tail=tail)
+    for at, right in enumerate(oracle(query, key, value, 0.3, naive.TopPages(72, spread), tail == "middle", True)):
+        seen = right.kept.shape[1]
+        assert torch.equal(found.kept[0, :, :, at, :seen].flatten(0, 1), right.kept)
+        if tail != "exact":
+            torch.testing.assert_close(found.output[0, :, :, at].flatten(0, 1), right.output, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("seq_len", [56, 57, 71, 72, 73, 256])
 def test_body_is_the_oracles(seq_len):
     query, key, _ = drawn(1, seq_len=seq_len, num_queries=1)

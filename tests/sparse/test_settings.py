@@ -22,8 +22,10 @@ def test_beta_of_alpha_and_of_the_length():
     [
         ({"alpha": 2}, "dipr setting alpha is 2: it must be a share from 0"),
         ({"alpha": float("nan")}, "alpha is nan"),
-        ({"method": "magic"}, "one of auto, scan, v_skip, dense"),
+        ({"method": "magic"}, "one of auto, scan, v_skip, pages, dense"),
         ({"tail": 1}, "tail is 1: it must be true or false"),
+        ({"approximate": 1}, "approximate is 1: it must be true or false"),
+        ({"top_tokens": 15}, "top_tokens is 15: it must be a whole number, 16 or more"),
         ({"recent": 0}, "a whole number, 1 or more"),
         ({"sinks": 1.5}, "a whole number, 0 or more"),
         ({"most_candidates": 0}, "a share above 0"),

@@ -19,6 +19,9 @@ EXAMPLES = {
     "scan:4e-3@3/64": selection.Scan(-math.log(4e-3) * 8, selection.Index(3, 64)),
     "scan_window:4e-3": selection.Scan(-math.log(4e-3) * 8, maximum="window"),
     "scan_global:4e-3": selection.Scan(-math.log(4e-3) * 8, maximum="global"),
+    "pages:2048@4/32+est": selection.TopPages(2048, selection.Index(4, 32)),
+    "pages_middle:64": selection.TopPages(64, spread=0.0),
+    "pages_box:64": selection.TopPages(64, spread=1.0),
     "estimated:4e-3": selection.Estimated(-math.log(4e-3) * 8),
 }
 

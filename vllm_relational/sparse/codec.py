@@ -21,6 +21,8 @@ SPARE_STEPS = 0.01
 """Of the steps between the codes, room for rounding."""
 SLACK = 1 + 2.0**-7
 """On the bound: covers rounding in float32, of the estimate too."""
+MIDDLE = (NUM_CODES - 1) / 2
+"""Steps from a channel's origin to the middle of the keys of its group."""
 
 
 def encode_step(step: torch.Tensor) -> torch.Tensor:
@@ -97,6 +99,18 @@ def error_bound(queries: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """How far ``q.k'`` may be from ``q.k``: queries ``[..., head_size]``, step ``[num_groups, head_size]``
     -> ``[..., num_groups]``."""
     return (queries.float().abs() @ decode_step(step).float().T) * (0.5 * SLACK)
+
+
+def outline(queries: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a group's origin and step say of its products, without its codes: ``q.k`` of each of its keys is at most
+    ``reach`` from ``middle``. Together they are the box bound of Quest (arXiv 2406.10774).
+
+    queries ``[..., head_size]``, origin and step ``[num_groups, head_size]`` -> two of ``[..., num_groups]``, float32;
+    middle is NaN for groups without codes.
+    """
+    queries, size = queries.float(), decode_step(step).float()
+    middle = queries @ (origin.float() + MIDDLE * size).T
+    return middle, queries.abs() @ size.T * (NUM_CODES / 2 * SLACK)
 
 
 def seal(pages: Pages, slots: torch.Tensor) -> None:

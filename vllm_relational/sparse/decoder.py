@@ -83,8 +83,18 @@ class SparseDecoder:
         batch = Batch(query, pages, block_table, lens, rows, output)
         if self.settings.method == "v_skip" or self.settings.attends_to_all:
             self._kernels.v_skip(batch)
+        elif self.settings.method == "pages":
+            self._kernels.pages(batch)
         else:
             self._kernels.scan(batch)
+
+
+def rule_of(settings: DiprSettings, scale: float, seq_len: int) -> naive.Rule | naive.TopPages:
+    """Which tokens the settings attend to beside the window."""
+    beta = settings.beta(scale, seq_len)
+    if math.isinf(beta):
+        return naive.Dense()
+    return naive.TopPages(settings.top_tokens) if settings.method == "pages" else naive.Dipr(beta)
 
 
 def reference(
@@ -104,8 +114,7 @@ def reference(
             continue
         key = naive.gather(pages.key, block_table[request], seq_len)
         value = naive.gather(pages.value, block_table[request], seq_len)
-        beta = settings.beta(scale, seq_len)
-        rule = naive.Dense() if math.isinf(beta) else naive.Dipr(beta)
+        rule = rule_of(settings, scale, seq_len)
         row = int(rows[request])
-        found = naive.decode(query[row], key, value, scale, rule, window, tail=settings.tail)
+        found = naive.decode(query[row], key, value, scale, rule, window, tail=settings.counts_the_rest)
         output[row] = found.output.to(output.dtype)

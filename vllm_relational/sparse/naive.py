@@ -13,6 +13,13 @@ from typing import Protocol
 
 import torch
 
+from vllm_relational.sparse import codec
+
+RANK_SPREAD = 0.375
+"""Groups are ranked by the middle of what their products may be, plus this share of the way to the box bound."""
+MOST_LIFT = 64.0
+"""Bits: a token of a group that was not chosen counts at most ``2 ** 64`` times as much as any of the window."""
+
 
 def beta_of(alpha: float, scale: float) -> float:
     """Attention weights of at least ``alpha`` times the greatest <=> products of at least the greatest minus beta."""
@@ -105,6 +112,58 @@ class Given:
         return self.kept.to(scores.device).clone()
 
 
+@dataclass(frozen=True)
+class TopPages:
+    """At least ``tokens`` of the body, in whole groups: those with the greatest scores by what the index holds of a
+    group beside the codes (AlayaDB's coarse index, arXiv 2504.10326, section 6; Quest, arXiv 2406.10774).
+
+    A group's score for a KV head is the greatest, over its query heads, of how far the product with the group's middle,
+    plus ``spread`` times its reach (``codec.outline``), lies above the head's greatest product of the window. All heads
+    attend to the same groups. Equal scores go by position, groups that the index cannot hold come first.
+    """
+
+    tokens: int
+    spread: float = RANK_SPREAD
+
+    def choose(
+        self, query: torch.Tensor, key: torch.Tensor, scores: torch.Tensor, scale: float, window: Window
+    ) -> Chosen:
+        """The rule for one request: arguments of ``decode``, and the products ``[num_heads, seq_len]``."""
+        kv_heads, seq_len, _ = key.shape
+        start, end = window.body(seq_len)
+        _, origin, step = codec.quantise(torch.unflatten(key[:, start:end], 1, (-1, window.group)))
+        parts = zip(query.view(kv_heads, -1, query.shape[-1]), origin, step, strict=True)
+        middle, reach = (torch.cat(each) for each in zip(*(codec.outline(*part) for part in parts), strict=True))
+        most = torch.cat([scores[:, :start], scores[:, end:]], 1).amax(-1, keepdim=True)
+        above = (middle + self.spread * reach - most).nan_to_num(torch.inf, torch.inf, -torch.inf)
+        chosen = greatest(
+            above.view(kv_heads, len(query) // kv_heads, above.shape[-1]).amax(1), -(-self.tokens // window.group)
+        )
+        kept = torch.zeros_like(scores, dtype=torch.bool)
+        kept[:, start:end] = chosen.repeat_interleave(len(query) // kv_heads, 0).repeat_interleave(window.group, 1)
+        seen = torch.minimum(middle, most + MOST_LIFT * math.log(2) / scale).nan_to_num(-torch.inf)
+        estimates = scores.clone()
+        estimates[:, start:end] = seen.repeat_interleave(window.group, 1)
+        return Chosen(kept, estimates)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What an index selects: ``kept`` and, for the tail, products ``estimates``, both ``[num_heads, seq_len]``."""
+
+    kept: torch.Tensor
+    estimates: torch.Tensor
+
+    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        return self.kept.clone()
+
+
+def greatest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Which are the ``count`` greatest along the last dimension, of equal ones the first: bool of the same shape."""
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
+
+
 @dataclass
 class Decoded:
     """One request's attention.
@@ -132,7 +191,7 @@ def decode(
     key: torch.Tensor,
     value: torch.Tensor,
     scale: float,
-    rule: Rule,
+    rule: Rule | TopPages,
     window: Window | None = None,
     *,
     by_group: bool = True,
@@ -144,13 +203,15 @@ def decode(
     least float32: give float64 for a reference of the reference.
     by_group: a token that one head of a KV head's group keeps is attended to by all of them, as the kernels do.
     tail:     tokens of the body that are not kept count with their weight and the mean value of their group, of the
-              window's size or 16.
+              window's size or 16; under ``TopPages`` with the weight that a key in the group's middle has.
     """
     number = torch.promote_types(query.dtype, torch.float32)
     query, key, value = query.to(number), key.to(number), value.to(number)
     kv_heads, seq_len, head_size = key.shape
     grouped = query.view(kv_heads, -1, head_size)
     scores = (grouped @ key.transpose(1, 2)).view(len(query), seq_len)
+    if isinstance(rule, TopPages):
+        rule = rule.choose(query, key, scores, scale, window or Window(0, 1))
     kept = rule.keep(scores, scale)
     if window is not None:
         start, end = window.body(seq_len)
@@ -161,12 +222,13 @@ def decode(
     logits = scores * scale
     weights = torch.exp(logits - logits.amax(-1, keepdim=True))
     mass = (weights * kept).sum(-1) / weights.sum(-1)
-    counted = weights if tail else weights * kept
     repeats = grouped.shape[1]
-    output = _weighted(weights * kept, value, repeats)
+    output, denominator = _weighted(weights * kept, value, repeats), (weights * kept).sum(-1)
     if tail:
-        output = output + _weighted(weights * ~kept, _group_means(value, window.group if window else 16), repeats)
-    denominator = counted.sum(-1)
+        seen = rule.estimates * scale if isinstance(rule, Chosen) else logits
+        rest = torch.exp(seen - logits.amax(-1, keepdim=True)) * ~kept
+        output = output + _weighted(rest, _group_means(value, window.group if window else 16), repeats)
+        denominator = denominator + rest.sum(-1)
     return Decoded(output / denominator[:, None], denominator.log() + logits.amax(-1), kept, mass)
 
 
@@ -189,7 +251,7 @@ def decode_paged(
     block_table: torch.Tensor,
     seq_lens: torch.Tensor,
     scale: float,
-    rule: Rule,
+    rule: Rule | TopPages,
     window: Window | None = None,
     *,
     by_group: bool = True,

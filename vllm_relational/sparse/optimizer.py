@@ -1,77 +1,129 @@
 """Which attention a request gets, by what each would cost (AlayaDB's optimizer, arXiv 2504.10326, section 6).
 
-A step reads, a request, KV head and layer: densely all keys and values; sparsely the index, the window and the tokens
-that are listed. On a given card a launch takes a fixed time and so many bytes a microsecond, which
-``scripts/bench/dipr_kernels.py`` measured. Sparse attention launches five kernels where dense attention has two, and
+A step reads, a request, KV head and layer: densely all keys and values; sparsely the index or a part of it, the window
+and the tokens that are listed. On a given card launches take a fixed time and so many bytes a microsecond, which
+``scripts/bench/dipr_kernels.py`` measures. Sparse attention launches five kernels where dense attention has two, and
 fetches listed tokens one by one: it pays from a length on that falls as the batch grows.
+
+An engine has one sparse method, chosen when it starts: what is best at its greatest length and batch
+(``Costs.sparse``). A step chooses between that and dense attention (``Costs.choose``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+from vllm_relational.sparse.pages import PageLayout
 from vllm_relational.sparse.settings import DiprSettings
+
+NEVER = 2**31 - 1
+HOLD_THE_DIPR_SET = ("scan", "v_skip")
+"""Sparse methods that attend to every token of the DIPR set."""
 
 
 @dataclass(frozen=True)
 class CostTable:
     """What a layer's decode attention takes on a card.
 
-    dense_launch, scan_launch: microseconds that do not depend on the context.
-    dense_rate, scan_rate:     bytes a microsecond, of keys and values, and of the index.
-    listed_rate:               bytes a microsecond of keys and values of listed tokens, which lie apart.
-    listed:                    tokens that a KV head lists at the default alpha, whatever the length.
+    dense_launch, v_skip_launch, scan_launch, pages_launch: microseconds that do not depend on the context.
+    dense_rate, v_skip_rate: bytes a microsecond, of the keys and values of the context.
+    scan_rate:    bytes a microsecond of the index.
+    listed_rate:  bytes a microsecond of keys and values of listed tokens, which lie apart.
+    listed:       tokens that a KV head lists at the default alpha, whatever the length.
+    outline_rate: bytes a microsecond of origins and steps, where they are read without the codes.
+    mean_rate:    bytes a microsecond of groups' mean values.
+    gather_rate:  ``listed_rate`` where whole groups are listed.
     """
 
     dense_launch: float = 9.8
+    v_skip_launch: float = 14.4
     scan_launch: float = 26.0
+    pages_launch: float = 26.0
     dense_rate: float = 3.0e6
+    v_skip_rate: float = 2.82e6
     scan_rate: float = 1.5e6
     listed_rate: float = 0.8e6
     listed: float = 2000.0
+    outline_rate: float = 1.4e6
+    mean_rate: float = 0.9e6
+    gather_rate: float = 0.9e6
 
 
 H100 = CostTable()
-"""One H100 80GB, measured on contexts with the scores of Qwen2.5-Coder-0.5B (``scripts/bench/dipr.csv``)."""
+"""One H100 80GB, measured on contexts with the scores of Qwen2.5-Coder-0.5B (``scripts/bench/dipr.csv``). What concerns
+``pages`` is arithmetic, not a measurement of it: its kernels but two are those of a scan, whose parts were timed."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Microseconds of a layer: of the launches, and what a request and a token of its context add."""
+
+    launch: float
+    a_request: float
+    a_token: float
+
+    def us(self, seq_len: int, num_reqs: int) -> float:
+        """For ``num_reqs`` requests of ``seq_len`` tokens."""
+        return self.launch + num_reqs * (self.a_request + self.a_token * seq_len)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Microseconds of a layer for a batch of requests of one length.
-
-    kv_bytes: of a token's key and value in all KV heads of this GPU; index_bytes: of its share of the index.
-    """
+    """What each method costs an engine. layout, num_kv_heads: of a layer on this GPU; max_seq_len, max_reqs: its
+    greatest context and batch."""
 
     settings: DiprSettings
-    kv_bytes: int
-    index_bytes: int
+    layout: PageLayout
+    num_kv_heads: int
+    max_seq_len: int
+    max_reqs: int
     table: CostTable = H100
 
-    def dense(self, seq_len: int, num_reqs: int) -> float:
-        """All keys and values."""
-        return self.table.dense_launch + num_reqs * seq_len * self.kv_bytes / self.table.dense_rate
+    @cached_property
+    def lines(self) -> dict[str, Line]:
+        """Method -> its cost."""
+        table, layout, heads = self.table, self.layout, self.num_kv_heads
+        kv = heads * (layout.token_bytes - layout.index_bytes)
+        window = kv * (self.settings.sinks + self.settings.recent) / table.dense_rate
+        listed, chosen = kv * table.listed / table.listed_rate, kv * self.settings.top_tokens / table.gather_rate
+        means = layout.mean_bytes / table.mean_rate if self.settings.pages_tail else 0.0
+        outline = heads * (layout.outline_bytes / table.outline_rate + means)
+        return {
+            "dense": Line(table.dense_launch, 0.0, kv / table.dense_rate),
+            "v_skip": Line(table.v_skip_launch, 0.0, kv / table.v_skip_rate),
+            "scan": Line(table.scan_launch, window + listed, heads * layout.index_bytes / table.scan_rate),
+            "pages": Line(table.pages_launch, window + chosen, outline),
+        }
 
-    def scan(self, seq_len: int, num_reqs: int) -> float:
-        """Index, window, listed tokens."""
-        return self.table.scan_launch + num_reqs * (self._listed + self._a_token() * seq_len)
+    @cached_property
+    def sparse(self) -> str:
+        """The engine's sparse method: the cheapest of those that are allowed and can be faster than dense attention."""
+        if self.settings.attends_to_all:
+            return "v_skip"
+        if self.settings.method != "auto":
+            return self.settings.method
+        allowed = (*HOLD_THE_DIPR_SET, "pages") if self.settings.approximate else HOLD_THE_DIPR_SET
+        dense = self.lines["dense"].a_token
+        able = [method for method in allowed if self.lines[method].a_token < dense] or ["scan"]
+        return min(able, key=lambda method: self.lines[method].us(self.max_seq_len, self.max_reqs))
+
+    def choose(self, seq_len: int, num_reqs: int, layer: int) -> str:
+        """The method for a request of a batch in a layer: dense where it must be or is as cheap, else ``sparse``."""
+        if layer < self.settings.dense_layers or seq_len < self.settings.dense_below:
+            return "dense"
+        if self.settings.method != "auto" or self.settings.attends_to_all:
+            return self.sparse
+        dense, sparse = self.lines["dense"], self.lines[self.sparse]
+        return self.sparse if sparse.us(seq_len, num_reqs) < dense.us(seq_len, num_reqs) else "dense"
 
     def pays_from(self, num_reqs: int) -> int:
-        """The length from which on a scan takes less than dense attention, in a batch of ``num_reqs``.
-
-        The settings' ``dense_below`` is the least; a method other than ``auto`` leaves it at that.
-        """
+        """The length from which on ``choose`` is ``sparse`` in a batch of ``num_reqs``, but in the first layers."""
         if self.settings.method != "auto" or self.settings.attends_to_all:
             return self.settings.dense_below
-        saved = self.kv_bytes / self.table.dense_rate - self._a_token()
+        dense, sparse = self.lines["dense"], self.lines[self.sparse]
+        saved = dense.a_token - sparse.a_token
         if saved <= 0:
-            return 2**31 - 1
-        extra = (self.table.scan_launch - self.table.dense_launch) / max(num_reqs, 1) + self._listed
+            return NEVER
+        extra = (sparse.launch - dense.launch) / max(num_reqs, 1) + sparse.a_request - dense.a_request
         return max(self.settings.dense_below, int(extra / saved) + 1)
-
-    def _a_token(self) -> float:
-        return self.index_bytes / self.table.scan_rate
-
-    @property
-    def _listed(self) -> float:
-        window = (self.settings.sinks + self.settings.recent) / self.table.dense_rate
-        return self.kv_bytes * (window + self.table.listed / self.table.listed_rate)

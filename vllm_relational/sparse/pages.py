@@ -63,6 +63,16 @@ class PageLayout:
         return -(-exact // _ALIGNMENT) * _ALIGNMENT
 
     @property
+    def outline_bytes(self) -> float:
+        """Bytes of origin and step a token."""
+        return 3 * self.head_size / self.group
+
+    @property
+    def mean_bytes(self) -> float:
+        """Bytes of the mean value a token."""
+        return 2 * self.head_size / self.group
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of the page of one block and one KV head."""
         return self.block_size * self.token_bytes

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from vllm_relational.sparse import codec
-from vllm_relational.sparse.naive import Rule, Window
+from vllm_relational.sparse.naive import RANK_SPREAD, Rule, Window, greatest
 
 COLUMNS = 64
 """Contexts are padded to a multiple of this many tokens: every group size divides it."""
@@ -25,10 +25,11 @@ TILE = 64
 
 class Coded(NamedTuple):
     """What an index says of keys ``[..., seq_len, head_size]``: keys of the same shape, NaN where it says nothing, and
-    the steps ``[..., seq_len / group, head_size]``, both float32."""
+    the steps and the middles of groups ``[..., seq_len / group, head_size]``, all float32."""
 
     key: torch.Tensor
     step: torch.Tensor
+    middle: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Index:
     def encode(self, key: torch.Tensor) -> Coded:
         """Keys to what the index says of them; with the default sizes exactly ``codec.decode(*codec.encode(...))``."""
         codes, origin, step = codec.quantise(torch.unflatten(key, -2, (-1, self.group)), 2**self.bits)
-        return Coded(codec.dequantise(codes, origin, step).flatten(-3, -2), codec.decode_step(step).float())
+        size = codec.decode_step(step).float()
+        middle = origin.float() + (2**self.bits - 1) / 2 * size
+        return Coded(codec.dequantise(codes, origin, step).flatten(-3, -2), size, middle)
 
     def token_bytes(self, head_size: int) -> float:
         """Bytes that a scan reads of a token: its codes, and its share of origin and step."""
@@ -78,6 +81,7 @@ class Scored:
         self.products = self._times(self.key).masked_fill_(~self.visible, -torch.inf)
         self._coded = dict(coded or {})
         self._estimates: dict[Index, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._outlines: dict[Index, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _times(self, key: torch.Tensor) -> torch.Tensor:
         flat = self.query.flatten(2, 3) @ key.transpose(-1, -2)
@@ -97,6 +101,18 @@ class Scored:
             bound = torch.unflatten(bound.repeat_interleave(index.group, -1), 2, self.query.shape[2:4])
             self._estimates[index] = self._times(coded.key), bound
         return self._estimates[index]
+
+    def outline(self, index: Index) -> tuple[torch.Tensor, torch.Tensor]:
+        """``codec.outline`` of every group ``[batch, num_kv_heads, repeats, num_queries, num_groups]``."""
+        if index not in self._outlines:
+            coded = self._coded.get(index) or index.encode(self.key)
+            reach = self.query.abs().flatten(2, 3) @ coded.step.transpose(-1, -2) * (2**index.bits / 2 * codec.SLACK)
+            self._outlines[index] = self._times(coded.middle), torch.unflatten(reach, 2, self.query.shape[2:4])
+        return self._outlines[index]
+
+    def window_most(self, group: int) -> torch.Tensor:
+        """The greatest product of the window ``[batch, num_kv_heads, repeats, num_queries, 1]``."""
+        return self.products.masked_fill(self.body(group), -torch.inf).amax(-1, keepdim=True)
 
 
 class Selection(Protocol):
@@ -144,7 +160,7 @@ class Scan:
     def keep(self, scored: Scored) -> torch.Tensor:
         estimated, bound = scored.estimate(self.index)
         body = scored.body(self.index.group)
-        best = scored.products.masked_fill(body, -torch.inf).amax(-1, keepdim=True)
+        best = scored.window_most(self.index.group)
         if self.maximum != "window":
             lower = (estimated - bound).nan_to_num_(nan=-torch.inf).masked_fill_(~body, -torch.inf)
             best = torch.maximum(best, self._seen(lower))
@@ -171,6 +187,24 @@ class Estimated:
         body = scored.body(self.index.group)
         seen = torch.where(body & ~estimated.isnan(), estimated, scored.products)
         return ~(seen < seen.amax(-1, keepdim=True) - self.beta)
+
+
+@dataclass(frozen=True)
+class TopPages:
+    """``naive.TopPages``: the groups with the greatest scores, at least ``tokens`` of the body."""
+
+    tokens: int
+    index: Index = DEFAULT_INDEX
+    spread: float = RANK_SPREAD
+
+    def keep(self, scored: Scored) -> torch.Tensor:
+        group = self.index.group
+        middle, reach = scored.outline(self.index)
+        above = middle + self.spread * reach - scored.window_most(group)
+        above = above.nan_to_num_(torch.inf, torch.inf, -torch.inf).amax(2, keepdim=True)
+        body = torch.unflatten(scored.body(group), -1, (-1, group)).any(-1)
+        chosen = greatest(above.masked_fill_(~body, -torch.inf), -(-self.tokens // group))
+        return chosen.repeat_interleave(group, -1).expand_as(scored.products)
 
 
 class Attended(NamedTuple):
@@ -200,7 +234,8 @@ def attend(
     """Attention of every query over the tokens that ``selection`` keeps and its window.
 
     value: ``[batch, num_kv_heads, num_columns, head_size]``. tail: tokens of the body that are not kept count with the
-    mean value of their group and their weight, ``exact`` or estimated by the ``index``; ``none`` leaves them out.
+    mean value of their group and their weight: ``exact``, estimated by the ``index``, or that of a key in the
+    ``middle`` of the group; ``none`` leaves them out.
     by_group: a token that one head of a group keeps is attended to by all.
     """
     index = index or DEFAULT_INDEX
@@ -215,16 +250,21 @@ def attend(
     mass = total / weights.sum(-1)
     output = _weighted(attended, value)
     if tail != "none":
-        seen = {"exact": lambda: weights, "index": lambda: _estimated_weights(scored, index, weights, top)}
-        rest = torch.where(kept, 0.0, seen[tail]())  # an estimate may be infinite where nothing was coded
+        seen = weights if tail == "exact" else _estimated_weights(scored, index, weights, top, tail == "middle")
+        rest = torch.where(kept, 0.0, seen)  # an estimate may be infinite where nothing was coded
         rest = torch.unflatten(rest, -1, (-1, index.group)).sum(-1)
         output = output + _weighted(rest, torch.unflatten(value, -2, (-1, index.group)).mean(-2))
         total = total + rest.sum(-1)
     return Attended(output / total[..., None], own, kept, mass)
 
 
-def _estimated_weights(scored: Scored, index: Index, weights: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-    estimated, _ = scored.estimate(index)
+def _estimated_weights(
+    scored: Scored, index: Index, weights: torch.Tensor, top: torch.Tensor, middle: bool
+) -> torch.Tensor:
+    if middle:
+        estimated = scored.outline(index)[0].repeat_interleave(index.group, -1)
+    else:
+        estimated, _ = scored.estimate(index)
     found = torch.exp(estimated * scored.scale - top)
     return torch.where(estimated.isnan() | ~scored.visible, weights, found)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_relational.records import RelationalError
 
-METHODS = ("auto", "scan", "v_skip", "dense")
+METHODS = ("auto", "scan", "v_skip", "pages", "dense")
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,15 @@ class DiprSettings:
     """``RelationalError`` for values that there are not.
 
     method:       ``scan`` reads a 4-bit index of the keys and the tokens that may matter; ``v_skip`` reads all keys and
-                  the values that matter; ``dense`` reads all; ``auto`` chooses by length and layer (``optimizer.py``).
+                  the values that matter; ``pages`` reads what groups of tokens have in common, and the groups that
+                  promise most; ``dense`` reads all; ``auto`` chooses by length and batch (``optimizer.py``).
+    approximate:  ``auto`` may choose ``pages``, whose number of tokens does not depend on how many matter.
+    top_tokens:   tokens that ``pages`` attends to beside the window, a KV head, rounded up to whole groups.
     alpha:        tokens with at least this share of the greatest attention weight are attended to: beta = -ln(alpha) /
                   softmax scale (arXiv 2504.10326, section 5). 0 attends to all tokens.
     alpha_length: where given, alpha is this number over the context length instead: beta grows with the length.
     tail:         tokens that are not attended to count with their estimated weight and the mean value of their group.
+    pages_tail:   the same for ``pages``, whose estimates are coarser: it was not worth the bytes.
     sinks, recent: tokens at the start and at the end of the context that are always attended to.
     dense_below:  tokens: shorter contexts are attended to densely.
     dense_layers: so many first layers are attended to densely.
@@ -33,6 +37,9 @@ class DiprSettings:
     alpha: float = 4e-3
     alpha_length: float | None = None
     tail: bool = True
+    approximate: bool = False
+    top_tokens: int = 2048
+    pages_tail: bool = False
     sinks: int = 128
     recent: int = 512
     dense_below: int = 8192
@@ -47,9 +54,10 @@ class DiprSettings:
         _check(
             length is None or (_is_number(length) and length >= 0), "alpha_length", length, "a number of tokens or null"
         )
-        for name in ("tail", "certificate"):
+        for name in ("tail", "approximate", "pages_tail", "certificate"):
             _check(type(getattr(self, name)) is bool, name, getattr(self, name), "true or false")
-        for name, least in (("sinks", 0), ("recent", 1), ("dense_below", 0), ("dense_layers", 0)):
+        counts = {"sinks": 0, "recent": 1, "top_tokens": 16, "dense_below": 0, "dense_layers": 0}
+        for name, least in counts.items():
             value = getattr(self, name)
             _check(type(value) is int and value >= least, name, value, f"a whole number, {least} or more")
         share = self.most_candidates
@@ -59,6 +67,11 @@ class DiprSettings:
     def attends_to_all(self) -> bool:
         """Whether beta is infinite at every length."""
         return (self.alpha if self.alpha_length is None else self.alpha_length) == 0
+
+    @property
+    def counts_the_rest(self) -> bool:
+        """Whether tokens that are not attended to count by estimates."""
+        return self.pages_tail if self.method == "pages" else self.tail
 
     def beta(self, scale: float, seq_len: int) -> float:
         """How far below the greatest product ``q.k`` a token of a context of ``seq_len`` may be; infinite for all."""

@@ -1,13 +1,16 @@
 """A way to attend, written as one word, so that command lines, tables and plots share it.
 
     dense  window  recent:2048  dipr:4e-3  dipr:8/L  top:500  mass:0.95  scan:4e-3  scan_window:4e-3  estimated:4e-3
+    pages:2048
 
 ``recent`` widens the window to so many of the last tokens, ``dipr`` keeps tokens by their share of the greatest
 attention weight (``8/L``: 8 over the context's length), ``top`` keeps so many a head, ``mass`` keeps this much
 attention mass (top-p). ``scan`` attends to all that the index cannot rule out under DIPR, ``scan_window`` and
-``scan_global`` with another maximum (``selection.Scan``), ``estimated`` to what the index's products select. Behind
-it may stand, in this order: ``@3/64``, an index of 3 bits in groups of 64 tokens instead of 4 in 16; ``+tail``, the
-tail estimate with exact weights, or ``+est``, with the index's; ``+head``, heads of a group are not joined.
+``scan_global`` with another maximum (``selection.Scan``), ``estimated`` to what the index's products select, ``pages``
+to so many tokens a KV head, in whole groups that are chosen without their codes, ``pages_middle`` and ``pages_box`` by
+the middle or the upper end of what their products may be. Behind it may stand, in this order: ``@3/64``, an index of 3
+bits in groups of 64 tokens instead of 4 in 16; ``+tail``, the tail estimate with exact weights, or ``+est``, with the
+index's (of ``pages``: as if all keys of a group were in its middle); ``+head``, heads of a group are not joined.
 """
 
 from __future__ import annotations
@@ -26,10 +29,11 @@ _WORD = re.compile(
     r"(?P<rule>[a-z_]+)(?::(?P<value>[^@+]+))?(?:@(?P<bits>\d)/(?P<group>\d+))?(?:\+(?P<tail>tail|est))?(?P<head>\+head)?"
 )
 _WITHOUT_VALUE = ("dense", "window")
-_COUNTS = ("recent", "top")
+_PAGES = {"pages": naive.RANK_SPREAD, "pages_middle": 0.0, "pages_box": 1.0}
+_COUNTS = ("recent", "top", *_PAGES)
 _TAILS = {None: "none", "tail": "exact", "est": "index"}
 _SCANS = {"scan": "running", "scan_window": "window", "scan_global": "global"}
-RULES = (*_WITHOUT_VALUE, "recent", "dipr", "top", "mass", *_SCANS, "estimated")
+RULES = (*_WITHOUT_VALUE, "recent", "dipr", "top", "mass", *_SCANS, "estimated", *_PAGES)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Trial:
             return selection.ByProducts(naive.TopK(int(self.value)))
         if self.rule == "mass":
             return selection.ByProducts(naive.TopP(self.value))
+        if self.rule in _PAGES:
+            return selection.TopPages(int(self.value), self.index, _PAGES[self.rule])
         beta = naive.beta_of(self.alpha(seq_len), scale)
         if self.rule == "dipr":
             return selection.ByProducts(naive.Dipr(beta))
@@ -70,7 +76,8 @@ class Trial:
     ) -> selection.Attended:
         """``selection.attend`` this way; ``chosen`` replaces the selection."""
         chosen = chosen or self.select(scored.scale, seq_len)
-        return selection.attend(scored, value, chosen, tail=self.tail, index=self.index, by_group=self.by_group)
+        tail = "middle" if self.rule in _PAGES and self.tail == "index" else self.tail
+        return selection.attend(scored, value, chosen, tail=tail, index=self.index, by_group=self.by_group)
 
 
 def read_trial(word: str) -> Trial:

@@ -66,7 +66,9 @@ class DiprBuilder:
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]
         settings = read_attention(vllm_config.additional_config)
-        self.splitter = RowSplitter(_pays_from(settings, kv_cache_spec, device), largest_batch(vllm_config), device)
+        self.splitter = RowSplitter(
+            _pays_from(vllm_config, settings, kv_cache_spec, device), largest_batch(vllm_config), device
+        )
         # Drafts are verified several at a time, densely, and look like an answer that is computed again.
         self._may_replay = vllm_config.speculative_config is None
 
@@ -241,13 +243,18 @@ def seal_pages(pages: Pages, slot_mapping: torch.Tensor) -> None:
     seal(pages, slot_mapping)
 
 
-def _pays_from(settings: Any, spec: Any, device: torch.device) -> Callable[[int], int]:
+def _pays_from(vllm_config: Any, settings: Any, spec: Any, device: torch.device) -> Callable[[int], int]:
     """Requests of a batch -> the length from which on they are sparse; costs are known of a GPU only."""
     if torch.device(device).type == "cpu" or no_index(spec.head_size, spec.block_size):
         return lambda num_reqs: settings.dense_below
-    kv_bytes = 2 * spec.head_size * spec.dtype.itemsize
-    index_bytes = PageLayout(spec.block_size, spec.head_size, spec.dtype).index_bytes
-    return Costs(settings, spec.num_kv_heads * kv_bytes, spec.num_kv_heads * index_bytes).pays_from
+    return costs_of(
+        vllm_config, settings, PageLayout(spec.block_size, spec.head_size, spec.dtype), spec.num_kv_heads
+    ).pays_from
+
+
+def costs_of(vllm_config: Any, settings: Any, layout: PageLayout, num_kv_heads: int) -> Costs:
+    """What the methods cost this engine."""
+    return Costs(settings, layout, num_kv_heads, vllm_config.model_config.max_model_len, largest_batch(vllm_config))
 
 
 def _expected_group(cache_config: Any) -> int:
@@ -285,5 +292,16 @@ def _shared_decoder(vllm_config: Any, settings: Any, shape: DecodeShape) -> Spar
     key = (id(vllm_config), settings, shape)
     decoder = _decoders.get(key)
     if decoder is None:
-        decoder = _decoders[key] = SparseDecoder(settings, shape, vllm_config.device_config.device)
+        device = vllm_config.device_config.device
+        decoder = _decoders[key] = SparseDecoder(_with_method(vllm_config, settings, shape, device), shape, device)
     return decoder
+
+
+def _with_method(vllm_config: Any, settings: Any, shape: DecodeShape, device: torch.device) -> Any:
+    """The settings with the sparse method of this engine in the place of ``auto``, where costs are known."""
+    if torch.device(device).type == "cpu" or no_index(shape.head_size, shape.group):
+        return settings
+    layout = PageLayout(shape.group, shape.head_size, vllm_config.model_config.dtype)
+    method = costs_of(vllm_config, settings, layout, shape.num_kv_heads).sparse
+    logger.info_once("DIPR attention decodes long contexts by %s", method)
+    return replace(settings, method=method)

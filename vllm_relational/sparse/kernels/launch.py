@@ -16,8 +16,9 @@ from vllm_relational.sparse.kernels.gather import gather_kernel
 from vllm_relational.sparse.kernels.merge import CERTIFICATE_BINS, merge_kernel
 from vllm_relational.sparse.kernels.prepare import prepare_kernel
 from vllm_relational.sparse.kernels.scan import compact_kernel, scan_kernel
+from vllm_relational.sparse.kernels.select import list_kernel, select_kernel
 from vllm_relational.sparse.kernels.v_skip import v_skip_kernel
-from vllm_relational.sparse.naive import Window
+from vllm_relational.sparse.naive import RANK_SPREAD, Window
 from vllm_relational.sparse.pages import Pages
 from vllm_relational.sparse.settings import DiprSettings
 
@@ -29,7 +30,8 @@ class Tuning:
     programs:    programs that the card runs at once, over which splits are spread.
     most_splits: parts of a context at most.
     scan_programs, scan_stages: programs of one warp over which a scan is spread, and how far they read ahead.
-    group_tile, tail_tile: groups, and gather_tile, window_tile, dense_tile: tokens that the others read at once.
+    group_tile, tail_tile, list_tile: groups, and gather_tile, window_tile, dense_tile: tokens that the others read at
+                 once.
     most_tokens: tokens of sparse requests together that there is scratch for; requests beyond are attended to densely.
     """
 
@@ -40,6 +42,7 @@ class Tuning:
     group_tile: int = 64
     gather_tile: int = 64
     tail_tile: int = 64
+    list_tile: int = 32
     window_tile: int = 128
     dense_tile: int = 64
     dense_warps: int = 4
@@ -69,8 +72,8 @@ class Kernels:
     """Launches for one shape: heads of queries and of keys, channels of a head, the softmax scale, the largest batch
     and context, and tokens of a group of the index.
 
-    Memory a token that there is room for and KV head: ``12 * heads / group`` bytes of scratch and 4 bytes times
-    ``most_candidates``; and ``4 * (head_size + 3)`` a partial softmax of a head.
+    Memory a token that there is room for and KV head: ``(12 * heads + 4) / group + 1`` bytes of scratch and 4 bytes
+    times ``most_candidates``, or 4 for ``pages``; and ``4 * (head_size + 3)`` a partial softmax of a head.
     """
 
     def __init__(
@@ -112,7 +115,10 @@ class Kernels:
             for _ in range(3)
         )
         self._marks = torch.empty(num_kv_heads * self._groups * group, dtype=torch.uint8, device=device)
-        self._room = max(1, int(group * settings.most_candidates))  # tokens a group
+        self._order = torch.empty(num_kv_heads * self._groups, dtype=torch.int32, device=device)
+        self._limit = torch.empty(max_reqs * num_kv_heads * 2, dtype=torch.int32, device=device)
+        whole_groups = settings.method == "pages"
+        self._room = group if whole_groups else max(1, int(group * settings.most_candidates))  # tokens a group
         self.lists = torch.empty(num_kv_heads * self._groups * self._room, dtype=torch.int32, device=device)
 
     # ------------------------------------------------------------------------------------------- how work is cut
@@ -136,12 +142,12 @@ class Kernels:
     @property
     def scratch(self) -> tuple[torch.Tensor, ...]:
         """Memory that needs no initial value."""
-        scratch = (self._base, self._bound, self._weight, self._marks, self._tail, self.lists)
+        scratch = (self._base, self._bound, self._weight, self._marks, self._order, self._limit, self._tail, self.lists)
         return (self._partial, self._most, self._total, self.counts, *scratch)
 
     def listed(self, lens: list[int], request: int) -> list[list[int]]:
-        """For every KV head the tokens of a request's body that the last scan, of requests with these lengths, attended
-        to exactly."""
+        """For every KV head the tokens of a request's body that the last scan or choice of pages, of requests with
+        these lengths, attended to exactly."""
         num_reqs, group, splits = len(lens), self.group, self.splits(len(lens))
         start, end = Window(self._sinks, self.settings.recent, group).body(lens[request])
         share = triton.cdiv((end - start) // group, splits)
@@ -167,7 +173,16 @@ class Kernels:
         self._gather(batch)
         self._merge(batch, self.num_partials(num_reqs), self._window_tiles)
 
-    def _prepare(self, batch: Batch) -> None:
+    def pages(self, batch: Batch) -> None:
+        """Window and groups, the groups' limit, lists, listed tokens, merge: five launches."""
+        assert self._room == self.group, "made for another method: there is no room for whole groups"
+        self._prepare(batch, outline=True)
+        self._select(batch)
+        self._list(batch)
+        self._gather(batch)
+        self._merge(batch, self.num_partials(batch.lens.shape[0]), self._window_tiles)
+
+    def _prepare(self, batch: Batch, outline: bool = False) -> None:
         num_reqs, pages = batch.lens.shape[0], batch.pages
         programs = triton.cdiv(self.max_seq_len, self.group * self.tuning.group_tile)
         programs = max(1, min(programs, self.tuning.programs * 2 // (num_reqs * self.num_kv_heads)))
@@ -178,7 +193,8 @@ class Kernels:
             *pages.step.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
             self.spare(num_reqs), **self._common(batch), COMPACT=self._compact, CHANNELS=self._channels,
             REQS=self._reqs, WINDOW_TILES=self._window_tiles, WINDOW_TILE=self.tuning.window_tile,
-            GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), num_warps=4,
+            GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), OUTLINE=outline,
+            SPREAD=RANK_SPREAD, num_warps=4,
         )  # fmt: skip
 
     def _scan(self, batch: Batch) -> None:
@@ -191,7 +207,7 @@ class Kernels:
             self.scale, beta, alpha_length, num_reqs, batch.query.stride(0), *pages.words.stride()[:2],
             *pages.step_words.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
             self.spare(num_reqs), **self._common(batch, self._compact), **self._windows(),
-            COLUMNS=max(8, self._compact), WORDS=self._words, TAIL=self.settings.tail,
+            COLUMNS=max(8, self._compact), WORDS=self._words, TAIL=self.settings.counts_the_rest,
             STAGES=self.tuning.scan_stages, BY_LENGTH=self.settings.alpha_length is not None,
             NUMBER=_number(batch.query.dtype), num_warps=max(1, self._words // 16),
         )  # fmt: skip
@@ -204,6 +220,29 @@ class Kernels:
             ROOM=self._room, TILE=1024, num_warps=4,
         )  # fmt: skip
 
+    def _select(self, batch: Batch) -> None:
+        num_reqs = batch.lens.shape[0]
+        most_groups = max(128, triton.next_power_of_2(triton.cdiv(self.max_seq_len, self.group)))
+        select_kernel[(self.num_kv_heads, num_reqs)](
+            self._bound, self._most, batch.lens, self._order, self._limit,
+            num_reqs, self.num_partials(num_reqs), self._groups, self.spare(num_reqs),
+            triton.cdiv(self.settings.top_tokens, self.group), HEADS=self.heads, COMPACT=self._compact,
+            GROUP=self.group,
+            SINKS=self._sinks, RECENT=self.settings.recent, WINDOW_TILES=self._window_tiles,
+            WINDOW_PADDED=triton.next_power_of_2(self._window_tiles), REQS=self._reqs, MOST_GROUPS=most_groups,
+            num_warps=max(4, min(32, most_groups // 512)), num_stages=1,
+        )  # fmt: skip
+
+    def _list(self, batch: Batch) -> None:
+        num_reqs = batch.lens.shape[0]
+        list_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
+            batch.lens, self._base, self._most, self._order, self._limit, self._weight, self.lists, self.counts,
+            self.scale, num_reqs, self.num_partials(num_reqs), self._groups, self._groups * self._room,
+            HEADS=self.heads, PADDED=self._compact, GROUP=self.group, SINKS=self._sinks, RECENT=self.settings.recent,
+            **self._windows(), ROOM=self._room, TILE=self.tuning.list_tile, TAIL=self.settings.counts_the_rest,
+            num_warps=4,
+        )  # fmt: skip
+
     def _gather(self, batch: Batch) -> None:
         num_reqs, pages = batch.lens.shape[0], batch.pages
         splits = self.splits(num_reqs)
@@ -214,7 +253,7 @@ class Kernels:
             batch.block_table.stride(0), self.num_partials(num_reqs), self._groups, self._groups * self._room,
             **self._common(batch), **self._windows(), CHANNELS=self._channels,
             COMPACT=self._compact, SPLITS_PADDED=triton.next_power_of_2(splits), TILE=self.tuning.gather_tile,
-            TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.tail, num_warps=4,
+            TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.counts_the_rest, num_warps=4,
         )  # fmt: skip
 
     def v_skip(self, batch: Batch) -> None:
@@ -228,7 +267,7 @@ class Kernels:
             self.scale, beta, alpha_length, batch.query.stride(0), *pages.key.stride()[:3],
             *pages.value_mean.stride()[:2], batch.block_table.stride(0), splits,
             **self._common(batch), CHANNELS=self._channels, TILE=self.tuning.dense_tile,
-            TAIL=self.settings.tail, BY_LENGTH=self.settings.alpha_length is not None,
+            TAIL=self.settings.counts_the_rest, BY_LENGTH=self.settings.alpha_length is not None,
             num_warps=self.tuning.dense_warps, num_stages=self.tuning.dense_stages,
         )  # fmt: skip
         self._merge(batch, splits, splits)

@@ -1,7 +1,8 @@
 """What a scan needs to know before it starts, in one launch: the window's attention, and what groups have in common.
 
 The window, the first and the last tokens, is attended to exactly; its greatest product is the threshold of the scan. Of
-every group of the body: the product with its origin, and how far estimates of its tokens may be off.
+every group of the body: the product with its origin, and how far estimates of its tokens may be off. For a choice of
+whole groups (``select.py``), which reads no codes: the product with the group's middle, and the score it is ranked by.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ def prepare_kernel(
     HEADS: tl.constexpr, PADDED: tl.constexpr, COMPACT: tl.constexpr, HEAD_SIZE: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_TILE: tl.constexpr, GROUP_TILE: tl.constexpr,
-    REQS: tl.constexpr, NUMBER: tl.constexpr,
+    REQS: tl.constexpr, NUMBER: tl.constexpr, OUTLINE: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (WINDOW_TILES + programs for groups, KV heads, requests); partial ``i`` is tile ``i`` of the window."""
+    """Grid: (WINDOW_TILES + programs for groups, KV heads, requests); partial ``i`` is tile ``i`` of the window.
+
+    base and bound: float32 ``[num_kv_heads, total_groups, COMPACT]``. With OUTLINE they are ``codec.outline``'s middle
+    and that plus SPREAD times its reach, ``[num_kv_heads, COMPACT, total_groups]``.
+    """
     program, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
@@ -53,7 +58,7 @@ def prepare_kernel(
                 query_ptr, origin_ptr, step_ptr, table, base_ptr, bound_ptr, program - WINDOW_TILES,
                 tl.num_programs(0) - WINDOW_TILES, head, row, start, end, place, stride_qt, stride_ob, stride_oh,
                 stride_sb, stride_sh, total_groups,
-                HEADS, COMPACT, HEAD_SIZE, CHANNELS, BLOCK_SIZE, GROUP, GROUP_TILE, NUMBER,
+                HEADS, COMPACT, HEAD_SIZE, CHANNELS, BLOCK_SIZE, GROUP, GROUP_TILE, NUMBER, OUTLINE, SPREAD,
             )  # fmt: skip
 
 
@@ -90,6 +95,7 @@ def _groups(
     stride_qt, stride_ob, stride_oh, stride_sb, stride_sh, total_groups,
     HEADS: tl.constexpr, PADDED: tl.constexpr, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, NUMBER: tl.constexpr,
+    OUTLINE: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     """The groups of a body are dealt out ``TILE`` at a time."""
     channels, columns = tl.arange(0, CHANNELS), tl.arange(0, 16)
@@ -114,8 +120,15 @@ def _groups(
         step = _decode_steps(tl.load(step_ptr + in_step[:, None] + channels[None, :], mask=mask, other=0)).to(NUMBER)
         base = dot(origin, query, tl.zeros([TILE, 16], tl.float32))
         bound = dot(step, tl.abs(query), tl.zeros([TILE, 16], tl.float32))
-        # 0.5 * codec.SLACK, and what float16 loses of 15 times a query's step in the scan
-        bound = compact(bound, PADDED) * 0.512 + 1e-3
-        to = (head * total_groups + place + groups)[:, None] * PADDED + compacted[None, :]
-        tl.store(base_ptr + to, compact(base, PADDED), mask=inside[:, None])
+        base, bound = compact(base, PADDED), compact(bound, PADDED)
+        if OUTLINE:
+            across = compact(dot(step, query, tl.zeros([TILE, 16], tl.float32)), PADDED)
+            base += across * 7.5  # codec.MIDDLE
+            bound = base + bound * (SPREAD * 8.0625)  # codec.NUM_CODES / 2 * codec.SLACK
+            to = (head * PADDED + compacted)[None, :] * total_groups + (place + groups)[:, None]
+        else:
+            # 0.5 * codec.SLACK, and what float16 loses of 15 times a query's step in the scan
+            bound = bound * 0.512 + 1e-3
+            to = (head * total_groups + place + groups)[:, None] * PADDED + compacted[None, :]
+        tl.store(base_ptr + to, base, mask=inside[:, None])
         tl.store(bound_ptr + to, bound, mask=inside[:, None])
