@@ -30,6 +30,7 @@ class Tuning:
     most_splits: parts of a context at most.
     scan_programs, scan_stages: programs of one warp over which a scan is spread, and how far they read ahead.
     group_tile, tail_tile: groups, and gather_tile, window_tile, dense_tile: tokens that the others read at once.
+    chained:     start a kernel while the one before ends: programmatic dependent launch, from compute capability 9 on.
     most_tokens: tokens of sparse requests together that there is scratch for; requests beyond are attended to densely.
     """
 
@@ -44,6 +45,7 @@ class Tuning:
     dense_tile: int = 64
     dense_warps: int = 4
     dense_stages: int = 3
+    chained: bool = False
     most_tokens: int = 2**21
 
 
@@ -178,7 +180,8 @@ class Kernels:
             *pages.step.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
             self.spare(num_reqs), **self._common(batch), COMPACT=self._compact, CHANNELS=self._channels,
             REQS=self._reqs, WINDOW_TILES=self._window_tiles, WINDOW_TILE=self.tuning.window_tile,
-            GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), num_warps=4,
+            GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), CHAINED=self.tuning.chained,
+            num_warps=4,
         )  # fmt: skip
 
     def _scan(self, batch: Batch) -> None:
@@ -193,7 +196,7 @@ class Kernels:
             self.spare(num_reqs), **self._common(batch, self._compact), **self._windows(),
             COLUMNS=max(8, self._compact), WORDS=self._words, TAIL=self.settings.tail,
             STAGES=self.tuning.scan_stages, BY_LENGTH=self.settings.alpha_length is not None,
-            NUMBER=_number(batch.query.dtype), num_warps=max(1, self._words // 16),
+            NUMBER=_number(batch.query.dtype), num_warps=max(1, self._words // 16), **self._chain(),
         )  # fmt: skip
 
     def _compact_marks(self, batch: Batch) -> None:
@@ -201,7 +204,7 @@ class Kernels:
         compact_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
             batch.lens, self._marks, self.lists, self.counts, num_reqs, self._groups, self._groups * self._room,
             GROUP=self.group, SINKS=self._sinks, RECENT=self.settings.recent, REQS=self._reqs,
-            ROOM=self._room, TILE=1024, num_warps=4,
+            ROOM=self._room, TILE=1024, num_warps=4, **self._chain(),
         )  # fmt: skip
 
     def _gather(self, batch: Batch) -> None:
@@ -214,7 +217,7 @@ class Kernels:
             batch.block_table.stride(0), self.num_partials(num_reqs), self._groups, self._groups * self._room,
             **self._common(batch), **self._windows(), CHANNELS=self._channels,
             COMPACT=self._compact, SPLITS_PADDED=triton.next_power_of_2(splits), TILE=self.tuning.gather_tile,
-            TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.tail, num_warps=4,
+            TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.tail, num_warps=4, **self._chain(),
         )  # fmt: skip
 
     def v_skip(self, batch: Batch) -> None:
@@ -240,6 +243,7 @@ class Kernels:
             self.scale, batch.output.stride(0), num_partials, num_exact,
             HEAD_SIZE=self.head_size, CHANNELS=self._channels, PARTIALS=triton.next_power_of_2(num_partials),
             CHUNK=chunk, CERTIFICATE=self.settings.certificate and num_exact < num_partials, num_warps=4,
+            **self._chain(),
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------- constants
@@ -260,6 +264,10 @@ class Kernels:
             "WINDOW_TILES": self._window_tiles,
             "WINDOW_PADDED": triton.next_power_of_2(self._window_tiles),
         }
+
+    def _chain(self) -> dict[str, bool]:
+        """For kernels that follow one of ours."""
+        return {"CHAINED": True, "launch_pdl": True} if self.tuning.chained else {"CHAINED": False}
 
     def _beta(self) -> tuple[float, float]:
         length = self.settings.alpha_length
