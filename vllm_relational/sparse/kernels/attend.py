@@ -6,9 +6,19 @@ import os
 
 import triton
 import triton.language as tl
+from triton.language.extra import cuda
 
 LOG2E = tl.constexpr(1.4426950408889634)
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def follow(CHAINED: tl.constexpr):
+    """Wait for the kernel before, and let the one behind start, which waits likewise: its programs are then on their
+    way before ours have ended. Every program of a kernel that others are chained to must come by, or end."""
+    if CHAINED:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from vllm_relational.sparse.kernels.attend import (
     accumulate,
     body_of,
     dot,
+    follow,
     load_queries,
     products,
     store_partial,
@@ -31,13 +32,14 @@ def gather_kernel(
     CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     SPLITS_PADDED: tl.constexpr, TILE: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, TAIL_TILE: tl.constexpr,
-    REQS: tl.constexpr, ROOM: tl.constexpr, TAIL: tl.constexpr,
+    REQS: tl.constexpr, ROOM: tl.constexpr, TAIL: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Grid: (splits, KV heads, requests); partial ``WINDOW_TILES + program``. See ``compact_kernel`` for the lists.
 
     tail: how much of a partial's denominator is estimates, laid out as ``total``.
     """
     program, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    follow(CHAINED)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
         return

@@ -32,6 +32,7 @@ class Tuning:
     scan_programs, scan_stages: programs of one warp over which a scan is spread, and how far they read ahead.
     group_tile, tail_tile, list_tile: groups, and gather_tile, window_tile, dense_tile: tokens that the others read at
                  once.
+    chained:     start a kernel while the one before ends: programmatic dependent launch, from compute capability 9 on.
     most_tokens: tokens of sparse requests together that there is scratch for; requests beyond are attended to densely.
     """
 
@@ -47,6 +48,7 @@ class Tuning:
     dense_tile: int = 64
     dense_warps: int = 4
     dense_stages: int = 3
+    chained: bool = False
     most_tokens: int = 2**21
 
 
@@ -193,8 +195,8 @@ class Kernels:
             *pages.step.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
             self.spare(num_reqs), **self._common(batch), COMPACT=self._compact, CHANNELS=self._channels,
             REQS=self._reqs, WINDOW_TILES=self._window_tiles, WINDOW_TILE=self.tuning.window_tile,
-            GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), OUTLINE=outline,
-            SPREAD=RANK_SPREAD, num_warps=4,
+            GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), CHAINED=self.tuning.chained,
+            OUTLINE=outline, SPREAD=RANK_SPREAD, num_warps=4,
         )  # fmt: skip
 
     def _scan(self, batch: Batch) -> None:
@@ -209,7 +211,7 @@ class Kernels:
             self.spare(num_reqs), **self._common(batch, self._compact), **self._windows(),
             COLUMNS=max(8, self._compact), WORDS=self._words, TAIL=self.settings.counts_the_rest,
             STAGES=self.tuning.scan_stages, BY_LENGTH=self.settings.alpha_length is not None,
-            NUMBER=_number(batch.query.dtype), num_warps=max(1, self._words // 16),
+            NUMBER=_number(batch.query.dtype), num_warps=max(1, self._words // 16), **self._chain(),
         )  # fmt: skip
 
     def _compact_marks(self, batch: Batch) -> None:
@@ -217,7 +219,7 @@ class Kernels:
         compact_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
             batch.lens, self._marks, self.lists, self.counts, num_reqs, self._groups, self._groups * self._room,
             GROUP=self.group, SINKS=self._sinks, RECENT=self.settings.recent, REQS=self._reqs,
-            ROOM=self._room, TILE=1024, num_warps=4,
+            ROOM=self._room, TILE=1024, num_warps=4, **self._chain(),
         )  # fmt: skip
 
     def _select(self, batch: Batch) -> None:
@@ -230,7 +232,7 @@ class Kernels:
             GROUP=self.group,
             SINKS=self._sinks, RECENT=self.settings.recent, WINDOW_TILES=self._window_tiles,
             WINDOW_PADDED=triton.next_power_of_2(self._window_tiles), REQS=self._reqs, MOST_GROUPS=most_groups,
-            num_warps=max(4, min(32, most_groups // 512)), num_stages=1,
+            num_warps=max(4, min(32, most_groups // 512)), num_stages=1, **self._chain(),
         )  # fmt: skip
 
     def _list(self, batch: Batch) -> None:
@@ -240,7 +242,7 @@ class Kernels:
             self.scale, num_reqs, self.num_partials(num_reqs), self._groups, self._groups * self._room,
             HEADS=self.heads, PADDED=self._compact, GROUP=self.group, SINKS=self._sinks, RECENT=self.settings.recent,
             **self._windows(), ROOM=self._room, TILE=self.tuning.list_tile, TAIL=self.settings.counts_the_rest,
-            num_warps=4,
+            num_warps=4, **self._chain(),
         )  # fmt: skip
 
     def _gather(self, batch: Batch) -> None:
@@ -254,6 +256,7 @@ class Kernels:
             **self._common(batch), **self._windows(), CHANNELS=self._channels,
             COMPACT=self._compact, SPLITS_PADDED=triton.next_power_of_2(splits), TILE=self.tuning.gather_tile,
             TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.counts_the_rest, num_warps=4,
+            **self._chain(),
         )  # fmt: skip
 
     def v_skip(self, batch: Batch) -> None:
@@ -279,6 +282,7 @@ class Kernels:
             self.scale, batch.output.stride(0), num_partials, num_exact,
             HEAD_SIZE=self.head_size, CHANNELS=self._channels, PARTIALS=triton.next_power_of_2(num_partials),
             CHUNK=chunk, CERTIFICATE=self.settings.certificate and num_exact < num_partials, num_warps=4,
+            **self._chain(),
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------- constants
@@ -299,6 +303,10 @@ class Kernels:
             "WINDOW_TILES": self._window_tiles,
             "WINDOW_PADDED": triton.next_power_of_2(self._window_tiles),
         }
+
+    def _chain(self) -> dict[str, bool]:
+        """For kernels that follow one of ours."""
+        return {"CHAINED": True, "launch_pdl": True} if self.tuning.chained else {"CHAINED": False}
 
     def _beta(self) -> tuple[float, float]:
         length = self.settings.alpha_length

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vllm_relational.sparse.kernels.attend import LOG2E
+from vllm_relational.sparse.kernels.attend import LOG2E, follow
 
 CERTIFICATE_BINS = 16
 LAST_BIN = tl.constexpr(15.0)
@@ -16,7 +16,7 @@ def merge_kernel(
     output_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, tail_ptr, statistics_ptr,
     scale, stride_ot, num_partials, num_exact,
     HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr, PARTIALS: tl.constexpr, CHUNK: tl.constexpr,
-    CERTIFICATE: tl.constexpr,
+    CERTIFICATE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Grid: (chunks of channels, query heads, requests).
 
@@ -24,6 +24,7 @@ def merge_kernel(
     estimates, which the partials from ``num_exact`` on may hold, is counted by its size.
     """
     chunk, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    follow(CHAINED)
     if tl.load(lens_ptr + request) == 0:
         return
     place = (request.to(tl.int64) * tl.num_programs(1) + head) * num_partials

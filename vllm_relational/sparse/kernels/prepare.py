@@ -14,6 +14,7 @@ from vllm_relational.sparse.kernels.attend import (
     accumulate,
     body_of,
     dot,
+    follow,
     load_queries,
     products,
     store_partial,
@@ -31,7 +32,7 @@ def prepare_kernel(
     HEADS: tl.constexpr, PADDED: tl.constexpr, COMPACT: tl.constexpr, HEAD_SIZE: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_TILE: tl.constexpr, GROUP_TILE: tl.constexpr,
-    REQS: tl.constexpr, NUMBER: tl.constexpr, OUTLINE: tl.constexpr, SPREAD: tl.constexpr,
+    REQS: tl.constexpr, NUMBER: tl.constexpr, CHAINED: tl.constexpr, OUTLINE: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     """Grid: (WINDOW_TILES + programs for groups, KV heads, requests); partial ``i`` is tile ``i`` of the window.
 
@@ -39,6 +40,7 @@ def prepare_kernel(
     and that plus SPREAD times its reach, ``[num_kv_heads, COMPACT, total_groups]``.
     """
     program, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    follow(CHAINED)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
         return

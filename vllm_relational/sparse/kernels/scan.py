@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vllm_relational.sparse.kernels.attend import INTERPRETED, LOG2E, body_of, dot
+from vllm_relational.sparse.kernels.attend import INTERPRETED, LOG2E, body_of, dot, follow
 from vllm_relational.sparse.kernels.columns import compact, first_group, head_of, load_seed
 
 # A program is one warp: nothing is passed between warps, and while one waits for its codes others of the card work. It
@@ -106,10 +106,11 @@ def scan_kernel(
     HEADS: tl.constexpr, PADDED: tl.constexpr, COLUMNS: tl.constexpr, HEAD_SIZE: tl.constexpr, WORDS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, STAGES: tl.constexpr,
-    TAIL: tl.constexpr, BY_LENGTH: tl.constexpr, NUMBER: tl.constexpr,
+    TAIL: tl.constexpr, BY_LENGTH: tl.constexpr, NUMBER: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Grid: (programs, KV heads, requests). A request without scratch has no marks: see ``compact_kernel``."""
     program, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    follow(CHAINED)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
         return
@@ -168,7 +169,7 @@ def scan_kernel(
 def compact_kernel(
     lens_ptr, mark_ptr, list_ptr, count_ptr, num_reqs, total_groups, total_listed,
     GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr, REQS: tl.constexpr, ROOM: tl.constexpr,
-    TILE: tl.constexpr,
+    TILE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """The marked tokens of every split as a list. Grid: (splits, KV heads, requests).
 
@@ -176,6 +177,7 @@ def compact_kernel(
     no scratch for the request: all tokens of the split then count.
     """
     split, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    follow(CHAINED)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
         return

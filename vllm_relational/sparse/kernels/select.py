@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vllm_relational.sparse.kernels.attend import LOG2E, body_of
+from vllm_relational.sparse.kernels.attend import LOG2E, body_of, follow
 from vllm_relational.sparse.kernels.columns import first_group, load_seed
 
 NOTHING = tl.constexpr(-(2**31))
@@ -64,6 +64,7 @@ def select_kernel(
     num_reqs, num_partials, total_groups, spare, wanted,
     HEADS: tl.constexpr, COMPACT: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, MOST_GROUPS: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Which ``wanted`` groups of a body have the greatest scores. Grid: (KV heads, requests).
 
@@ -74,6 +75,7 @@ def select_kernel(
            to a place, counted from the request's first group.
     """
     head, request = tl.program_id(0), tl.program_id(1)
+    follow(CHAINED)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
         return
@@ -108,7 +110,7 @@ def list_kernel(
     scale, num_reqs, num_partials, total_groups, total_listed,
     HEADS: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, ROOM: tl.constexpr,
-    TILE: tl.constexpr, TAIL: tl.constexpr,
+    TILE: tl.constexpr, TAIL: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """The tokens of the chosen groups of every split as a list, as ``compact_kernel`` makes it, and the weights of the
     other groups: as if all their keys were their middle. Grid: (splits, KV heads, requests).
@@ -116,6 +118,7 @@ def list_kernel(
     count: tokens listed by a split; minus one where there is no scratch for the request: all tokens then count.
     """
     split, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    follow(CHAINED)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
         return
