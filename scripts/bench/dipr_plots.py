@@ -19,6 +19,7 @@ FAMILIES = {
     r"mass:.*\+tail": "top-p + tail",
     r"pages:\d+": "pages",
     r"scan:[^@]*\+est": "all candidates of the int4 index + tail",
+    r"scan:.*@4/64\+est": "all of that index in groups of 64 + tail",
 }
 LAYERS = ("dipr:1.2e-2", "dipr:4e-3", "dipr:1e-3", "top:500", "scan:4e-3+est")
 
@@ -35,6 +36,9 @@ def draw_quality(table: pd.DataFrame, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     table = table.assign(family=table.trial.map(family_of)).dropna(subset=["family"])
+    if table.empty:
+        print(f"{path.name}: none of these ways to attend is plotted")
+        return
     lengths = sorted(table.length.unique())
     figure, panels = plt.subplots(1, len(lengths), figsize=(5 * len(lengths), 5), sharey=True, squeeze=False)
     for axes, length in zip(panels[0], lengths, strict=True):
