@@ -167,13 +167,15 @@ def again(options: argparse.Namespace) -> dict[str, Any]:
     for prompt in prompts:
         llm.reset_prefix_cache()
         answers += generate(llm, [prompt], 48)[0]
-    interrupted = [generate_interrupted(llm, prompt, 48) for prompt in prompts]
+    interrupted, done = zip(*(generate_interrupted(llm, prompt, 48) for prompt in prompts), strict=True)
     stop(llm)
+    if not all(done):
+        raise RuntimeError(f"only {sum(done)} of {len(done)} requests were preempted")
     return {"answers": answers, "interrupted": interrupted}
 
 
-def generate_interrupted(llm: Any, prompt: list[int], max_tokens: int) -> list[int]:
-    """The answer of a request that loses all its keys half-way."""
+def generate_interrupted(llm: Any, prompt: list[int], max_tokens: int) -> tuple[list[int], bool]:
+    """The answer of a request that is to lose all its keys half-way, and whether it did."""
     from vllm import SamplingParams
 
     llm.reset_prefix_cache()
@@ -186,7 +188,7 @@ def generate_interrupted(llm: Any, prompt: list[int], max_tokens: int) -> list[i
             answer = list(output.outputs[0].token_ids)
         if len(answer) >= max_tokens // 2 and not interrupted:
             interrupted = llm.reset_prefix_cache(reset_running_requests=True)
-    return answer
+    return answer, interrupted
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class Extension:
     """Methods for the worker, through vLLM's ``worker_extension_cls``."""
 
     def attend_with(self, dipr: dict[str, Any]) -> None:
-        """From now on all layers have these settings. CUDA graphs would keep the old ones."""
+        """From now on all layers have these settings."""
         from vllm_relational.sparse.decoder import SparseDecoder
         from vllm_relational.sparse.settings import read_dipr
 
@@ -210,7 +210,7 @@ def vllm_engine(args: argparse.Namespace) -> Ask:
 
     from vllm_relational.vllm_ext.settings import attention_arguments
 
-    engine_args = {"enforce_eager": True, **json.loads(args.engine_args)}
+    engine_args = {**json.loads(args.engine_args), "enforce_eager": True}  # CUDA graphs would keep the first settings
     engine_args |= attention_arguments("dipr", SPARSE, engine_args)
     engine_args["worker_extension_cls"] = "dipr_quality.Extension"
     llm = LLM(args.model, max_model_len=max(args.lengths), **engine_args)
@@ -222,8 +222,8 @@ def vllm_engine(args: argparse.Namespace) -> Ask:
         for trial, settings in vllm_trials(args.dipr).items():
             llm.collective_rpc("attend_with", args=(settings,))
             outputs = llm.generate(given, sampling, use_tqdm=False)
-            (read,) = llm.collective_rpc("share_read")
-            found[trial] = [output.outputs[0].text for output in outputs], 1.0 if trial == DENSE else read
+            read = 1.0 if trial == DENSE else llm.collective_rpc("share_read")[0]
+            found[trial] = [output.outputs[0].text for output in outputs], read
         llm.reset_prefix_cache()  # whatever is left would only be in the way of the next prompts
         return found
 
@@ -235,6 +235,8 @@ def vllm_trials(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     trials: dict[str, dict[str, Any]] = {DENSE: {"dense_below": 2**30}}
     for text in given:
         settings = json.loads(text)
+        if settings.get("method", "scan") not in ("scan", "v_skip", "pages"):
+            raise SystemExit(f"--dipr {text}: name a sparse method, or none for scan")
         trials[f"{DENSE} dipr" + "".join(f" {name}={value}" for name, value in settings.items())] = SPARSE | settings
     return trials
 

@@ -12,4 +12,4 @@ collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
 @pytest.fixture
 def no_runner(monkeypatch):
     """No model runner is known, and none is afterwards."""
-    monkeypatch.setattr("vllm_relational.vllm_ext.prompt_lengths._runner", None)
+    monkeypatch.setattr("vllm_relational.vllm_ext.prompt_lengths._runners", {})

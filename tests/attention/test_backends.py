@@ -66,16 +66,18 @@ def make_layer(backend, dipr):
         return backend.get_impl_cls()(HEADS, HEAD_SIZE, SCALE, KV_HEADS, None, None, "auto")
 
 
-def make_builder(backend, dipr, **config):
+def make_builder(backend, dipr, runner=None, **config):
     vllm_config = make_config(dipr, **config)
+    if runner is not None:
+        prompt_lengths.follow(vllm_config, runner)
     spec = backend.customize_spec(make_spec())
     with set_current_vllm_config(vllm_config):
         return backend.get_builder_cls()(spec, [], vllm_config, torch.device("cpu"))
 
 
-def run(backend, dipr, batch):
+def run(backend, dipr, batch, runner=None):
     """One step of one layer, as vLLM does it."""
-    layer, metadata = make_layer(backend, dipr), make_builder(backend, dipr).build(0, batch.common())
+    layer, metadata = make_layer(backend, dipr), make_builder(backend, dipr, runner).build(0, batch.common())
     layer.do_kv_cache_update(batch.layer(), batch.key, batch.value, batch.cache, batch.slots)
     output = torch.full_like(batch.query, torch.nan)
     layer.forward(batch.layer(), batch.query, batch.key, batch.value, batch.cache, metadata, output)
@@ -109,10 +111,9 @@ REPLAYED = [
 @pytest.mark.parametrize("backend", [DiprCpuBackend, DiprFlashBackend])
 def test_answers_that_are_computed_again_are_sparse_again(backend, size, flash, no_runner, monkeypatch):
     batch = Batch(REPLAYED, seed=3)
-    runner = batch.runner()
-    prompt_lengths.follow(runner)
     monkeypatch.setattr(SparseDecoder, "most_requests", lambda self, longest: size)
-    found = run(backend, SETTINGS, batch)
+    runner = batch.runner()
+    found = run(backend, SETTINGS, batch, runner)
     rule = naive.Dipr(naive.beta_of(SETTINGS["alpha"], SCALE))
     wanted = batch.expected(SCALE, rule, naive.Window(16, 32, 32), [0, 1, 2, 3, 5])
     dense = batch.expected(SCALE, rule, naive.Window(16, 32, 32), [])
@@ -125,8 +126,7 @@ def test_answers_that_are_computed_again_are_sparse_again(backend, size, flash, 
 def test_drafted_tokens_are_no_answer_computed_again(flash, no_runner):
     batch = Batch([Request(6, 140, prompt_len=120)])
     runner = batch.runner()
-    prompt_lengths.follow(runner)
-    builder = make_builder(DiprFlashBackend, SETTINGS)
+    builder = make_builder(DiprFlashBackend, SETTINGS, runner)
     assert builder.build(0, batch.common()).dipr.replay is not None
     builder._may_replay = False
     assert builder.build(0, batch.common()).dipr.replay is None
@@ -237,6 +237,8 @@ def test_flash_attention_plans_dense_requests_apart(flash, monkeypatch):
 
 def test_blocks_have_room_for_large_groups_unless_the_user_says_otherwise(flash):
     assert [DiprFlashBackend.get_preferred_block_size(size) for size in (16, 64, 128)] == [64, 64, 128]
+    with set_current_vllm_config(make_config({"method": "pages"})):
+        assert DiprFlashBackend.get_preferred_block_size(16) == 16
     config = make_config(SETTINGS)
     for size, chosen, group in ((32, True, 32), (16, False, 64), (128, True, 64)):
         config.cache_config.block_size, config.cache_config.user_specified_block_size = size, chosen

@@ -5,7 +5,13 @@ import pytest
 from vllm_relational import RelationalLLM
 from vllm_relational.records import RelationalError
 from vllm_relational.sparse.settings import DiprSettings
-from vllm_relational.vllm_ext.settings import attention_arguments, engine_arguments, read_attention, read_settings
+from vllm_relational.vllm_ext.settings import (
+    attention_arguments,
+    engine_arguments,
+    expected_block_size,
+    read_attention,
+    read_settings,
+)
 
 
 def test_both_live_side_by_side():
@@ -31,6 +37,14 @@ def test_arguments_of_an_engine():
     both = engine_arguments({"order": "arrival"}, {**given, **arguments})
     assert both["additional_config"]["relational"] == {"dipr": {"sinks": 64, "alpha": 0}, "order": "arrival"}
     assert attention_arguments(None, None, given) == {}
+
+
+@pytest.mark.parametrize(
+    ("dipr", "size"), [({}, 64), ({"approximate": True}, 16), ({"method": "pages"}, 16), ({"method": "dense"}, None)]
+)
+def test_plans_know_the_size_of_blocks(dipr, size):
+    assert expected_block_size(attention_arguments("dipr", dipr, {})) == size
+    assert expected_block_size({"additional_config": {"relational": {"dipr": dipr}}}) is None
 
 
 @pytest.mark.parametrize(

@@ -73,19 +73,24 @@ def test_quantised_caches_and_context_parallelism_stay_dense():
     config.parallel_config.decode_context_parallel_size = 2
     assert unsupported_model(config) == "context parallelism is at work"
     config = make_config()
+    config.parallel_config.enable_dbo = True
+    assert "dual batch overlap" in unsupported_model(config)
+    config = make_config()
     config.cache_config.block_size = 24
     assert "multiple of 16 tokens, not 24" in unsupported_model(config)
 
 
 def plain_layer(**more):
     fields = {"attn_type": "decoder", "alibi_slopes": None, "sliding_window": (-1, -1), "logits_soft_cap": 0}
-    return SimpleNamespace(**{**fields, "sinks": None, "kv_sharing_target_layer_name": None, **more})
+    shape = {"num_heads": 32, "num_kv_heads": 2}
+    return SimpleNamespace(**{**fields, **shape, "sinks": None, "kv_sharing_target_layer_name": None, **more})
 
 
 @pytest.mark.parametrize(
     "more",
     [
         {"attn_type": "encoder_only"},
+        {"num_heads": 34},
         {"alibi_slopes": [0.5]},
         {"sliding_window": (127, 0)},
         {"logits_soft_cap": 30.0},

@@ -124,9 +124,9 @@ def test_answers_that_are_computed_again_are_as_decoded(backend, monkeypatch):
     requests = [Request(30, 900, prefilling=True, prompt_len=880), Request(1, 400, prompt_len=390)]
     batch = Batch(requests, torch.bfloat16, device="cuda")
     runner = batch.runner()
-    monkeypatch.setattr(prompt_lengths, "_runner", None)
-    prompt_lengths.follow(runner)
+    monkeypatch.setattr(prompt_lengths, "_runners", {})
     layer, builder = make_parts(backend, {**SETTINGS, "alpha": 0.5, "tail": False})
+    prompt_lengths.follow(builder._engine, runner)
     output = torch.full_like(batch.query, torch.nan)
     step(layer, builder.build(0, batch.common()), batch, output)
 

@@ -150,6 +150,25 @@ def test_keys_that_no_code_can_hold_are_attended_to():
     assert attended(batch, made, 0)[0, 160:176].all()
 
 
+@pytest.mark.parametrize("block_size", [16, 64])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@pytest.mark.parametrize(("query", "size"), [(200.0, 1.0), (5000.0, 0.0025)])
+def test_products_beyond_float16_lose_no_token(query, size, sign, block_size):
+    """Of a query with a step, that is. Token 200 has the greatest product, token 201 a greater one in that channel."""
+    batch = paged_batch([700], dtype=torch.bfloat16, block_size=block_size, spread=0.1, device=DEVICE)
+    blocks = batch.block_table[0, : -(-700 // block_size)].long()
+    block, token = blocks[200 // block_size], 200 % block_size
+    keys = batch.pages.key
+    keys[blocks, :, :, 0], keys[blocks, :, :, 16] = -120 * size * sign, 0.0
+    keys[block, :, token, 0], keys[block, :, token + 1, 0] = 240 * size * sign, 280 * size * sign
+    keys[block, :, token + 1, 16] = -200.0
+    batch.query[:, :, 0], batch.query[:, :, 16] = query * sign, 100.0
+    slots = blocks[:, None] * block_size + torch.arange(block_size, device=DEVICE)
+    seal(batch.pages, slots.flatten())
+    _, made = run(batch, DiprSettings(alpha=0.3, most_candidates=1.0, **WINDOW), "scan")
+    assert attended(batch, made, 0)[:, 200].all()
+
+
 @pytest.mark.parametrize(
     ("head_size", "block_size", "dtype"), [(64, 16, torch.bfloat16), (96, 32, torch.float16), (80, 64, torch.float32)]
 )

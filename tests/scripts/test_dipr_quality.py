@@ -135,3 +135,5 @@ def test_trials_of_an_engine():
     assert list(found) == ["vllm", "vllm dipr", "vllm dipr alpha=0.012 tail=False"]
     assert found["vllm"]["dense_below"] > 10**6 and found["vllm dipr"] == {"method": "scan", "dense_below": 0}
     assert found["vllm dipr alpha=0.012 tail=False"]["dense_below"] == 0
+    with pytest.raises(SystemExit, match="name a sparse method"):
+        dipr_quality.vllm_trials(['{"method": "auto"}'])

@@ -29,6 +29,8 @@ def test_beta_of_alpha_and_of_the_length():
         ({"recent": 0}, "a whole number, 1 or more"),
         ({"sinks": 1.5}, "a whole number, 0 or more"),
         ({"most_candidates": 0}, "a share above 0"),
+        ({"certificate": True, "tail": False}, "it must be false without tail"),
+        ({"certificate": True, "method": "pages"}, "it must be false without pages_tail"),
         ({"alpha_length": -1}, "a number of tokens or null"),
         ({"betta": 50}, "dipr has no setting 'betta': there are method, alpha"),
         ([1], "they must be an object"),

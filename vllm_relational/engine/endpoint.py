@@ -336,7 +336,8 @@ def _no_such_model(names: list[str], model: str | None, shown: str) -> str:
 
 def _info(card: Mapping[str, Any], block_size: int | None) -> EngineInfo:
     longest = card.get("max_model_len")
-    return EngineInfo(card["id"], longest if isinstance(longest, int) else None, None, block_size or BLOCK_SIZE)
+    known = longest if type(longest) is int and longest > 0 else None
+    return EngineInfo(card["id"], known, None, block_size or BLOCK_SIZE)
 
 
 def _block_size(connection: Connection, root: str, timeout_s: float = PROBE_TIMEOUT_S) -> int | None:

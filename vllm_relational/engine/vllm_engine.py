@@ -97,8 +97,10 @@ class VllmEngine:
         if self._info is not None:
             return self._info
         from vllm_relational.vllm_ext.facts import scheduler_facts
+        from vllm_relational.vllm_ext.settings import expected_block_size
 
-        block_size = self._args.get("block_size") or (CPU_BLOCK_SIZE if _is_cpu_build() else EngineInfo.block_size)
+        on_gpu = expected_block_size(self._args) or EngineInfo.block_size
+        block_size = self._args.get("block_size") or (CPU_BLOCK_SIZE if _is_cpu_build() else on_gpu)
         positions = self._args.get("max_model_len")
         return EngineInfo(
             model=self.model,

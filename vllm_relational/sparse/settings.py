@@ -30,7 +30,7 @@ class DiprSettings:
     dense_below:  tokens: shorter contexts are attended to densely.
     dense_layers: so many first layers are attended to densely.
     most_candidates: share of the body that a scan may keep; a part of it that keeps more is attended to densely.
-    certificate:  report how much attention mass the attended tokens have.
+    certificate:  report how much attention mass was only estimated; needs the tail.
     """
 
     method: str = "auto"
@@ -60,6 +60,11 @@ class DiprSettings:
         for name, least in counts.items():
             value = getattr(self, name)
             _check(type(value) is int and value >= least, name, value, f"a whole number, {least} or more")
+        if self.certificate:
+            pages = self.method == "pages" or self.approximate
+            kept = self.tail and (self.pages_tail or not pages)
+            needs = f"false without {'pages_tail' if self.tail else 'tail'}: it counts what estimates weigh"
+            _check(kept, "certificate", True, needs)
         share = self.most_candidates
         _check(_is_number(share) and 0 < share <= 1, "most_candidates", share, "a share above 0 up to 1")
 
@@ -72,6 +77,12 @@ class DiprSettings:
     def counts_the_rest(self) -> bool:
         """Whether tokens that are not attended to count by estimates."""
         return self.pages_tail if self.method == "pages" else self.tail
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block that suit best: a group of the index is as large as a block allows, up to 64; for ``pages``
+        16, for it cannot tell which tokens of a large group matter."""
+        return 16 if self.method == "pages" or self.approximate else 64
 
     def beta(self, scale: float, seq_len: int) -> float:
         """How far below the greatest product ``q.k`` a token of a context of ``seq_len`` may be; infinite for all."""

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from vllm.config import get_current_vllm_config
+from vllm.config import get_current_vllm_config, get_current_vllm_config_or_none
 from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
 from vllm.v1.kv_cache_layout import KVCacheLayout
@@ -24,6 +24,7 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm_relational.sparse.decoder import DecodeShape, SparseDecoder
 from vllm_relational.sparse.optimizer import Costs
 from vllm_relational.sparse.pages import GROUPS, PageLayout, Pages
+from vllm_relational.sparse.settings import DiprSettings
 from vllm_relational.vllm_ext.dipr_rows import HostBatch, Replay, Rows, RowSplitter, may_decode
 from vllm_relational.vllm_ext.dipr_support import no_index, unsupported_layer
 from vllm_relational.vllm_ext.prompt_lengths import prompt_lengths
@@ -52,9 +53,11 @@ class DiprBackend:
 
     @classmethod
     def get_preferred_block_size(cls, default_block_size: int) -> int:
-        """Where nobody names a size: room for the groups of which least has to be read."""
+        """Where nobody names a size: the one that suits the engine's settings."""
         preferred: int = super().get_preferred_block_size(default_block_size)  # type: ignore[misc]
-        return max(GROUPS[0], preferred)
+        vllm_config = get_current_vllm_config_or_none()
+        settings = read_attention(vllm_config.additional_config if vllm_config is not None else None)
+        return max(settings.block_size, preferred)
 
 
 class DiprBuilder:
@@ -69,6 +72,7 @@ class DiprBuilder:
         self.splitter = RowSplitter(
             _pays_from(vllm_config, settings, kv_cache_spec, device), largest_batch(vllm_config), device
         )
+        self._engine = vllm_config
         # Drafts are verified several at a time, densely, and look like an answer that is computed again.
         self._may_replay = vllm_config.speculative_config is None
 
@@ -78,7 +82,7 @@ class DiprBuilder:
         common, dense_below = common_attn_metadata, self.splitter.dense_below(common_attn_metadata.num_reqs)
         long = common.max_seq_len >= dense_below
         some = long and may_decode(common.query_start_loc_cpu, common.max_query_len)
-        batch = _host_batch(common)
+        batch = _host_batch(self._engine, common)
         metadata.dipr = self._rows(metadata, some, batch.single_token_prompts())
         if long and self._may_replay and common.max_query_len > 1:
             metadata.dipr.replay = batch.replay(dense_below, metadata.seq_lens.device)
@@ -129,7 +133,7 @@ class DiprImpl:
             scale=self.scale,
             max_reqs=largest_batch(vllm_config),
             max_seq_len=vllm_config.model_config.max_model_len,
-            group=_expected_group(vllm_config.cache_config),
+            group=_expected_group(vllm_config.cache_config, self.settings),
         )
         self._make_decoder = partial(_shared_decoder, vllm_config, self.settings)
         self.decoder = None if reason is not None else self._make_decoder(shape)
@@ -230,9 +234,9 @@ class DiprImpl:
         return False
 
 
-def _host_batch(common: Any) -> HostBatch:
+def _host_batch(vllm_config: Any, common: Any) -> HostBatch:
     """Of vLLM's ``CommonAttentionMetadata``."""
-    seq_lens, prompts = common.seq_lens_cpu_upper_bound, prompt_lengths(common)
+    seq_lens, prompts = common.seq_lens_cpu_upper_bound, prompt_lengths(vllm_config, common)
     return HostBatch(common.query_start_loc_cpu, common.is_prefilling, seq_lens, prompts)
 
 
@@ -257,10 +261,10 @@ def costs_of(vllm_config: Any, settings: Any, layout: PageLayout, num_kv_heads: 
     return Costs(settings, layout, num_kv_heads, vllm_config.model_config.max_model_len, largest_batch(vllm_config))
 
 
-def _expected_group(cache_config: Any) -> int:
+def _expected_group(cache_config: Any, settings: DiprSettings) -> int:
     """Tokens of a group of the index: vLLM chooses the size of blocks after it made the layers, and asks us for it
     (``get_preferred_block_size``)."""
-    size = cache_config.block_size if cache_config.user_specified_block_size else GROUPS[0]
+    size = cache_config.block_size if cache_config.user_specified_block_size else settings.block_size
     return PageLayout(size, GROUPS[-1]).group
 
 

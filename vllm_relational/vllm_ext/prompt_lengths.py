@@ -1,7 +1,7 @@
 """How long the prompts of a batch are: what vLLM 0.32.0 tells attention builders for one kind of model only.
 
 An answer that a preempted request computes again looks like a prompt to them. Both model runners know the difference;
-``vllm_ext/worker.py`` says which runner is at work in this process.
+``vllm_ext/worker.py`` says which runner is an engine's.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ from typing import Any
 
 import torch
 
-_runner: weakref.ref[Any] | None = None
+_runners: dict[int, weakref.ref[Any]] = {}
+"""By the identity of an engine's configuration, which the runner keeps alive."""
 
 
-def follow(runner: Any) -> None:
-    """From now on, batches are those of this model runner."""
-    global _runner
-    _runner = weakref.ref(runner)
+def follow(vllm_config: Any, runner: Any) -> None:
+    """From now on, batches of the engine with this configuration are those of this model runner."""
+    for key in [key for key, known in _runners.items() if known() is None]:
+        del _runners[key]
+    _runners[id(vllm_config)] = weakref.ref(runner)
 
 
-def prompt_lengths(common: Any) -> torch.Tensor | None:
+def prompt_lengths(vllm_config: Any, common: Any) -> torch.Tensor | None:
     """Tokens of the prompts of a batch's requests, int32 on the host, without the rows that only pad it.
 
     0 where a row has no request. None where no runner is known, as under another worker than ours.
-    common: vLLM's ``CommonAttentionMetadata``.
+    vllm_config: of the engine; common: vLLM's ``CommonAttentionMetadata``.
     """
-    runner = _runner() if _runner is not None else None
+    known = _runners.get(id(vllm_config))
+    runner = known() if known is not None else None
     if runner is None:
         return None
     states = getattr(runner, "req_states", None)

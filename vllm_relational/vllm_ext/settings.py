@@ -116,6 +116,15 @@ def attention_arguments(
     return {"attention_backend": ATTENTION_BACKEND, "additional_config": config, **worker}
 
 
+def expected_block_size(arguments: Mapping[str, Any]) -> int | None:
+    """The size of blocks that our attention takes on a GPU where these arguments of ``vllm.LLM`` name none; None where
+    they have another attention, or all is dense."""
+    if arguments.get("attention_backend") != ATTENTION_BACKEND:
+        return None
+    settings = read_attention(arguments.get("additional_config"))
+    return settings.block_size if settings.method != "dense" else None
+
+
 def check_attention(attention: str | None, dipr: Mapping[str, Any] | None) -> None:
     """``RelationalError`` for another attention than ``dipr``, and for settings without it."""
     if attention not in (None, DIPR):

@@ -25,7 +25,7 @@ def worker_class() -> type:
     class RelationalWorker(base):  # type: ignore[misc, valid-type]
         def init_device(self) -> None:
             super().init_device()
-            prompt_lengths.follow(self.model_runner)
+            prompt_lengths.follow(self.vllm_config, self.model_runner)
 
     return RelationalWorker
 

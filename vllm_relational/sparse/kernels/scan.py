@@ -156,8 +156,9 @@ def scan_kernel(
         of_group = (shared + group) * PADDED + heads
         base, bound = tl.load(base_ptr + of_group), tl.load(bound_ptr + of_group)
         scores = compact(scores, PADDED) * 1048576.0 + base[None, :]
-        # Keys that fit no code have NaN: not less than anything, so they are marked.
-        far = (scores + bound[None, :] < least[None, :]) | (heads >= HEADS)[None, :]
+        # Keys that fit no code have NaN: not less than anything, so they are marked. So are all that a query's products
+        # with steps, beyond float16, leave without an estimate.
+        far = (scores > float("-inf")) & (scores + bound[None, :] < least[None, :]) | (heads >= HEADS)[None, :]
         keep = tl.min(far.to(tl.int32), axis=1) == 0
         tl.store(mark_ptr + (shared + group) * GROUP + tokens, keep.to(tl.uint8))
         if TAIL:
