@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# What docs/dipr.md reports, on a machine with one NVIDIA GPU and vLLM:  dipr.sh MODEL TABLES OUT [STEP ...]
+# MODEL: folder of a Hugging Face model. TABLES: folder of squad_v11_dev.parquet and airbnb_albany_reviews.parquet.
+# OUT: for CSV files, plots and logs; a step that was cut short goes on or starts anew. Steps, in this order by default:
+#   tests    the kernels and the backend on this GPU
+#   measure  tokens kept and divergence by length and way to attend; leaves OUT/kv.pt, the scores that the next needs
+#   kernels  one layer's decode attention against FlashAttention 3, by blocks of 64 and of 16
+#   engine   answers of whole engines against vLLM's own, also of preempted requests; milliseconds a token
+#   quality  answers over long prompts, dense and by settings of ours
+set -euo pipefail
+[ $# -ge 3 ] || { sed -n '2,9s/^# //p' "$0"; exit 2; }
+model=$1 tables=$2 out=$3
+shift 3
+root=$(cd "$(dirname "$0")/../.." && pwd)
+bench=$root/scripts/bench
+python=${PYTHON:-python3}
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
+mkdir -p "$out"
+
+run_tests() {
+  "$python" -m pytest -q -p no:cacheprovider "$root/tests/kernels"
+  DIPR_MODEL=$model "$python" -m pytest -q -p no:cacheprovider "$root/tests/gpu" -k "not engines"
+}
+
+run_measure() {
+  "$python" "$bench/dipr_measure.py" "$model" --text squad="$tables/squad_v11_dev.parquet:context" \
+    --text reviews="$tables/airbnb_albany_reviews.parquet:comments" --out "$out" --dump "$out/kv.pt"
+}
+
+run_kernels() {
+  local size
+  for size in 64 16; do
+    "$python" "$bench/dipr_kernels.py" --dump "$out/kv.pt" --block-size "$size" --commit "$commit" --parts \
+      --tuning chained=1 --csv "$out/dipr.csv"
+  done
+}
+
+run_engine() {
+  "$python" "$bench/dipr_engine.py" --only speed --layers 16 --csv "$out/dipr_engine.csv"
+  "$python" "$bench/dipr_engine.py" --only again --model "$model" --json "$out/again.json"
+  "$python" "$bench/dipr_engine.py" --only check --model "$model" --json "$out/check.json"
+}
+
+run_quality() {
+  "$python" "$bench/dipr_quality.py" "$model" --haystack "$tables/squad_v11_dev.parquet:context" --out "$out/quality" \
+    --engine vllm --batch-tokens 2097152 --dipr '{}' --dipr '{"alpha": 0.012}' --dipr '{"alpha": 0.001}' \
+    --dipr '{"alpha": 1, "tail": false, "recent": 2560}'
+}
+
+for step in "${@:-tests}" ; do
+  case $step in
+  tests | measure | kernels | engine | quality) ;;
+  *) echo "dipr.sh: no step $step: there are tests, measure, kernels, engine, quality" >&2; exit 2 ;;
+  esac
+done
+[ $# -gt 0 ] || set -- tests measure kernels engine quality
+for step in "$@"; do
+  echo "== $step"
+  "run_$step" 2>&1 | tee "$out/$step.log"
+done
