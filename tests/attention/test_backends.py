@@ -196,6 +196,8 @@ def test_every_capture_may_be_replayed_with_sparse_requests():
     batch = Batch([Request(1, 5)] * 2)
     assert not builder.build(0, batch.common()).dipr.some
     assert builder.build_for_cudagraph_capture(batch.common()).dipr.some
+    builder = make_builder(DiprCpuBackend, {**SETTINGS, "dense_below": 4097})  # the model has 4,096 positions
+    assert not builder.build_for_cudagraph_capture(batch.common()).dipr.some
 
 
 def test_a_captured_draft_step_refreshes_what_it_points_to(flash):

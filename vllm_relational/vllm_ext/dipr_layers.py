@@ -89,9 +89,10 @@ class DiprBuilder:
         return metadata
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
-        """As vLLM; every later batch may have sparse requests."""
+        """As vLLM; every later batch may have sparse requests, unless no context can be long enough."""
         metadata: Any = super().build_for_cudagraph_capture(common_attn_metadata)  # type: ignore[misc]
-        metadata.dipr = self._rows(metadata, some=True)
+        longest = self._engine.model_config.max_model_len
+        metadata.dipr = self._rows(metadata, longest >= self.splitter.dense_below(common_attn_metadata.num_reqs))
         return metadata
 
     def update_draft_decode_metadata(self, metadata: Any) -> None:
