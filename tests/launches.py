@@ -49,16 +49,32 @@ def expected(batch: Paged, dipr: DiprSettings) -> torch.Tensor:
     return output
 
 
-def attended(batch: Paged, made: Kernels, request: int) -> torch.Tensor:
-    """The tokens that window and list of a request hold: bool ``[num_kv_heads, seq_len]``."""
+def parts(batch: Paged, made: Kernels, request: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of a request's window and those of its lists: bool ``[num_kv_heads, seq_len]`` each."""
     length = int(batch.lens[request])
+    window = torch.ones((batch.pages.num_kv_heads, length), dtype=torch.bool)
     start, end = naive.Window(made.settings.sinks, made.settings.recent, made.group).body(length)
-    kept = torch.zeros((batch.pages.num_kv_heads, length), dtype=torch.bool)
-    kept[:, :start] = kept[:, end:] = True
+    window[:, start:end] = False
+    listed = torch.zeros_like(window)
     for head, tokens in enumerate(made.listed(batch.lens.tolist(), request)):
         assert len(tokens) == len(set(tokens))
-        kept[head, tokens] = True
-    return kept
+        listed[head, tokens] = True
+    return window, listed
+
+
+def attended(batch: Paged, made: Kernels, request: int) -> torch.Tensor:
+    """The tokens that window and list of a request hold: bool ``[num_kv_heads, seq_len]``."""
+    window, listed = parts(batch, made, request)
+    return window | listed
+
+
+def context(batch: Paged, request: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query ``[num_heads, head_size]``, key and value ``[num_kv_heads, seq_len, head_size]``."""
+    length = int(batch.lens[request])
+    key, value = (
+        naive.gather(part, batch.block_table[request], length) for part in (batch.pages.key, batch.pages.value)
+    )
+    return batch.query[batch.rows[request].long()], key, value
 
 
 SHAPES = [

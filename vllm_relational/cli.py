@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -40,9 +40,6 @@ from vllm_relational.config import (
     QUESTION_FIRST,
 )
 from vllm_relational.records import QueryResult, RelationalError, RunReport
-
-if TYPE_CHECKING:
-    pass
 
 OK, SOME_ROWS_FAILED, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 xformers = pytest.importorskip("xformers", reason="needs xformers: pip install xformers")
 fmha = pytest.importorskip("xformers.ops.fmha", reason="xformers does not fit this torch", exc_type=ImportError)
 
+from launches import context, parts, run  # noqa: E402
 from paged import paged_batch  # noqa: E402
-from scanned import scanned  # noqa: E402
 
 from vllm_relational.sparse import naive  # noqa: E402
 from vllm_relational.sparse.settings import DiprSettings  # noqa: E402
@@ -39,9 +39,9 @@ def grouped(query, key, value):
 @pytest.mark.parametrize(("group", "head_size", "dtype"), SHAPES)
 def test_alpha_0_is_the_dense_decode_of_xformers(method, group, head_size, dtype):
     batch = paged_batch([1, 63, 740, 4001], group=group, head_size=head_size, dtype=dtype, device="cuda")
-    done = scanned(batch, DiprSettings(alpha=0.0, tail=False, sinks=32, recent=64), method)
-    for request, output in enumerate(done.output):
-        query, key, value = done.context(request)
+    found, _ = run(batch, DiprSettings(alpha=0.0, tail=False, sinks=32, recent=64), method)
+    for request, output in enumerate(found[batch.rows.long()]):
+        query, key, value = context(batch, request)
         peer = fmha.memory_efficient_attention(*grouped(query, key, value), scale=batch.scale).view_as(output)
         torch.testing.assert_close(output.float(), peer.float(), **TOLERANCE)
         right = naive.decode(query, key, value, batch.scale, naive.Dense()).output
@@ -52,17 +52,17 @@ def test_alpha_0_is_the_dense_decode_of_xformers(method, group, head_size, dtype
 def test_window_and_lists_as_two_partials_of_xformers(group, head_size, dtype):
     """Every KV head lists other tokens: one call of xformers each."""
     batch = paged_batch([2500, 777], group=group, head_size=head_size, dtype=dtype, spread=3.0, device="cuda")
-    done = scanned(batch, DiprSettings(alpha=0.3, tail=False, most_candidates=1.0, sinks=32, recent=64))
-    for request, output in enumerate(done.output):
-        query, key, value = done.context(request)
-        for head, sets in enumerate(zip(*done.parts(request), strict=True)):
+    found, made = run(batch, DiprSettings(alpha=0.3, tail=False, most_candidates=1.0, sinks=32, recent=64), "scan")
+    for request, output in enumerate(found[batch.rows.long()]):
+        query, key, value = context(batch, request)
+        for head, sets in enumerate(zip(*parts(batch, made, request), strict=True)):
             heads = slice(head * group, (head + 1) * group)
-            parts = [
+            partial = [
                 fmha.memory_efficient_attention_partial(
                     *grouped(query[heads], key[head : head + 1, kept], value[head : head + 1, kept]), scale=batch.scale
                 )
                 for kept in sets
             ]
-            outputs, lse = (torch.stack(part) for part in zip(*parts, strict=True))
+            outputs, lse = (torch.stack(part) for part in zip(*partial, strict=True))
             merged, _ = fmha.merge_attentions(outputs, lse)
             torch.testing.assert_close(output[heads].float(), merged.view(group, -1).float(), **TOLERANCE)

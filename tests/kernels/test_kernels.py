@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launches import DEVICE, ON_GPU, SHAPES, TOLERANCE, WINDOW, attended, expected, run
+from launches import DEVICE, ON_GPU, SHAPES, TOLERANCE, WINDOW, attended, context, expected, run
 from paged import paged_batch
 
 from vllm_relational.sparse import codec, naive
@@ -54,9 +54,7 @@ def test_a_scan_attends_to_the_dipr_set_and_what_it_lists(tail, group, kv_heads,
     for request, row in enumerate(batch.rows.tolist()):
         length = int(batch.lens[request])
         kept = attended(batch, made, request)
-        key, value = (
-            naive.gather(part, batch.block_table[request], length) for part in (batch.pages.key, batch.pages.value)
-        )
+        _, key, value = context(batch, request)
         exact = naive.decode(batch.query[row].double(), key.double(), value.double(), batch.scale, rule)
         union = exact.kept.view(kv_heads, group, length).any(1).cpu()
         assert (kept | ~union).all()
@@ -103,10 +101,7 @@ def test_v_skip_leaves_out_no_more_than_dipr(alpha):
     output, made = run(batch, dipr, "v_skip")
     rule, window = naive.Dipr(dipr.beta(batch.scale, 1)), naive.Window(**WINDOW)
     for request, row in enumerate(batch.rows.tolist()):
-        length = int(batch.lens[request])
-        key, value = (
-            naive.gather(part, batch.block_table[request], length) for part in (batch.pages.key, batch.pages.value)
-        )
+        _, key, value = context(batch, request)
         query = batch.query[row].double()
         exact = naive.decode(query, key.double(), value.double(), batch.scale, rule, window)
         dense = naive.decode(query, key.double(), value.double(), batch.scale, naive.Dense())
@@ -198,7 +193,7 @@ def test_the_certificate_counts_what_is_only_estimated():
     bins = made.statistics[3:]
     assert bins.sum() == batch.query.shape[1]
     row = int(batch.rows[0])
-    key, value = (naive.gather(part, batch.block_table[0], 700) for part in (batch.pages.key, batch.pages.value))
+    _, key, value = context(batch, 0)
     kept = attended(batch, made, 0).repeat_interleave(4, 0)
     left = 1 - naive.decode(batch.query[row].float(), key, value, batch.scale, naive.Given(kept)).mass
     near = torch.histc((-torch.log2(left)).clamp(0, 15).cpu(), 16, 0, 16)

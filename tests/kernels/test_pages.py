@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launches import DEVICE, ON_GPU, SHAPES, TOLERANCE, WINDOW, attended, expected, kernels_for, run
+from launches import DEVICE, ON_GPU, SHAPES, TOLERANCE, WINDOW, attended, context, expected, kernels_for, run
 from paged import Paged, paged_batch
 
 from vllm_relational.sparse import codec, naive
@@ -23,16 +23,9 @@ def window(batch: Paged) -> naive.Window:
     return naive.Window(**WINDOW, group=batch.pages.layout.group)
 
 
-def parts(batch: Paged, request: int) -> tuple[torch.Tensor, ...]:
-    """Query, key and value of a request, float32."""
-    length, blocks = int(batch.lens[request]), batch.block_table[request]
-    key, value = (naive.gather(part, blocks, length).float() for part in (batch.pages.key, batch.pages.value))
-    return batch.query[batch.rows[request].long()].float(), key, value
-
-
 def scores(batch: Paged, request: int) -> torch.Tensor:
     """Of every KV head and group of the body, in float64."""
-    query, key, _ = (part.double() for part in parts(batch, request))
+    query, key, _ = (part.double() for part in context(batch, request))
     start, end = window(batch).body(key.shape[1])
     grouped = query.view(len(key), -1, query.shape[-1])
     products = grouped @ key.transpose(1, 2)
@@ -47,7 +40,7 @@ def scores(batch: Paged, request: int) -> torch.Tensor:
 def check(batch: Paged, dipr: DiprSettings, output: torch.Tensor, made: Kernels) -> None:
     """The groups are the wanted number of those with the greatest scores, and the output is attention to them."""
     for request, row in enumerate(batch.rows.tolist()):
-        query, key, value = parts(batch, request)
+        query, key, value = (part.float() for part in context(batch, request))
         kept = attended(batch, made, request)
         start, end = window(batch).body(key.shape[1])
         size = batch.pages.layout.group
@@ -118,7 +111,7 @@ def test_equal_scores_go_by_position(top_tokens):
     codec.seal(batch.pages, torch.arange(batch.pages.num_blocks * 16, device=DEVICE))
     _, made = run(batch, pages(top_tokens), "pages")
     for request in range(2):
-        query, key, value = parts(batch, request)
+        query, key, value = (part.float() for part in context(batch, request))
         rule = naive.TopPages(top_tokens)
         right = naive.decode(query, key, value, batch.scale, rule, naive.Window(**WINDOW))
         assert torch.equal(attended(batch, made, request), right.kept[::4].cpu())

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from launches import DEVICE, TOLERANCE, context, parts, run
 from paged import paged_batch
-from scanned import scanned
 
 from vllm_relational.sparse import naive
 from vllm_relational.sparse.settings import DiprSettings
 
 fmha = pytest.importorskip("xformers.ops.fmha", reason="needs xformers: pip install xformers")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GROUP, KV_HEADS = 4, 2
 
 
@@ -24,15 +23,15 @@ def test_window_and_lists_merge_as_in_xformers(head_size, dtype):
     batch = paged_batch(
         lens, group=GROUP, kv_heads=KV_HEADS, head_size=head_size, dtype=dtype, spread=3.0, device=DEVICE
     )
-    done = scanned(batch, DiprSettings(alpha=0.3, tail=False, most_candidates=1.0, sinks=32, recent=64))
+    found, made = run(batch, DiprSettings(alpha=0.3, tail=False, most_candidates=1.0, sinks=32, recent=64), "scan")
     for request in range(len(lens)):
-        query, key, value = done.context(request)
-        window, listed = done.parts(request)
+        query, key, value = context(batch, request)
+        window, listed = parts(batch, made, request)
         assert listed.any(1).all() and not (listed & window).any() and not (listed | window).all()
         rules = [naive.Given(part.repeat_interleave(GROUP, 0)) for part in (window, listed)]
-        parts = [naive.decode(query.float(), key, value, batch.scale, rule) for rule in rules]
-        outputs = torch.stack([part.output for part in parts]).view(2, 1, 1, KV_HEADS, GROUP, head_size)
-        lse = torch.stack([part.lse for part in parts]).view(2, 1, KV_HEADS, GROUP, 1)
+        partial = [naive.decode(query.float(), key, value, batch.scale, rule) for rule in rules]
+        outputs = torch.stack([part.output for part in partial]).view(2, 1, 1, KV_HEADS, GROUP, head_size)
+        lse = torch.stack([part.lse for part in partial]).view(2, 1, KV_HEADS, GROUP, 1)
         merged, _ = fmha.merge_attentions(outputs, lse)
-        atol = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}[dtype]
-        assert torch.allclose(done.output[request].float(), merged.view(-1, head_size), atol=atol)
+        output = found[batch.rows[request].long()].float()
+        assert torch.allclose(output, merged.view(-1, head_size), atol=TOLERANCE[dtype])

@@ -75,13 +75,18 @@ def installed_vllm() -> str:
 
 def _worker(arguments: Sequence[str]) -> list[str]:
     """Our worker, unless the user names one."""
-    names = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
-    return [] if any(name.startswith("--worker-c") for name in names) else ["--worker-cls", WORKER]
+    named = any(name.startswith("--worker-c") for name in _names(arguments))
+    return [] if named else ["--worker-cls", WORKER]
+
+
+def _names(arguments: Sequence[str]) -> list[str]:
+    """Without what follows an equals sign, and with hyphens, as vLLM's parser reads them."""
+    return [argument.partition("=")[0].replace("_", "-") for argument in arguments]
 
 
 def _refuse(arguments: Sequence[str], attention: str | None) -> None:
     """Arguments that vLLM's parser also takes in short, in parts, or twice: the last one would win."""
-    names = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    names = _names(arguments)
     if "--model" in names:
         raise RelationalError("serve takes the model as its first argument: leave --model out")
     if any(name.startswith("--scheduler-c") for name in names):

@@ -110,15 +110,12 @@ class Costs:
 
     def choose(self, seq_len: int, num_reqs: int, layer: int) -> str:
         """The method for a request of a batch in a layer: dense where it must be or is as cheap, else ``sparse``."""
-        if layer < self.settings.dense_layers or seq_len < self.settings.dense_below:
-            return "dense"
-        if self.settings.method != "auto" or self.settings.attends_to_all:
-            return self.sparse
-        dense, sparse = self.lines["dense"], self.lines[self.sparse]
-        return self.sparse if sparse.us(seq_len, num_reqs) < dense.us(seq_len, num_reqs) else "dense"
+        pays = layer >= self.settings.dense_layers and seq_len >= self.pays_from(num_reqs)
+        return self.sparse if pays else "dense"
 
     def pays_from(self, num_reqs: int) -> int:
-        """The length from which on ``choose`` is ``sparse`` in a batch of ``num_reqs``, but in the first layers."""
+        """The length from which on ``sparse`` takes less than dense attention in a batch of ``num_reqs``; with a method
+        other than ``auto`` and where all is attended to, the settings' ``dense_below``."""
         if self.settings.method != "auto" or self.settings.attends_to_all:
             return self.settings.dense_below
         dense, sparse = self.lines["dense"], self.lines[self.sparse]

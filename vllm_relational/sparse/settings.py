@@ -61,8 +61,7 @@ class DiprSettings:
             value = getattr(self, name)
             _check(type(value) is int and value >= least, name, value, f"a whole number, {least} or more")
         if self.certificate:
-            pages = self.method == "pages" or self.approximate
-            kept = self.tail and (self.pages_tail or not pages)
+            kept = self.tail and (self.pages_tail or not self.may_choose_pages)
             needs = f"false without {'pages_tail' if self.tail else 'tail'}: it counts what estimates weigh"
             _check(kept, "certificate", True, needs)
         share = self.most_candidates
@@ -79,10 +78,15 @@ class DiprSettings:
         return self.pages_tail if self.method == "pages" else self.tail
 
     @property
+    def may_choose_pages(self) -> bool:
+        """Whether an engine's method is ``pages``, or may become it."""
+        return self.method == "pages" or self.approximate
+
+    @property
     def block_size(self) -> int:
         """Tokens of a block that suit best: a group of the index is as large as a block allows, up to 64; for ``pages``
         16, for it cannot tell which tokens of a large group matter."""
-        return 16 if self.method == "pages" or self.approximate else 64
+        return 16 if self.may_choose_pages else 64
 
     def beta(self, scale: float, seq_len: int) -> float:
         """How far below the greatest product ``q.k`` a token of a context of ``seq_len`` may be; infinite for all."""

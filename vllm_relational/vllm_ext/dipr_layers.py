@@ -80,11 +80,12 @@ class DiprBuilder:
         """As vLLM, and the rows."""
         metadata: Any = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         common, dense_below = common_attn_metadata, self.splitter.dense_below(common_attn_metadata.num_reqs)
-        long = common.max_seq_len >= dense_below
-        some = long and may_decode(common.query_start_loc_cpu, common.max_query_len)
-        batch = _host_batch(self._engine, common)
+        if common.max_seq_len < dense_below:
+            metadata.dipr = self._rows(metadata, some=False)
+            return metadata
+        batch, some = _host_batch(self._engine, common), may_decode(common.query_start_loc_cpu, common.max_query_len)
         metadata.dipr = self._rows(metadata, some, batch.single_token_prompts())
-        if long and self._may_replay and common.max_query_len > 1:
+        if self._may_replay and common.max_query_len > 1:
             metadata.dipr.replay = batch.replay(dense_below, metadata.seq_lens.device)
         return metadata
 

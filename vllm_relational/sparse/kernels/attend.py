@@ -87,6 +87,14 @@ def store_partial(
 
 
 @triton.jit
+def share_of(part, parts, start, end, GROUP: tl.constexpr):
+    """How many groups each of ``parts`` of a body has at most, and a part's first one and the one behind its last."""
+    share = tl.cdiv((end - start) // GROUP, parts)
+    first = start // GROUP + part * share
+    return share, first, tl.minimum(first + share, end // GROUP)
+
+
+@triton.jit
 def body_of(seq_len, SINKS: tl.constexpr, RECENT: tl.constexpr, GROUP: tl.constexpr):
     """``naive.Window.body``: first token and the one behind the last; SINKS is a multiple of the group."""
     end = tl.maximum(seq_len - RECENT, 0) // GROUP * GROUP

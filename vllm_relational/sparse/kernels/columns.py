@@ -45,6 +45,12 @@ def first_group(lens_ptr, request, num_reqs, spare, REQS: tl.constexpr, GROUP: t
 
 
 @triton.jit
+def has_scratch(place, seq_len, spare, total_groups, GROUP: tl.constexpr):
+    """Whether the groups of a request, from ``first_group`` on, fit in."""
+    return place + tl.cdiv(seq_len, GROUP) + spare <= total_groups
+
+
+@triton.jit
 def load_seed(most_ptr, pair, num_partials, HEADS: tl.constexpr, PADDED: tl.constexpr,
               WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr):  # fmt: skip
     """The greatest product that the window found, for each head; 0 where there is none."""

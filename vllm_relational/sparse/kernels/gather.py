@@ -16,10 +16,11 @@ from vllm_relational.sparse.kernels.attend import (
     follow,
     load_queries,
     products,
+    share_of,
     store_partial,
     token_rows,
 )
-from vllm_relational.sparse.kernels.columns import first_group, load_seed
+from vllm_relational.sparse.kernels.columns import first_group, has_scratch, load_seed
 
 
 @triton.jit(do_not_specialize=["num_reqs", "num_partials", "total_groups", "total_listed"])
@@ -46,7 +47,7 @@ def gather_kernel(
     # ---- the tokens of all splits as one list
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
     num_splits = tl.num_programs(0)
-    share = tl.cdiv((end - start) // GROUP, num_splits)  # groups
+    share, _, _ = share_of(program, num_splits, start, end, GROUP)
     pair = request.to(tl.int64) * tl.num_programs(1) + head
     splits = tl.arange(0, SPLITS_PADDED)
     counts = tl.load(count_ptr + pair * num_splits + splits, mask=splits < num_splits, other=0)
@@ -83,7 +84,7 @@ def gather_kernel(
         most, total, summed = accumulate(scores, rows, there, most, total, summed, scale, HEAD_SIZE, CHANNELS)
     # ---- the tail, with the window's greatest product as base
     estimated = tl.zeros([PADDED], tl.float32)
-    if TAIL and place + tl.cdiv(seq_len, GROUP) + num_splits <= total_groups:
+    if TAIL and has_scratch(place, seq_len, num_splits, total_groups, GROUP):
         heads, channels = tl.arange(0, PADDED), tl.arange(0, CHANNELS)
         real = heads < HEADS
         seed = load_seed(most_ptr, pair, num_partials, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)

@@ -20,7 +20,7 @@ from vllm_relational.sparse.kernels.attend import (
     store_partial,
     token_rows,
 )
-from vllm_relational.sparse.kernels.columns import compact, first_group, head_of
+from vllm_relational.sparse.kernels.columns import compact, first_group, has_scratch, head_of
 
 
 @triton.jit(do_not_specialize=["num_reqs", "num_partials", "total_groups", "spare"])
@@ -55,7 +55,7 @@ def prepare_kernel(
         )  # fmt: skip
     else:
         place = first_group(lens_ptr, request, num_reqs, spare, REQS, GROUP)
-        if place + tl.cdiv(seq_len, GROUP) + spare <= total_groups:
+        if has_scratch(place, seq_len, spare, total_groups, GROUP):
             _groups(
                 query_ptr, origin_ptr, step_ptr, table, base_ptr, bound_ptr, program - WINDOW_TILES,
                 tl.num_programs(0) - WINDOW_TILES, head, row, start, end, place, stride_qt, stride_ob, stride_oh,

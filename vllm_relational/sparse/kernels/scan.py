@@ -11,8 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vllm_relational.sparse.kernels.attend import INTERPRETED, LOG2E, body_of, dot, follow
-from vllm_relational.sparse.kernels.columns import compact, first_group, head_of, load_seed
+from vllm_relational.sparse.kernels.attend import INTERPRETED, LOG2E, body_of, dot, follow, share_of
+from vllm_relational.sparse.kernels.columns import compact, first_group, has_scratch, head_of, load_seed
 
 # A program is one warp: nothing is passed between warps, and while one waits for its codes others of the card work. It
 # goes from group to group: the steps of a group multiply its queries, not its codes, which are 64 times as many.
@@ -116,14 +116,12 @@ def scan_kernel(
         return
     # ---- which groups are ours
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
-    share = tl.cdiv((end - start) // GROUP, tl.num_programs(0))
-    first = start // GROUP + program * share
-    last = tl.minimum(first + share, end // GROUP)
+    _, first, last = share_of(program, tl.num_programs(0), start, end, GROUP)
     pair = request.to(tl.int64) * tl.num_programs(1) + head
     if first >= last:
         return
     place = first_group(lens_ptr, request, num_reqs, spare, REQS, GROUP)
-    if place + tl.cdiv(seq_len, GROUP) + spare > total_groups:
+    if not has_scratch(place, seq_len, spare, total_groups, GROUP):
         return
     # ---- the queries by quarters, and what the window found
     row = tl.load(rows_ptr + request).to(tl.int64)
@@ -184,24 +182,22 @@ def compact_kernel(
         return
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
     splits = tl.num_programs(0)
-    share = tl.cdiv((end - start) // GROUP, splits)
-    first = start + split * share * GROUP
-    last = tl.minimum(first + share * GROUP, end)
+    share, first, last = share_of(split, splits, start, end, GROUP)
     counted = count_ptr + (request.to(tl.int64) * tl.num_programs(1) + head) * splits + split
     if first >= last:
         tl.store(counted, 0)
         return
     place = first_group(lens_ptr, request, num_reqs, splits, REQS, GROUP)
-    if place + tl.cdiv(seq_len, GROUP) + splits > total_groups:
+    if not has_scratch(place, seq_len, splits, total_groups, GROUP):
         tl.store(counted, -1)
         return
     marks = mark_ptr + (head * total_groups + place) * GROUP
     listed = list_ptr + head.to(tl.int64) * total_listed + (place + split * share) * ROOM
     capacity = share * ROOM
     count = 0
-    for tile in range(first, last, TILE):
+    for tile in range(first * GROUP, last * GROUP, TILE):
         tokens = tile + tl.arange(0, TILE)
-        kept = tl.load(marks + tokens, mask=tokens < last, other=0).to(tl.int32)
+        kept = tl.load(marks + tokens, mask=tokens < last * GROUP, other=0).to(tl.int32)
         to = count + tl.cumsum(kept, axis=0) - kept
         tl.store(listed + to, tokens, mask=(kept > 0) & (to < capacity))
         count += tl.sum(kept, axis=0)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vllm_relational.sparse.kernels.attend import LOG2E, body_of, follow
-from vllm_relational.sparse.kernels.columns import first_group, load_seed
+from vllm_relational.sparse.kernels.attend import LOG2E, body_of, follow, share_of
+from vllm_relational.sparse.kernels.columns import first_group, has_scratch, load_seed
 
 NOTHING = tl.constexpr(-(2**31))
 """Below the order of every score."""
@@ -80,7 +80,7 @@ def select_kernel(
     if seq_len == 0:
         return
     place = first_group(lens_ptr, request, num_reqs, spare, REQS, GROUP)
-    if place + tl.cdiv(seq_len, GROUP) + spare > total_groups:
+    if not has_scratch(place, seq_len, spare, total_groups, GROUP):
         return
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
     pair = request.to(tl.int64) * tl.num_programs(0) + head
@@ -124,16 +124,14 @@ def list_kernel(
         return
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
     splits = tl.num_programs(0)
-    share = tl.cdiv((end - start) // GROUP, splits)
-    first = start // GROUP + split * share
-    last = tl.minimum(first + share, end // GROUP)
+    share, first, last = share_of(split, splits, start, end, GROUP)
     pair = request.to(tl.int64) * tl.num_programs(1) + head
     counted = count_ptr + pair * splits + split
     if first >= last:
         tl.store(counted, 0)
         return
     place = first_group(lens_ptr, request, num_reqs, splits, REQS, GROUP)
-    if place + tl.cdiv(seq_len, GROUP) + splits > total_groups:
+    if not has_scratch(place, seq_len, splits, total_groups, GROUP):
         tl.store(counted, -1)
         return
     limit, last_equal = tl.load(limit_ptr + pair * 2), tl.load(limit_ptr + pair * 2 + 1)
