@@ -139,7 +139,7 @@ class Batch:
         )
 
     def layer(self) -> Any:
-        one = torch.tensor(1.0, device=self.device)
+        one = torch.ones((), device=self.device)
         return SimpleNamespace(layer_name=LAYER, isa="vec", _k_scale=one, _v_scale=one, _q_scale=one)
 
     def runner(self) -> Any:

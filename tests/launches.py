@@ -29,7 +29,14 @@ def kernels_for(batch: Paged, dipr: DiprSettings, programs: int = 12) -> Kernels
         max_seq_len=max(int(batch.lens.max()), 1),
         group=batch.pages.layout.group,
         device=DEVICE,
-        tuning=Tuning(programs=programs, scan_programs=5 * programs),
+        tuning=Tuning(
+            programs=programs,
+            lists=programs,
+            gather_programs=programs,
+            group_programs=2 * programs,
+            scan_programs=5 * programs,
+            compact_tile=256,
+        ),
     )
     for scratch in made.scratch:
         scratch.view(torch.uint8).fill_(0xFF)

@@ -9,14 +9,18 @@ where it is there, against the kernels of ``sparse/kernels``, on contexts with t
 
 Llama-3.1-8B's shape, blocks in random order. Nothing is timed that is not right: each way is first held against
 attention in float32, a scan or a choice of pages over the tokens it says it attends to; fp8 is as it is, its error
-stands beside. Times are medians of CUDA graph replays of 20 launches, in microseconds; ``bytes`` counts what a way must
-read, as a share of the dense keys and values. ``--parts`` adds the time of each kernel. Each ``--tuning`` adds scans
-with other values of ``sparse/kernels/launch.py`` ``Tuning``.
+stands beside. Times are medians of CUDA graph replays of 20 launches, in microseconds, one after the other over copies
+of a small cache, as over the layers of a model, so that the GPU's own cache holds none of it; ``bytes`` counts what a
+way must read, as a share of the dense keys and values. ``--parts`` adds the time of each kernel. Each ``--tuning`` adds
+scans with other values of ``sparse/kernels/launch.py`` ``Tuning``. "idle" is a scan where no context is long enough:
+what it costs dense attention in a CUDA graph that could do both.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -34,23 +38,26 @@ from vllm_relational.sparse.pages import PageLayout, Pages, new_cache
 from vllm_relational.sparse.settings import DiprSettings
 
 LAUNCHES, REPLAYS = 20, 9
+OUT_OF_CACHE = 1 << 29
+"""Bytes of keys and values of which a scan reads more than the GPU's cache holds."""
 LISTING = ("scan", "pages")
 PAGES = (512, 2048)
 
 
-def paged(context: Any, block_size: int) -> tuple[Pages, torch.Tensor]:
-    """A context's keys and values in blocks at random, sealed, and the block table."""
+def paged(context: Any, block_size: int) -> tuple[torch.Tensor, Pages, torch.Tensor]:
+    """A context's keys and values in blocks at random, sealed: the cache, its parts, and the block table."""
     batch, heads, length, _ = context.key.shape
     layout = PageLayout(block_size, HEAD_SIZE, torch.bfloat16)
     per_request = length // block_size
-    pages = layout.views(new_cache(layout, batch * per_request + 1, heads, "cuda"))
+    cache = new_cache(layout, batch * per_request + 1, heads, "cuda")
+    pages = layout.views(cache)
     table = (torch.randperm(batch * per_request, device="cuda").int() + 1).view(batch, per_request)
     for request in range(batch):
         for kept, given in ((pages.key, context.key), (pages.value, context.value)):
             blocks = given[request].view(heads, per_request, block_size, HEAD_SIZE).transpose(0, 1)
             kept[table[request].long()] = blocks.to(kept)
     seal(pages, torch.arange(pages.num_blocks * block_size, device="cuda"))
-    return pages, table
+    return cache, pages, table
 
 
 # ------------------------------------------------------------------------------------------------------- what runs
@@ -134,7 +141,8 @@ def error(batch: Batch, context: Any, made: Kernels | None, method: str, output:
             )
             rule = naive.Chosen(rule.kept, choice.estimates)
     tail = made is not None and method in LISTING and made.settings.counts_the_rest
-    right = naive.decode(batch.query[0].float(), key, value, SCALE, rule, tail=tail)
+    window = naive.Window(group=made.group) if made is not None else None
+    right = naive.decode(batch.query[0].float(), key, value, SCALE, rule, window, tail=tail)
     return float((output[0].float() - right.output).abs().max())
 
 
@@ -150,14 +158,15 @@ def allowed(batch: Batch, context: Any, made: Kernels | None, method: str, name:
     return 0.03 + 1.5 * float((sparse.output - dense.output).abs().max())
 
 
-def microseconds(run: Callable[[], Any]) -> list[float]:
-    """Of one launch, by replay."""
-    run()
+def microseconds(runs: list[Callable[[], Any]]) -> list[float]:
+    """Of one launch, by replay, one after the other."""
+    for run in runs:
+        run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(LAUNCHES):
-            run()
+        for launch in range(LAUNCHES):
+            runs[launch % len(runs)]()
     graph.replay()
     times = []
     for _ in range(REPLAYS):
@@ -170,80 +179,97 @@ def microseconds(run: Callable[[], Any]) -> list[float]:
     return sorted(times)
 
 
-def parts(run: Callable[[], Any]) -> dict[str, float]:
+def parts(runs: list[Callable[[], Any]]) -> dict[str, float]:
     """Microseconds of each kernel of one launch."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        for _ in range(5):
-            run()
+        for launch in range(LAUNCHES):
+            runs[launch % len(runs)]()
         torch.cuda.synchronize()
-    return {each.key: round(each.device_time_total / 5, 1) for each in profiled.key_averages() if "kernel" in each.key}
+    kernels = [each for each in profiled.key_averages() if "kernel" in each.key]
+    return {each.key: round(each.device_time_total / LAUNCHES, 1) for each in kernels}
 
 
 def bytes_read(batch: Batch, made: Kernels, method: str) -> float:
     """Of the keys and values, the share that a way reads; the index counted."""
     layout, tokens = batch.pages.layout, int(batch.lens.sum()) * NUM_KV_HEADS
     dense = 2 * layout.head_size * layout.dtype.itemsize
-    counts = made.counts[: batch.lens.shape[0] * NUM_KV_HEADS * made.splits(batch.lens.shape[0])].clamp(min=0)
     if method == "v_skip":
+        counts = made.counts[: batch.lens.shape[0] * NUM_KV_HEADS * made.splits(batch.lens.shape[0])]
         return 0.5 + 0.5 * float(counts.sum()) / tokens
     window = made.settings.sinks + made.settings.recent
     body = tokens - window * batch.lens.shape[0] * NUM_KV_HEADS
-    listed = float(counts.sum()) + tokens - body
+    there, listed = made.statistics[:2].tolist()
+    listed = body * listed / max(there, 1) + tokens - body
     if method == "pages":
         return (listed * dense + body * layout.outline_bytes) / (tokens * dense)
     return (listed * dense + body * (layout.index_bytes + layout.head_size / layout.group)) / (tokens * dense)
 
 
+Run = Callable[[], Any]
+
+
 def ways(
-    batch: Batch, context: Any, alphas: list[float], tunings: list[str]
-) -> Iterator[tuple[str, str, Kernels | None, Callable[[], Any]]]:
-    """Name, method, kernels and the launch."""
+    batches: list[Batch], context: Any, alphas: list[float], tunings: list[str]
+) -> Iterator[tuple[str, str, Kernels | None, list[Run]]]:
+    """Name, method, kernels and a launch for each batch."""
     for fp8 in (False, True):
         try:
-            yield "FlashAttention 3" + (", fp8" if fp8 else ""), "flash", None, flash_attention(batch, fp8)
+            runs = [flash_attention(batch, fp8) for batch in batches]
+            yield "FlashAttention 3" + (", fp8" if fp8 else ""), "flash", None, runs
         except (ImportError, RuntimeError) as problem:
             print(f"  FlashAttention{' fp8' if fp8 else ''}: {problem}", file=sys.stderr)
     try:
-        yield "xformers", "xformers", None, xformers_attention(batch, context)
+        yield "xformers", "xformers", None, [xformers_attention(batches[0], context)]
     except (ImportError, RuntimeError) as problem:
         print(f"  xformers: {' '.join(str(problem).split())}", file=sys.stderr)
     for alpha in alphas:
         for method in ("v_skip", "scan"):
-            made = kernels(batch, DiprSettings(alpha=alpha))
-            yield f"{method} {alpha:g}", method, made, lambda made=made, method=method: getattr(made, method)(batch)
+            made = kernels(batches[0], DiprSettings(alpha=alpha))
+            yield f"{method} {alpha:g}", method, made, launches(made, method, batches)
         for text in tunings:
-            made = kernels(batch, DiprSettings(alpha=alpha), read_tuning(text))
-            yield f"scan {alpha:g} {text}", "scan", made, lambda made=made: made.scan(batch)
+            made = kernels(batches[0], DiprSettings(alpha=alpha), read_tuning(text))
+            yield f"scan {alpha:g} {text}", "scan", made, launches(made, "scan", batches)
     for top_tokens in PAGES:
-        made = kernels(batch, DiprSettings(method="pages", top_tokens=top_tokens))
-        yield f"pages {top_tokens}", "pages", made, lambda made=made: made.pages(batch)
+        made = kernels(batches[0], DiprSettings(method="pages", top_tokens=top_tokens))
+        yield f"pages {top_tokens}", "pages", made, launches(made, "pages", batches)
+    for text in ["", *tunings]:
+        made = kernels(batches[0], DiprSettings(), read_tuning(text))
+        none = [dataclasses.replace(batch, lens=torch.zeros_like(batch.lens)) for batch in batches]
+        yield f"idle {text}", "idle", made, launches(made, "scan", none)
+
+
+def launches(made: Kernels, method: str, batches: list[Batch]) -> list[Run]:
+    return [functools.partial(getattr(made, method), batch) for batch in batches]
 
 
 def read_tuning(text: str) -> Tuning:
     """``scan_programs=1056,scan_stages=4``"""
-    pairs = (part.split("=") for part in text.split(","))
+    pairs = (part.split("=") for part in text.split(",") if part)
     return Tuning(**{name: int(value) for name, value in pairs})
 
 
 def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -> Iterator[dict[str, Any]]:
     """The lines of one case."""
     context = data.context(length, requests)
-    pages, table = paged(context, args.block_size)
+    cache, pages, table = paged(context, args.block_size)
     lens = torch.full((requests,), length, dtype=torch.int32, device="cuda")
     rows = torch.arange(requests, dtype=torch.int32, device="cuda")
-    output = torch.empty_like(context.query)
-    batch = Batch(context.query.contiguous(), pages, table, lens, rows, output)
-    base = None
-    for name, method, made, run in ways(batch, context, args.alphas, args.tuning):
-        found = run()
-        off = error(batch, context, made, method, found if found is not None else output)
-        limit = allowed(batch, context, made, method, name)
-        if not off < limit:
-            print(f"  {name}: off by {off:.4f}, not timed", file=sys.stderr)
-            continue
-        times = microseconds(run)
+    batches = [Batch(context.query.contiguous(), pages, table, lens, rows, torch.empty_like(context.query))]
+    for _ in range(1, -(-OUT_OF_CACHE // pages.key_value.numel() // pages.layout.dtype.itemsize)):
+        copied = pages.layout.views(cache.clone())
+        batches.append(dataclasses.replace(batches[0], pages=copied, output=torch.empty_like(context.query)))
+    batch, base = batches[0], None
+    for name, method, made, runs in ways(batches, context, args.alphas, args.tuning):
+        found = runs[0]()
+        if method != "idle":
+            off = error(batch, context, made, method, found if found is not None else batch.output)
+            limit = allowed(batch, context, made, method, name)
+            if not off < limit:
+                print(f"  {name}: off by {off:.4f}, not timed", file=sys.stderr)
+                continue
+        times = microseconds(runs)
         median = times[len(times) // 2]
         base = base or median
         share = bytes_read(batch, made, method) if made is not None else 0.5 if "fp8" in name else 1.0
@@ -263,10 +289,10 @@ def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -
             "speed_up": round(base / median, 2),
             "bytes": round(share, 3),
             "tokens_listed": round(listed[1] / max(listed[0], 1), 4),
-            "error": round(off, 5),
+            "error": round(off, 5) if method != "idle" else "",
         }
         if args.parts and made is not None:
-            print(f"    {name}: {parts(run)}", flush=True)
+            print(f"    {name}: {parts(runs)}", flush=True)
 
 
 def main() -> None:

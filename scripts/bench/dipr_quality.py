@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -76,14 +77,19 @@ class Prompts:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def make(self, task: str, seeds: Sequence[int], length: int) -> list[tuple[recall_tasks.Sample, torch.Tensor]]:
-        """The samples of the seeds; ``ValueError`` where prompt and answer do not fit in ``length`` tokens."""
-        samples = [recall_tasks.make(task, seed, length - OVERHEAD, self.haystack, self.count) for seed in seeds]
-        texts = [self.text(sample) for sample in samples]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # together: on all cores
-        longest = max(map(len, ids))
-        if longest + recall_tasks.MOST_TOKENS[task] > length:
-            raise ValueError(f"{task}: a prompt of {longest} tokens and its answer do not fit in {length}")
-        return [(sample, torch.tensor(each)) for sample, each in zip(samples, ids, strict=True)]
+        """The samples of the seeds, each with room for its answer; its text is shortened where it came out longer than
+        it was counted."""
+        room = dict.fromkeys(seeds, length - OVERHEAD)
+        made: dict[int, tuple[recall_tasks.Sample, torch.Tensor]] = {}
+        while missing := [seed for seed in seeds if seed not in made]:
+            samples = [recall_tasks.make(task, seed, room[seed], self.haystack, self.count) for seed in missing]
+            ids = self.tokenizer([self.text(each) for each in samples], add_special_tokens=False)["input_ids"]
+            for seed, sample, tokens in zip(missing, samples, ids, strict=True):
+                excess = len(tokens) + recall_tasks.MOST_TOKENS[task] - length
+                if excess <= 0:
+                    made[seed] = sample, torch.tensor(tokens)
+                room[seed] -= max(excess, 0)
+        return [made[seed] for seed in seeds]
 
     def text(self, sample: recall_tasks.Sample) -> str:
         said = [{"role": "user", "content": sample.prompt}]
@@ -206,6 +212,7 @@ class Extension:
 
 
 def vllm_engine(args: argparse.Namespace) -> Ask:
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # torch has looked for a GPU here already
     from vllm import LLM, SamplingParams
 
     from vllm_relational.vllm_ext.settings import attention_arguments

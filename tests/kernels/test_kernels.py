@@ -127,7 +127,7 @@ def test_a_split_that_lists_too_many_counts_whole():
     batch = paged_batch([900], spread=0.1, device=DEVICE)
     dipr = DiprSettings(alpha=0.01, most_candidates=0.05, **WINDOW)
     output, made = run(batch, dipr, "scan")
-    assert (made.counts[: 2 * made.splits(1)] < 0).any()
+    assert (made.counts[: 2 * made.num_lists(1)] < 0).any()
     dense = expected(batch, DiprSettings(alpha=0.0, tail=False))
     row = int(batch.rows[0])
     assert torch.allclose(output[row], dense[row], atol=1e-3)

@@ -14,11 +14,17 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 @triton.jit
 def follow(CHAINED: tl.constexpr):
-    """Wait for the kernel before, and let the one behind start, which waits likewise: its programs are then on their
-    way before ours have ended. Every program of a kernel that others are chained to must come by, or end."""
+    """Wait for the kernel before, where ours was started before its end: see ``lead``."""
+    if CHAINED:
+        cuda.gdc_wait()
+
+
+@triton.jit
+def lead(CHAINED: tl.constexpr):
+    """Let the kernel behind start, now that little is left to do; it waits for our end, but is on its way then. It
+    starts when all our programs have come by or ended."""
     if CHAINED:
         cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
 
 
 @triton.jit
@@ -46,21 +52,23 @@ def token_rows(key_ptr, table_ptr, tokens, there, head, stride_kb, stride_kh, st
 
 
 @triton.jit
-def products(queries, rows, there, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr):
-    """Unscaled ``q.k``: float32 ``[PADDED heads, tokens]``, minus infinity where there is no token."""
+def load_rows(rows, there, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr):
+    """Keys or values ``[tokens, CHANNELS]``; zero where there is no token."""
     channels = tl.arange(0, CHANNELS)
     inside = channels < HEAD_SIZE
-    keys = tl.load(rows[:, None] + channels[None, :], mask=there[:, None] & inside[None, :], other=0.0)
+    return tl.load(rows[:, None] + channels[None, :], mask=there[:, None] & inside[None, :], other=0.0)
+
+
+@triton.jit
+def products(queries, keys, there):
+    """Unscaled ``q.k``: float32 ``[PADDED heads, tokens]``, minus infinity where there is no token."""
     found = dot(queries, tl.trans(keys), tl.zeros([queries.shape[0], keys.shape[0]], tl.float32))
     return tl.where(there[None, :], found, float("-inf"))
 
 
 @triton.jit
-def accumulate(scores, rows, there, most, total, summed, scale, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr):
+def accumulate(scores, values, most, total, summed, scale):
     """Add tokens with given products to a softmax under way: its greatest product, denominator and numerator."""
-    channels = tl.arange(0, CHANNELS)
-    inside = channels < HEAD_SIZE
-    values = tl.load(rows[:, None] + HEAD_SIZE + channels[None, :], mask=there[:, None] & inside[None, :], other=0.0)
     greatest = tl.maximum(most, tl.max(scores, axis=1))
     base = tl.where(greatest == float("-inf"), 0.0, greatest)  # no token so far
     weights = tl.exp2((scores - base[:, None]) * (scale * LOG2E))
@@ -74,9 +82,8 @@ def store_partial(
     partial_ptr, most_ptr, total_ptr, place, num_partials, most, total, summed,
     HEADS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Keep a softmax under way as partial ``place`` of its request and KV head, for ``merge``.
-
-    place: int64, ``(request * num_kv_heads + head) * HEADS * num_partials + index``.
+    """Keep a softmax under way for ``merge``: at ``place``, int64, for the first head of a group; each further one has
+    its own ``num_partials`` behind.
     """
     heads, channels = tl.arange(0, PADDED), tl.arange(0, CHANNELS)
     real = heads < HEADS

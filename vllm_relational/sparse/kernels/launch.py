@@ -27,17 +27,25 @@ from vllm_relational.sparse.settings import DiprSettings
 class Tuning:
     """How work is cut; found by measuring, changes no result but for rounding.
 
-    programs:    programs that the card runs at once, over which splits are spread.
+    programs:    programs that the card runs at once, over which the splits of ``v_skip`` are spread.
     most_splits: parts of a context at most.
+    lists, most_lists: lists that a batch has in all, and a request and KV head at most.
+    group_programs, gather_programs: programs over which groups, and tiles of listed tokens and of groups, are spread.
+    gather_stages: how far those of listed tokens read ahead.
     scan_programs, scan_stages: programs of one warp over which a scan is spread, and how far they read ahead.
-    group_tile, tail_tile, list_tile: groups, and gather_tile, window_tile, dense_tile: tokens that the others read at
-                 once.
+    group_tile, tail_tile, list_tile: groups, and gather_tile, window_tile, dense_tile, compact_tile: tokens that the
+                 others read at once.
     chained:     start a kernel while the one before ends: programmatic dependent launch, from compute capability 9 on.
     most_tokens: tokens of sparse requests together that there is scratch for; requests beyond are attended to densely.
     """
 
     programs: int = 528
     most_splits: int = 128
+    lists: int = 512
+    most_lists: int = 16
+    group_programs: int = 1056
+    gather_programs: int = 528
+    gather_stages: int = 1
     scan_programs: int = 2112
     scan_stages: int = 3
     group_tile: int = 64
@@ -45,6 +53,7 @@ class Tuning:
     tail_tile: int = 64
     list_tile: int = 32
     window_tile: int = 128
+    compact_tile: int = 4096
     dense_tile: int = 64
     dense_warps: int = 4
     dense_stages: int = 3
@@ -104,14 +113,15 @@ class Kernels:
         self._compact = max(4, triton.next_power_of_2(self.heads))
         self._words = max(8, triton.next_power_of_2(head_size // 8))
         batches = range(1, max_reqs + 1)
-        partials = max(self.num_partials(reqs) * reqs for reqs in batches) * num_heads
+        partials = max(self._num_partials(reqs) for reqs in batches)
         self._partial, self._most, self._total, self._tail = (
             torch.empty(partials * width, dtype=torch.float32, device=device) for width in (self._channels, 1, 1, 1)
         )
-        splits = max(self.splits(reqs) * reqs for reqs in batches)
-        self.counts = torch.zeros(splits * num_kv_heads, dtype=torch.int32, device=device)
+        counts = max(max(self.splits(reqs), self.num_lists(reqs)) * reqs for reqs in batches) * num_kv_heads
+        self.counts = torch.zeros(counts, dtype=torch.int32, device=device)
+        self._spans = torch.empty(2 * max_reqs * num_kv_heads + 1, dtype=torch.int32, device=device)
         self._max_reqs, self._tokens = max_reqs, min(max_reqs * max_seq_len, self.tuning.most_tokens)
-        self._groups = triton.cdiv(self._tokens, group) + max(reqs * (1 + self.spare(reqs)) for reqs in batches)
+        self._groups = triton.cdiv(self._tokens, group) + max(reqs * (1 + self.num_lists(reqs)) for reqs in batches)
         self._base, self._bound, self._weight = (
             torch.empty(num_kv_heads * self._groups * self._compact, dtype=torch.float32, device=device)
             for _ in range(3)
@@ -125,32 +135,35 @@ class Kernels:
 
     # ------------------------------------------------------------------------------------------- how work is cut
     def splits(self, num_reqs: int) -> int:
-        """Parts of a context that programs share, for a batch of ``num_reqs``."""
+        """Parts of a context that the programs of ``v_skip`` share, for a batch of ``num_reqs``."""
         return max(1, min(self.tuning.most_splits, self.tuning.programs // (num_reqs * self.num_kv_heads)))
 
     def most_requests(self, longest: int) -> int:
         """Requests of a batch that all have scratch where the longest context has so many tokens; at least one."""
         return max(1, min(self._max_reqs, self._tokens // max(longest, 1)))
 
-    def num_partials(self, num_reqs: int) -> int:
-        """Partial softmaxes a request and head."""
-        return self._window_tiles + self.splits(num_reqs)
+    def num_lists(self, num_reqs: int) -> int:
+        """Lists of a request and KV head, a power of two; so many groups of scratch has a request beyond its own, for
+        all lists are cut alike."""
+        most = min(self.tuning.most_lists, self.tuning.lists // (num_reqs * self.num_kv_heads))
+        return 1 << max(most.bit_length() - 1, 0)
 
-    def spare(self, num_reqs: int) -> int:
-        """Groups of scratch that a request has beyond its own: all splits are cut alike."""
-        return self.splits(num_reqs)
+    def _num_partials(self, num_reqs: int) -> int:
+        """Partial softmaxes of heads: see ``merge.py``."""
+        dealt = (self.tuning.gather_programs + num_reqs * self.num_kv_heads) * self.heads
+        return num_reqs * self.num_heads * max(self.splits(num_reqs), self._window_tiles) + dealt
 
     # ------------------------------------------------------------------------------------- what the last scan did
     @property
     def scratch(self) -> tuple[torch.Tensor, ...]:
         """Memory that needs no initial value."""
         scratch = (self._base, self._bound, self._weight, self._marks, self._order, self._limit, self._tail, self.lists)
-        return (self._partial, self._most, self._total, self.counts, *scratch)
+        return (self._partial, self._most, self._total, self._spans, self.counts, *scratch)
 
     def listed(self, lens: list[int], request: int) -> list[list[int]]:
         """For every KV head the tokens of a request's body that the last scan or choice of pages, of requests with
         these lengths, attended to exactly."""
-        num_reqs, group, splits = len(lens), self.group, self.splits(len(lens))
+        num_reqs, group, splits = len(lens), self.group, self.num_lists(len(lens))
         start, end = Window(self._sinks, self.settings.recent, group).body(lens[request])
         share = triton.cdiv((end - start) // group, splits)
         place = sum(triton.cdiv(length, group) + splits for length in lens[:request])
@@ -168,12 +181,11 @@ class Kernels:
     # ---------------------------------------------------------------------------------------------------- launches
     def scan(self, batch: Batch) -> None:
         """Window and groups, codes, lists, listed tokens, merge: five launches."""
-        num_reqs = batch.lens.shape[0]
         self._prepare(batch)
         self._scan(batch)
         self._compact_marks(batch)
         self._gather(batch)
-        self._merge(batch, self.num_partials(num_reqs), self._window_tiles)
+        self._merge(batch, self._window_tiles, is_dealt=True)
 
     def pages(self, batch: Batch) -> None:
         """Window and groups, the groups' limit, lists, listed tokens, merge: five launches."""
@@ -182,18 +194,18 @@ class Kernels:
         self._select(batch)
         self._list(batch)
         self._gather(batch)
-        self._merge(batch, self.num_partials(batch.lens.shape[0]), self._window_tiles)
+        self._merge(batch, self._window_tiles, is_dealt=True)
 
     def _prepare(self, batch: Batch, outline: bool = False) -> None:
         num_reqs, pages = batch.lens.shape[0], batch.pages
         programs = triton.cdiv(self.max_seq_len, self.group * self.tuning.group_tile)
-        programs = max(1, min(programs, self.tuning.programs * 2 // (num_reqs * self.num_kv_heads)))
+        programs = max(1, min(programs, self.tuning.group_programs // (num_reqs * self.num_kv_heads)))
         prepare_kernel[(self._window_tiles + programs, self.num_kv_heads, num_reqs)](
             batch.query, pages.key, pages.origin, pages.step, batch.block_table, batch.lens, batch.rows,
             self._partial, self._most, self._total, self._base, self._bound,
             self.scale, num_reqs, batch.query.stride(0), *pages.key.stride()[:3], *pages.origin.stride()[:2],
-            *pages.step.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
-            self.spare(num_reqs), **self._common(batch), COMPACT=self._compact, CHANNELS=self._channels,
+            *pages.step.stride()[:2], batch.block_table.stride(0), self._groups,
+            self.num_lists(num_reqs), **self._common(batch), COMPACT=self._compact, CHANNELS=self._channels,
             REQS=self._reqs, WINDOW_TILES=self._window_tiles, WINDOW_TILE=self.tuning.window_tile,
             GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), CHAINED=self.tuning.chained,
             OUTLINE=outline, SPREAD=RANK_SPREAD, num_warps=4,
@@ -207,8 +219,8 @@ class Kernels:
             batch.query, pages.words, pages.step_words, batch.block_table, batch.lens, batch.rows, self._most,
             self._base, self._bound, self._weight, self._marks,
             self.scale, beta, alpha_length, num_reqs, batch.query.stride(0), *pages.words.stride()[:2],
-            *pages.step_words.stride()[:2], batch.block_table.stride(0), self.num_partials(num_reqs), self._groups,
-            self.spare(num_reqs), **self._common(batch, self._compact), **self._windows(),
+            *pages.step_words.stride()[:2], batch.block_table.stride(0), self._groups,
+            self.num_lists(num_reqs), **self._common(batch, self._compact), **self._windows(),
             COLUMNS=max(8, self._compact), WORDS=self._words, TAIL=self.settings.counts_the_rest,
             STAGES=self.tuning.scan_stages, BY_LENGTH=self.settings.alpha_length is not None,
             NUMBER=_number(batch.query.dtype), num_warps=max(1, self._words // 16), **self._chain(),
@@ -216,10 +228,10 @@ class Kernels:
 
     def _compact_marks(self, batch: Batch) -> None:
         num_reqs = batch.lens.shape[0]
-        compact_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
+        compact_kernel[(self.num_lists(num_reqs), self.num_kv_heads, num_reqs)](
             batch.lens, self._marks, self.lists, self.counts, num_reqs, self._groups, self._groups * self._room,
             GROUP=self.group, SINKS=self._sinks, RECENT=self.settings.recent, REQS=self._reqs,
-            ROOM=self._room, TILE=1024, num_warps=4, **self._chain(),
+            ROOM=self._room, TILE=self.tuning.compact_tile, num_warps=8, **self._chain(),
         )  # fmt: skip
 
     def _select(self, batch: Batch) -> None:
@@ -227,7 +239,7 @@ class Kernels:
         most_groups = max(128, triton.next_power_of_2(triton.cdiv(self.max_seq_len, self.group)))
         select_kernel[(self.num_kv_heads, num_reqs)](
             self._bound, self._most, batch.lens, self._order, self._limit,
-            num_reqs, self.num_partials(num_reqs), self._groups, self.spare(num_reqs),
+            num_reqs, self._groups, self.num_lists(num_reqs),
             triton.cdiv(self.settings.top_tokens, self.group), HEADS=self.heads, COMPACT=self._compact,
             GROUP=self.group,
             SINKS=self._sinks, RECENT=self.settings.recent, WINDOW_TILES=self._window_tiles,
@@ -237,9 +249,9 @@ class Kernels:
 
     def _list(self, batch: Batch) -> None:
         num_reqs = batch.lens.shape[0]
-        list_kernel[(self.splits(num_reqs), self.num_kv_heads, num_reqs)](
+        list_kernel[(self.num_lists(num_reqs), self.num_kv_heads, num_reqs)](
             batch.lens, self._base, self._most, self._order, self._limit, self._weight, self.lists, self.counts,
-            self.scale, num_reqs, self.num_partials(num_reqs), self._groups, self._groups * self._room,
+            self.scale, num_reqs, self._groups, self._groups * self._room,
             HEADS=self.heads, PADDED=self._compact, GROUP=self.group, SINKS=self._sinks, RECENT=self.settings.recent,
             **self._windows(), ROOM=self._room, TILE=self.tuning.list_tile, TAIL=self.settings.counts_the_rest,
             num_warps=4, **self._chain(),
@@ -247,16 +259,16 @@ class Kernels:
 
     def _gather(self, batch: Batch) -> None:
         num_reqs, pages = batch.lens.shape[0], batch.pages
-        splits = self.splits(num_reqs)
-        gather_kernel[(splits, self.num_kv_heads, num_reqs)](
+        lists = self.num_lists(num_reqs)
+        gather_kernel[(self.tuning.gather_programs,)](
             batch.query, pages.key, pages.value_mean, batch.block_table, batch.lens, batch.rows, self._partial,
-            self._most, self._total, self._tail, self._weight, self.lists, self.counts, self.statistics,
-            self.scale, num_reqs, batch.query.stride(0), *pages.key.stride()[:3], *pages.value_mean.stride()[:2],
-            batch.block_table.stride(0), self.num_partials(num_reqs), self._groups, self._groups * self._room,
-            **self._common(batch), **self._windows(), CHANNELS=self._channels,
-            COMPACT=self._compact, SPLITS_PADDED=triton.next_power_of_2(splits), TILE=self.tuning.gather_tile,
-            TAIL_TILE=self.tuning.tail_tile, ROOM=self._room, TAIL=self.settings.counts_the_rest, num_warps=4,
-            **self._chain(),
+            self._most, self._total, self._tail, self._weight, self.lists, self.counts, self._spans, self.statistics,
+            self.scale, num_reqs, self.num_kv_heads, batch.query.stride(0), *pages.key.stride()[:3],
+            *pages.value_mean.stride()[:2], batch.block_table.stride(0), self._groups, self._groups * self._room, lists,
+            **self._common(batch), **self._windows(), CHANNELS=self._channels, COMPACT=self._compact,
+            PAIRS=triton.next_power_of_2(num_reqs * self.num_kv_heads), LISTS=lists, TILE=self.tuning.gather_tile,
+            TAIL_TILE=self.tuning.tail_tile, STAGES=self.tuning.gather_stages, ROOM=self._room,
+            TAIL=self.settings.counts_the_rest, num_warps=4, **self._chain(),
         )  # fmt: skip
 
     def v_skip(self, batch: Batch) -> None:
@@ -273,16 +285,17 @@ class Kernels:
             TAIL=self.settings.counts_the_rest, BY_LENGTH=self.settings.alpha_length is not None,
             num_warps=self.tuning.dense_warps, num_stages=self.tuning.dense_stages,
         )  # fmt: skip
-        self._merge(batch, splits, splits)
+        self._merge(batch, splits, is_dealt=False)
 
-    def _merge(self, batch: Batch, num_partials: int, num_exact: int) -> None:
-        chunk = min(32, self._channels)
-        merge_kernel[(self._channels // chunk, self.num_heads, batch.lens.shape[0])](
-            batch.output, batch.lens, batch.rows, self._partial, self._most, self._total, self._tail, self.statistics,
-            self.scale, batch.output.stride(0), num_partials, num_exact,
-            HEAD_SIZE=self.head_size, CHANNELS=self._channels, PARTIALS=triton.next_power_of_2(num_partials),
-            CHUNK=chunk, CERTIFICATE=self.settings.certificate and num_exact < num_partials, num_warps=4,
-            **self._chain(),
+    def _merge(self, batch: Batch, num_fixed: int, is_dealt: bool) -> None:
+        chunk, num_reqs = min(32, self._channels), batch.lens.shape[0]
+        a_pair = self.tuning.gather_programs // (num_reqs * self.num_kv_heads) + 2
+        merge_kernel[(self._channels // chunk, self.num_heads, num_reqs)](
+            batch.output, batch.lens, batch.rows, self._partial, self._most, self._total, self._tail, self._spans,
+            self.statistics, self.scale, batch.output.stride(0), num_fixed,
+            HEADS=self.heads, HEAD_SIZE=self.head_size, CHANNELS=self._channels,
+            FIXED=triton.next_power_of_2(num_fixed), DEALT=min(128, triton.next_power_of_2(a_pair)) if is_dealt else 0,
+            CHUNK=chunk, CERTIFICATE=self.settings.certificate and is_dealt, num_warps=4, **self._chain(),
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------- constants

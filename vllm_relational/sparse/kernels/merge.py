@@ -1,4 +1,9 @@
-"""Partial softmaxes of a request and head -> its attention, by their greatest products and denominators."""
+"""Partial softmaxes of a request and head -> its attention, by their greatest products and denominators.
+
+Partials lie one behind the other, each of one head: first those of fixed places, the window's tiles or the splits of
+``v_skip``, ``[requests, query heads, num_fixed]``; then those that ``gather_kernel`` dealt out, ``[programs + pairs,
+heads of a group]``. A pair is a request and KV head; a program and a pair meet in partial ``program + pair``.
+"""
 
 from __future__ import annotations
 
@@ -11,39 +16,73 @@ CERTIFICATE_BINS = 16
 LAST_BIN = tl.constexpr(15.0)
 
 
-@triton.jit(do_not_specialize=["num_partials", "num_exact"])
-def merge_kernel(
-    output_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, tail_ptr, statistics_ptr,
-    scale, stride_ot, num_partials, num_exact,
-    HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr, PARTIALS: tl.constexpr, CHUNK: tl.constexpr,
-    CERTIFICATE: tl.constexpr, CHAINED: tl.constexpr,
+@triton.jit
+def _add(
+    most, total, summed, partial_ptr, most_ptr, total_ptr, places, there, channels, scale,
+    HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (chunks of channels, query heads, requests).
+    """Add partials to a softmax under way; one whose denominator is 0 is not read: its numerator may be anything.
 
-    A partial whose denominator is 0 is not read: its numerator may be anything. With CERTIFICATE the attention mass of
-    estimates, which the partials from ``num_exact`` on may hold, is counted by its size.
+    Returns it, by how much it faded, and the weight of each partial, 0 where not used.
+    """
+    totals = tl.load(total_ptr + places, mask=there, other=0.0)
+    used = totals > 0
+    mosts = tl.load(most_ptr + places, mask=used, other=float("-inf"))
+    from_partial = partial_ptr + places.to(tl.int64)[:, None] * CHANNELS + channels[None, :]
+    values = tl.load(from_partial, mask=used[:, None] & (channels[None, :] < HEAD_SIZE), other=0.0)
+    greatest = tl.maximum(most, tl.max(mosts, axis=0))
+    base = tl.where(greatest == float("-inf"), 0.0, greatest)
+    fade = tl.exp2((most - base) * (scale * LOG2E))
+    weights = tl.where(used, tl.exp2((mosts - base) * (scale * LOG2E)), 0.0)
+    summed = summed * fade + tl.sum(values * weights[:, None], axis=0)
+    return greatest, total * fade + tl.sum(totals * weights, axis=0), summed, fade, weights
+
+
+@triton.jit(do_not_specialize=["num_fixed"])
+def merge_kernel(
+    output_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, tail_ptr, span_ptr, statistics_ptr,
+    scale, stride_ot, num_fixed,
+    HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr, FIXED: tl.constexpr, DEALT: tl.constexpr,
+    CHUNK: tl.constexpr, CERTIFICATE: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """Grid: (chunks of channels, query heads, requests). DEALT: so many dealt partials are read at once; 0: none are.
+
+    With CERTIFICATE the attention mass of estimates, which dealt partials may hold, is counted by its size.
     """
     chunk, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     follow(CHAINED)
     if tl.load(lens_ptr + request) == 0:
         return
-    place = (request.to(tl.int64) * tl.num_programs(1) + head) * num_partials
-    every = tl.arange(0, PARTIALS)
+    num_heads, num_reqs = tl.num_programs(1), tl.num_programs(2)
     channels = chunk * CHUNK + tl.arange(0, CHUNK)
-    totals = tl.load(total_ptr + place + every, mask=every < num_partials, other=0.0)
-    used = totals > 0
-    most = tl.load(most_ptr + place + every, mask=used, other=float("-inf"))
-    partial = partial_ptr + (place + every)[:, None] * CHANNELS + channels[None, :]
-    values = tl.load(partial, mask=used[:, None] & (channels[None, :] < HEAD_SIZE), other=0.0)
-    greatest = tl.max(most, axis=0)
-    weights = tl.where(used, tl.exp2((most - greatest) * (scale * LOG2E)), 0.0)
-    summed = tl.sum(values * weights[:, None], axis=0) / tl.sum(totals * weights, axis=0)
-    if CERTIFICATE and chunk == 0:
-        estimates = tl.load(tail_ptr + place + every, mask=used & (every >= num_exact), other=0.0)
-        share = tl.sum(estimates * weights, axis=0) / tl.sum(totals * weights, axis=0)
-        bin = tl.minimum(-tl.log2(tl.maximum(share, 1e-30)), LAST_BIN).to(tl.int32)
-        one = tl.full([], 1, tl.int64)
-        tl.atomic_add(statistics_ptr + 3 + tl.maximum(bin, 0), one)
+    every = tl.arange(0, FIXED)
+    most, total = tl.full([], float("-inf"), tl.float32), tl.full([], 0.0, tl.float32)
+    most, total, summed, _, _ = _add(
+        most, total, tl.zeros([CHUNK], tl.float32), partial_ptr, most_ptr, total_ptr,
+        (request * num_heads + head) * num_fixed + every, every < num_fixed, channels, scale, HEAD_SIZE, CHANNELS,
+    )  # fmt: skip
+    if DEALT > 0:
+        num_pairs = num_reqs * (num_heads // HEADS)
+        pair = request * (num_heads // HEADS) + head // HEADS
+        begin, end = tl.load(span_ptr + 2 * pair), tl.load(span_ptr + 2 * pair + 1)
+        share = tl.maximum(tl.load(span_ptr + 2 * num_pairs), 1)
+        first = num_reqs * num_heads * num_fixed + (pair + begin // share) * HEADS + head % HEADS
+        count = tl.where(end > begin, (end - 1) // share - begin // share + 1, 0)
+        estimated = tl.full([], 0.0, tl.float32)
+        for at in range(0, count, DEALT):
+            some = at + tl.arange(0, DEALT)
+            places, there = first + some * HEADS, some < count
+            most, total, summed, fade, weights = _add(
+                most, total, summed, partial_ptr, most_ptr, total_ptr, places, there, channels, scale,
+                HEAD_SIZE, CHANNELS,
+            )  # fmt: skip
+            if CERTIFICATE:
+                estimates = tl.load(tail_ptr + places, mask=there & (weights > 0), other=0.0)
+                estimated = estimated * fade + tl.sum(estimates * weights, axis=0)
+        if CERTIFICATE and chunk == 0:
+            bin = tl.minimum(-tl.log2(tl.maximum(estimated / total, 1e-30)), LAST_BIN).to(tl.int32)
+            one = tl.full([], 1, tl.int64)
+            tl.atomic_add(statistics_ptr + 3 + tl.maximum(bin, 0), one)
     row = tl.load(rows_ptr + request).to(tl.int64)
-    attention = summed.to(output_ptr.dtype.element_ty)
+    attention = (summed / total).to(output_ptr.dtype.element_ty)
     tl.store(output_ptr + row * stride_ot + head * HEAD_SIZE + channels, attention, mask=channels < HEAD_SIZE)

@@ -15,7 +15,9 @@ from vllm_relational.sparse.kernels.attend import (
     body_of,
     dot,
     follow,
+    lead,
     load_queries,
+    load_rows,
     products,
     store_partial,
     token_rows,
@@ -23,12 +25,12 @@ from vllm_relational.sparse.kernels.attend import (
 from vllm_relational.sparse.kernels.columns import compact, first_group, has_scratch, head_of
 
 
-@triton.jit(do_not_specialize=["num_reqs", "num_partials", "total_groups", "spare"])
+@triton.jit(do_not_specialize=["num_reqs", "total_groups", "spare"])
 def prepare_kernel(
     query_ptr, key_ptr, origin_ptr, step_ptr, table_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr,
     base_ptr, bound_ptr,
     scale, num_reqs, stride_qt, stride_kb, stride_kh, stride_kt, stride_ob, stride_oh, stride_sb, stride_sh,
-    stride_table, num_partials, total_groups, spare,
+    stride_table, total_groups, spare,
     HEADS: tl.constexpr, PADDED: tl.constexpr, COMPACT: tl.constexpr, HEAD_SIZE: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_TILE: tl.constexpr, GROUP_TILE: tl.constexpr,
@@ -50,8 +52,8 @@ def prepare_kernel(
     if program < WINDOW_TILES:
         _window(
             query_ptr, key_ptr, table, partial_ptr, most_ptr, total_ptr, program, head, request, row, seq_len, start,
-            end, scale, stride_qt, stride_kb, stride_kh, stride_kt, num_partials,
-            HEADS, PADDED, HEAD_SIZE, CHANNELS, BLOCK_SIZE, WINDOW_TILE,
+            end, scale, stride_qt, stride_kb, stride_kh, stride_kt,
+            HEADS, PADDED, HEAD_SIZE, CHANNELS, BLOCK_SIZE, WINDOW_TILES, WINDOW_TILE,
         )  # fmt: skip
     else:
         place = first_group(lens_ptr, request, num_reqs, spare, REQS, GROUP)
@@ -62,27 +64,29 @@ def prepare_kernel(
                 stride_sb, stride_sh, total_groups,
                 HEADS, COMPACT, HEAD_SIZE, CHANNELS, BLOCK_SIZE, GROUP, GROUP_TILE, NUMBER, OUTLINE, SPREAD,
             )  # fmt: skip
+    lead(CHAINED)
 
 
 @triton.jit
 def _window(
     query_ptr, key_ptr, table, partial_ptr, most_ptr, total_ptr, tile, head, request, row, seq_len, start, end,
-    scale, stride_qt, stride_kb, stride_kh, stride_kt, num_partials,
+    scale, stride_qt, stride_kb, stride_kh, stride_kt,
     HEADS: tl.constexpr, PADDED: tl.constexpr, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     place = tile * TILE + tl.arange(0, TILE)
     tokens = tl.where(place < start, place, place - start + end)
     there = tokens < seq_len
     queries = load_queries(query_ptr, row, head, stride_qt, HEADS, PADDED, HEAD_SIZE, CHANNELS)
     rows = token_rows(key_ptr, table, tokens, there, head, stride_kb, stride_kh, stride_kt, BLOCK_SIZE)
-    scores = products(queries, rows, there, HEAD_SIZE, CHANNELS)
+    keys = load_rows(rows, there, HEAD_SIZE, CHANNELS)
+    values = load_rows(rows + HEAD_SIZE, there, HEAD_SIZE, CHANNELS)
     most = tl.full([PADDED], float("-inf"), tl.float32)
     total = tl.zeros([PADDED], tl.float32)
     summed = tl.zeros([PADDED, CHANNELS], tl.float32)
-    most, total, summed = accumulate(scores, rows, there, most, total, summed, scale, HEAD_SIZE, CHANNELS)
-    where = (request.to(tl.int64) * tl.num_programs(1) + head) * HEADS * num_partials + tile
-    store_partial(partial_ptr, most_ptr, total_ptr, where, num_partials, most, total, summed, HEADS, PADDED, CHANNELS)
+    most, total, summed = accumulate(products(queries, keys, there), values, most, total, summed, scale)
+    where = (request.to(tl.int64) * tl.num_programs(1) + head) * HEADS * TILES + tile
+    store_partial(partial_ptr, most_ptr, total_ptr, where, TILES, most, total, summed, HEADS, PADDED, CHANNELS)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vllm_relational.sparse.kernels.attend import INTERPRETED, LOG2E, body_of, dot, follow, share_of
+from vllm_relational.sparse.kernels.attend import INTERPRETED, LOG2E, body_of, dot, follow, lead, share_of
 from vllm_relational.sparse.kernels.columns import compact, first_group, has_scratch, head_of, load_seed
 
 # A program is one warp: nothing is passed between warps, and while one waits for its codes others of the card work. It
@@ -98,11 +98,11 @@ def _quarter(
     return dot(_codes(words, QUARTER).to(NUMBER), query * _steps(raw).to(NUMBER)[:, None], scores)
 
 
-@triton.jit(do_not_specialize=["num_reqs", "num_partials", "total_groups", "spare"])
+@triton.jit(do_not_specialize=["num_reqs", "total_groups", "spare"])
 def scan_kernel(
     query_ptr, words_ptr, step_ptr, table_ptr, lens_ptr, rows_ptr, most_ptr, base_ptr, bound_ptr, weight_ptr,
     mark_ptr, scale, beta, alpha_length, num_reqs, stride_qt, stride_wb, stride_wh, stride_sb, stride_sh, stride_table,
-    num_partials, total_groups, spare,
+    total_groups, spare,
     HEADS: tl.constexpr, PADDED: tl.constexpr, COLUMNS: tl.constexpr, HEAD_SIZE: tl.constexpr, WORDS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, STAGES: tl.constexpr,
@@ -131,7 +131,7 @@ def scan_kernel(
     query2 = _load_quarter(query, HEADS, PADDED, COLUMNS, HEAD_SIZE, WORDS, 2, NUMBER)
     query3 = _load_quarter(query, HEADS, PADDED, COLUMNS, HEAD_SIZE, WORDS, 3, NUMBER)
     heads = tl.arange(0, PADDED)
-    seed = load_seed(most_ptr, pair, num_partials, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
+    seed = load_seed(most_ptr, pair, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
     if BY_LENGTH:
         beta = tl.maximum(tl.log(seq_len.to(tl.float32) / alpha_length), 0.0) / scale
     least = tl.where(heads < HEADS, seed - beta, float("inf"))
@@ -162,6 +162,7 @@ def scan_kernel(
         if TAIL:
             weights = tl.exp2((scores - seed[None, :]) * (scale * LOG2E))
             tl.store(weight_ptr + of_group, tl.sum(tl.where(keep[:, None], 0.0, weights), axis=0))
+    lead(CHAINED)
 
 
 @triton.jit(do_not_specialize=["num_reqs", "total_groups", "total_listed"])
@@ -202,3 +203,4 @@ def compact_kernel(
         tl.store(listed + to, tokens, mask=(kept > 0) & (to < capacity))
         count += tl.sum(kept, axis=0)
     tl.store(counted, tl.where(count > capacity, -1, count))
+    lead(CHAINED)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vllm_relational.sparse.kernels.attend import LOG2E, body_of, follow, share_of
+from vllm_relational.sparse.kernels.attend import LOG2E, body_of, follow, lead, share_of
 from vllm_relational.sparse.kernels.columns import first_group, has_scratch, load_seed
 
 NOTHING = tl.constexpr(-(2**31))
@@ -58,10 +58,10 @@ def _last(equal, places, wanted, behind):
     return high
 
 
-@triton.jit(do_not_specialize=["num_reqs", "num_partials", "total_groups", "spare", "wanted"])
+@triton.jit(do_not_specialize=["num_reqs", "total_groups", "spare", "wanted"])
 def select_kernel(
     rank_ptr, most_ptr, lens_ptr, order_ptr, limit_ptr,
-    num_reqs, num_partials, total_groups, spare, wanted,
+    num_reqs, total_groups, spare, wanted,
     HEADS: tl.constexpr, COMPACT: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, MOST_GROUPS: tl.constexpr,
     CHAINED: tl.constexpr,
@@ -89,11 +89,11 @@ def select_kernel(
     order = tl.full([MOST_GROUPS], NOTHING, tl.int32)
     for each in range(HEADS):
         tiles = tl.arange(0, WINDOW_PADDED)
-        seen = most_ptr + (pair * HEADS + each) * num_partials + tiles
+        seen = most_ptr + (pair * HEADS + each) * WINDOW_TILES + tiles
         seed = tl.max(tl.load(seen, mask=tiles < WINDOW_TILES, other=float("-inf")), axis=0)
         ranks = rank_ptr + (head * COMPACT + each).to(tl.int64) * total_groups + place
-        lead = tl.load(ranks + groups, mask=inside, other=0.0) - seed
-        order = tl.maximum(order, _in_order(lead))
+        ahead = tl.load(ranks + groups, mask=inside, other=0.0) - seed
+        order = tl.maximum(order, _in_order(ahead))
     tl.store(order_ptr + head.to(tl.int64) * total_groups + place + groups, order, mask=inside)
     order = tl.where(inside, order, NOTHING)
     limit, last = tl.full([], NOTHING, tl.int32), tl.full([], -1, tl.int32)
@@ -102,12 +102,13 @@ def select_kernel(
         last = _last(order == limit, groups, wanted - above, end // GROUP)
     tl.store(limit_ptr + pair * 2, limit)
     tl.store(limit_ptr + pair * 2 + 1, last)
+    lead(CHAINED)
 
 
-@triton.jit(do_not_specialize=["num_reqs", "num_partials", "total_groups", "total_listed"])
+@triton.jit(do_not_specialize=["num_reqs", "total_groups", "total_listed"])
 def list_kernel(
     lens_ptr, middle_ptr, most_ptr, order_ptr, limit_ptr, weight_ptr, list_ptr, count_ptr,
-    scale, num_reqs, num_partials, total_groups, total_listed,
+    scale, num_reqs, total_groups, total_listed,
     HEADS: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, ROOM: tl.constexpr,
     TILE: tl.constexpr, TAIL: tl.constexpr, CHAINED: tl.constexpr,
@@ -136,7 +137,7 @@ def list_kernel(
         return
     limit, last_equal = tl.load(limit_ptr + pair * 2), tl.load(limit_ptr + pair * 2 + 1)
     heads, tokens = tl.arange(0, PADDED), tl.arange(0, GROUP)
-    seed = load_seed(most_ptr, pair, num_partials, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
+    seed = load_seed(most_ptr, pair, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
     shared = head.to(tl.int64) * total_groups + place
     listed = list_ptr + head.to(tl.int64) * total_listed + (place + split * share) * ROOM
     count = 0
@@ -157,3 +158,4 @@ def list_kernel(
             weights = tl.where(kept[:, None] | (middle != middle), 0.0, tl.exp2(lift) * GROUP)
             tl.store(weight_ptr + (shared + groups)[:, None] * PADDED + heads[None, :], weights, mask=mask)
     tl.store(counted, count * GROUP)
+    lead(CHAINED)

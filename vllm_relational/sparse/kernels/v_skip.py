@@ -14,6 +14,7 @@ from vllm_relational.sparse.kernels.attend import (
     body_of,
     dot,
     load_queries,
+    load_rows,
     products,
     store_partial,
     token_rows,
@@ -59,7 +60,8 @@ def v_skip_kernel(
     # The latest tokens are likely to hold the greatest product: a bound for splits that do not read them.
     latest = tl.maximum(seq_len - TILE, 0) + offsets
     rows = token_rows(key_ptr, table, latest, latest < seq_len, head, stride_kb, stride_kh, stride_kt, BLOCK_SIZE)
-    known = tl.max(products(queries, rows, latest < seq_len, HEAD_SIZE, CHANNELS), axis=1)
+    keys = load_rows(rows, latest < seq_len, HEAD_SIZE, CHANNELS)
+    known = tl.max(products(queries, keys, latest < seq_len), axis=1)
     most = tl.full([PADDED], float("-inf"), tl.float32)
     total = tl.zeros([PADDED], tl.float32)
     summed = tl.zeros([PADDED, CHANNELS], tl.float32)
@@ -69,12 +71,14 @@ def v_skip_kernel(
         tokens = tile + offsets
         there = tokens < seq_len
         rows = token_rows(key_ptr, table, tokens, there, head, stride_kb, stride_kh, stride_kt, BLOCK_SIZE)
-        scores = products(queries, rows, there, HEAD_SIZE, CHANNELS)
+        keys = load_rows(rows, there, HEAD_SIZE, CHANNELS)
+        scores = products(queries, keys, there)
         known = tl.maximum(known, tl.max(scores, axis=1))
         far = (scores < (known - beta)[:, None]) | ~there[None, :] | ~real[:, None]
         needed = (tl.min(far.to(tl.int32)) == 0) | (tile < start) | (tile + TILE > end)
         if needed:
-            most, total, summed = accumulate(scores, rows, there, most, total, summed, scale, HEAD_SIZE, CHANNELS)
+            values = load_rows(rows + HEAD_SIZE, there, HEAD_SIZE, CHANNELS)
+            most, total, summed = accumulate(scores, values, most, total, summed, scale)
             count += tl.sum(there.to(tl.int32), axis=0)
         elif TAIL:
             blocks = tl.load(table + tokens // BLOCK_SIZE, mask=there, other=0).to(tl.int64)
