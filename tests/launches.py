@@ -35,7 +35,7 @@ def kernels_for(batch: Paged, dipr: DiprSettings, programs: int = 12) -> Kernels
             gather_programs=programs,
             group_programs=2 * programs,
             scan_programs=5 * programs,
-            compact_tile=256,
+            compact_tile=16,
         ),
     )
     for scratch in made.scratch:

@@ -33,8 +33,8 @@ class Tuning:
     group_programs, gather_programs: programs over which groups, and tiles of listed tokens and of groups, are spread.
     gather_stages: how far those of listed tokens read ahead.
     scan_programs, scan_stages: programs of one warp over which a scan is spread, and how far they read ahead.
-    group_tile, tail_tile, list_tile: groups, and gather_tile, window_tile, dense_tile, compact_tile: tokens that the
-                 others read at once.
+    group_tile, tail_tile, list_tile: groups, gather_tile, window_tile, dense_tile: tokens, and compact_tile: words of
+                 marks that the others read at once.
     chained:     start a kernel while the one before ends: programmatic dependent launch, from compute capability 9 on.
     most_tokens: tokens of sparse requests together that there is scratch for; requests beyond are attended to densely.
     """
@@ -44,16 +44,16 @@ class Tuning:
     lists: int = 512
     most_lists: int = 16
     group_programs: int = 1056
-    gather_programs: int = 528
-    gather_stages: int = 1
+    gather_programs: int = 396
+    gather_stages: int = 3
     scan_programs: int = 2112
     scan_stages: int = 3
     group_tile: int = 64
-    gather_tile: int = 64
-    tail_tile: int = 64
+    gather_tile: int = 32
+    tail_tile: int = 32
     list_tile: int = 32
     window_tile: int = 128
-    compact_tile: int = 4096
+    compact_tile: int = 256
     dense_tile: int = 64
     dense_warps: int = 4
     dense_stages: int = 3
@@ -83,7 +83,7 @@ class Kernels:
     """Launches for one shape: heads of queries and of keys, channels of a head, the softmax scale, the largest batch
     and context, and tokens of a group of the index.
 
-    Memory a token that there is room for and KV head: ``(12 * heads + 4) / group + 1`` bytes of scratch and 4 bytes
+    Memory a token that there is room for and KV head: ``(12 * heads + 8) / group + 1 / 8`` bytes of scratch and 4 bytes
     times ``most_candidates``, or 4 for ``pages``; and ``4 * (head_size + 3)`` a partial softmax of a head.
     """
 
@@ -126,7 +126,8 @@ class Kernels:
             torch.empty(num_kv_heads * self._groups * self._compact, dtype=torch.float32, device=device)
             for _ in range(3)
         )
-        self._marks = torch.empty(num_kv_heads * self._groups * group, dtype=torch.uint8, device=device)
+        self._mark_words = triton.cdiv(group, 32)  # int32 a group
+        self._marks = torch.empty(num_kv_heads * self._groups * self._mark_words, dtype=torch.int32, device=device)
         self._order = torch.empty(num_kv_heads * self._groups, dtype=torch.int32, device=device)
         self._limit = torch.empty(max_reqs * num_kv_heads * 2, dtype=torch.int32, device=device)
         whole_groups = settings.method == "pages"
@@ -221,7 +222,7 @@ class Kernels:
             self.scale, beta, alpha_length, num_reqs, batch.query.stride(0), *pages.words.stride()[:2],
             *pages.step_words.stride()[:2], batch.block_table.stride(0), self._groups,
             self.num_lists(num_reqs), **self._common(batch, self._compact), **self._windows(),
-            COLUMNS=max(8, self._compact), WORDS=self._words, TAIL=self.settings.counts_the_rest,
+            COLUMNS=max(8, self._compact), WORDS=self._words, MARKS=self._mark_words, TAIL=self.settings.counts_the_rest,
             STAGES=self.tuning.scan_stages, BY_LENGTH=self.settings.alpha_length is not None,
             NUMBER=_number(batch.query.dtype), num_warps=max(1, self._words // 16), **self._chain(),
         )  # fmt: skip
@@ -230,8 +231,8 @@ class Kernels:
         num_reqs = batch.lens.shape[0]
         compact_kernel[(self.num_lists(num_reqs), self.num_kv_heads, num_reqs)](
             batch.lens, self._marks, self.lists, self.counts, num_reqs, self._groups, self._groups * self._room,
-            GROUP=self.group, SINKS=self._sinks, RECENT=self.settings.recent, REQS=self._reqs,
-            ROOM=self._room, TILE=self.tuning.compact_tile, num_warps=8, **self._chain(),
+            GROUP=self.group, MARKS=self._mark_words, SINKS=self._sinks, RECENT=self.settings.recent, REQS=self._reqs,
+            ROOM=self._room, TILE=self.tuning.compact_tile, num_warps=4, **self._chain(),
         )  # fmt: skip
 
     def _select(self, batch: Batch) -> None:

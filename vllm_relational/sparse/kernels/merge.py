@@ -21,15 +21,16 @@ def _add(
     most, total, summed, partial_ptr, most_ptr, total_ptr, places, there, channels, scale,
     HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Add partials to a softmax under way; one whose denominator is 0 is not read: its numerator may be anything.
+    """Add partials to a softmax under way; one whose denominator is 0 does not count: its numerator may be anything.
 
     Returns it, by how much it faded, and the weight of each partial, 0 where not used.
     """
     totals = tl.load(total_ptr + places, mask=there, other=0.0)
-    used = totals > 0
-    mosts = tl.load(most_ptr + places, mask=used, other=float("-inf"))
+    mosts = tl.load(most_ptr + places, mask=there, other=float("-inf"))
     from_partial = partial_ptr + places.to(tl.int64)[:, None] * CHANNELS + channels[None, :]
-    values = tl.load(from_partial, mask=used[:, None] & (channels[None, :] < HEAD_SIZE), other=0.0)
+    values = tl.load(from_partial, mask=there[:, None] & (channels[None, :] < HEAD_SIZE), other=0.0)
+    used = totals > 0
+    mosts, values = tl.where(used, mosts, float("-inf")), tl.where(used[:, None], values, 0.0)
     greatest = tl.maximum(most, tl.max(mosts, axis=0))
     base = tl.where(greatest == float("-inf"), 0.0, greatest)
     fade = tl.exp2((most - base) * (scale * LOG2E))
@@ -54,6 +55,12 @@ def merge_kernel(
     if tl.load(lens_ptr + request) == 0:
         return
     num_heads, num_reqs = tl.num_programs(1), tl.num_programs(2)
+    if DEALT > 0:
+        pair = request * (num_heads // HEADS) + head // HEADS
+        begin, end = tl.load(span_ptr + 2 * pair), tl.load(span_ptr + 2 * pair + 1)
+        share = tl.maximum(tl.load(span_ptr + 2 * num_reqs * (num_heads // HEADS)), 1)
+        first = num_reqs * num_heads * num_fixed + (pair + begin // share) * HEADS + head % HEADS
+        count = tl.where(end > begin, (end - 1) // share - begin // share + 1, 0)
     channels = chunk * CHUNK + tl.arange(0, CHUNK)
     every = tl.arange(0, FIXED)
     most, total = tl.full([], float("-inf"), tl.float32), tl.full([], 0.0, tl.float32)
@@ -62,12 +69,6 @@ def merge_kernel(
         (request * num_heads + head) * num_fixed + every, every < num_fixed, channels, scale, HEAD_SIZE, CHANNELS,
     )  # fmt: skip
     if DEALT > 0:
-        num_pairs = num_reqs * (num_heads // HEADS)
-        pair = request * (num_heads // HEADS) + head // HEADS
-        begin, end = tl.load(span_ptr + 2 * pair), tl.load(span_ptr + 2 * pair + 1)
-        share = tl.maximum(tl.load(span_ptr + 2 * num_pairs), 1)
-        first = num_reqs * num_heads * num_fixed + (pair + begin // share) * HEADS + head % HEADS
-        count = tl.where(end > begin, (end - 1) // share - begin // share + 1, 0)
         estimated = tl.full([], 0.0, tl.float32)
         for at in range(0, count, DEALT):
             some = at + tl.arange(0, DEALT)

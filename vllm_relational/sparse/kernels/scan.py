@@ -106,9 +106,12 @@ def scan_kernel(
     HEADS: tl.constexpr, PADDED: tl.constexpr, COLUMNS: tl.constexpr, HEAD_SIZE: tl.constexpr, WORDS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, STAGES: tl.constexpr,
-    TAIL: tl.constexpr, BY_LENGTH: tl.constexpr, NUMBER: tl.constexpr, CHAINED: tl.constexpr,
+    MARKS: tl.constexpr, TAIL: tl.constexpr, BY_LENGTH: tl.constexpr, NUMBER: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (programs, KV heads, requests). A request without scratch has no marks: see ``compact_kernel``."""
+    """Grid: (programs, KV heads, requests). A request without scratch has no marks: see ``compact_kernel``.
+
+    mark: bits of int32 ``[num_kv_heads, total_groups, MARKS]``, the first token of a word lowest.
+    """
     program, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     follow(CHAINED)
     seq_len = tl.load(lens_ptr + request)
@@ -158,49 +161,68 @@ def scan_kernel(
         # with steps, beyond float16, leave without an estimate.
         far = (scores > float("-inf")) & (scores + bound[None, :] < least[None, :]) | (heads >= HEADS)[None, :]
         keep = tl.min(far.to(tl.int32), axis=1) == 0
-        tl.store(mark_ptr + (shared + group) * GROUP + tokens, keep.to(tl.uint8))
+        bits = tl.sum(tl.reshape(keep.to(tl.int32) << (tokens % (GROUP // MARKS)), [MARKS, GROUP // MARKS]), axis=1)
+        tl.store(mark_ptr + (shared + group) * MARKS + tl.arange(0, MARKS), bits)
         if TAIL:
             weights = tl.exp2((scores - seed[None, :]) * (scale * LOG2E))
             tl.store(weight_ptr + of_group, tl.sum(tl.where(keep[:, None], 0.0, weights), axis=0))
     lead(CHAINED)
 
 
+@triton.jit
+def _ones(bits):
+    """How many bits are set, of uint32."""
+    bits = bits - ((bits >> 1) & 0x55555555)
+    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F
+    bits += bits >> 8
+    return ((bits + (bits >> 16)) & 0x3F).to(tl.int32)
+
+
 @triton.jit(do_not_specialize=["num_reqs", "total_groups", "total_listed"])
 def compact_kernel(
     lens_ptr, mark_ptr, list_ptr, count_ptr, num_reqs, total_groups, total_listed,
-    GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr, REQS: tl.constexpr, ROOM: tl.constexpr,
-    TILE: tl.constexpr, CHAINED: tl.constexpr,
+    GROUP: tl.constexpr, MARKS: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr, REQS: tl.constexpr,
+    ROOM: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """The marked tokens of every split as a list. Grid: (splits, KV heads, requests).
+    """The marked tokens of every part of a body as a list. Grid: (lists, KV heads, requests).
 
-    count: tokens listed by a split; minus one where its room, ``ROOM`` tokens a group, was too small, or where there is
-    no scratch for the request: all tokens of the split then count.
+    count: tokens listed; minus one where its room, ``ROOM`` tokens a group, was too small, or where there is no scratch
+    for the request: all tokens of the part then count.
     """
-    split, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    part, head, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     follow(CHAINED)
     seq_len = tl.load(lens_ptr + request)
     if seq_len == 0:
         return
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
-    splits = tl.num_programs(0)
-    share, first, last = share_of(split, splits, start, end, GROUP)
-    counted = count_ptr + (request.to(tl.int64) * tl.num_programs(1) + head) * splits + split
+    parts = tl.num_programs(0)
+    share, first, last = share_of(part, parts, start, end, GROUP)
+    counted = count_ptr + (request.to(tl.int64) * tl.num_programs(1) + head) * parts + part
     if first >= last:
         tl.store(counted, 0)
         return
-    place = first_group(lens_ptr, request, num_reqs, splits, REQS, GROUP)
-    if not has_scratch(place, seq_len, splits, total_groups, GROUP):
+    place = first_group(lens_ptr, request, num_reqs, parts, REQS, GROUP)
+    if not has_scratch(place, seq_len, parts, total_groups, GROUP):
         tl.store(counted, -1)
         return
-    marks = mark_ptr + (head * total_groups + place) * GROUP
-    listed = list_ptr + head.to(tl.int64) * total_listed + (place + split * share) * ROOM
+    a_word: tl.constexpr = GROUP // MARKS
+    marks = mark_ptr + (head * total_groups + place) * MARKS
+    listed = list_ptr + head.to(tl.int64) * total_listed + (place + part * share) * ROOM
     capacity = share * ROOM
     count = 0
-    for tile in range(first * GROUP, last * GROUP, TILE):
-        tokens = tile + tl.arange(0, TILE)
-        kept = tl.load(marks + tokens, mask=tokens < last * GROUP, other=0).to(tl.int32)
-        to = count + tl.cumsum(kept, axis=0) - kept
-        tl.store(listed + to, tokens, mask=(kept > 0) & (to < capacity))
-        count += tl.sum(kept, axis=0)
+    for tile in range(first * MARKS, last * MARKS, TILE):
+        words = tile + tl.arange(0, TILE)
+        bits = tl.load(marks + words, mask=words < last * MARKS, other=0).to(tl.uint32, bitcast=True)
+        found = _ones(bits)
+        to = count + tl.cumsum(found, axis=0) - found
+        count += tl.sum(found, axis=0)
+        most = tl.max(found, axis=0)
+        for _ in range(most):  # the lowest token of every word, then the next: few words have many
+            lowest = bits & (~bits + 1)
+            token = (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127  # log2
+            tl.store(listed + to, words * a_word + token, mask=(bits != 0) & (to < capacity))
+            to += 1
+            bits ^= lowest
     tl.store(counted, tl.where(count > capacity, -1, count))
     lead(CHAINED)
