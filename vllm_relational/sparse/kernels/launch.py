@@ -46,13 +46,15 @@ class Tuning:
     group_programs: int = 1056
     gather_programs: int = 396
     gather_stages: int = 3
+    gather_registers: int = 0
+    prepare_warps: int = 4
     scan_programs: int = 2112
     scan_stages: int = 3
     group_tile: int = 64
     gather_tile: int = 32
     tail_tile: int = 32
     list_tile: int = 32
-    window_tile: int = 128
+    window_tile: int = 64
     compact_tile: int = 256
     dense_tile: int = 64
     dense_warps: int = 4
@@ -209,7 +211,7 @@ class Kernels:
             self.num_lists(num_reqs), **self._common(batch), COMPACT=self._compact, CHANNELS=self._channels,
             REQS=self._reqs, WINDOW_TILES=self._window_tiles, WINDOW_TILE=self.tuning.window_tile,
             GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), CHAINED=self.tuning.chained,
-            OUTLINE=outline, SPREAD=RANK_SPREAD, num_warps=4,
+            OUTLINE=outline, SPREAD=RANK_SPREAD, num_warps=self.tuning.prepare_warps,
         )  # fmt: skip
 
     def _scan(self, batch: Batch) -> None:
@@ -270,6 +272,7 @@ class Kernels:
             PAIRS=triton.next_power_of_2(num_reqs * self.num_kv_heads), LISTS=lists, TILE=self.tuning.gather_tile,
             TAIL_TILE=self.tuning.tail_tile, STAGES=self.tuning.gather_stages, ROOM=self._room,
             TAIL=self.settings.counts_the_rest, num_warps=4, **self._chain(),
+            **({"maxnreg": self.tuning.gather_registers} if self.tuning.gather_registers else {}),
         )  # fmt: skip
 
     def v_skip(self, batch: Batch) -> None:

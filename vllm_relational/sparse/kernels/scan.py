@@ -161,8 +161,10 @@ def scan_kernel(
         # with steps, beyond float16, leave without an estimate.
         far = (scores > float("-inf")) & (scores + bound[None, :] < least[None, :]) | (heads >= HEADS)[None, :]
         keep = tl.min(far.to(tl.int32), axis=1) == 0
-        bits = tl.sum(tl.reshape(keep.to(tl.int32) << (tokens % (GROUP // MARKS)), [MARKS, GROUP // MARKS]), axis=1)
-        tl.store(mark_ptr + (shared + group) * MARKS + tl.arange(0, MARKS), bits)
+        bits = keep.to(tl.int32) << (tokens % (GROUP // MARKS))
+        for word in tl.static_range(MARKS):
+            ours = tl.where(tokens // (GROUP // MARKS) == word, bits, 0)
+            tl.store(mark_ptr + (shared + group) * MARKS + word, tl.sum(ours, axis=0))
         if TAIL:
             weights = tl.exp2((scores - seed[None, :]) * (scale * LOG2E))
             tl.store(weight_ptr + of_group, tl.sum(tl.where(keep[:, None], 0.0, weights), axis=0))
