@@ -32,7 +32,7 @@ run_kernels() {
   local size
   for size in 64 16; do
     "$python" "$bench/dipr_kernels.py" --dump "$out/kv.pt" --block-size "$size" --commit "$commit" --parts \
-      --tuning chained=1 --csv "$out/dipr.csv"
+      --tuning chained=0 --csv "$out/dipr.csv"
   done
 }
 

@@ -31,23 +31,22 @@ class Tuning:
     most_splits: parts of a context at most.
     lists, most_lists: lists that a batch has in all, and a request and KV head at most.
     group_programs, gather_programs: programs over which groups, and tiles of listed tokens and of groups, are spread.
-    gather_stages: how far those of listed tokens read ahead.
+    gather_stages: how far those of listed tokens read ahead. gather_registers: so that ``gather_programs`` run at once.
     scan_programs, scan_stages: programs of one warp over which a scan is spread, and how far they read ahead.
-    group_tile, tail_tile, list_tile: groups, gather_tile, window_tile, dense_tile: tokens, and compact_tile: words of
-                 marks that the others read at once.
-    chained:     start a kernel while the one before ends: programmatic dependent launch, from compute capability 9 on.
+    group_tile, tail_tile, list_tile: groups, gather_tile, window_tile, dense_tile: tokens, compact_tile: words of
+                 marks, and merge_tile: partials that the others read at once.
+    chained:     start a kernel while the one before ends: programmatic dependent launch; None where there is such.
     most_tokens: tokens of sparse requests together that there is scratch for; requests beyond are attended to densely.
     """
 
     programs: int = 528
     most_splits: int = 128
-    lists: int = 512
-    most_lists: int = 16
+    lists: int = 1024
+    most_lists: int = 32
     group_programs: int = 1056
     gather_programs: int = 396
-    gather_stages: int = 3
-    gather_registers: int = 0
-    prepare_warps: int = 4
+    gather_stages: int = 4
+    gather_registers: int = 168
     scan_programs: int = 2112
     scan_stages: int = 3
     group_tile: int = 64
@@ -55,11 +54,12 @@ class Tuning:
     tail_tile: int = 32
     list_tile: int = 32
     window_tile: int = 64
-    compact_tile: int = 256
+    compact_tile: int = 128
+    merge_tile: int = 64
     dense_tile: int = 64
     dense_warps: int = 4
     dense_stages: int = 3
-    chained: bool = False
+    chained: bool | None = None
     most_tokens: int = 2**21
 
 
@@ -106,6 +106,7 @@ class Kernels:
         self.settings, self.tuning, self.scale = settings, tuning or Tuning(), scale
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
         self.max_seq_len, self.group = max_seq_len, group
+        self._chained = _can_chain(device) if self.tuning.chained is None else self.tuning.chained
         self._channels = triton.next_power_of_2(head_size)
         self._sinks = -(-settings.sinks // group) * group
         self._window_tiles = triton.cdiv(self._sinks + settings.recent + group, self.tuning.window_tile)
@@ -210,8 +211,8 @@ class Kernels:
             *pages.step.stride()[:2], batch.block_table.stride(0), self._groups,
             self.num_lists(num_reqs), **self._common(batch), COMPACT=self._compact, CHANNELS=self._channels,
             REQS=self._reqs, WINDOW_TILES=self._window_tiles, WINDOW_TILE=self.tuning.window_tile,
-            GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), CHAINED=self.tuning.chained,
-            OUTLINE=outline, SPREAD=RANK_SPREAD, num_warps=self.tuning.prepare_warps,
+            GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), CHAINED=self._chained,
+            OUTLINE=outline, SPREAD=RANK_SPREAD, num_warps=4,
         )  # fmt: skip
 
     def _scan(self, batch: Batch) -> None:
@@ -224,9 +225,10 @@ class Kernels:
             self.scale, beta, alpha_length, num_reqs, batch.query.stride(0), *pages.words.stride()[:2],
             *pages.step_words.stride()[:2], batch.block_table.stride(0), self._groups,
             self.num_lists(num_reqs), **self._common(batch, self._compact), **self._windows(),
-            COLUMNS=max(8, self._compact), WORDS=self._words, MARKS=self._mark_words, TAIL=self.settings.counts_the_rest,
-            STAGES=self.tuning.scan_stages, BY_LENGTH=self.settings.alpha_length is not None,
-            NUMBER=_number(batch.query.dtype), num_warps=max(1, self._words // 16), **self._chain(),
+            COLUMNS=max(8, self._compact), WORDS=self._words, MARKS=self._mark_words,
+            TAIL=self.settings.counts_the_rest, STAGES=self.tuning.scan_stages,
+            BY_LENGTH=self.settings.alpha_length is not None, NUMBER=_number(batch.query.dtype),
+            num_warps=max(1, self._words // 16), **self._chain(),
         )  # fmt: skip
 
     def _compact_marks(self, batch: Batch) -> None:
@@ -272,7 +274,7 @@ class Kernels:
             PAIRS=triton.next_power_of_2(num_reqs * self.num_kv_heads), LISTS=lists, TILE=self.tuning.gather_tile,
             TAIL_TILE=self.tuning.tail_tile, STAGES=self.tuning.gather_stages, ROOM=self._room,
             TAIL=self.settings.counts_the_rest, num_warps=4, **self._chain(),
-            **({"maxnreg": self.tuning.gather_registers} if self.tuning.gather_registers else {}),
+            **({"maxnreg": self.tuning.gather_registers} if self._channels <= 128 else {}),
         )  # fmt: skip
 
     def v_skip(self, batch: Batch) -> None:
@@ -293,12 +295,11 @@ class Kernels:
 
     def _merge(self, batch: Batch, num_fixed: int, is_dealt: bool) -> None:
         chunk, num_reqs = min(32, self._channels), batch.lens.shape[0]
-        a_pair = self.tuning.gather_programs // (num_reqs * self.num_kv_heads) + 2
         merge_kernel[(self._channels // chunk, self.num_heads, num_reqs)](
             batch.output, batch.lens, batch.rows, self._partial, self._most, self._total, self._tail, self._spans,
             self.statistics, self.scale, batch.output.stride(0), num_fixed,
             HEADS=self.heads, HEAD_SIZE=self.head_size, CHANNELS=self._channels,
-            FIXED=triton.next_power_of_2(num_fixed), DEALT=min(128, triton.next_power_of_2(a_pair)) if is_dealt else 0,
+            FIXED=triton.next_power_of_2(num_fixed), DEALT=self.tuning.merge_tile if is_dealt else 0,
             CHUNK=chunk, CERTIFICATE=self.settings.certificate and is_dealt, num_warps=4, **self._chain(),
         )  # fmt: skip
 
@@ -323,7 +324,7 @@ class Kernels:
 
     def _chain(self) -> dict[str, bool]:
         """For kernels that follow one of ours."""
-        return {"CHAINED": True, "launch_pdl": True} if self.tuning.chained else {"CHAINED": False}
+        return {"CHAINED": True, "launch_pdl": True} if self._chained else {"CHAINED": False}
 
     def _beta(self) -> tuple[float, float]:
         length = self.settings.alpha_length
@@ -333,3 +334,9 @@ class Kernels:
 def _number(dtype: torch.dtype) -> tl.dtype:
     """What products with codes are computed from: float16 holds bfloat16 queries and codes exactly."""
     return tl.float32 if dtype == torch.float32 else tl.float16
+
+
+def _can_chain(device: torch.device | str) -> bool:
+    """Whether a kernel may start while the one before ends: from compute capability 9 on."""
+    device = torch.device(device)
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
