@@ -149,16 +149,18 @@ def make_manager(builder, num_reqs):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@torch.inference_mode()
 def test_the_graph_of_a_step_answers_as_no_graph(backend, one_process):
     """Dense and usual graphs of one batch size, by turns; the rule leaves so much out that they differ."""
     layer, builder = make_parts(backend, {**SETTINGS, "alpha": 0.5, "tail": False})
     batch = Batch([Request(1, length) for length in (700, 300, 333, 260)], torch.bfloat16, device="cuda")
     long, output, wanted = batch.seq_lens.clone(), torch.empty_like(batch.query), torch.empty_like(batch.query)
-    manager = make_manager(builder, len(long))
+    manager, kept = make_manager(builder, len(long)), []
 
     def create_forward(desc, warmup):
         batch.seq_lens.fill_(20)
         metadata = builder.build_for_cudagraph_capture(batch.common().replace(max_seq_len=4096))
+        kept.append(metadata)  # plans that no buffer of the builder holds
         return lambda mode: step(layer, metadata, batch, output)
 
     manager.capture(create_forward)
