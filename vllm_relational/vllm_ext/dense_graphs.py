@@ -46,11 +46,8 @@ def adopt(runner: Any) -> None:
         manager = runner.cudagraph_manager
         if manager is None or isinstance(manager, DenseGraphs) or not manager.needs_capture():
             return
-        builders = _builders(runner)
-        for name in _NEEDED if builders else ():
-            getattr(manager, name)
+        builders, usual = _builders(runner), _checked(manager)
         if builders:
-            usual: Any = type(manager)
             manager.__class__ = _with_dense_graphs(usual)
             manager.dipr_builders, manager.dense_graphs = builders, {}
     except (AttributeError, TypeError) as error:
@@ -63,6 +60,12 @@ def _builders(runner: Any) -> list[Any]:
 
     found = [group.get_metadata_builder() for groups in runner.attn_groups for group in groups]
     return [builder for builder in found if isinstance(builder, DiprBuilder)]
+
+
+def _checked(manager: Any) -> Any:
+    for name in _NEEDED:
+        getattr(manager, name)
+    return type(manager)
 
 
 def _give_up(error: Exception) -> None:
@@ -89,12 +92,10 @@ class DenseGraphs:
         self.dense_graphs = {}
         super().capture(*args, **kwargs)  # type: ignore[misc]
         twins = self._twins()
-        if self._max_full_descs_to_capture is None:
-            if twins:
-                self._capture_dense(twins, args, {**kwargs, "progress_bar_desc": "Capturing dense CUDA graphs"})
-        else:
-            # vLLM measures memory by a sample, times the number of graphs. This manager is thrown away then.
-            self._capture_descs[CUDAGraphMode.FULL] = [*self._capture_descs.get(CUDAGraphMode.FULL, []), *twins]
+        if twins and self._max_full_descs_to_capture is None:
+            self._capture_dense(twins, args, {**kwargs, "progress_bar_desc": "Capturing dense CUDA graphs"})
+        elif twins:  # vLLM measures memory by a sample, times the number of graphs, and throws this manager away
+            self._capture_descs[CUDAGraphMode.FULL] = self._capture_descs[CUDAGraphMode.FULL] + twins
 
     def _twins(self) -> list[Any]:
         """The batches of decode graphs that may have sparse requests: other graphs leave sparse attention out."""
