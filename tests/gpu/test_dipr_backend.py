@@ -9,18 +9,31 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from attention_objects import HEAD_SIZE, HEADS, KV_HEADS, MIXED, Batch, Request, make_config, make_spec  # noqa: E402
-from vllm.config import set_current_vllm_config  # noqa: E402
+from attention_objects import (  # noqa: E402
+    HEAD_SIZE,
+    HEADS,
+    KV_HEADS,
+    MIXED,
+    Batch,
+    Request,
+    Runner,
+    make_config,
+    make_spec,
+)
+from vllm.config import CUDAGraphMode, set_current_vllm_config  # noqa: E402
+from vllm.v1.worker.gpu import cudagraph_utils  # noqa: E402
 
 from vllm_relational.sparse import codec, naive  # noqa: E402
-from vllm_relational.vllm_ext import prompt_lengths  # noqa: E402
+from vllm_relational.vllm_ext import dense_graphs, prompt_lengths  # noqa: E402
 from vllm_relational.vllm_ext.attention_gpu import DiprFlashBackend, DiprTritonBackend  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "dipr_engine.py"
@@ -102,6 +115,82 @@ def test_a_captured_graph_serves_every_mix(backend):
     builder.build(0, batch.common())
     graph.replay()
     torch.testing.assert_close(output[:3].float(), wanted[:3].float(), **TOLERANCE)
+
+
+@contextmanager
+def on_a_stream_of_its_own(device):
+    """vLLM's ``graph_capture`` without the groups of processes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """vLLM's manager of graphs outside an engine."""
+    one = SimpleNamespace(is_first_rank=True, is_last_rank=True)
+    monkeypatch.setattr(cudagraph_utils, "get_pp_group", lambda: one)
+    monkeypatch.setattr(cudagraph_utils, "is_global_first_rank", lambda: False)
+    monkeypatch.setattr(cudagraph_utils, "graph_capture", on_a_stream_of_its_own)
+    monkeypatch.setattr(cudagraph_utils, "current_stream", torch.cuda.current_stream)
+
+
+def make_manager(builder, num_reqs):
+    """vLLM's, for decode batches of one size, with dense graphs."""
+    compilation = builder._engine.compilation_config
+    compilation.cudagraph_capture_sizes, compilation.max_cudagraph_capture_size = [num_reqs], num_reqs
+    mode, device = CUDAGraphMode.FULL_DECODE_ONLY, torch.device("cuda")
+    manager = cudagraph_utils.CudaGraphManager(builder._engine, device, mode, decode_query_len=1)
+    group = SimpleNamespace(get_metadata_builder=lambda: builder)
+    dense_graphs.adopt(Runner(cudagraph_manager=manager, attn_groups=[[group]]))
+    return manager
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.inference_mode()
+def test_the_graph_of_a_step_answers_as_no_graph(backend, one_process):
+    """Dense and usual graphs of one batch size, by turns; the rule leaves so much out that they differ."""
+    layer, builder = make_parts(backend, {**SETTINGS, "alpha": 0.5, "tail": False})
+    batch = Batch([Request(1, length) for length in (700, 300, 333, 260)], torch.bfloat16, device="cuda")
+    long, output, wanted = batch.seq_lens.clone(), torch.empty_like(batch.query), torch.empty_like(batch.query)
+    manager, kept = make_manager(builder, len(long)), []
+
+    def create_forward(desc, warmup):
+        batch.seq_lens.fill_(20)
+        metadata = builder.build_for_cudagraph_capture(batch.common().replace(max_seq_len=4096))
+        kept.append(metadata)  # plans that no buffer of the builder holds
+        return lambda mode: step(layer, metadata, batch, output)
+
+    manager.capture(create_forward)
+    assert len(manager.graphs) == len(manager.dense_graphs) == 1
+
+    def replay(lengths, dense=False):
+        batch.seq_lens.copy_(lengths)
+        output.fill_(torch.nan)
+        desc = manager.dispatch(len(long), len(long), 1, 0)
+        builder.build(0, batch.common())
+        chosen = builder.all_dense
+        builder.all_dense |= dense
+        manager.run_fullgraph(desc)
+        return chosen
+
+    def compare():
+        step(layer, builder.build(0, batch.common()), batch, wanted)
+        torch.testing.assert_close(output.float(), wanted.float(), **TOLERANCE)
+
+    for _ in range(2):
+        assert replay(torch.tensor([80, 64, 99, 3]))
+        compare()
+        assert not replay(torch.tensor([80, 300, 99, 260]))  # some are sparse
+        compare()
+        assert not replay(long)
+        compare()
+    dense = batch.expected(SCALE, naive.Dense(), naive.Window(), []).float()
+    assert (output.float() - dense).abs().max() > 1e-2
+    replay(long, dense=True)  # what the other graph makes of it
+    torch.testing.assert_close(output.float(), dense, **TOLERANCE)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

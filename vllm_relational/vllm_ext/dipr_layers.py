@@ -75,26 +75,38 @@ class DiprBuilder:
         self._engine = vllm_config
         # Drafts are verified several at a time, densely, and look like an answer that is computed again.
         self._may_replay = vllm_config.speculative_config is None
+        # For ``dense_graphs.py``: whether the last batch had no sparse request for certain, forgotten with its step,
+        self.all_dense = False
+        # and whether graphs are captured for such batches.
+        self.capture_dense = False
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """As vLLM, and the rows."""
+        self.all_dense = False
         metadata: Any = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         common, dense_below = common_attn_metadata, self.splitter.dense_below(common_attn_metadata.num_reqs)
         if common.max_seq_len < dense_below:
-            metadata.dipr = self._rows(metadata, some=False)
+            metadata.dipr, self.all_dense = self._rows(metadata, some=False), True
             return metadata
         batch, some = _host_batch(self._engine, common), may_decode(common.query_start_loc_cpu, common.max_query_len)
         metadata.dipr = self._rows(metadata, some, batch.single_token_prompts())
         if self._may_replay and common.max_query_len > 1:
             metadata.dipr.replay = batch.replay(dense_below, metadata.seq_lens.device)
+        self.all_dense = not some and metadata.dipr.replay is None
         return metadata
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
-        """As vLLM; every later batch may have sparse requests, unless no context can be long enough."""
+        """As vLLM; every later batch may have sparse requests, unless no context can be long enough
+        or another graph is there for these."""
         metadata: Any = super().build_for_cudagraph_capture(common_attn_metadata)  # type: ignore[misc]
-        longest = self._engine.model_config.max_model_len
-        metadata.dipr = self._rows(metadata, longest >= self.splitter.dense_below(common_attn_metadata.num_reqs))
+        some = not self.capture_dense and self.ever_sparse(common_attn_metadata.num_reqs)
+        metadata.dipr, self.all_dense = self._rows(metadata, some), False
         return metadata
+
+    def ever_sparse(self, num_reqs: int) -> bool:
+        """Whether contexts can be long enough, beside so many requests."""
+        longest: int = self._engine.model_config.max_model_len
+        return longest >= self.splitter.dense_below(num_reqs)
 
     def update_draft_decode_metadata(self, metadata: Any) -> None:
         """As vLLM, and the same for the metadata of dense requests. Writes only where metadata points already."""

@@ -1,0 +1,157 @@
+"""A second CUDA graph of every decode batch, without sparse attention, for steps in which no request is sparse.
+
+A captured graph launches the kernels of sparse attention in every sparse layer; where no context is long enough they
+return at once, which costs about 10 us a layer all the same. vLLM 0.32.0's second model runner holds its graphs in a
+``CudaGraphManager``. ``adopt`` turns an engine's into one that captures the graphs of decode batches once more, while
+the builders of metadata (``dipr_layers.py``) leave sparse attention out, and replays such a graph in steps whose batch
+has no sparse request by the word of every builder. Other model runners and workers keep their one graph.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from vllm.config import CUDAGraphMode
+from vllm.logger import init_logger
+
+logger = init_logger("vllm.relational.attention")
+
+_NEEDED = ("graphs", "_capture_descs", "_max_full_descs_to_capture", "capture", "dispatch", "run_fullgraph")
+
+
+def follow(runner: Any) -> None:
+    """From now on this model runner captures dense graphs too, wherever it captures graphs."""
+    if not hasattr(runner, "cudagraph_manager"):  # the first model runner
+        return
+    try:
+        usual = weakref.WeakMethod(runner.capture_model)  # the runner is not to hold itself
+    except (AttributeError, TypeError) as error:
+        return _give_up(error)
+
+    def capture_model(*args: Any, **kwargs: Any) -> Any:
+        method: Any = usual()
+        adopt(method.__self__)  # vLLM makes a manager for measuring memory and another to keep
+        return method(*args, **kwargs)
+
+    runner.capture_model = capture_model
+
+
+def adopt(runner: Any) -> None:
+    """Make this runner's manager one with dense graphs, if there is anything to capture and any layer may be sparse."""
+    try:
+        manager = runner.cudagraph_manager
+        if manager is None or isinstance(manager, DenseGraphs) or not manager.needs_capture():
+            return
+        builders, usual = _builders(runner), _checked(manager)
+        if builders:
+            manager.__class__ = _with_dense_graphs(usual)
+            manager.dipr_builders, manager.dense_graphs = builders, {}
+    except (AttributeError, TypeError) as error:
+        _give_up(error)
+
+
+def _builders(runner: Any) -> list[Any]:
+    """Those that know which requests are sparse, of all groups of layers."""
+    from vllm_relational.vllm_ext.dipr_layers import DiprBuilder
+
+    found = [group.get_metadata_builder() for groups in runner.attn_groups for group in groups]
+    return [builder for builder in found if isinstance(builder, DiprBuilder)]
+
+
+def _checked(manager: Any) -> Any:
+    for name in _NEEDED:
+        getattr(manager, name)
+    return type(manager)
+
+
+def _give_up(error: Exception) -> None:
+    logger.warning_once("DIPR attention: batches without long contexts get no CUDA graphs of their own: %s", error)
+
+
+@cache
+def _with_dense_graphs(manager: Any) -> Any:
+    return type(f"Dense{manager.__name__}", (DenseGraphs, manager), {})
+
+
+class DenseGraphs:
+    """Mixed in before vLLM's ``CudaGraphManager``; ``graphs``, which vLLM counts, stay as they are."""
+
+    dipr_builders: list[Any]
+    dense_graphs: dict[Any, Any]
+    graphs: dict[Any, Any]
+    vllm_config: Any
+    _capture_descs: dict[Any, list[Any]]
+    _max_full_descs_to_capture: int | None
+
+    def capture(self, *args: Any, **kwargs: Any) -> None:
+        """As vLLM, and then the dense graphs."""
+        self.dense_graphs = {}
+        super().capture(*args, **kwargs)  # type: ignore[misc]
+        twins = self._twins()
+        if twins and self._max_full_descs_to_capture is None:
+            self._capture_dense(twins, args, {**kwargs, "progress_bar_desc": "Capturing dense CUDA graphs"})
+        elif twins:  # vLLM measures memory by a sample, times the number of graphs, and throws this manager away
+            self._capture_descs[CUDAGraphMode.FULL] = self._capture_descs[CUDAGraphMode.FULL] + twins
+
+    def _twins(self) -> list[Any]:
+        """The batches of decode graphs that may have sparse requests: other graphs leave sparse attention out."""
+        return [
+            desc
+            for desc in self._capture_descs.get(CUDAGraphMode.FULL, [])
+            if desc.uniform_token_count is not None
+            and desc.num_ubatches == 1
+            and any(builder.ever_sparse(desc.num_reqs) for builder in self.dipr_builders)
+        ]
+
+    def _capture_dense(self, twins: list[Any], args: Any, kwargs: Any) -> None:
+        try:
+            with self._only(twins) as graphs:
+                super().capture(*args, **kwargs)  # type: ignore[misc]
+            self.dense_graphs = graphs
+        except Exception as error:
+            if self.vllm_config.parallel_config.world_size_across_dp > 1:
+                raise  # the other processes wait in the collectives of this capture
+            _give_up(error)
+
+    @contextmanager
+    def _only(self, twins: list[Any]) -> Iterator[dict[Any, Any]]:
+        """vLLM captures these batches only, densely, into the dictionary that this yields."""
+        descs, graphs = self._capture_descs, self.graphs
+        self._capture_descs, self.graphs = {CUDAGraphMode.FULL: twins}, {}
+        for builder in self.dipr_builders:
+            builder.capture_dense = True
+        try:
+            yield self.graphs
+        finally:
+            self._capture_descs, self.graphs = descs, graphs
+            for builder in self.dipr_builders:
+                builder.capture_dense = False
+
+    def dispatch(self, *args: Any, **kwargs: Any) -> Any:
+        """As vLLM, at the start of a step: no builder has said anything of its batch yet."""
+        self._forget()
+        return super().dispatch(*args, **kwargs)  # type: ignore[misc]
+
+    def run_fullgraph(self, desc: Any) -> Any:
+        """As vLLM, by the dense graph if every builder said in this step that no request is sparse."""
+        usual = self.graphs
+        if desc in self.dense_graphs and all(builder.all_dense for builder in self.dipr_builders):
+            self.graphs = self.dense_graphs
+        try:
+            return super().run_fullgraph(desc)  # type: ignore[misc]
+        finally:
+            self.graphs = usual
+            self._forget()
+
+    def _forget(self) -> None:
+        for builder in self.dipr_builders:
+            builder.all_dense = False
+
+    def release_graphs(self) -> None:
+        """As vLLM: they are captured again."""
+        self.dense_graphs = {}
+        super().release_graphs()  # type: ignore[misc]
