@@ -37,14 +37,14 @@ class CostTable:
     """
 
     dense_launch: float = 9.8
-    v_skip_launch: float = 14.4
-    scan_launch: float = 26.0
+    v_skip_launch: float = 17.0
+    scan_launch: float = 18.0
     pages_launch: float = 26.0
     dense_rate: float = 3.0e6
-    v_skip_rate: float = 2.82e6
-    scan_rate: float = 1.5e6
-    listed_rate: float = 0.8e6
-    listed: float = 2000.0
+    v_skip_rate: float = 2.89e6
+    scan_rate: float = 2.2e6
+    listed_rate: float = 2.6e6
+    listed: float = 2500.0
     outline_rate: float = 1.4e6
     mean_rate: float = 0.9e6
     gather_rate: float = 0.9e6
