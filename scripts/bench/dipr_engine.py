@@ -10,12 +10,12 @@ order stands beside. ``--model`` is a real model for the check (its own tokenize
 it, a small random one. With ``--only again``: answers at alpha 0.02, each prompt alone, against those of requests that
 lose their keys on the way and compute half of the answer again; the same for FLASH_ATTN, whose sums differ as well.
 
-Then the times. They depend on shapes, and for sparse attention on how peaked attention is: Llama-3.1-8B's shape with
-random weights, whose query and key projections are drawn so that the logits of random tokens have the standard
-deviation ``--logit-std``; 3 keeps about 0.6% of the tokens a head at alpha 0.004. It says nothing about quality.
-``--layers 16`` halves the model, and lets larger batches fit. A case that does not fit in the KV cache is left out,
-with a line. Contexts are computed once and then served from the prefix cache; the time per output token is the
-difference between an answer of many tokens and one of one token, over their number; median of ``--rounds``.
+Then the times. They depend on shapes, and for sparse attention on how many tokens matter: Llama-3.1-8B's shape with
+random weights and texts made so that a scan lists about as many as of a real model's keys (``draw`` says how; the share
+that it listed stands beside each time). It says nothing about quality. ``--layers 22`` makes a smaller model, and lets
+larger batches fit. A case that does not fit in the KV cache is left out, with a line. Contexts are computed once and
+then served from the prefix cache; the time per output token is the difference between an answer of many tokens and one
+of one token, over their number; median of ``--rounds``.
 """
 
 from __future__ import annotations
@@ -51,9 +51,12 @@ SMALL = {
 GRAPHS = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 EXACT = {"method": "scan", "alpha": 0, "dense_below": 0, "dense_layers": 0, "sinks": 16, "recent": 64}
 SHORT = {**EXACT, "alpha": 0.02}
+TOPICS, ALIKE, ALIGNED, FAST = 24, 0.95, 0.85, 0.7
+"""Of random models and texts: kinds of tokens; how alike those of a kind are, and queries and keys of a token; the part
+of channels that are small because they rotate fast."""
 FIELDS = (
     "time", "commit", "machine", "model", "layers", "logit_std", "backend", "settings", "context", "batch",
-    "ms_a_token", "fastest", "slowest", "speed_up", "kv_tokens", "prefill_seconds",
+    "ms_a_token", "fastest", "slowest", "speed_up", "kv_tokens", "prefill_seconds", "listed",
 )  # fmt: skip
 
 
@@ -66,25 +69,59 @@ class Extension:
         return sorted({type(layer.impl).__name__ for layer in layers if hasattr(layer, "impl")})
 
     def draw(self, logit_std: float, seed: int = 0) -> int:
-        """Draw all weights anew: activations keep their size from layer to layer, and scaled products of queries and
-        keys of random tokens have the given standard deviation. vLLM's dummy weights are near 0 and so are theirs."""
+        """Draw all weights anew; vLLM's dummy weights are near 0 and so are their logits.
+
+        Activations keep their size from layer to layer. As in a real model, tokens that lie together are alike, a query
+        finds those like its own token, and does so from afar: embeddings of a topic (``TOPICS``) share ``ALIKE`` of
+        their variance; the keys of a KV head are ``ALIGNED`` with its queries; channels that rotate fast with the
+        position are small. Scaled products of unlike tokens have the standard deviation ``logit_std``.
+        """
         import torch
 
         random = torch.Generator(device="cuda").manual_seed(seed)
+        config = self.model_runner.model_config.hf_config
         layers = 0
         for name, weight in self.model_runner.model.named_parameters():
             if weight.ndim == 1:
                 weight.data.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            is_embedding = "embed_tokens" in name
-            weight.data.normal_(0.0, 1.0 if is_embedding else weight.shape[1] ** -0.5, generator=random)
+            weight.data.normal_(0.0, weight.shape[1] ** -0.5, generator=random)
+            if "embed_tokens" in name:
+                topics = torch.randn(TOPICS, weight.shape[1], generator=random, device="cuda")[
+                    torch.arange(weight.shape[0], device="cuda") % TOPICS
+                ]
+                own = torch.randn(weight.shape, generator=random, device="cuda")
+                weight.data.copy_(ALIKE**0.5 * topics + (1 - ALIKE) ** 0.5 * own)
             if name.endswith("qkv_proj.weight"):
-                config = self.model_runner.model_config.hf_config
-                heads = config.num_attention_heads + config.num_key_value_heads
-                rows = heads * config.hidden_size // config.num_attention_heads  # queries and keys, then values
-                weight.data[:rows] *= logit_std**0.5
+                _draw_queries_and_keys(weight.data, config, logit_std, random)
                 layers += 1
         return layers
+
+    def listed(self) -> list[int]:
+        """Tokens between the window's ends, and those that scans listed, since the engine started."""
+        from vllm_relational.vllm_ext.dipr_layers import decoders
+
+        counted = [each.statistics[:2].tolist() for each in decoders() if each.statistics is not None]
+        return [sum(column) for column in zip((0, 0), *counted, strict=True)]
+
+
+def _draw_queries_and_keys(weight: Any, config: Any, logit_std: float, random: Any) -> None:
+    """Rows of the queries, then of the keys, of one layer."""
+    import torch
+
+    kv_heads, heads, hidden = config.num_key_value_heads, config.num_attention_heads, config.hidden_size
+    head_size = hidden // heads
+    size = torch.ones(head_size // 2, device="cuda")
+    size[: int(FAST * head_size / 2)] = 0.1
+    size = torch.cat([size, size])  # a channel and the one half a head behind rotate together
+    size *= logit_std**0.5 / size.pow(4).mean() ** 0.25
+    key, own = (
+        torch.randn(kv_heads, count, head_size, hidden, generator=random, device="cuda") * hidden**-0.5
+        for count in (1, heads // kv_heads)
+    )
+    query = ALIGNED**0.5 * key + (1 - ALIGNED) ** 0.5 * own
+    weight[: heads * head_size] = (query * size[:, None]).view(-1, hidden)
+    weight[heads * head_size :][: kv_heads * head_size] = (key * size[:, None]).view(-1, hidden)
 
 
 # ------------------------------------------------------------------------------------------------- in the child
@@ -118,8 +155,13 @@ def generate(llm: Any, prompts: list[list[int]], max_tokens: int) -> tuple[list[
 
 
 def random_tokens(seed: int, count: int, vocabulary: int) -> list[int]:
+    """A text whose every 64 tokens are of one topic."""
     draw = random.Random(seed)
-    return [draw.randrange(100, vocabulary - 100) for _ in range(count)]
+    tokens: list[int] = []
+    while len(tokens) < count:
+        topic = draw.randrange(TOPICS)
+        tokens += [topic + TOPICS * draw.randrange(vocabulary // TOPICS) for _ in range(64)]
+    return tokens[:count]
 
 
 def check_prompts(folder: str, is_real: bool, vocabulary: int) -> list[list[int]]:
@@ -224,7 +266,7 @@ def case(llm: Any, options: argparse.Namespace, context: int, batch: int, capaci
             random_tokens(number, context, vocabulary) + random_tokens(-1, 7, vocabulary) for number in range(batch)
         ]
         _, prefill = generate(llm, prompts, 1)
-        times = []
+        times, before = [], llm.collective_rpc("listed")[0]
         for _ in range(options.rounds):
             _, short = generate(llm, prompts, 1)
             _, long = generate(llm, prompts, 1 + options.tokens)
@@ -232,8 +274,10 @@ def case(llm: Any, options: argparse.Namespace, context: int, batch: int, capaci
     except Exception as error:
         traceback.print_exc()
         return {**found, "error": f"{type(error).__name__}: {error}"}
-    found |= {"ms": times, "prefill_seconds": prefill}
-    print(f"  {options.backend}: {batch} x {context:,}: {statistics.median(times):.2f} ms a token", flush=True)
+    there, listed = (now - then for now, then in zip(llm.collective_rpc("listed")[0], before, strict=True))
+    found |= {"ms": times, "prefill_seconds": prefill, "listed": listed / there if there else 1.0}
+    share = f", {found['listed']:.1%} listed" if there else ""
+    print(f"  {options.backend}: {batch} x {context:,}: {statistics.median(times):.2f} ms a token{share}", flush=True)
     return found
 
 
@@ -329,7 +373,7 @@ def compare_speed(options: argparse.Namespace, known: Path) -> list[dict[str, An
                 options.layers, options.logit_std, backend, json.dumps(options.dipr) if backend == SPARSE else "",
                 each["context"], each["batch"], round(median, 3), round(min(each["ms"]), 3), round(max(each["ms"]), 3),
                 round(statistics.median(base) / median, 3) if base else "", result["kv_tokens"],
-                round(each["prefill_seconds"], 2),
+                round(each["prefill_seconds"], 2), round(each["listed"], 4),
             )  # fmt: skip
             lines.append(dict(zip(FIELDS, values, strict=True)))
     return lines
