@@ -66,6 +66,13 @@ def cuda(monkeypatch):
     monkeypatch.setattr(cudagraph_utils.current_platform, "get_global_graph_pool", lambda: "pool", raising=False)
 
 
+@pytest.fixture
+def warnings(monkeypatch):
+    found = []
+    monkeypatch.setattr(dense_graphs.logger, "warning_once", lambda text, *given: found.append(text % given))
+    return found
+
+
 class Model(torch.nn.Module):
     """Runs the sparse path if any layer's metadata says so, as ``DiprImpl.forward``."""
 
@@ -214,6 +221,31 @@ def test_drafts_are_verified_by_dense_graphs():
     assert engine.step([Request(2, 300)], [Request(2, 300)]) == ("dense", 2)
 
 
+def test_rows_of_dense_batches_are_made_only_where_a_graph_reads_them():
+    one = Engine(backends=(DiprCpuBackend,))
+    (builder,) = one.builders
+    assert builder.build(0, Batch([SHORT]).common()).dipr is not None
+    one.capture_model()
+    assert builder.build(0, Batch([SHORT]).common()).dipr is None
+    assert builder.build(0, Batch([LONG]).common()).dipr.some
+    assert one.step([SHORT]) == ("dense", 1) and one.step([LONG]) == ("sparse", 1)
+    one.cudagraph_manager.release_graphs()
+    assert builder.build(0, Batch([SHORT]).common()).dipr is not None
+
+
+@pytest.mark.parametrize("case", ["two builders", "mixed batches", "drafts", "a capture that failed"])
+def test_rows_that_another_graph_may_read_are_made(case, monkeypatch, warnings):
+    mode = CUDAGraphMode.FULL if case == "mixed batches" else FULL
+    engine = Engine(mode, backends=(DiprCpuBackend,) * (2 if case == "two builders" else 1))
+    if case == "drafts":
+        monkeypatch.setattr(engine.config, "speculative_config", SimpleNamespace(num_speculative_tokens=1))
+    if case == "a capture that failed":
+        engine.model.fails = "dense"
+    engine.capture_model()
+    for builder in engine.builders:
+        assert builder.build(0, Batch([SHORT]).common()).dipr is not None
+
+
 def test_an_answer_that_is_computed_again_is_not_dense(no_runner):
     batch = Batch([Request(2, 300, prompt_len=200)])
     engine, runner = Engine(), batch.runner()
@@ -264,13 +296,6 @@ def test_graphs_are_released_and_captured_again():
     assert not engine.cudagraph_manager.dense_graphs and not engine.cudagraph_manager.graphs
     engine.capture_model()
     assert engine.step([SHORT], [SHORT]) == ("dense", 1)
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    found = []
-    monkeypatch.setattr(dense_graphs.logger, "warning_once", lambda text, *given: found.append(text % given))
-    return found
 
 
 def test_a_capture_that_fails_leaves_the_usual_graphs(warnings):

@@ -2,8 +2,8 @@
 
 A step reads, a request, KV head and layer: densely all keys and values; sparsely the index or a part of it, the window
 and the tokens that are listed. On a given card launches take a fixed time and so many bytes a microsecond, which
-``scripts/bench/dipr_kernels.py`` measures. Sparse attention launches five kernels where dense attention has two, and
-fetches listed tokens one by one: it pays from a length on that falls as the batch grows.
+``scripts/bench/dipr_kernels.py`` measures. Sparse attention launches five kernels where dense attention has two: it
+pays from a length on that falls as the batch grows.
 
 An engine has one sparse method, chosen when it starts: what is best at its greatest length and batch
 (``Costs.sparse``). A step chooses between that and dense attention (``Costs.choose``).
@@ -28,7 +28,7 @@ class CostTable:
 
     dense_launch, v_skip_launch, scan_launch, pages_launch: microseconds that do not depend on the context.
     dense_rate, v_skip_rate: bytes a microsecond, of the keys and values of the context.
-    scan_rate:    bytes a microsecond of the index.
+    scan_rate:    bytes a microsecond of the index, scan_rate_16 in groups of 16, which take more work a byte.
     listed_rate:  bytes a microsecond of keys and values of listed tokens, which lie apart.
     listed:       tokens that a KV head lists at the default alpha, whatever the length.
     outline_rate: bytes a microsecond of origins and steps, where they are read without the codes.
@@ -38,21 +38,22 @@ class CostTable:
 
     dense_launch: float = 9.8
     v_skip_launch: float = 17.0
-    scan_launch: float = 18.0
-    pages_launch: float = 26.0
+    scan_launch: float = 17.0
+    pages_launch: float = 33.0
     dense_rate: float = 3.0e6
     v_skip_rate: float = 2.89e6
     scan_rate: float = 2.2e6
+    scan_rate_16: float = 1.75e6
     listed_rate: float = 2.6e6
-    listed: float = 2500.0
-    outline_rate: float = 1.4e6
+    listed: float = 2000.0
+    outline_rate: float = 2.07e6
     mean_rate: float = 0.9e6
-    gather_rate: float = 0.9e6
+    gather_rate: float = 1.8e6
 
 
 H100 = CostTable()
-"""One H100 80GB, measured on contexts with the scores of Qwen2.5-Coder-0.5B (``scripts/bench/dipr.csv``). What concerns
-``pages`` is arithmetic, not a measurement of it: its kernels but two are those of a scan, whose parts were timed."""
+"""One H100 80GB, fitted to contexts with the scores of Qwen2.5-Coder-0.5B (``scripts/bench/dipr.csv``): 1 x 32K, 1 x
+128K, 4 x 128K and 16 x 32K tokens, within 12% for ``pages`` and 6% for the others. ``mean_rate`` is an estimate."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,12 @@ class Costs:
         window = kv * (self.settings.sinks + self.settings.recent) / table.dense_rate
         listed, chosen = kv * table.listed / table.listed_rate, kv * self.settings.top_tokens / table.gather_rate
         means = layout.mean_bytes / table.mean_rate if self.settings.pages_tail else 0.0
+        rate = table.scan_rate_16 if layout.group == 16 else table.scan_rate
         outline = heads * (layout.outline_bytes / table.outline_rate + means)
         return {
             "dense": Line(table.dense_launch, 0.0, kv / table.dense_rate),
             "v_skip": Line(table.v_skip_launch, 0.0, kv / table.v_skip_rate),
-            "scan": Line(table.scan_launch, window + listed, heads * layout.index_bytes / table.scan_rate),
+            "scan": Line(table.scan_launch, window + listed, heads * layout.index_bytes / rate),
             "pages": Line(table.pages_launch, window + chosen, outline),
         }
 

@@ -89,11 +89,12 @@ class DenseGraphs:
 
     def capture(self, *args: Any, **kwargs: Any) -> None:
         """As vLLM, and then the dense graphs."""
-        self.dense_graphs = {}
+        self._drop()
         super().capture(*args, **kwargs)  # type: ignore[misc]
         twins = self._twins()
         if twins and self._max_full_descs_to_capture is None:
             self._capture_dense(twins, args, {**kwargs, "progress_bar_desc": "Capturing dense CUDA graphs"})
+            self._spare_rows()
         elif twins:  # vLLM measures memory by a sample, times the number of graphs, and throws this manager away
             self._capture_descs[CUDAGraphMode.FULL] = self._capture_descs[CUDAGraphMode.FULL] + twins
 
@@ -102,10 +103,12 @@ class DenseGraphs:
         return [
             desc
             for desc in self._capture_descs.get(CUDAGraphMode.FULL, [])
-            if desc.uniform_token_count is not None
-            and desc.num_ubatches == 1
-            and any(builder.ever_sparse(desc.num_reqs) for builder in self.dipr_builders)
+            if desc.uniform_token_count is not None and desc.num_ubatches == 1 and self._may_be_sparse(desc)
         ]
+
+    def _may_be_sparse(self, desc: Any) -> bool:
+        """Whether the usual graph has sparse attention in it."""
+        return any(builder.ever_sparse(desc.num_reqs) for builder in self.dipr_builders)
 
     def _capture_dense(self, twins: list[Any], args: Any, kwargs: Any) -> None:
         try:
@@ -116,6 +119,15 @@ class DenseGraphs:
             if self.vllm_config.parallel_config.world_size_across_dp > 1:
                 raise  # the other processes wait in the collectives of this capture
             _give_up(error)
+
+    def _spare_rows(self) -> None:
+        """A builder whose dense batches no graph reads the rows of need not make them. With several builders a graph of
+        sparse batches may, with drafts those of the drafting model."""
+        graphs = self._capture_descs[CUDAGraphMode.FULL]
+        is_read = any(desc not in self.dense_graphs and self._may_be_sparse(desc) for desc in graphs)
+        is_alone = len(self.dipr_builders) == 1 and self.vllm_config.speculative_config is None
+        for builder in self.dipr_builders:
+            builder.dense_has_no_rows = is_alone and not is_read
 
     @contextmanager
     def _only(self, twins: list[Any]) -> Iterator[dict[Any, Any]]:
@@ -153,5 +165,10 @@ class DenseGraphs:
 
     def release_graphs(self) -> None:
         """As vLLM: they are captured again."""
-        self.dense_graphs = {}
+        self._drop()
         super().release_graphs()  # type: ignore[misc]
+
+    def _drop(self) -> None:
+        self.dense_graphs = {}
+        for builder in self.dipr_builders:
+            builder.dense_has_no_rows = False

@@ -77,8 +77,9 @@ class DiprBuilder:
         self._may_replay = vllm_config.speculative_config is None
         # For ``dense_graphs.py``: whether the last batch had no sparse request for certain, forgotten with its step,
         self.all_dense = False
-        # and whether graphs are captured for such batches.
+        # whether graphs are captured for such batches, and whether nobody reads the rows of one.
         self.capture_dense = False
+        self.dense_has_no_rows = False
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """As vLLM, and the rows."""
@@ -86,7 +87,8 @@ class DiprBuilder:
         metadata: Any = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         common, dense_below = common_attn_metadata, self.splitter.dense_below(common_attn_metadata.num_reqs)
         if common.max_seq_len < dense_below:
-            metadata.dipr, self.all_dense = self._rows(metadata, some=False), True
+            metadata.dipr = None if self.dense_has_no_rows else self._rows(metadata, some=False)
+            self.all_dense = True
             return metadata
         batch, some = _host_batch(self._engine, common), may_decode(common.query_start_loc_cpu, common.max_query_len)
         metadata.dipr = self._rows(metadata, some, batch.single_token_prompts())
