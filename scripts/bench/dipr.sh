@@ -30,14 +30,15 @@ run_measure() {
 
 run_kernels() {
   local size
-  for size in 64 16; do
+  for size in 64 32 16; do
     "$python" "$bench/dipr_kernels.py" --dump "$out/kv.pt" --block-size "$size" --commit "$commit" --parts \
       --tuning chained=0 --csv "$out/dipr.csv"
   done
+  "$python" "$bench/dipr_plots.py" "$out/dipr.csv"
 }
 
 run_engine() {
-  "$python" "$bench/dipr_engine.py" --only speed --layers 16 --csv "$out/dipr_engine.csv"
+  "$python" "$bench/dipr_engine.py" --only speed --layers 22 --contexts 4096,32768,131072 --csv "$out/dipr_engine.csv"
   "$python" "$bench/dipr_engine.py" --only again --model "$model" --json "$out/again.json"
   "$python" "$bench/dipr_engine.py" --only check --model "$model" --json "$out/check.json"
 }
@@ -45,7 +46,8 @@ run_engine() {
 run_quality() {
   "$python" "$bench/dipr_quality.py" "$model" --haystack "$tables/squad_v11_dev.parquet:context" --out "$out/quality" \
     --engine vllm --batch-tokens 2097152 --dipr '{}' --dipr '{"alpha": 0.012}' --dipr '{"alpha": 0.001}' \
-    --dipr '{"alpha": 1, "tail": false, "recent": 2560}'
+    --dipr '{"alpha": 1, "tail": false, "recent": 2560}' --dipr '{"method": "v_skip", "alpha": 0}' \
+    --dipr '{"method": "pages", "top_tokens": 2048}' --dipr '{"method": "pages", "top_tokens": 64, "recent": 2560}'
 }
 
 for step in "${@:-tests}" ; do

@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Draw what ``dipr_measure.py`` wrote: ``dipr_plots.py FOLDER`` writes two SVG files beside the CSV files."""
+"""Draw what ``dipr_measure.py`` and ``dipr_kernels.py`` wrote.
+
+dipr_plots.py FOLDER       dipr_measure.svg and dipr_layers.svg beside the CSV files of ``dipr_measure.py``
+dipr_plots.py FILE.csv     FILE.svg: times of ``dipr_kernels.py``, the last commit's with blocks of 64
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ FAMILIES = {
     r"scan:[^@]*\+est": "all candidates of the int4 index + tail",
     r"scan:.*@4/64\+est": "all of that index in groups of 64 + tail",
 }
+WAYS = ("FlashAttention 3", "FlashAttention 3, fp8", "scan 0.004", "scan 0.012", "pages 2048")
 LAYERS = ("dipr:1.2e-2", "dipr:4e-3", "dipr:1e-3", "top:500", "scan:4e-3+est")
 
 
@@ -72,14 +77,41 @@ def draw_layers(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_measured(folder: Path) -> None:
+def draw_kernels(table: pd.DataFrame, path: Path) -> None:
+    """Microseconds of one layer, a panel a batch and length, each way a bar with its speed-up."""
+    import matplotlib.pyplot as plt
+
+    table = table[(table.commit == table.commit.iloc[-1]) & (table.block == 64) & table.way.isin(WAYS)]
+    cases = list(dict.fromkeys(zip(table.length, table.batch, strict=True)))
+    figure, panels = plt.subplots(1, len(cases), figsize=(3.5 * len(cases), 3), squeeze=False)
+    for axes, (length, batch) in zip(panels[0], sorted(cases), strict=True):
+        lines = table[(table.length == length) & (table.batch == batch)].set_index("way").reindex(WAYS[::-1])
+        bars = axes.barh(lines.index, lines.us, color=["C1" if way[0] == "F" else "C0" for way in lines.index])
+        axes.bar_label(bars, [f"{speed:.1f}x" for speed in lines.speed_up], padding=3)
+        axes.set(title=f"{length // 1024}K x {batch}", xlabel="us", xlim=(0, 1.2 * lines.us.max()))
+        axes.tick_params(left=False, labelleft=axes is panels[0][0])
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+def prepare() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "dipr"  # the same file for the same numbers
+
+
+def plot_measured(folder: Path) -> None:
+    prepare()
     draw_quality(pd.read_csv(folder / "dipr_measure.csv"), folder / "dipr_measure.svg")
     draw_layers(pd.read_csv(folder / "dipr_layers.csv"), folder / "dipr_layers.svg")
 
 
+def plot_kernels(file: Path) -> None:
+    prepare()
+    draw_kernels(pd.read_csv(file), file.with_suffix(".svg"))
+
+
 if __name__ == "__main__":
-    plot_measured(Path(sys.argv[1]))
+    given = Path(sys.argv[1])
+    plot_measured(given) if given.is_dir() else plot_kernels(given)
