@@ -18,7 +18,7 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
     [
         ({}, GPU, "scan"),
         ({"approximate": True, "top_tokens": 512}, GPU, "pages"),
-        ({"approximate": True, "top_tokens": 4096}, GPU, "scan"),  # as many as the engine's contexts have
+        ({"approximate": True, "top_tokens": 2**17}, GPU, "scan"),  # as many as the engine's contexts have
         ({"method": "v_skip"}, GPU, "v_skip"),
         ({"method": "pages"}, GPU, "pages"),
         ({"method": "pages"}, CPU, "pages"),
@@ -26,8 +26,9 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
     ],
 )
 def test_an_engine_has_one_sparse_method(given, device, method):
-    shape = DecodeShape(HEADS, KV_HEADS, HEAD_SIZE, 0.1, 16, 4096, 32)
-    found = dipr_layers._with_method(make_config(given), read_dipr(given), shape, device)
+    shape, config = DecodeShape(HEADS, KV_HEADS, HEAD_SIZE, 0.1, 16, 2**17, 32), make_config(given)
+    config.model_config.max_model_len = shape.max_seq_len
+    found = dipr_layers._with_method(config, read_dipr(given), shape, device)
     assert found.method == method and found.top_tokens == given.get("top_tokens", 2048)
 
 
