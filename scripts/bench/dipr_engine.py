@@ -48,6 +48,7 @@ SMALL = {
     **LLAMA_8B, "hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 2,
     "num_hidden_layers": 4, "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+DOES_NOT_FIT = "does not fit"
 GRAPHS = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 EXACT = {"method": "scan", "alpha": 0, "dense_below": 0, "dense_layers": 0, "sinks": 16, "recent": 64}
 SHORT = {**EXACT, "alpha": 0.02}
@@ -257,7 +258,7 @@ def case(llm: Any, options: argparse.Namespace, context: int, batch: int, capaci
     found: dict[str, Any] = {"context": context, "batch": batch}
     if (context + options.tokens + 64) * batch > capacity:
         print(f"  {options.backend}: {batch} x {context:,} do not fit in {capacity:,} tokens", flush=True)
-        return {**found, "error": "does not fit"}
+        return {**found, "error": DOES_NOT_FIT}
     try:
         vocabulary = llm.model_config.get_vocab_size()
         # 7 tokens more than whole blocks: a request that finds its context cached has some left to compute.
@@ -294,7 +295,8 @@ def in_own_process(part: str, backend: str, known: Path, timeout_s: float) -> di
         print(f"{part}, {backend} ...", flush=True)
         status = run_group(command, environment(known), timeout_s)
         print(f"{part}, {backend}: {time.perf_counter() - begin:.0f} s, exit status {status}", flush=True)
-        return json.loads(out.read_text()) if out.exists() else {"error": f"exit status {status}"}
+        measured = json.loads(out.read_text()) if out.exists() else {}
+        return measured if status == 0 else {**measured, "error": f"exit status {status}"}
 
 
 def run_group(command: list[str], variables: dict[str, str], timeout_s: float) -> int | str:
@@ -357,14 +359,17 @@ def compare_interrupted(known: Path, timeout_s: float) -> dict[str, Any]:
     return {"prompts": len(found[STOCK]["answers"]), "changed_when_interrupted": changed, "unlike_stock": unlike}
 
 
-def compare_speed(options: argparse.Namespace, known: Path) -> list[dict[str, Any]]:
+def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Lines of the table, and what failed."""
     commit, machine = where()
     found = {backend: in_own_process("speed", backend, known, options.timeout) for backend in (STOCK, SPARSE)}
     stock = {(each["context"], each["batch"]): each for each in found[STOCK].get("cases", [])}
-    lines = []
+    lines, failed = [], [f"{backend}: {result['error']}" for backend, result in found.items() if "error" in result]
     for backend, result in found.items():
         for each in result.get("cases", []):
             if "ms" not in each:
+                if each["error"] != DOES_NOT_FIT:
+                    failed.append(f"{backend}, {each['batch']} x {each['context']:,}: {each['error']}")
                 continue
             median, base = statistics.median(each["ms"]), stock.get((each["context"], each["batch"]), {}).get("ms")
             values = (
@@ -375,7 +380,7 @@ def compare_speed(options: argparse.Namespace, known: Path) -> list[dict[str, An
                 round(each["prefill_seconds"], 2), round(each["listed"], 4),
             )  # fmt: skip
             lines.append(dict(zip(FIELDS, values, strict=True)))
-    return lines
+    return lines, failed
 
 
 def where() -> tuple[str, str]:
@@ -392,6 +397,7 @@ def report(options: argparse.Namespace) -> int:
     from vllm_relational.bench import append_csv
 
     found: dict[str, Any] = {}
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         make_known(Path(folder))
         if options.only in (None, "check"):
@@ -399,19 +405,22 @@ def report(options: argparse.Namespace) -> int:
         if options.only in (None, "again"):
             found["again"] = compare_interrupted(Path(folder), options.timeout)
         if options.only in (None, "speed"):
-            found["speed"] = compare_speed(options, Path(folder))
+            found["speed"], failed = compare_speed(options, Path(folder))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
     if options.csv and found.get("speed"):
         append_csv(options.csv, found["speed"])
     print(f"\ncheck: {json.dumps(found.get('check'))}\nagain: {json.dumps(found.get('again'))}")
-    print(f"{'backend':12}{'context':>9}{'batch':>7}{'ms a token':>12}{'fastest':>9}{'slowest':>9}{'speed-up':>10}")
+    names = {"context": 9, "batch": 7, "ms a token": 12, "fastest": 9, "slowest": 9, "speed-up": 10, "listed": 8}
+    print("backend".ljust(12) + "".join(name.rjust(width) for name, width in names.items()))
     for line in found.get("speed", []):
         print(
             f"{line['backend']:12}{line['context']:>9,}{line['batch']:>7}{line['ms_a_token']:>12}"
-            f"{line['fastest']:>9}{line['slowest']:>9}{line['speed_up']:>10}"
+            f"{line['fastest']:>9}{line['slowest']:>9}{line['speed_up']:>10}{line['listed']:>8}"
         )
-    return 1 if any("error" in found.get(part, {}) for part in ("check", "again")) else 0
+    for line in failed:
+        print(f"FAILED: {line}")
+    return 1 if failed or any("error" in found.get(part, {}) for part in ("check", "again")) else 0
 
 
 def numbers(text: str) -> list[int]:

@@ -90,7 +90,7 @@ def draw_kernels(table: pd.DataFrame, path: Path) -> None:
         axes.bar_label(bars, [f"{speed:.1f}x" for speed in lines.speed_up], padding=3)
         axes.set(title=f"{length // 1024}K x {batch}", xlabel="us", xlim=(0, 1.2 * lines.us.max()))
         axes.tick_params(left=False, labelleft=axes is panels[0][0])
-    figure.savefig(path, bbox_inches="tight")
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 
 

@@ -77,8 +77,8 @@ class Prompts:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def make(self, task: str, seeds: Sequence[int], length: int) -> list[tuple[recall_tasks.Sample, torch.Tensor]]:
-        """The samples of the seeds, each with room for its answer; its text is shortened where it came out longer than
-        it was counted."""
+        """The samples of the seeds, each with room for its answer: one whose text came out longer than it was counted
+        is drawn again for less room. ``ValueError`` where none fits."""
         room = dict.fromkeys(seeds, length - OVERHEAD)
         made: dict[int, tuple[recall_tasks.Sample, torch.Tensor]] = {}
         while missing := [seed for seed in seeds if seed not in made]:
@@ -89,6 +89,8 @@ class Prompts:
                 if excess <= 0:
                     made[seed] = sample, torch.tensor(tokens)
                 room[seed] -= max(excess, 0)
+                if room[seed] <= 0:
+                    raise ValueError(f"{task}: no prompt with room for its answer fits in {length} tokens")
         return [made[seed] for seed in seeds]
 
     def text(self, sample: recall_tasks.Sample) -> str:

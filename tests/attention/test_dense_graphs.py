@@ -233,6 +233,16 @@ def test_rows_of_dense_batches_are_made_only_where_a_graph_reads_them():
     assert builder.build(0, Batch([SHORT]).common()).dipr is not None
 
 
+def test_a_graph_never_reads_rows_that_were_not_made():
+    engine = Engine(backends=(DiprCpuBackend,))
+    engine.capture_model()
+    desc = engine.prepare([SHORT])
+    engine.cudagraph_manager.dispatch(1, 1, 1, 0)  # forgets what the builder said
+    with pytest.raises(RuntimeError, match="rows of an earlier batch"):
+        engine.cudagraph_manager.run_fullgraph(desc)
+    assert engine.step([LONG]) == ("sparse", 1) and engine.step([SHORT]) == ("dense", 1)
+
+
 @pytest.mark.parametrize("case", ["two builders", "mixed batches", "drafts", "a capture that failed"])
 def test_rows_that_another_graph_may_read_are_made(case, monkeypatch, warnings):
     mode = CUDAGraphMode.FULL if case == "mixed batches" else FULL

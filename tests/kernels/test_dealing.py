@@ -1,4 +1,4 @@
-"""Lists made of marks, and tiles dealt out over programs: whatever the cut, the same tokens and the same attention."""
+"""Lists made of marks, and tiles dealt out over programs: whatever their number, the same attention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cut(batch: Paged, dipr: DiprSettings, **tuning: int) -> Kernels:
     made = kernels_for(batch, dipr)
     made = Kernels(
         dipr, num_heads=made.num_heads, num_kv_heads=made.num_kv_heads, head_size=made.head_size, scale=made.scale,
-        max_reqs=len(batch.lens), max_seq_len=made.max_seq_len, group=made.group, device=DEVICE,
+        max_reqs=len(batch.lens) + 3, max_seq_len=made.max_seq_len, group=made.group, device=DEVICE,
         tuning=dataclasses.replace(made.tuning, **tuning),
     )  # fmt: skip
     for scratch in made.scratch:
@@ -44,21 +44,37 @@ def uneven() -> Paged:
     return paged_batch([40, 450, 0, 180, 64, 150], spread=2.0, device=DEVICE)
 
 
-@pytest.fixture(scope="module")
-def right(uneven: Paged) -> tuple[torch.Tensor, Kernels]:
-    return attend(uneven, DIPR, gather_programs=5, **TILES)
+def compare(batch: Paged, dipr: DiprSettings, programs: int, merge_tile: int) -> Kernels:
+    """One cut against another; both made for larger batches, too."""
+    output, made = attend(batch, dipr, gather_programs=programs, merge_tile=merge_tile, **TILES)
+    right, other = attend(batch, dipr, gather_programs=5, **TILES)
+    touched = batch.rows[batch.lens > 0].long()
+    assert torch.allclose(output[touched], right[touched], atol=1e-5)
+    assert output[touched].isfinite().all()
+    assert made.statistics.tolist() == other.statistics.tolist() and made.statistics[1] > 0
+    lens = batch.lens.tolist()
+    assert all(made.listed(lens, request) == other.listed(lens, request) for request in range(len(lens)))
+    return made
 
 
 @pytest.mark.parametrize(("programs", "merge_tile"), [(1, 16), (3, 64), (12, 4), (50, 1)])
-def test_any_number_of_programs_shares_the_tiles_of_all(uneven, right, programs, merge_tile):
+def test_any_number_of_programs_shares_the_tiles_of_all(uneven, programs, merge_tile):
     """12 pairs of request and KV head: programs with parts of several, and several programs with parts of one."""
-    output, made = attend(uneven, DIPR, gather_programs=programs, merge_tile=merge_tile, **TILES)
-    touched = uneven.rows[uneven.lens > 0].long()
-    assert torch.allclose(output[touched], right[0][touched], atol=1e-5)
-    assert output[touched].isfinite().all()
-    assert made.statistics.tolist() == right[1].statistics.tolist() and made.statistics[1] > 0
-    lens = uneven.lens.tolist()
-    assert all(made.listed(lens, request) == right[1].listed(lens, request) for request in range(len(lens)))
+    compare(uneven, DIPR, programs, merge_tile)
+
+
+def test_parts_that_count_whole_are_dealt_out():
+    batch = paged_batch([450, 100], spread=0.1, device=DEVICE)
+    assert compare(batch, dataclasses.replace(DIPR, alpha=0.01, most_candidates=0.05), 7, 4).statistics[2] > 0
+
+
+def test_without_a_tail_only_listed_tokens_are_dealt_out(uneven):
+    compare(uneven, dataclasses.replace(DIPR, tail=False), 7, 4)
+
+
+def test_the_certificate_counts_every_head_once_however_many_partials_it_has(uneven):
+    made = compare(uneven, dataclasses.replace(DIPR, certificate=True), 40, 2)
+    assert made.statistics[3:].sum() == 8 * int((uneven.lens > 0).sum())
 
 
 def test_a_batch_without_bodies_leaves_windows_only():

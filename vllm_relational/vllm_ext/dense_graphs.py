@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import torch
 from vllm.config import CUDAGraphMode
 from vllm.logger import init_logger
 
@@ -115,6 +116,8 @@ class DenseGraphs:
             with self._only(twins) as graphs:
                 super().capture(*args, **kwargs)  # type: ignore[misc]
             self.dense_graphs = graphs
+        except torch.AcceleratorError:
+            raise  # the GPU is in no state to go on
         except Exception as error:
             if self.vllm_config.parallel_config.world_size_across_dp > 1:
                 raise  # the other processes wait in the collectives of this capture
@@ -153,6 +156,8 @@ class DenseGraphs:
         usual = self.graphs
         if desc in self.dense_graphs and all(builder.all_dense for builder in self.dipr_builders):
             self.graphs = self.dense_graphs
+        elif self._may_be_sparse(desc) and not all(builder.has_rows for builder in self.dipr_builders):
+            raise RuntimeError("DIPR attention: a captured graph would read the rows of an earlier batch")
         try:
             return super().run_fullgraph(desc)  # type: ignore[misc]
         finally:

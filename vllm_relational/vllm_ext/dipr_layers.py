@@ -80,6 +80,7 @@ class DiprBuilder:
         # whether graphs are captured for such batches, and whether nobody reads the rows of one.
         self.capture_dense = False
         self.dense_has_no_rows = False
+        self.has_rows = True
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """As vLLM, and the rows."""
@@ -87,7 +88,8 @@ class DiprBuilder:
         metadata: Any = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         common, dense_below = common_attn_metadata, self.splitter.dense_below(common_attn_metadata.num_reqs)
         if common.max_seq_len < dense_below:
-            metadata.dipr = None if self.dense_has_no_rows else self._rows(metadata, some=False)
+            self.has_rows = not self.dense_has_no_rows
+            metadata.dipr = self._rows(metadata, some=False) if self.has_rows else None
             self.all_dense = True
             return metadata
         batch, some = _host_batch(self._engine, common), may_decode(common.query_start_loc_cpu, common.max_query_len)
@@ -117,6 +119,7 @@ class DiprBuilder:
             metadata.dipr = self._rows(metadata, metadata.dipr.some)
 
     def _rows(self, metadata: Any, some: bool, prompts: torch.Tensor | None = None) -> Rows:
+        self.has_rows = True
         dense_lens, sparse_lens = self.splitter.split(metadata.query_start_loc, metadata.seq_lens, prompts)
         dense = copy.copy(metadata)
         dense.seq_lens = dense_lens

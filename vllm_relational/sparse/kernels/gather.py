@@ -164,7 +164,7 @@ def _attend(
         total, summed, most = total * fade, summed * fade[:, None], greatest
         tail = tl.zeros([PADDED, CHANNELS], tl.float32)
         per_block: tl.constexpr = BLOCK_SIZE // GROUP
-        weights_of = weight_ptr + (head * total_groups + place) * COMPACT
+        weights_of = weight_ptr + (head.to(tl.int64) * total_groups + place) * COMPACT
         for tile in tl.range(tl.maximum(first - num_tiles, 0), last - num_tiles, num_stages=STAGES):
             of_body = tile * TAIL_TILE + tl.arange(0, TAIL_TILE)
             inside = of_body < groups

@@ -25,18 +25,29 @@ from vllm_relational.sparse.settings import DiprSettings
 
 @dataclass(frozen=True)
 class Tuning:
-    """How work is cut; found by measuring, changes no result but for rounding.
+    """How work is cut; found by measuring. Changes results by rounding, and by ``lists``, ``most_lists`` and
+    ``most_tokens`` which parts of a context are attended to densely because too many of their tokens might matter.
 
-    programs:    programs that the card runs at once, over which the splits of ``v_skip`` are spread.
-    most_splits: parts of a context at most.
-    lists, most_lists: lists that a batch has in all, and a request and KV head at most.
-    group_programs, gather_programs: programs over which groups, and tiles of listed tokens and of groups, are spread.
-    gather_stages: how far those of listed tokens read ahead. gather_registers: so that ``gather_programs`` run at once.
-    scan_programs, scan_stages: programs of one warp over which a scan is spread, and how far they read ahead.
-    group_tile, tail_tile, list_tile: groups, gather_tile, window_tile, dense_tile: tokens, compact_tile: words of
-                 marks, and merge_tile: partials that the others read at once.
-    chained:     start a kernel while the one before ends: programmatic dependent launch; None where there is such.
-    most_tokens: tokens of sparse requests together that there is scratch for; requests beyond are attended to densely.
+    programs:      programs that the card runs at once, over which the splits of ``v_skip`` are spread
+    most_splits:   parts of a context at most, for ``v_skip``
+    lists:         lists of a batch in all
+    most_lists:    lists of a request and KV head at most
+    group_programs:   programs over which ``prepare`` spreads groups
+    gather_programs:  programs over which ``gather`` spreads tiles
+    gather_stages:    how far it reads ahead
+    gather_registers: registers of its threads at most, so that its programs run at once
+    scan_programs: programs of one warp over which a scan is spread
+    scan_stages:   how far it reads ahead
+    group_tile:    groups that ``prepare`` reads at once
+    gather_tile:   listed tokens that ``gather`` reads at once
+    tail_tile:     groups whose mean values it reads at once
+    list_tile:     groups that ``list`` reads at once
+    window_tile:   tokens of the window that a program of ``prepare`` reads
+    compact_tile:  words of marks that ``compact`` reads at once
+    merge_tile:    partials that ``merge`` reads at once
+    dense_tile, dense_warps, dense_stages: tokens that ``v_skip`` reads at once, its warps, how far it reads ahead
+    chained:       start a kernel while the one before ends: programmatic dependent launch; None where there is such
+    most_tokens:   tokens of sparse requests together that there is scratch for; requests beyond are attended to densely
     """
 
     programs: int = 528
@@ -85,8 +96,9 @@ class Kernels:
     """Launches for one shape: heads of queries and of keys, channels of a head, the softmax scale, the largest batch
     and context, and tokens of a group of the index.
 
-    Memory a token that there is room for and KV head: ``(12 * heads + 8) / group + 1 / 8`` bytes of scratch and 4 bytes
-    times ``most_candidates``, or 4 for ``pages``; and ``4 * (head_size + 3)`` a partial softmax of a head.
+    Memory a token that there is room for and KV head: ``(12 * heads + 4) / group`` bytes of scratch, heads rounded up
+    to a power of two, at least 4; a bit or, in groups of 16, two; and 4 bytes times ``most_candidates``, or 4 for
+    ``pages``. And ``4 * (head_size + 3)`` bytes a partial softmax of a head.
     """
 
     def __init__(
@@ -202,6 +214,7 @@ class Kernels:
 
     def _prepare(self, batch: Batch, outline: bool = False) -> None:
         num_reqs, pages = batch.lens.shape[0], batch.pages
+        assert num_reqs <= self._max_reqs, "made for smaller batches"
         programs = triton.cdiv(self.max_seq_len, self.group * self.tuning.group_tile)
         programs = max(1, min(programs, self.tuning.group_programs // (num_reqs * self.num_kv_heads)))
         prepare_kernel[(self._window_tiles + programs, self.num_kv_heads, num_reqs)](
@@ -274,12 +287,13 @@ class Kernels:
             PAIRS=triton.next_power_of_2(num_reqs * self.num_kv_heads), LISTS=lists, TILE=self.tuning.gather_tile,
             TAIL_TILE=self.tuning.tail_tile, STAGES=self.tuning.gather_stages, ROOM=self._room,
             TAIL=self.settings.counts_the_rest, num_warps=4, **self._chain(),
-            **({"maxnreg": self.tuning.gather_registers} if self._channels <= 128 else {}),
+            **self._few_registers(),
         )  # fmt: skip
 
     def v_skip(self, batch: Batch) -> None:
         """All keys, and the values that matter: two launches."""
         num_reqs = batch.lens.shape[0]
+        assert num_reqs <= self._max_reqs, "made for smaller batches"
         splits, pages = self.splits(num_reqs), batch.pages
         beta, alpha_length = self._beta()
         v_skip_kernel[(splits, self.num_kv_heads, num_reqs)](
@@ -321,6 +335,11 @@ class Kernels:
             "WINDOW_TILES": self._window_tiles,
             "WINDOW_PADDED": triton.next_power_of_2(self._window_tiles),
         }
+
+    def _few_registers(self) -> dict[str, int]:
+        """For ``gather``, where that needs no memory in their place."""
+        fits = self._channels <= 128 and torch.version.hip is None
+        return {"maxnreg": self.tuning.gather_registers} if fits else {}
 
     def _chain(self) -> dict[str, bool]:
         """For kernels that follow one of ours."""

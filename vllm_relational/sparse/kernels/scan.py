@@ -142,7 +142,7 @@ def scan_kernel(
     columns, tokens = tl.arange(0, WORDS), tl.arange(0, GROUP)
     table = table_ptr + request.to(tl.int64) * stride_table
     per_block: tl.constexpr = BLOCK_SIZE // GROUP
-    shared = head * total_groups + place
+    shared = head.to(tl.int64) * total_groups + place
     for group in tl.range(first, last, num_stages=STAGES):
         block = tl.load(table + group // per_block).to(tl.int64)
         from_words = words_ptr + block * stride_wb + head * stride_wh + group % per_block * GROUP * (HEAD_SIZE // 8)
@@ -209,7 +209,7 @@ def compact_kernel(
         tl.store(counted, -1)
         return
     a_word: tl.constexpr = GROUP // MARKS
-    marks = mark_ptr + (head * total_groups + place) * MARKS
+    marks = mark_ptr + (head.to(tl.int64) * total_groups + place) * MARKS
     listed = list_ptr + head.to(tl.int64) * total_listed + (place + part * share) * ROOM
     capacity = share * ROOM
     count = 0
