@@ -3,6 +3,7 @@
 import gc
 from types import SimpleNamespace
 
+import pytest
 import torch
 from attention_objects import HEAD_SIZE, HEADS, KV_HEADS, make_config
 from prometheus_client import REGISTRY
@@ -11,7 +12,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm_objects import make_scheduler
 
 from vllm_relational.sparse.decoder import SparseDecoder
-from vllm_relational.vllm_ext import dipr_layers, metrics
+from vllm_relational.vllm_ext import dipr_layers, dipr_statistics, metrics
 from vllm_relational.vllm_ext.attention_cpu import DiprCpuImpl
 from vllm_relational.vllm_ext.dipr_statistics import NAMES, StatisticsReader
 from vllm_relational.vllm_ext.scheduler import RelationalScheduler
@@ -43,6 +44,21 @@ def test_totals_are_one_reading_old_and_read_once_an_interval(monkeypatch):
     now[0] += 2
     assert reader.totals()["dipr body tokens"] == 10
     assert reader.totals()["dipr body tokens"] == 15
+
+
+@pytest.mark.parametrize(
+    ("tokens", "read", "warns"), [(2e9, 1.2e9, True), (2e9, 0.9e9, False), (1e8, 1e8, False), (0, 0, False)]
+)
+def test_an_index_that_rules_out_too_little_is_reported(monkeypatch, tokens, read, warns):
+    found = []
+    monkeypatch.setattr(dipr_statistics.logger, "warning", lambda text, *given: found.append(text % given))
+    layer = make_layer(monkeypatch, dipr_body_tokens=int(tokens), dipr_candidate_tokens=int(read))
+    gc.collect()
+    reader = StatisticsReader(lambda: 0.0)
+    for _ in range(3):
+        reader.totals()
+    assert layer.decoder is not None and len(found) == warns
+    assert not warns or "reads 60% of the tokens" in found[0]
 
 
 def test_without_sparse_layers_there_is_nothing():
