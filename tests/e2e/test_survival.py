@@ -84,7 +84,7 @@ def table(tmp_path: Path, reviews: pd.DataFrame) -> Path:
 @pytest.mark.timeout(900)
 def test_kill_9_then_resume_answers_every_row_once(table: Path, tiny_model: Path, tmp_path: Path) -> None:
     output, checkpoint = tmp_path / "answers.parquet", tmp_path / "answers.parquet.checkpoint.jsonl"
-    long = 150  # tokens an answer: the job is far from its end when a busy machine gets to see its first answers
+    long = 100  # tokens an answer: the job is far from its end when a busy machine gets to see its first answers
     killed = _start(_command(table, tiny_model, output, max_tokens=long), tmp_path / "first.log")
     _wait_for_answers(checkpoint, 4, killed, tmp_path / "first.log")
     killed.kill()

@@ -41,7 +41,7 @@ TILES = {"gather_tile": 16, "tail_tile": 16, "scan_programs": 12, "group_program
 @pytest.fixture(scope="module")
 def uneven() -> Paged:
     """Some requests without a body or without tokens, one with many times the others' tokens."""
-    return paged_batch([40, 450, 0, 180, 64, 150], spread=2.0, device=DEVICE)
+    return paged_batch([40, 300, 0, 130, 64], spread=2.0, device=DEVICE)
 
 
 def compare(batch: Paged, dipr: DiprSettings, programs: int, merge_tile: int) -> Kernels:
@@ -57,9 +57,9 @@ def compare(batch: Paged, dipr: DiprSettings, programs: int, merge_tile: int) ->
     return made
 
 
-@pytest.mark.parametrize(("programs", "merge_tile"), [(1, 16), (3, 64), (12, 4), (50, 1)])
+@pytest.mark.parametrize(("programs", "merge_tile"), [(3, 64), (50, 1)])
 def test_any_number_of_programs_shares_the_tiles_of_all(uneven, programs, merge_tile):
-    """12 pairs of request and KV head: programs with parts of several, and several programs with parts of one."""
+    """10 pairs of request and KV head: programs with parts of several, and several programs with parts of one."""
     compare(uneven, DIPR, programs, merge_tile)
 
 
@@ -86,7 +86,7 @@ def test_a_batch_without_bodies_leaves_windows_only():
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 64])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**16), share=st.sampled_from([0.0, 0.02, 0.3, 1.0]), num_lists=st.sampled_from([1, 2, 8]))
 def test_lists_hold_the_marked_tokens_in_order(block_size, seed, share, num_lists):
     """Marks at random, the highest bit of a word among them, against ``nonzero``."""
