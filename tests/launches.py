@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from paged import Paged
@@ -17,7 +19,16 @@ TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 WINDOW = {"sinks": 32, "recent": 64}
 
 
-def kernels_for(batch: Paged, dipr: DiprSettings, programs: int = 12) -> Kernels:
+def kernels_for(batch: Paged, dipr: DiprSettings, programs: int = 12, more_reqs: int = 0, **tuning: int) -> Kernels:
+    """Poisoned scratch for the batch and ``more_reqs`` requests; tuning: instead of what ``programs`` makes it."""
+    small = Tuning(
+        programs=programs,
+        lists=programs,
+        gather_programs=programs,
+        group_programs=2 * programs,
+        scan_programs=5 * programs,
+        compact_tile=16,
+    )
     num_reqs, num_heads, head_size = len(batch.lens), batch.query.shape[1], batch.query.shape[2]
     made = Kernels(
         dipr,
@@ -25,18 +36,11 @@ def kernels_for(batch: Paged, dipr: DiprSettings, programs: int = 12) -> Kernels
         num_kv_heads=batch.pages.num_kv_heads,
         head_size=head_size,
         scale=batch.scale,
-        max_reqs=num_reqs,
+        max_reqs=num_reqs + more_reqs,
         max_seq_len=max(int(batch.lens.max()), 1),
         group=batch.pages.layout.group,
         device=DEVICE,
-        tuning=Tuning(
-            programs=programs,
-            lists=programs,
-            gather_programs=programs,
-            group_programs=2 * programs,
-            scan_programs=5 * programs,
-            compact_tile=16,
-        ),
+        tuning=dataclasses.replace(small, **tuning),
     )
     for scratch in made.scratch:
         scratch.view(torch.uint8).fill_(0xFF)

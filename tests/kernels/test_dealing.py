@@ -18,15 +18,7 @@ DIPR = DiprSettings(alpha=0.3, **WINDOW)
 
 
 def cut(batch: Paged, dipr: DiprSettings, **tuning: int) -> Kernels:
-    made = kernels_for(batch, dipr)
-    made = Kernels(
-        dipr, num_heads=made.num_heads, num_kv_heads=made.num_kv_heads, head_size=made.head_size, scale=made.scale,
-        max_reqs=len(batch.lens) + 3, max_seq_len=made.max_seq_len, group=made.group, device=DEVICE,
-        tuning=dataclasses.replace(made.tuning, **tuning),
-    )  # fmt: skip
-    for scratch in made.scratch:
-        scratch.view(torch.uint8).fill_(0xFF)
-    return made
+    return kernels_for(batch, dipr, more_reqs=3, **tuning)
 
 
 def attend(batch: Paged, dipr: DiprSettings, **tuning: int) -> tuple[torch.Tensor, Kernels]:

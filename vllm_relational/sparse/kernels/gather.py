@@ -34,6 +34,12 @@ def _groups_of_list(groups, part, LISTS: tl.constexpr):
 
 
 @triton.jit
+def _tokens_of_list(counts, there, GROUP: tl.constexpr):
+    """How many tokens a list of ``there`` groups has: all of them where its count is minus one."""
+    return tl.where(counts < 0, there * GROUP, tl.where(there > 0, counts, 0))
+
+
+@triton.jit
 def _work(
     pairs, count_ptr, lens_ptr, statistics_ptr, num_pairs, num_kv_heads, is_first,
     GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr, LISTS: tl.constexpr, TILE: tl.constexpr,
@@ -47,9 +53,9 @@ def _work(
     parts = tl.arange(0, LISTS)
     counts = tl.load(count_ptr + pairs[:, None] * LISTS + parts[None, :], mask=real[:, None], other=0)
     there = _groups_of_list(groups[:, None], parts[None, :], LISTS)
-    is_whole = (counts < 0) & (there > 0)
-    tokens = tl.where(is_whole, there * GROUP, tl.where(there > 0, counts, 0))
+    tokens = _tokens_of_list(counts, there, GROUP)
     if is_first:
+        is_whole = (counts < 0) & (there > 0)
         tl.atomic_add(statistics_ptr, tl.sum((groups * GROUP).to(tl.int64), axis=0))
         tl.atomic_add(statistics_ptr + 1, tl.sum(tl.sum(tokens.to(tl.int64), axis=1), axis=0))
         tl.atomic_add(statistics_ptr + 2, tl.sum(tl.sum(is_whole.to(tl.int64), axis=1), axis=0))
@@ -129,7 +135,7 @@ def _attend(
     groups = (end - start) // GROUP
     share = tl.cdiv(groups, LISTS)
     there = _groups_of_list(groups, parts, LISTS)
-    tiles = tl.cdiv(tl.where(counts < 0, there * GROUP, tl.where(there > 0, counts, 0)), TILE)
+    tiles = tl.cdiv(_tokens_of_list(counts, there, GROUP), TILE)
     behind = tl.cumsum(tiles, axis=0)
     num_tiles = tl.sum(tiles, axis=0)
     queries = load_queries(query_ptr, row, head, stride_qt, HEADS, PADDED, HEAD_SIZE, CHANNELS)
@@ -156,7 +162,6 @@ def _attend(
     heads = tl.arange(0, PADDED)
     estimated = tl.zeros([PADDED], tl.float32)
     if TAIL and last > num_tiles:
-        channels = tl.arange(0, CHANNELS)
         seed = load_seed(most_ptr, pair, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
         greatest = tl.maximum(most, seed)
         fade = tl.exp2((most - greatest) * (scale * LOG2E))
@@ -174,11 +179,8 @@ def _attend(
             weights = tl.load(weights_of + each[None, :] * COMPACT + heads[:, None], mask=mask, other=0.0)
             blocks = tl.load(table + each // per_block, mask=inside, other=0).to(tl.int64)
             means = mean_ptr + blocks * stride_ob + head * stride_oh + each % per_block * HEAD_SIZE
-            values = tl.load(
-                means[:, None] + channels[None, :], mask=inside[:, None] & (channels < HEAD_SIZE)[None, :], other=0.0
-            )
             estimated += tl.sum(weights, axis=1)
-            tail = dot(weights.to(tl.bfloat16), values, tail)
+            tail = dot(weights.to(tl.bfloat16), load_rows(means, inside, HEAD_SIZE, CHANNELS), tail)
         estimated *= lift
         total += estimated
         summed += tail * lift[:, None]

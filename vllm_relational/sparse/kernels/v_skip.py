@@ -24,9 +24,7 @@ from vllm_relational.sparse.kernels.attend import (
 @triton.jit
 def _estimate(scores, means, there, most, total, summed, scale, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr):
     """Add tokens by their weights and the mean values of their groups."""
-    channels = tl.arange(0, CHANNELS)
-    inside = there[:, None] & (channels[None, :] < HEAD_SIZE)
-    values = tl.load(means[:, None] + channels[None, :], mask=inside, other=0.0)
+    values = load_rows(means, there, HEAD_SIZE, CHANNELS)
     greatest = tl.maximum(most, tl.max(scores, axis=1))
     base = tl.where(greatest == float("-inf"), 0.0, greatest)
     weights = tl.exp2((scores - base[:, None]) * (scale * LOG2E))
