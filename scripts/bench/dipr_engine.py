@@ -2,7 +2,8 @@
 """Time per output token of long contexts, FlashAttention against sparse attention, each in a process of its own.
 
     dipr_engine.py [--model FOLDER] [--contexts 32768,131072] [--batches 1,4,16] [--layers 32] [--logit-std 3]
-                   [--dipr NAME=VALUE ...] [--only check|again|speed] [--csv FILE] [--json FILE]
+                   [--dipr NAME=VALUE ...] [--mode 3] [--only check|again|speed] [--csv FILE] [--kernels FILE]
+                   [--json FILE]
 
 First a check: greedy answers with alpha 0, every context sparse, against those of FLASH_ATTN; in bf16 the sums of a
 matrix product depend on the batch, so the number of answers that FLASH_ATTN changes when the prompts come in reverse
@@ -15,7 +16,8 @@ random weights and texts made so that a scan lists about as many as of a real mo
 that it listed stands beside each time). It says nothing about quality. ``--layers 22`` makes a smaller model, and lets
 larger batches fit. A case that does not fit in the KV cache is left out, with a line. Contexts are computed once and
 then served from the prefix cache; the time per output token is the difference between an answer of many tokens and one
-of one token, over their number; median of ``--rounds``.
+of one token, over their number; median of ``--rounds``. ``--kernels`` names a CSV for the time of every kind of kernel,
+by CUPTI, in rounds of their own.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -49,7 +52,6 @@ SMALL = {
     "num_hidden_layers": 4, "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 DOES_NOT_FIT = "does not fit"
-GRAPHS = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 EXACT = {"method": "scan", "alpha": 0, "dense_below": 0, "dense_layers": 0, "sinks": 16, "recent": 64}
 SHORT = {**EXACT, "alpha": 0.02}
 TOPICS, ALIKE, ALIGNED, FAST = 24, 0.95, 0.85, 0.7
@@ -57,7 +59,10 @@ TOPICS, ALIKE, ALIGNED, FAST = 24, 0.95, 0.85, 0.7
 of channels that are small because they rotate fast."""
 FIELDS = (
     "time", "commit", "machine", "model", "layers", "logit_std", "backend", "settings", "context", "batch",
-    "ms_a_token", "fastest", "slowest", "speed_up", "kv_tokens", "prefill_seconds", "listed",
+    "ms_a_token", "fastest", "slowest", "speed_up", "kv_tokens", "prefill_seconds", "listed", "compilation_mode",
+)  # fmt: skip
+KERNEL_FIELDS = (
+    "commit", "machine", "layers", "backend", "context", "batch", "kernel", "launches_a_token", "us_a_token",
 )  # fmt: skip
 
 
@@ -104,6 +109,33 @@ class Extension:
         counted = [each.statistics[:2].tolist() for each in decoders() if each.statistics is not None]
         return [sum(column) for column in zip((0, 0), *counted, strict=True)]
 
+    def watch(self) -> None:
+        """Kernels are timed from now on."""
+        import torch
+
+        torch.cuda.synchronize()
+        self.watching = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        self.watching.start()
+
+    def watched(self) -> dict[str, tuple[int, float]]:
+        """Launches and microseconds of every kernel since."""
+        import torch
+
+        torch.cuda.synchronize()
+        self.watching.stop()
+        found: dict[str, tuple[int, float]] = {}
+        for event in self.watching.key_averages():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                launches, time_us = found.get(short_name(event.key), (0, 0.0))
+                found[short_name(event.key)] = (launches + event.count, time_us + event.self_device_time_total)
+        return found
+
+
+def short_name(kernel: str) -> str:
+    """Without its types: ``void at::native::elementwise_kernel<...>(...)`` -> ``elementwise_kernel``."""
+    name = re.split(r"[<(]", kernel.removeprefix("void "))[0].split("::")[-1]
+    return (name or kernel)[:60]
+
 
 def _draw_queries_and_keys(weight: Any, config: Any, logit_std: float, random: Any) -> None:
     """Rows of the queries, then of the keys, of one layer."""
@@ -136,7 +168,8 @@ def start(options: argparse.Namespace, folder: str, dipr: dict[str, Any], **argu
             "worker_cls": "vllm_relational.vllm_ext.worker.Worker",
             "additional_config": {"relational": {"dipr": dipr}},
         }
-    arguments |= {"worker_extension_cls": "dipr_engine.Extension", **GRAPHS, **backend}
+    graphs = {"compilation_config": {"mode": options.mode, "cudagraph_mode": "FULL_DECODE_ONLY"}}
+    arguments |= {"worker_extension_cls": "dipr_engine.Extension", **graphs, **backend}
     llm = LLM(folder, dtype="bfloat16", skip_tokenizer_init=True, seed=0, **arguments)
     (classes,) = llm.collective_rpc("attention")
     print(f"  {options.backend}: {', '.join(classes)}", flush=True)
@@ -271,14 +304,45 @@ def case(llm: Any, options: argparse.Namespace, context: int, batch: int, capaci
             _, short = generate(llm, prompts, 1)
             _, long = generate(llm, prompts, 1 + options.tokens)
             times.append(1000 * (long - short) / options.tokens)
+        listed_by_end = llm.collective_rpc("listed")[0]
+        if options.kernels:
+            write_kernels(options, found, kernel_times(llm, prompts, options.tokens))
     except Exception as error:
         traceback.print_exc()
         return {**found, "error": f"{type(error).__name__}: {error}"}
-    there, listed = (now - then for now, then in zip(llm.collective_rpc("listed")[0], before, strict=True))
+    there, listed = (now - then for now, then in zip(listed_by_end, before, strict=True))
     found |= {"ms": times, "prefill_seconds": prefill, "listed": listed / there if there else 1.0}
     share = f", {found['listed']:.1%} listed" if there else ""
     print(f"  {options.backend}: {batch} x {context:,}: {statistics.median(times):.2f} ms a token{share}", flush=True)
     return found
+
+
+def kernel_times(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, tuple[float, float]]:
+    """Launches and microseconds a token, by name of the kernel."""
+    seen = []
+    for max_tokens in (1, 1 + tokens):
+        llm.collective_rpc("watch")
+        generate(llm, prompts, max_tokens)
+        seen.append(llm.collective_rpc("watched")[0])
+    once, all_tokens = seen
+    return {
+        name: tuple((much - few) / tokens for much, few in zip(all_tokens[name], once.get(name, (0, 0.0)), strict=True))
+        for name in all_tokens
+    }
+
+
+def write_kernels(options: argparse.Namespace, found: dict[str, Any], kernels: dict[str, tuple[float, float]]) -> None:
+    """Append those of a microsecond a token and more, the longest first."""
+    from vllm_relational.bench import append_csv
+
+    ordered = sorted(kernels.items(), key=lambda item: -item[1][1])
+    case_of = (*where(), options.layers, options.backend, found["context"], found["batch"])
+    lines = [
+        dict(zip(KERNEL_FIELDS, (*case_of, kernel, round(launches, 2), round(time_us, 1)), strict=True))
+        for kernel, (launches, time_us) in ordered
+        if time_us >= 1.0
+    ]
+    append_csv(options.kernels, lines)
 
 
 def stop(llm: Any) -> None:
@@ -377,7 +441,7 @@ def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[s
                 options.layers, options.logit_std, backend, json.dumps(options.dipr) if backend == SPARSE else "",
                 each["context"], each["batch"], round(median, 3), round(min(each["ms"]), 3), round(max(each["ms"]), 3),
                 round(statistics.median(base) / median, 3) if base else "", result["kv_tokens"],
-                round(each["prefill_seconds"], 2), round(each["listed"], 4),
+                round(each["prefill_seconds"], 2), round(each["listed"], 4), options.mode,
             )  # fmt: skip
             lines.append(dict(zip(FIELDS, values, strict=True)))
     return lines, failed
@@ -446,7 +510,9 @@ def main() -> int:
     parser.add_argument("--memory", type=float, default=0.92)
     parser.add_argument("--only", choices=["check", "again", "speed"])
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--kernels", type=Path, help="a CSV for the times of kernels")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--mode", type=int, default=0, help="of vLLM's compilation; 3 is its default")
     parser.add_argument("--part", choices=["check", "again", "speed"], help=argparse.SUPPRESS)
     parser.add_argument("--backend", choices=[STOCK, SPARSE], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)

@@ -33,7 +33,7 @@ from dipr_data import HEAD_SIZE, NUM_HEADS, NUM_KV_HEADS, SCALE, Llama
 from vllm_relational.bench import _commit, _machine, append_csv
 from vllm_relational.sparse import naive
 from vllm_relational.sparse.kernels.launch import Batch, Kernels, Tuning
-from vllm_relational.sparse.kernels.seal import seal
+from vllm_relational.sparse.kernels.write import write
 from vllm_relational.sparse.pages import PageLayout, Pages, new_cache
 from vllm_relational.sparse.settings import DiprSettings
 
@@ -52,11 +52,11 @@ def paged(context: Any, block_size: int) -> tuple[torch.Tensor, Pages, torch.Ten
     cache = new_cache(layout, batch * per_request + 1, heads, "cuda")
     pages = layout.views(cache)
     table = (torch.randperm(batch * per_request, device="cuda").int() + 1).view(batch, per_request)
+    within = torch.arange(block_size, device="cuda")
     for request in range(batch):
-        for kept, given in ((pages.key, context.key), (pages.value, context.value)):
-            blocks = given[request].view(heads, per_request, block_size, HEAD_SIZE).transpose(0, 1)
-            kept[table[request].long()] = blocks.to(kept)
-    seal(pages, torch.arange(pages.num_blocks * block_size, device="cuda"))
+        slots = table[request].long()[:, None] * block_size + within
+        keys, values = (given[request].transpose(0, 1).bfloat16() for given in (context.key, context.value))
+        write(pages, keys, values, slots.flatten())
     return cache, pages, table
 
 

@@ -57,7 +57,7 @@ def flash(monkeypatch):
     monkeypatch.setattr(flash_attn, "reshape_and_cache_flash", store, raising=False)
     monkeypatch.setattr(flash_attn, "get_scheduler_metadata", lambda **given: given["cache_seqlens"] + 1, raising=False)
     monkeypatch.setattr(flash_attn, "flash_attn_supports_quant_query_input", lambda: False)
-    monkeypatch.setattr("vllm_relational.vllm_ext.dipr_layers.seal_pages", codec.seal)
+    monkeypatch.setattr("vllm_relational.vllm_ext.dipr_layers.write_pages", codec.write)
     return calls
 
 
@@ -175,6 +175,16 @@ def test_nothing_sparse_is_launched_where_nothing_can_be(flash, monkeypatch):
 def test_flash_attention_reads_dense_requests_only(flash):
     run(DiprFlashBackend, SETTINGS, Batch(MIXED))
     assert flash[-1]["seqused_k"].tolist() == [0, 170, 90, 260, 257, 0, 0]
+
+
+def test_flash_attention_is_left_out_where_every_request_is_sparse(flash):
+    long = Batch([Request(1, 170), Request(1, 260), Request(0, 0)])
+    found = run(DiprFlashBackend, {**SETTINGS, "alpha": 0}, long)
+    assert not flash
+    wanted = long.expected(SCALE, naive.Dense(), naive.Window(), [])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    run(DiprFlashBackend, {**SETTINGS, "dense_layers": 9}, long)
+    assert [call["seqused_k"].tolist() for call in flash] == [[170, 260, 0]]
 
 
 def test_a_layer_without_index_is_vllms(flash):

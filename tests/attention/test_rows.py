@@ -36,6 +36,16 @@ def test_every_request_is_dense_or_sparse(requests, dense_below, padding):
     assert may_decode(starts, max(query for query, _, _ in requests)) or not any(wanted)
 
 
+@given(st.lists(REQUEST, min_size=1, max_size=4), st.integers(0, 20), st.integers(0, 3))
+def test_the_host_knows_whether_every_request_is_sparse(requests, dense_below, padding):
+    requests = requests + [(0, 0, False)] * padding
+    starts, seq_lens, prefilling = tensors(requests)
+    there = [is_sparse(request, dense_below) for request in requests if request[0]]
+    assert HostBatch(starts, prefilling, seq_lens).is_sparse(dense_below) == (any(there) and all(there))
+    assert not HostBatch(starts, prefilling).is_sparse(dense_below)
+    assert not HostBatch(starts, prefilling, seq_lens[:-1]).is_sparse(dense_below)
+
+
 def test_a_captured_graph_finds_the_lengths_where_they_were():
     splitter = RowSplitter(lambda num_reqs: 10, 8, torch.device("cpu"))
     captured = splitter.split(*tensors([(1, 4095, False)] * 4)[:2])

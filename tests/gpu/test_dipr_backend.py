@@ -33,8 +33,9 @@ from vllm.config import CUDAGraphMode, set_current_vllm_config  # noqa: E402
 from vllm.v1.worker.gpu import cudagraph_utils  # noqa: E402
 
 from vllm_relational.sparse import codec, naive  # noqa: E402
-from vllm_relational.vllm_ext import dense_graphs, prompt_lengths  # noqa: E402
+from vllm_relational.vllm_ext import decode_graphs, prompt_lengths  # noqa: E402
 from vllm_relational.vllm_ext.attention_gpu import DiprFlashBackend, DiprTritonBackend  # noqa: E402
+from vllm_relational.vllm_ext.dipr_rows import Kind  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "dipr_engine.py"
 SCALE = HEAD_SIZE**-0.5
@@ -138,20 +139,20 @@ def one_process(monkeypatch):
 
 
 def make_manager(builder, num_reqs):
-    """vLLM's, for decode batches of one size, with dense graphs."""
+    """vLLM's, for decode batches of one size, with further graphs."""
     compilation = builder._engine.compilation_config
     compilation.cudagraph_capture_sizes, compilation.max_cudagraph_capture_size = [num_reqs], num_reqs
     mode, device = CUDAGraphMode.FULL_DECODE_ONLY, torch.device("cuda")
     manager = cudagraph_utils.CudaGraphManager(builder._engine, device, mode, decode_query_len=1)
     group = SimpleNamespace(get_metadata_builder=lambda: builder)
-    dense_graphs.adopt(Runner(cudagraph_manager=manager, attn_groups=[[group]]))
+    decode_graphs.adopt(Runner(cudagraph_manager=manager, attn_groups=[[group]]))
     return manager
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @torch.inference_mode()
 def test_the_graph_of_a_step_answers_as_no_graph(backend, one_process):
-    """Dense and usual graphs of one batch size, by turns; the rule leaves so much out that they differ."""
+    """Dense, sparse and usual graphs of one batch size, by turns; the rule leaves so much out that they differ."""
     layer, builder = make_parts(backend, {**SETTINGS, "alpha": 0.5, "tail": False})
     batch = Batch([Request(1, length) for length in (700, 300, 333, 260)], torch.bfloat16, device="cuda")
     long, output, wanted = batch.seq_lens.clone(), torch.empty_like(batch.query), torch.empty_like(batch.query)
@@ -164,15 +165,14 @@ def test_the_graph_of_a_step_answers_as_no_graph(backend, one_process):
         return lambda mode: step(layer, metadata, batch, output)
 
     manager.capture(create_forward)
-    assert len(manager.graphs) == len(manager.dense_graphs) == 1
+    assert len(manager.graphs) == len(manager.graphs_of[Kind.DENSE]) == len(manager.graphs_of[Kind.SPARSE]) == 1
 
-    def replay(lengths, dense=False):
+    def replay(lengths, kind=None):
         batch.seq_lens.copy_(lengths)
         output.fill_(torch.nan)
         desc = manager.dispatch(len(long), len(long), 1, 0)
         builder.build(0, batch.common())
-        chosen = builder.all_dense
-        builder.all_dense |= dense
+        chosen, builder.kind = builder.kind, kind or builder.kind
         manager.run_fullgraph(desc)
         return chosen
 
@@ -181,16 +181,18 @@ def test_the_graph_of_a_step_answers_as_no_graph(backend, one_process):
         torch.testing.assert_close(output.float(), wanted.float(), **TOLERANCE)
 
     for _ in range(2):
-        assert replay(torch.tensor([80, 64, 99, 3]))
+        assert replay(torch.tensor([80, 64, 99, 3])) == Kind.DENSE
         compare()
-        assert not replay(torch.tensor([80, 300, 99, 260]))  # some are sparse
+        assert replay(torch.tensor([80, 300, 99, 260])) is None
         compare()
-        assert not replay(long)
+        assert replay(long) == Kind.SPARSE
         compare()
     dense = batch.expected(SCALE, naive.Dense(), naive.Window(), []).float()
     assert (output.float() - dense).abs().max() > 1e-2
-    replay(long, dense=True)  # what the other graph makes of it
+    replay(long, Kind.DENSE)  # what the other graphs make of it
     torch.testing.assert_close(output.float(), dense, **TOLERANCE)
+    replay(torch.tensor([80, 300, 99, 260]), Kind.SPARSE)
+    assert output[0].isnan().all() and output[2].isnan().all() and not output[1].isnan().any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

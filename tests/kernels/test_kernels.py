@@ -10,7 +10,7 @@ from launches import DEVICE, ON_GPU, SHAPES, TOLERANCE, WINDOW, attended, contex
 from paged import paged_batch
 
 from vllm_relational.sparse import codec, naive
-from vllm_relational.sparse.kernels.seal import seal
+from vllm_relational.sparse.kernels.write import write
 from vllm_relational.sparse.pages import PageLayout, new_cache
 from vllm_relational.sparse.settings import DiprSettings
 
@@ -138,9 +138,10 @@ def test_a_split_that_lists_too_many_counts_whole():
 def test_keys_that_no_code_can_hold_are_attended_to():
     batch = paged_batch([500], dtype=torch.bfloat16, spread=4.0, device=DEVICE)
     block = int(batch.block_table[0, 10])
-    batch.pages.key[block, 0, 3, 7] = 1e5
+    keys = batch.pages.key[block].transpose(0, 1).clone()
+    keys[3, 0, 7] = 1e5
     slots = torch.arange(16, device=DEVICE) + block * 16
-    seal(batch.pages, slots)
+    write(batch.pages, keys, batch.pages.value[block].transpose(0, 1).clone(), slots)
     _, made = run(batch, DiprSettings(alpha=0.9, **WINDOW), "scan")
     assert attended(batch, made, 0)[0, 160:176].all()
 
@@ -159,31 +160,56 @@ def test_products_beyond_float16_lose_no_token(query, size, sign, block_size):
     keys[block, :, token + 1, 16] = -200.0
     batch.query[:, :, 0], batch.query[:, :, 16] = query * sign, 100.0
     slots = blocks[:, None] * block_size + torch.arange(block_size, device=DEVICE)
-    seal(batch.pages, slots.flatten())
+    codec.seal(batch.pages, slots.flatten())
     _, made = run(batch, DiprSettings(alpha=0.3, most_candidates=1.0, **WINDOW), "scan")
     assert attended(batch, made, 0)[:, 200].all()
 
 
+@pytest.mark.parametrize("launches", [[70], [20, 1, 1, 1, 30, 1, 1, 1, 14]])
 @pytest.mark.parametrize(
     ("head_size", "block_size", "dtype"), [(64, 16, torch.bfloat16), (96, 32, torch.float16), (80, 64, torch.float32)]
 )
-def test_sealing_writes_the_bits_of_the_reference(head_size, block_size, dtype):
+def test_writing_stores_and_seals_the_bits_of_the_reference(head_size, block_size, dtype, launches):
+    """At once, or so that tokens of a group come in several launches."""
     layout = PageLayout(block_size, head_size, dtype)
-    caches = [new_cache(layout, 6, 3, DEVICE) for _ in range(2)]
-    right, found = (layout.views(cache) for cache in caches)
-    keys = torch.randn((70, 3, head_size), device=DEVICE) * torch.rand(head_size, device=DEVICE) * 10 + 5
-    keys[20, 1, 3], keys[40, 0, 0] = torch.nan, 5e4
-    values = torch.randn((70, 3, head_size), device=DEVICE)
-    slots = torch.arange(70, device=DEVICE) + 5
-    slots[50] = -1
+    right, found = (layout.views(new_cache(layout, 6, 3, DEVICE)) for _ in range(2))
+    keys, values = odd_keys_and_values(70, 3, head_size, dtype)
+    slots = torch.arange(70, device=DEVICE) + block_size - 11
+    slots[65] = -1
+    for each in zip(keys.split(launches), values.split(launches), slots.split(launches), strict=True):
+        codec.write(right, *each)
+        write(found, *each)
+    same_index(found, right)
+    assert torch.equal(found.key_value.nan_to_num(-1), right.key_value.nan_to_num(-1))
+
+
+def test_writing_reads_any_rows_and_skips_those_that_only_pad():
+    """Views into one tensor of queries, keys and values, more rows than slots, two requests in one launch."""
+    layout = PageLayout(16, 64, torch.float32)
+    right, found = (layout.views(new_cache(layout, 6, 2, DEVICE)) for _ in range(2))
+    keys, values = odd_keys_and_values(44, 2, 64, torch.float32)
+    together = torch.cat([keys.flatten(1), torch.zeros((44, 5), device=DEVICE), values.flatten(1)], 1)
+    views = together[:, :128].unflatten(1, (2, 64)), together[:, 133:].unflatten(1, (2, 64))
+    slots = torch.cat([torch.arange(20) + 12, torch.arange(20) + 64]).to(DEVICE)
     codec.write(right, keys, values, slots)
-    found.key_value[:] = right.key_value
-    seal(found, slots)
+    write(found, *views, slots)
+    same_index(found, right)
+    assert torch.equal(found.key_value.nan_to_num(-1), right.key_value.nan_to_num(-1))
+
+
+def odd_keys_and_values(tokens, kv_heads, head_size, dtype):
+    shape = (tokens, kv_heads, head_size)
+    random = torch.Generator().manual_seed(tokens + head_size)
+    keys = torch.randn(shape, generator=random) * torch.rand(head_size, generator=random) * 10 + 5
+    keys[20, 1, 3], keys[40, 0, 0] = torch.nan, 5e4
+    return keys.to(dtype).to(DEVICE), torch.randn(shape, generator=random).to(dtype).to(DEVICE)
+
+
+def same_index(found, right):
     assert torch.equal(found.codes, right.codes) and torch.equal(found.step, right.step)
     assert torch.equal(found.origin.nan_to_num(-1), right.origin.nan_to_num(-1))
-    assert torch.allclose(
-        found.value_mean.float(), right.value_mean.float(), rtol=2**-7, atol=1e-6
-    )  # the interpreter cuts
+    # the interpreter cuts where others round
+    assert torch.allclose(found.value_mean.float(), right.value_mean.float(), rtol=2**-7, atol=1e-6)
 
 
 def test_the_certificate_counts_what_is_only_estimated():

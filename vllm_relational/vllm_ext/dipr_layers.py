@@ -25,7 +25,7 @@ from vllm_relational.sparse.decoder import DecodeShape, SparseDecoder
 from vllm_relational.sparse.optimizer import Costs
 from vllm_relational.sparse.pages import GROUPS, PageLayout, Pages
 from vllm_relational.sparse.settings import DiprSettings
-from vllm_relational.vllm_ext.dipr_rows import HostBatch, Replay, Rows, RowSplitter, may_decode
+from vllm_relational.vllm_ext.dipr_rows import HostBatch, Kind, Replay, Rows, RowSplitter, may_decode
 from vllm_relational.vllm_ext.dipr_support import no_index, unsupported_layer
 from vllm_relational.vllm_ext.prompt_lengths import prompt_lengths
 from vllm_relational.vllm_ext.settings import read_attention
@@ -75,36 +75,44 @@ class DiprBuilder:
         self._engine = vllm_config
         # Drafts are verified several at a time, densely, and look like an answer that is computed again.
         self._may_replay = vllm_config.speculative_config is None
-        # For ``dense_graphs.py``: whether the last batch had no sparse request for certain, forgotten with its step,
-        self.all_dense = False
-        # whether graphs are captured for such batches, and whether nobody reads the rows of one.
-        self.capture_dense = False
+        # For ``decode_graphs.py``: of the last batch, None unless known for certain, forgotten with its step,
+        self.kind: Kind | None = None
+        # of batches that graphs are captured for, and whether nobody reads the rows of dense ones.
+        self.capture_as: Kind | None = None
         self.dense_has_no_rows = False
         self.has_rows = True
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """As vLLM, and the rows."""
-        self.all_dense = False
+        self.kind = None
         metadata: Any = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         common, dense_below = common_attn_metadata, self.splitter.dense_below(common_attn_metadata.num_reqs)
         if common.max_seq_len < dense_below:
             self.has_rows = not self.dense_has_no_rows
             metadata.dipr = self._rows(metadata, some=False) if self.has_rows else None
-            self.all_dense = True
+            self.kind = Kind.DENSE
             return metadata
         batch, some = _host_batch(self._engine, common), may_decode(common.query_start_loc_cpu, common.max_query_len)
         metadata.dipr = self._rows(metadata, some, batch.single_token_prompts())
-        if self._may_replay and common.max_query_len > 1:
-            metadata.dipr.replay = batch.replay(dense_below, metadata.seq_lens.device)
-        self.all_dense = not some and metadata.dipr.replay is None
+        if self._may_replay:  # without drafts, the host knows all lengths
+            self._look_closer(metadata.dipr, batch, dense_below, common.max_query_len)
+        if not some and metadata.dipr.replay is None:
+            self.kind = Kind.DENSE
         return metadata
+
+    def _look_closer(self, rows: Rows, batch: HostBatch, dense_below: int, max_query_len: int) -> None:
+        if max_query_len > 1:
+            rows.replay = batch.replay(dense_below, rows.sparse_lens.device)
+        elif batch.is_sparse(dense_below):
+            rows.every, self.kind = True, Kind.SPARSE
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
         """As vLLM; every later batch may have sparse requests, unless no context can be long enough
         or another graph is there for these."""
         metadata: Any = super().build_for_cudagraph_capture(common_attn_metadata)  # type: ignore[misc]
-        some = not self.capture_dense and self.ever_sparse(common_attn_metadata.num_reqs)
-        metadata.dipr, self.all_dense = self._rows(metadata, some), False
+        some = self.capture_as != Kind.DENSE and self.ever_sparse(common_attn_metadata.num_reqs)
+        metadata.dipr, self.kind = self._rows(metadata, some), None
+        metadata.dipr.every = some and self.capture_as == Kind.SPARSE
         return metadata
 
     def ever_sparse(self, num_reqs: int) -> bool:
@@ -178,7 +186,8 @@ class DiprImpl:
         pages, rows = self.pages(kv_cache), getattr(attn_metadata, "dipr", None)
         if rows is None or not (rows.some or rows.replay) or not self._is_sparse_layer(layer):
             return self.dense(layer, query, key, value, pages, attn_metadata, output, *scales)
-        self.dense(layer, query, key, value, pages, rows.dense, output, *scales)
+        if not rows.every:
+            self.dense(layer, query, key, value, pages, rows.dense, output, *scales)
         assert self.decoder is not None
         block_table, starts = attn_metadata.block_table, attn_metadata.query_start_loc
         if rows.some:
@@ -215,9 +224,8 @@ class DiprImpl:
     def write(
         self, layer: Any, key: torch.Tensor, value: torch.Tensor, pages: Pages, slot_mapping: torch.Tensor
     ) -> None:
-        """Store keys and values by the backend below, and bring the index up to date."""
-        super().do_kv_cache_update(layer, key, value, pages.key_value, slot_mapping)  # type: ignore[misc]
-        seal_pages(pages, slot_mapping)
+        """Store keys and values, and bring the index up to date."""
+        write_pages(pages, key, value, slot_mapping)
 
     def pages(self, kv_cache: torch.Tensor) -> Pages:
         """The parts of the cache of this layer; made anew when vLLM binds another."""
@@ -259,11 +267,11 @@ def _host_batch(vllm_config: Any, common: Any) -> HostBatch:
     return HostBatch(common.query_start_loc_cpu, common.is_prefilling, seq_lens, prompts)
 
 
-def seal_pages(pages: Pages, slot_mapping: torch.Tensor) -> None:
-    """``codec.seal`` by its Triton kernel."""
-    from vllm_relational.sparse.kernels.seal import seal
+def write_pages(pages: Pages, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+    """``codec.write`` by its Triton kernel."""
+    from vllm_relational.sparse.kernels.write import write
 
-    seal(pages, slot_mapping)
+    write(pages, key, value, slot_mapping)
 
 
 def _pays_from(vllm_config: Any, settings: Any, spec: Any, device: torch.device) -> Callable[[int], int]:

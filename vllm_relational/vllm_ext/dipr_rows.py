@@ -14,9 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
+
+
+class Kind(Enum):
+    """What the requests of a batch are, all of them."""
+
+    DENSE = "dense"
+    SPARSE = "sparse"
 
 
 @dataclass
@@ -26,12 +34,14 @@ class Rows:
     dense:        vLLM's metadata with the lengths of dense requests only.
     sparse_lens:  int32 ``[num_reqs]``, tokens of the context of sparse requests, 0 for others.
     some:         False if the host knows that no request is sparse.
+    every:        True if the host knows that all are, not counting rows that only pad a CUDA graph.
     replay:       tokens of answers that are computed again, beside them.
     """
 
     dense: Any
     sparse_lens: torch.Tensor
     some: bool
+    every: bool = False
     replay: Replay | None = None
 
 
@@ -109,6 +119,16 @@ class HostBatch:
         again = self._beyond_prompts(0)
         found[: len(again)] &= ~again
         return found if bool(found.any()) else None
+
+    def is_sparse(self, dense_below: int) -> bool:
+        """Whether every request computes one token, not of a prompt, and has a context of ``dense_below`` or more."""
+        if self.seq_lens is None or self.single_token_prompts() is not None:
+            return False
+        lengths = self.query_start_loc[1:] - self.query_start_loc[:-1]
+        if len(lengths) > len(self.seq_lens):
+            return False
+        long = self.seq_lens[: len(lengths)] >= dense_below
+        return bool(((lengths == 1) & long | (lengths == 0)).all()) and bool((lengths == 1).any())
 
     def replay(self, dense_below: int, device: torch.device) -> Replay | None:
         """Tokens of answers in steps of several tokens, whose context has ``dense_below`` tokens or more."""

@@ -1,10 +1,11 @@
-"""A second CUDA graph of every decode batch, without sparse attention, for steps in which no request is sparse.
+"""Further CUDA graphs of decode batches, for steps whose requests are all dense, or all sparse.
 
-A captured graph launches the kernels of sparse attention in every sparse layer; where no context is long enough they
-return at once, which costs about 10 us a layer all the same. vLLM 0.32.0's second model runner holds its graphs in a
-``CudaGraphManager``. ``adopt`` turns an engine's into one that captures the graphs of decode batches once more, while
-the builders of metadata (``dipr_layers.py``) leave sparse attention out, and replays such a graph in steps whose batch
-has no sparse request by the word of every builder. Other model runners and workers keep their one graph.
+A captured graph serves every mix of requests: it launches the kernels of dense and of sparse attention in every sparse
+layer. Those that find nothing to do return at once, which costs about 10 us a layer all the same. vLLM 0.32.0's second
+model runner holds its graphs in a ``CudaGraphManager``. ``adopt`` turns an engine's into one that captures the graphs
+of decode batches again, while the builders of metadata (``dipr_layers.py``) leave sparse or dense attention out, and
+replays such a graph in steps in which every builder says that the batch is of its kind. Other model runners and workers
+keep their one graph.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ import torch
 from vllm.config import CUDAGraphMode
 from vllm.logger import init_logger
 
+from vllm_relational.vllm_ext.dipr_rows import Kind
+
 logger = init_logger("vllm.relational.attention")
+
+MOST_SPARSE = 16
+"""Requests of the largest batch with a graph for sparse requests only: what it saves is little beside more."""
 
 _NEEDED = ("graphs", "_capture_descs", "_max_full_descs_to_capture", "capture", "dispatch", "run_fullgraph")
 
 
 def follow(runner: Any) -> None:
-    """From now on this model runner captures dense graphs too, wherever it captures graphs."""
+    """From now on this model runner captures further graphs, wherever it captures graphs."""
     if not hasattr(runner, "cudagraph_manager"):  # the first model runner
         return
     try:
@@ -42,15 +48,16 @@ def follow(runner: Any) -> None:
 
 
 def adopt(runner: Any) -> None:
-    """Make this runner's manager one with dense graphs, if there is anything to capture and any layer may be sparse."""
+    """Make this runner's manager one with further graphs, if there is anything to capture and any layer may be
+    sparse."""
     try:
         manager = runner.cudagraph_manager
-        if manager is None or isinstance(manager, DenseGraphs) or not manager.needs_capture():
+        if manager is None or isinstance(manager, DecodeGraphs) or not manager.needs_capture():
             return
         builders, usual = _builders(runner), _checked(manager)
         if builders:
-            manager.__class__ = _with_dense_graphs(usual)
-            manager.dipr_builders, manager.dense_graphs = builders, {}
+            manager.__class__ = _with_decode_graphs(usual)
+            manager.dipr_builders, manager.graphs_of = builders, {}
     except (AttributeError, TypeError) as error:
         _give_up(error)
 
@@ -70,52 +77,56 @@ def _checked(manager: Any) -> Any:
 
 
 def _give_up(error: Exception) -> None:
-    logger.warning_once("DIPR attention: batches without long contexts get no CUDA graphs of their own: %s", error)
+    logger.warning_once("DIPR attention: dense or sparse batches get no CUDA graphs of their own: %s", error)
 
 
 @cache
-def _with_dense_graphs(manager: Any) -> Any:
-    return type(f"Dense{manager.__name__}", (DenseGraphs, manager), {})
+def _with_decode_graphs(manager: Any) -> Any:
+    return type(f"Dipr{manager.__name__}", (DecodeGraphs, manager), {})
 
 
-class DenseGraphs:
+class DecodeGraphs:
     """Mixed in before vLLM's ``CudaGraphManager``; ``graphs``, which vLLM counts, stay as they are."""
 
     dipr_builders: list[Any]
-    dense_graphs: dict[Any, Any]
+    graphs_of: dict[Kind, dict[Any, Any]]
     graphs: dict[Any, Any]
     vllm_config: Any
     _capture_descs: dict[Any, list[Any]]
     _max_full_descs_to_capture: int | None
 
     def capture(self, *args: Any, **kwargs: Any) -> None:
-        """As vLLM, and then the dense graphs."""
+        """As vLLM, and then the further graphs."""
         self._drop()
         super().capture(*args, **kwargs)  # type: ignore[misc]
-        twins = self._twins()
-        if twins and self._max_full_descs_to_capture is None:
-            self._capture_dense(twins, args, {**kwargs, "progress_bar_desc": "Capturing dense CUDA graphs"})
+        twins = {kind: self._twins(kind) for kind in Kind}
+        if self._max_full_descs_to_capture is None:
+            for kind in Kind:
+                if twins[kind]:
+                    self._capture_kind(kind, twins[kind], args, kwargs)
             self._spare_rows()
-        elif twins:  # vLLM measures memory by a sample, times the number of graphs, and throws this manager away
-            self._capture_descs[CUDAGraphMode.FULL] = self._capture_descs[CUDAGraphMode.FULL] + twins
+        else:  # vLLM measures memory by a sample, times the number of graphs, and throws this manager away
+            for kind in Kind:
+                self._capture_descs[CUDAGraphMode.FULL] = self._capture_descs[CUDAGraphMode.FULL] + twins[kind]
 
-    def _twins(self) -> list[Any]:
+    def _twins(self, kind: Kind) -> list[Any]:
         """The batches of decode graphs that may have sparse requests: other graphs leave sparse attention out."""
         return [
             desc
             for desc in self._capture_descs.get(CUDAGraphMode.FULL, [])
             if desc.uniform_token_count is not None and desc.num_ubatches == 1 and self._may_be_sparse(desc)
+            if kind == Kind.DENSE or (desc.uniform_token_count == 1 and desc.num_reqs <= MOST_SPARSE)
         ]
 
     def _may_be_sparse(self, desc: Any) -> bool:
         """Whether the usual graph has sparse attention in it."""
         return any(builder.ever_sparse(desc.num_reqs) for builder in self.dipr_builders)
 
-    def _capture_dense(self, twins: list[Any], args: Any, kwargs: Any) -> None:
+    def _capture_kind(self, kind: Kind, twins: list[Any], args: Any, kwargs: Any) -> None:
         try:
-            with self._only(twins) as graphs:
-                super().capture(*args, **kwargs)  # type: ignore[misc]
-            self.dense_graphs = graphs
+            with self._only(kind, twins) as graphs:
+                super().capture(*args, **{**kwargs, "progress_bar_desc": f"Capturing {kind.value} CUDA graphs"})  # type: ignore[misc]
+            self.graphs_of[kind] = graphs
         except torch.AcceleratorError:
             raise  # the GPU is in no state to go on
         except Exception as error:
@@ -126,25 +137,25 @@ class DenseGraphs:
     def _spare_rows(self) -> None:
         """A builder whose dense batches no graph reads the rows of need not make them. With several builders a graph of
         sparse batches may, with drafts those of the drafting model."""
-        graphs = self._capture_descs[CUDAGraphMode.FULL]
-        is_read = any(desc not in self.dense_graphs and self._may_be_sparse(desc) for desc in graphs)
+        graphs, dense = self._capture_descs[CUDAGraphMode.FULL], self.graphs_of.get(Kind.DENSE, {})
+        is_read = any(desc not in dense and self._may_be_sparse(desc) for desc in graphs)
         is_alone = len(self.dipr_builders) == 1 and self.vllm_config.speculative_config is None
         for builder in self.dipr_builders:
             builder.dense_has_no_rows = is_alone and not is_read
 
     @contextmanager
-    def _only(self, twins: list[Any]) -> Iterator[dict[Any, Any]]:
-        """vLLM captures these batches only, densely, into the dictionary that this yields."""
+    def _only(self, kind: Kind, twins: list[Any]) -> Iterator[dict[Any, Any]]:
+        """vLLM captures these batches only, as of this kind, into the dictionary that this yields."""
         descs, graphs = self._capture_descs, self.graphs
         self._capture_descs, self.graphs = {CUDAGraphMode.FULL: twins}, {}
         for builder in self.dipr_builders:
-            builder.capture_dense = True
+            builder.capture_as = kind
         try:
             yield self.graphs
         finally:
             self._capture_descs, self.graphs = descs, graphs
             for builder in self.dipr_builders:
-                builder.capture_dense = False
+                builder.capture_as = None
 
     def dispatch(self, *args: Any, **kwargs: Any) -> Any:
         """As vLLM, at the start of a step: no builder has said anything of its batch yet."""
@@ -152,10 +163,11 @@ class DenseGraphs:
         return super().dispatch(*args, **kwargs)  # type: ignore[misc]
 
     def run_fullgraph(self, desc: Any) -> Any:
-        """As vLLM, by the dense graph if every builder said in this step that no request is sparse."""
-        usual = self.graphs
-        if desc in self.dense_graphs and all(builder.all_dense for builder in self.dipr_builders):
-            self.graphs = self.dense_graphs
+        """As vLLM, by the graph of the batch's kind if every builder said in this step that it is of that kind."""
+        usual, kinds = self.graphs, {builder.kind for builder in self.dipr_builders}
+        further = self.graphs_of.get(kinds.pop(), {}) if len(kinds) == 1 else {}
+        if desc in further:
+            self.graphs = further
         elif self._may_be_sparse(desc) and not all(builder.has_rows for builder in self.dipr_builders):
             raise RuntimeError("DIPR attention: a captured graph would read the rows of an earlier batch")
         try:
@@ -166,7 +178,7 @@ class DenseGraphs:
 
     def _forget(self) -> None:
         for builder in self.dipr_builders:
-            builder.all_dense = False
+            builder.kind = None
 
     def release_graphs(self) -> None:
         """As vLLM: they are captured again."""
@@ -174,6 +186,6 @@ class DenseGraphs:
         super().release_graphs()  # type: ignore[misc]
 
     def _drop(self) -> None:
-        self.dense_graphs = {}
+        self.graphs_of = {}
         for builder in self.dipr_builders:
             builder.dense_has_no_rows = False

@@ -16,12 +16,13 @@ from vllm.v1.worker.gpu.input_batch import InputBuffers
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_relational.vllm_ext import dense_graphs, prompt_lengths, worker
+from vllm_relational.vllm_ext import decode_graphs, prompt_lengths, worker
 from vllm_relational.vllm_ext.attention_cpu import DiprCpuBackend
+from vllm_relational.vllm_ext.dipr_rows import Kind
 
 DIPR = {"dense_below": 100}
 SIZES = [1, 2, 4]
-SHORT, LONG = Request(1, 40), Request(1, 300)
+SHORT, LONG, PADDING = Request(1, 40), Request(1, 300), Request(0, 0)
 FULL = CUDAGraphMode.FULL_DECODE_ONLY
 
 
@@ -69,18 +70,20 @@ def cuda(monkeypatch):
 @pytest.fixture
 def warnings(monkeypatch):
     found = []
-    monkeypatch.setattr(dense_graphs.logger, "warning_once", lambda text, *given: found.append(text % given))
+    monkeypatch.setattr(decode_graphs.logger, "warning_once", lambda text, *given: found.append(text % given))
     return found
 
 
 class Model(torch.nn.Module):
-    """Runs the sparse path if any layer's metadata says so, as ``DiprImpl.forward``."""
+    """Runs the paths that any layer's metadata asks for, as ``DiprImpl.forward``."""
 
     fails = None
 
     def forward(self, input_ids, **_):
         context = get_forward_context()
-        path = "sparse" if any(one.dipr.some for one in context.attn_metadata.values()) else "dense"
+        rows = [one.dipr for one in context.attn_metadata.values()]
+        is_sparse, is_dense = any(one.some for one in rows), not all(one.every for one in rows)
+        path = "mixed" if is_sparse and is_dense else "sparse" if is_sparse else "dense"
         if self.fails == path and Graph.capturing is not None:
             raise RuntimeError("out of memory")
         if Graph.capturing is not None:
@@ -100,7 +103,7 @@ class Engine(Runner):
         self.builders = [groups[0].get_metadata_builder() for groups in self.attn_groups]
         self.cudagraph_manager = cudagraph_utils.ModelCudaGraphManager(self.config, device, mode, query_len)
         self.model, self.buffers = Model(), InputBuffers(16, 64, device)
-        dense_graphs.follow(self)
+        decode_graphs.follow(self)
 
     def group(self, backend, index):
         spec = backend.customize_spec(make_spec()) if issubclass(backend, DiprCpuBackend) else make_spec()
@@ -126,7 +129,7 @@ class Engine(Runner):
 
     def prepare(self, *batches):
         """A step until its graph: vLLM dispatches, then every builder builds."""
-        lengths = [request.query_len for request in (batches or [[SHORT]])[0]]
+        lengths = [request.query_len for request in (batches or [[SHORT]])[0] if request.query_len]
         uniform = lengths[0] if len(set(lengths)) == 1 else None
         desc = self.cudagraph_manager.dispatch(len(lengths), sum(lengths), uniform, 0)
         for builder, requests in zip(self.builders, batches, strict=False):
@@ -139,17 +142,35 @@ class Engine(Runner):
         return path, len(output)
 
 
-def test_every_decode_graph_is_captured_once_more_densely():
+def test_every_decode_graph_is_captured_for_dense_and_for_sparse_batches_too():
     engine = Engine()
     manager = engine.cudagraph_manager
     assert engine.capture_model() == 7
     assert isinstance(manager, cudagraph_utils.ModelCudaGraphManager)
-    assert [graph.paths for graph in manager.graphs.values()] == [["sparse"]] * 3
-    assert [graph.paths for graph in manager.dense_graphs.values()] == [["dense"]] * 3
-    assert list(manager.graphs) == list(manager.dense_graphs) == manager._capture_descs[CUDAGraphMode.FULL]
+    captured = manager._capture_descs[CUDAGraphMode.FULL]
+    for graphs, path in ((manager.graphs, "mixed"), (dense_of(engine), "dense"), (sparse_of(engine), "sparse")):
+        assert [graph.paths for graph in graphs.values()] == [[path]] * 3
+        assert list(graphs) == captured
     assert manager.captured_token_counts() == SIZES
-    assert Graph.pools == ["pool"] * 6
-    assert not any(builder.capture_dense for builder in engine.builders)
+    assert Graph.pools == ["pool"] * 9
+    assert all(builder.capture_as is None for builder in engine.builders)
+
+
+def dense_of(engine):
+    return engine.cudagraph_manager.graphs_of.get(Kind.DENSE)
+
+
+def sparse_of(engine):
+    return engine.cudagraph_manager.graphs_of.get(Kind.SPARSE)
+
+
+def test_large_batches_have_no_graph_for_sparse_requests_only(monkeypatch):
+    monkeypatch.setattr(decode_graphs, "MOST_SPARSE", 2)
+    engine = Engine()
+    engine.capture_model()
+    assert [desc.num_reqs for desc in sparse_of(engine)] == [2, 1] and len(dense_of(engine)) == 3
+    assert engine.step([LONG] * 2, [LONG] * 2) == ("sparse", 2)
+    assert engine.step([LONG] * 4, [LONG] * 4) == ("mixed", 4)
 
 
 def test_a_step_replays_the_graph_of_its_batch():
@@ -158,24 +179,36 @@ def test_a_step_replays_the_graph_of_its_batch():
     assert engine.step([SHORT], [SHORT]) == ("dense", 1)
     assert engine.step([LONG], [LONG]) == ("sparse", 1)
     assert engine.step([SHORT] * 4, [SHORT] * 4) == ("dense", 4)
-    assert engine.step([SHORT, LONG], [SHORT, LONG]) == ("sparse", 2)
+    assert engine.step([SHORT, LONG], [SHORT, LONG]) == ("mixed", 2)
+    assert engine.step([LONG] * 3 + [PADDING], [LONG] * 3 + [PADDING]) == ("sparse", 4)
+    assert engine.step([LONG] * 3 + [SHORT], [LONG] * 3 + [SHORT]) == ("mixed", 4)
+
+
+def test_the_last_token_of_a_prompt_is_not_sparse():
+    engine = Engine()
+    engine.capture_model()
+    prompt = Request(1, 300, prefilling=True)
+    assert engine.step([prompt], [prompt]) == ("mixed", 1)
 
 
 @pytest.mark.parametrize("batches", [([SHORT], [LONG]), ([LONG], [SHORT])])
-def test_one_sparse_group_of_layers_is_enough(batches):
+def test_groups_of_layers_that_do_not_agree_take_the_usual_graph(batches):
     engine = Engine()
     engine.capture_model()
-    assert engine.step(*batches) == ("sparse", 1)
+    assert engine.step(*batches) == ("mixed", 1)
 
 
-def test_no_word_of_an_earlier_step_chooses_the_dense_graph():
+def test_no_word_of_an_earlier_step_chooses_a_graph():
     engine = Engine()
     engine.capture_model()
     assert engine.step([SHORT], [SHORT]) == ("dense", 1)
-    assert engine.step() == ("sparse", 1)  # nobody built
+    assert engine.step() == ("mixed", 1)  # nobody built
     engine.prepare([SHORT] * 3 + [Request(2, 40)], [SHORT] * 3 + [Request(2, 40)])  # a step without a graph
-    assert engine.step() == ("sparse", 1)
-    assert engine.step([SHORT]) == ("sparse", 1)  # one of two built
+    assert engine.step() == ("mixed", 1)
+    engine.prepare([LONG] * 3 + [Request(2, 40)], [LONG] * 3 + [Request(2, 40)])
+    assert engine.step() == ("mixed", 1)
+    assert engine.step([SHORT]) == ("mixed", 1)  # one of two built
+    assert engine.step([LONG]) == ("mixed", 1)
 
 
 def test_a_builder_that_fails_has_said_nothing(monkeypatch):
@@ -183,13 +216,13 @@ def test_a_builder_that_fails_has_said_nothing(monkeypatch):
     engine.capture_model()
     for broken in ("split", "dense_below"):
         desc = engine.prepare([SHORT], [SHORT])
-        assert engine.builders[1].all_dense
+        assert engine.builders[1].kind == Kind.DENSE
         with monkeypatch.context() as patch:
             patch.setattr(engine.builders[1].splitter, broken, lambda *_: 1 // 0)
             with pytest.raises(ZeroDivisionError):
                 engine.builders[1].build(0, Batch([SHORT]).common())
         engine.cudagraph_manager.run_fullgraph(desc)
-        assert Graph.replayed.pop() == ["sparse"]
+        assert Graph.replayed.pop() == ["mixed"]
 
 
 def test_a_replay_that_fails_leaves_the_usual_graphs(monkeypatch):
@@ -200,7 +233,7 @@ def test_a_replay_that_fails_leaves_the_usual_graphs(monkeypatch):
         patch.setattr(Graph, "replay", lambda self: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             engine.cudagraph_manager.run_fullgraph(desc)
-    assert engine.step() == ("sparse", 1)
+    assert engine.step() == ("mixed", 1)
 
 
 def test_a_dummy_batch_says_nothing():
@@ -210,7 +243,7 @@ def test_a_dummy_batch_says_nothing():
     for builder in engine.builders:
         builder.build_for_cudagraph_capture(Batch([SHORT]).common())
     engine.cudagraph_manager.run_fullgraph(desc)
-    assert Graph.replayed == [["sparse"]]
+    assert Graph.replayed == [["mixed"]]
 
 
 def test_drafts_are_verified_by_dense_graphs():
@@ -261,7 +294,7 @@ def test_an_answer_that_is_computed_again_is_not_dense(no_runner):
     engine, runner = Engine(), batch.runner()
     prompt_lengths.follow(engine.config, runner)
     assert not engine.builders[0].build(0, batch.common()).dipr.some
-    assert not engine.builders[0].all_dense
+    assert engine.builders[0].kind is None
 
 
 def test_batches_whose_contexts_are_never_long_enough_share_one_graph():
@@ -270,52 +303,54 @@ def test_batches_whose_contexts_are_never_long_enough_share_one_graph():
         builder.splitter.dense_below = lambda num_reqs: 100 if num_reqs == 2 else 5000
     engine.capture_model()
     manager = engine.cudagraph_manager
-    assert [desc.num_reqs for desc in manager.dense_graphs] == [2]
-    assert [graph.paths for graph in manager.graphs.values()] == [["dense"], ["sparse"], ["dense"]]
+    assert [desc.num_reqs for desc in dense_of(engine)] == [desc.num_reqs for desc in sparse_of(engine)] == [2]
+    assert [graph.paths for graph in manager.graphs.values()] == [["dense"], ["mixed"], ["dense"]]
     assert engine.step([SHORT], [SHORT]) == ("dense", 1)
-    assert engine.step([LONG, SHORT], [LONG, SHORT]) == ("sparse", 2)
+    assert engine.step([LONG, SHORT], [LONG, SHORT]) == ("mixed", 2)
 
 
 def test_piecewise_graphs_are_captured_once():
     engine = Engine(CUDAGraphMode.FULL_AND_PIECEWISE)
     engine.capture_model()
     ran = [tokens for mode, tokens, _ in engine.model.runs if mode == CUDAGraphMode.PIECEWISE]
-    assert ran == [4, 2, 1] and len(engine.cudagraph_manager.dense_graphs) == 3
+    assert ran == [4, 2, 1] and len(dense_of(engine)) == len(sparse_of(engine)) == 3
 
 
 def test_graphs_of_mixed_batches_have_no_other():
     engine = Engine(CUDAGraphMode.FULL)
     engine.capture_model()
-    assert len(engine.cudagraph_manager.graphs) == 3 and not engine.cudagraph_manager.dense_graphs
-    assert engine.step([SHORT], [SHORT]) == ("sparse", 1)
+    assert len(engine.cudagraph_manager.graphs) == 3 and not engine.cudagraph_manager.graphs_of
+    assert engine.step([SHORT], [SHORT]) == ("mixed", 1)
 
 
-def test_memory_is_measured_by_a_sample_for_both():
+def test_memory_is_measured_by_a_sample_for_all_kinds():
     engine = Engine()
     manager = engine.cudagraph_manager
     manager._max_full_descs_to_capture = 2
     engine.capture_model(profile_only=True)
-    assert len(manager.graphs) == 2 and not manager.dense_graphs
-    assert len(manager._capture_descs[CUDAGraphMode.FULL]) == 2 * len(SIZES)
+    assert len(manager.graphs) == 2 and not manager.graphs_of
+    assert len(manager._capture_descs[CUDAGraphMode.FULL]) == 3 * len(SIZES)
 
 
 def test_graphs_are_released_and_captured_again():
     engine = Engine()
     engine.capture_model()
     engine.cudagraph_manager.release_graphs()
-    assert not engine.cudagraph_manager.dense_graphs and not engine.cudagraph_manager.graphs
+    assert not engine.cudagraph_manager.graphs_of and not engine.cudagraph_manager.graphs
     engine.capture_model()
     assert engine.step([SHORT], [SHORT]) == ("dense", 1)
 
 
-def test_a_capture_that_fails_leaves_the_usual_graphs(warnings):
+@pytest.mark.parametrize("fails", ["dense", "sparse"])
+def test_a_capture_that_fails_leaves_the_other_graphs(warnings, fails):
     engine = Engine()
-    engine.model.fails = "dense"
+    engine.model.fails = fails
     engine.capture_model()
     assert "out of memory" in warnings[0]
-    assert engine.step([SHORT], [SHORT]) == ("sparse", 1)
+    for request, path in ((SHORT, "dense"), (LONG, "sparse")):
+        assert engine.step([request], [request])[0] == ("mixed" if path == fails else path)
     assert list(engine.cudagraph_manager._capture_descs) == [CUDAGraphMode.FULL]
-    assert not any(builder.capture_dense for builder in engine.builders)
+    assert all(builder.capture_as is None for builder in engine.builders)
 
 
 def test_several_processes_fail_together(monkeypatch):
@@ -330,7 +365,7 @@ def test_several_processes_fail_together(monkeypatch):
 def test_another_manager_is_left_alone(missing, warnings):
     engine = Engine()
     delattr(engine.cudagraph_manager, missing)
-    dense_graphs.adopt(engine)
+    decode_graphs.adopt(engine)
     assert type(engine.cudagraph_manager) is cudagraph_utils.ModelCudaGraphManager
     assert missing in warnings[0]
 
@@ -339,19 +374,19 @@ def test_engines_without_sparse_layers_or_graphs_are_left_alone(warnings):
     plain = Engine(backends=(CPUAttentionBackend,))
     eager = Engine(CUDAGraphMode.NONE)
     for engine in (plain, eager):
-        dense_graphs.adopt(engine)
+        decode_graphs.adopt(engine)
         assert type(engine.cudagraph_manager) is cudagraph_utils.ModelCudaGraphManager
     nothing = Runner(cudagraph_manager=None)
-    dense_graphs.adopt(nothing)
+    decode_graphs.adopt(nothing)
     assert not warnings
 
 
 def test_runners_that_look_different_are_left_alone(warnings):
     first = Runner()
-    dense_graphs.follow(first)
+    decode_graphs.follow(first)
     assert vars(first) == {} and not warnings
     other = Runner(cudagraph_manager=None)
-    dense_graphs.follow(other)
+    decode_graphs.follow(other)
     assert "capture_model" in warnings[0]
 
 
@@ -378,4 +413,4 @@ def test_our_worker_follows_its_runner(monkeypatch):
     made = worker.worker_class.__wrapped__()()
     made.init_device()
     made.model_runner.capture_model()
-    assert made.model_runner.cudagraph_manager.dense_graphs
+    assert dense_of(made.model_runner) and sparse_of(made.model_runner)
