@@ -2,8 +2,8 @@
 """Time per output token of long contexts, FlashAttention against sparse attention, each in a process of its own.
 
     dipr_engine.py [--model FOLDER] [--contexts 32768,131072] [--batches 1,4,16] [--layers 32] [--logit-std 3]
-                   [--dipr NAME=VALUE ...] [--mode 3] [--only check|again|speed] [--csv FILE] [--kernels FILE]
-                   [--json FILE]
+                   [--dipr NAME=VALUE ...] [--mode 3] [--backends FLASH_ATTN,FLASH_ATTN-fp8,dipr]
+                   [--only check|again|speed] [--csv FILE] [--kernels FILE] [--json FILE]
 
 First a check: greedy answers with alpha 0, every context sparse, against those of FLASH_ATTN; in bf16 the sums of a
 matrix product depend on the batch, so the number of answers that FLASH_ATTN changes when the prompts come in reverse
@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-STOCK, SPARSE = "FLASH_ATTN", "dipr"
+STOCK, FP8, SPARSE = "FLASH_ATTN", "FLASH_ATTN-fp8", "dipr"
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
     "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32, "vocab_size": 128256,
@@ -160,16 +160,17 @@ def _draw_queries_and_keys(weight: Any, config: Any, logit_std: float, random: A
 def start(options: argparse.Namespace, folder: str, dipr: dict[str, Any], **arguments: Any) -> Any:
     from vllm import LLM
 
-    if options.backend == STOCK:
-        backend: dict[str, Any] = {"attention_backend": STOCK}
-    else:
-        backend = {
+    backends: dict[str, dict[str, Any]] = {
+        STOCK: {"attention_backend": STOCK},
+        FP8: {"attention_backend": STOCK, "kv_cache_dtype": "fp8"},
+        SPARSE: {
             "attention_backend": "CUSTOM",
             "worker_cls": "vllm_relational.vllm_ext.worker.Worker",
             "additional_config": {"relational": {"dipr": dipr}},
-        }
+        },
+    }
     graphs = {"compilation_config": {"mode": options.mode, "cudagraph_mode": "FULL_DECODE_ONLY"}}
-    arguments |= {"worker_extension_cls": "dipr_engine.Extension", **graphs, **backend}
+    arguments |= {"worker_extension_cls": "dipr_engine.Extension", **graphs, **backends[options.backend]}
     llm = LLM(folder, dtype="bfloat16", skip_tokenizer_init=True, seed=0, **arguments)
     (classes,) = llm.collective_rpc("attention")
     print(f"  {options.backend}: {', '.join(classes)}", flush=True)
@@ -426,8 +427,8 @@ def compare_interrupted(known: Path, timeout_s: float) -> dict[str, Any]:
 def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Lines of the table, and what failed."""
     commit, machine = where()
-    found = {backend: in_own_process("speed", backend, known, options.timeout) for backend in (STOCK, SPARSE)}
-    stock = {(each["context"], each["batch"]): each for each in found[STOCK].get("cases", [])}
+    found = {backend: in_own_process("speed", backend, known, options.timeout) for backend in options.backends}
+    stock = {(each["context"], each["batch"]): each for each in found.get(STOCK, {}).get("cases", [])}
     lines, failed = [], [f"{backend}: {result['error']}" for backend, result in found.items() if "error" in result]
     for backend, result in found.items():
         for each in result.get("cases", []):
@@ -476,10 +477,10 @@ def report(options: argparse.Namespace) -> int:
         append_csv(options.csv, found["speed"])
     print(f"\ncheck: {json.dumps(found.get('check'))}\nagain: {json.dumps(found.get('again'))}")
     names = {"context": 9, "batch": 7, "ms a token": 12, "fastest": 9, "slowest": 9, "speed-up": 10, "listed": 8}
-    print("backend".ljust(12) + "".join(name.rjust(width) for name, width in names.items()))
+    print("backend".ljust(16) + "".join(name.rjust(width) for name, width in names.items()))
     for line in found.get("speed", []):
         print(
-            f"{line['backend']:12}{line['context']:>9,}{line['batch']:>7}{line['ms_a_token']:>12}"
+            f"{line['backend']:16}{line['context']:>9,}{line['batch']:>7}{line['ms_a_token']:>12}"
             f"{line['fastest']:>9}{line['slowest']:>9}{line['speed_up']:>10}{line['listed']:>8}"
         )
     for line in failed:
@@ -511,13 +512,16 @@ def main() -> int:
     parser.add_argument("--only", choices=["check", "again", "speed"])
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--kernels", type=Path, help="a CSV for the times of kernels")
+    parser.add_argument("--backends", type=lambda text: text.split(","), default=[STOCK, SPARSE], help="to time")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--mode", type=int, default=0, help="of vLLM's compilation; 3 is its default")
     parser.add_argument("--part", choices=["check", "again", "speed"], help=argparse.SUPPRESS)
-    parser.add_argument("--backend", choices=[STOCK, SPARSE], help=argparse.SUPPRESS)
+    parser.add_argument("--backend", choices=[STOCK, FP8, SPARSE], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.dipr = dict(options.dipr)
+    if unknown := set(options.backends) - {STOCK, FP8, SPARSE}:
+        parser.error(f"--backends: there is no {', '.join(sorted(unknown))}; known are {STOCK}, {FP8} and {SPARSE}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark takes its engine along
     if options.part is None:
         return report(options)
