@@ -3,7 +3,7 @@
 
     dipr_engine.py [--model FOLDER] [--contexts 32768,131072] [--batches 1,4,16] [--layers 32] [--logit-std 3]
                    [--dipr NAME=VALUE ...] [--mode 3] [--backends FLASH_ATTN,FLASH_ATTN-fp8,dipr]
-                   [--only check|again|speed] [--csv FILE] [--kernels FILE] [--json FILE]
+                   [--only check|again|speed] [--csv FILE] [--kernels FILE] [--json FILE] [--commit NAME]
 
 First a check: greedy answers with alpha 0, every context sparse, against those of FLASH_ATTN; in bf16 the sums of a
 matrix product depend on the batch, so the number of answers that FLASH_ATTN changes when the prompts come in reverse
@@ -333,15 +333,15 @@ def kernel_times(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, t
 
 
 def write_kernels(options: argparse.Namespace, found: dict[str, Any], kernels: dict[str, tuple[float, float]]) -> None:
-    """Append those of a microsecond a token and more, the longest first."""
+    """Append those of 5 microseconds a token and more, the longest first."""
     from vllm_relational.bench import append_csv
 
     ordered = sorted(kernels.items(), key=lambda item: -item[1][1])
-    case_of = (*where(), options.layers, options.backend, found["context"], found["batch"])
+    case_of = (*where(options.commit), options.layers, options.backend, found["context"], found["batch"])
     lines = [
         dict(zip(KERNEL_FIELDS, (*case_of, kernel, round(launches, 2), round(time_us, 1)), strict=True))
         for kernel, (launches, time_us) in ordered
-        if time_us >= 1.0
+        if time_us >= 5.0
     ]
     append_csv(options.kernels, lines)
 
@@ -426,7 +426,7 @@ def compare_interrupted(known: Path, timeout_s: float) -> dict[str, Any]:
 
 def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Lines of the table, and what failed."""
-    commit, machine = where()
+    commit, machine = where(options.commit)
     found = {backend: in_own_process("speed", backend, known, options.timeout) for backend in options.backends}
     stock = {(each["context"], each["batch"]): each for each in found.get(STOCK, {}).get("cases", [])}
     lines, failed = [], [f"{backend}: {result['error']}" for backend, result in found.items() if "error" in result]
@@ -448,10 +448,12 @@ def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[s
     return lines, failed
 
 
-def where() -> tuple[str, str]:
+def where(commit: str | None) -> tuple[str, str]:
     """Commit, empty where there is no git, and machine."""
     from vllm_relational.bench import _commit, _machine
 
+    if commit is not None:
+        return commit, _machine()
     with contextlib.suppress(OSError):
         return _commit(), _machine()
     return "", _machine()
@@ -513,6 +515,7 @@ def main() -> int:
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--kernels", type=Path, help="a CSV for the times of kernels")
     parser.add_argument("--backends", type=lambda text: text.split(","), default=[STOCK, SPARSE], help="to time")
+    parser.add_argument("--commit", help="where the code was copied without its history")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--mode", type=int, default=0, help="of vLLM's compilation; 3 is its default")
     parser.add_argument("--part", choices=["check", "again", "speed"], help=argparse.SUPPRESS)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Draw what ``dipr_measure.py`` and ``dipr_kernels.py`` wrote.
+"""Draw what ``dipr_measure.py``, ``dipr_kernels.py`` and ``dipr_engine.py`` wrote.
 
 dipr_plots.py FOLDER       dipr_measure.svg and dipr_layers.svg beside the CSV files of ``dipr_measure.py``
-dipr_plots.py FILE.csv     FILE.svg: times of ``dipr_kernels.py``, the last commit's with blocks of 64
+dipr_plots.py FILE.csv     FILE.svg: times of ``dipr_kernels.py``, the last commit's with blocks of 64, or of
+                           ``dipr_engine.py``, the last commit's of the number of layers with most cases
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ FAMILIES = {
     r"scan:.*@4/64\+est": "all of that index in groups of 64 + tail",
 }
 WAYS = ("FlashAttention 3", "FlashAttention 3, fp8", "scan 0.004", "scan 0.012", "pages 2048")
+BACKENDS = ("FLASH_ATTN", "FLASH_ATTN-fp8", "dipr")
 LAYERS = ("dipr:1.2e-2", "dipr:4e-3", "dipr:1e-3", "top:500", "scan:4e-3+est")
 
 
@@ -94,6 +96,27 @@ def draw_kernels(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
+def draw_engine(table: pd.DataFrame, path: Path) -> None:
+    """Milliseconds a token, a panel a batch and context, each backend a bar with its speed-up."""
+    import matplotlib.pyplot as plt
+
+    table = table[table.commit == table.commit.iloc[-1]]
+    table = table[table.layers == table.layers.mode().iloc[0]]
+    cases = sorted(set(zip(table.context, table.batch, strict=True)))
+    figure, panels = plt.subplots(1, len(cases), figsize=(2.5 * len(cases), 2), squeeze=False)
+    for axes, (context, batch) in zip(panels[0], cases, strict=True):
+        lines = table[(table.context == context) & (table.batch == batch)].set_index("backend").ms_a_token
+        lines = lines.reindex(BACKENDS[::-1]).fillna(0.0)
+        bars = axes.barh(lines.index, lines, color=["C1" if name[0] == "F" else "C0" for name in lines.index])
+        labels = [f"{lines['FLASH_ATTN'] / ms:.2f}x" if ms > 0 else "" for ms in lines]
+        axes.bar_label(bars, labels, padding=3)
+        axes.set(title=f"{context // 1024}K x {batch}", xlabel="ms a token", xlim=(0, 1.4 * lines.max()))
+        axes.tick_params(left=False, labelleft=axes is panels[0][0])
+    figure.suptitle(f"{table.layers.iloc[0]} layers", y=1.15)
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+
+
 def prepare() -> None:
     import matplotlib
 
@@ -107,11 +130,13 @@ def plot_measured(folder: Path) -> None:
     draw_layers(pd.read_csv(folder / "dipr_layers.csv"), folder / "dipr_layers.svg")
 
 
-def plot_kernels(file: Path) -> None:
+def plot_times(file: Path) -> None:
     prepare()
-    draw_kernels(pd.read_csv(file), file.with_suffix(".svg"))
+    table = pd.read_csv(file)
+    draw = draw_engine if "ms_a_token" in table else draw_kernels
+    draw(table, file.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
     given = Path(sys.argv[1])
-    plot_measured(given) if given.is_dir() else plot_kernels(given)
+    plot_measured(given) if given.is_dir() else plot_times(given)

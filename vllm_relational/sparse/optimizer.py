@@ -54,8 +54,8 @@ class CostTable:
 H100 = CostTable()
 """One H100 80GB, fitted to contexts with the scores of Qwen2.5-Coder-0.5B (``scripts/bench/dipr.csv``): 1 x 32K, 1 x
 128K, 4 x 128K and 16 x 32K tokens, in blocks of 64 and 16: a scan and dense attention within 6% (in blocks of 32
-within 8%), ``pages`` in blocks of 16, which it asks for, within 12%; in larger ones it takes up to a third less. What
-``pages`` read lay partly in the GPU's cache when it was measured. ``mean_rate`` is an estimate."""
+within 10%), ``pages`` in blocks of 16, which it asks for, within 14%; in larger ones it takes up to a third less.
+``mean_rate`` is an estimate."""
 
 
 @dataclass(frozen=True)
