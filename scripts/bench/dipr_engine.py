@@ -2,7 +2,7 @@
 """Time per output token of long contexts, FlashAttention against sparse attention, each in a process of its own.
 
     dipr_engine.py [--model FOLDER] [--contexts 32768,131072] [--batches 1,4,16] [--layers 32] [--logit-std 3]
-                   [--dipr NAME=VALUE ...] [--mode 3] [--backends FLASH_ATTN,FLASH_ATTN-fp8,dipr]
+                   [--topics 12] [--dipr NAME=VALUE ...] [--mode 3] [--backends FLASH_ATTN,FLASH_ATTN-fp8,dipr]
                    [--only check|again|speed] [--csv FILE] [--kernels FILE] [--json FILE] [--commit NAME]
 
 First a check: greedy answers with alpha 0, every context sparse, against those of FLASH_ATTN; in bf16 the sums of a
@@ -12,12 +12,13 @@ it, a small random one. With ``--only again``: answers at alpha 0.02, each promp
 lose their keys on the way and compute half of the answer again; the same for FLASH_ATTN, whose sums differ as well.
 
 Then the times. They depend on shapes, and for sparse attention on how many tokens matter: Llama-3.1-8B's shape with
-random weights and texts made so that a scan lists about as many as of a real model's keys (``draw`` says how; the share
-that it listed stands beside each time). It says nothing about quality. ``--layers 22`` makes a smaller model, and lets
-larger batches fit. A case that does not fit in the KV cache is left out, with a line. Contexts are computed once and
-then served from the prefix cache; the time per output token is the difference between an answer of many tokens and one
-of one token, over their number; median of ``--rounds``. ``--kernels`` names a CSV for the time of every kind of kernel,
-by CUPTI, in rounds of their own.
+random weights and texts made so that a scan lists some share of them (``draw`` says how; ``--topics``: the fewer, the
+more; what was listed stands beside each time). It says nothing about quality. ``--layers 22`` is a smaller model, and
+lets larger batches fit. A case that does not fit in the KV cache is left out, with a line. Contexts are computed once
+and then served from the prefix cache; the time per output token is the difference between an answer of many tokens and
+one of one token, over their number; median of ``--rounds``. ``--kernels`` names a CSV for the time of every kind of
+kernel, by CUPTI, in rounds of their own; launches a token that are not whole numbers come from requests that did not
+start in the same step.
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ SMALL = {
 DOES_NOT_FIT = "does not fit"
 EXACT = {"method": "scan", "alpha": 0, "dense_below": 0, "dense_layers": 0, "sinks": 16, "recent": 64}
 SHORT = {**EXACT, "alpha": 0.02}
-TOPICS, ALIKE, ALIGNED, FAST = 24, 0.95, 0.85, 0.7
-"""Of random models and texts: kinds of tokens; how alike those of a kind are, and queries and keys of a token; the part
-of channels that are small because they rotate fast."""
+ALIKE, ALIGNED, FAST, STRETCH = 0.95, 0.85, 0.7, 64
+"""Of random models and texts: how alike tokens of a topic are, and queries and keys of a token; the part of channels
+that are small because they rotate fast; tokens of a topic that follow each other, on average."""
 FIELDS = (
     "time", "commit", "machine", "model", "layers", "logit_std", "backend", "settings", "context", "batch",
     "ms_a_token", "fastest", "slowest", "speed_up", "kv_tokens", "prefill_seconds", "listed", "compilation_mode",
+    "topics", "rounds",
 )  # fmt: skip
 KERNEL_FIELDS = (
     "commit", "machine", "layers", "backend", "context", "batch", "kernel", "launches_a_token", "us_a_token",
@@ -74,11 +76,11 @@ class Extension:
         layers = self.vllm_config.compilation_config.static_forward_context.values()
         return sorted({type(layer.impl).__name__ for layer in layers if hasattr(layer, "impl")})
 
-    def draw(self, logit_std: float, seed: int = 0) -> int:
+    def draw(self, logit_std: float, topics: int, seed: int = 0) -> int:
         """Draw all weights anew; vLLM's dummy weights are near 0 and so are their logits.
 
         Activations keep their size from layer to layer. As in a real model, tokens that lie together are alike, a query
-        finds those like its own token, and does so from afar: embeddings of a topic (``TOPICS``) share ``ALIKE`` of
+        finds those like its own token, and does so from afar: embeddings of a topic share ``ALIKE`` of
         their variance; the keys of a KV head are ``ALIGNED`` with its queries; channels that rotate fast with the
         position are small. Scaled products of unlike tokens have the standard deviation ``logit_std``.
         """
@@ -94,9 +96,9 @@ class Extension:
             weight.data.normal_(0.0, weight.shape[1] ** -0.5, generator=random)
             if "embed_tokens" in name:
                 weight.data *= ((1 - ALIKE) * weight.shape[1]) ** 0.5
-                topics = torch.randn(TOPICS, weight.shape[1], generator=random, device="cuda") * ALIKE**0.5
-                for topic in range(TOPICS):  # in place: the KV cache has left little memory
-                    weight.data[topic::TOPICS] += topics[topic].to(weight.dtype)
+                shared = torch.randn(topics, weight.shape[1], generator=random, device="cuda") * ALIKE**0.5
+                for topic in range(topics):  # in place: the KV cache has left little memory
+                    weight.data[topic::topics] += shared[topic].to(weight.dtype)
             if name.endswith("qkv_proj.weight"):
                 _draw_queries_and_keys(weight.data, config, logit_std, random)
                 layers += 1
@@ -188,21 +190,21 @@ def generate(llm: Any, prompts: list[list[int]], max_tokens: int) -> tuple[list[
     return [list(output.outputs[0].token_ids) for output in outputs], time.perf_counter() - begin
 
 
-def random_tokens(seed: int, count: int, vocabulary: int) -> list[int]:
-    """A text whose every 64 tokens are of one topic."""
+def random_tokens(seed: int, count: int, vocabulary: int, topics: int) -> list[int]:
+    """A text that goes from topic to topic after stretches of random length."""
     draw = random.Random(seed)
     tokens: list[int] = []
     while len(tokens) < count:
-        topic = draw.randrange(TOPICS)
-        tokens += [topic + TOPICS * draw.randrange(vocabulary // TOPICS) for _ in range(64)]
+        topic, length = draw.randrange(topics), 1 + int(draw.expovariate(1 / STRETCH))
+        tokens += [topic + topics * draw.randrange(vocabulary // topics) for _ in range(length)]
     return tokens[:count]
 
 
-def check_prompts(folder: str, is_real: bool, vocabulary: int) -> list[list[int]]:
+def check_prompts(folder: str, is_real: bool, vocabulary: int, topics: int) -> list[list[int]]:
     """24 prompts of 15 to 6,000 tokens."""
     lengths = [15 + int(5985 * (number / 23) ** 2) for number in range(24)]
     if not is_real:
-        return [random_tokens(number, length, vocabulary) for number, length in enumerate(lengths)]
+        return [random_tokens(number, length, vocabulary, topics) for number, length in enumerate(lengths)]
     from transformers import AutoTokenizer
 
     files = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("vllm_relational/**/*.py")])
@@ -221,8 +223,9 @@ def small_engine(options: argparse.Namespace, dipr: dict[str, Any]) -> tuple[Any
         memory = {"gpu_memory_utilization": 0.5, "max_model_len": 8192, "max_num_batched_tokens": 2048}
         llm = start(options, folder, dipr, max_num_seqs=32, **memory, **more)
         if options.model is None:
-            llm.collective_rpc("draw", args=(options.logit_std,))
-        return llm, check_prompts(folder, options.model is not None, llm.model_config.get_vocab_size())
+            llm.collective_rpc("draw", args=(options.logit_std, options.topics))
+        vocabulary = llm.model_config.get_vocab_size()
+        return llm, check_prompts(folder, options.model is not None, vocabulary, options.topics)
 
 
 def check(options: argparse.Namespace) -> dict[str, Any]:
@@ -277,7 +280,8 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             max_model_len=contexts[0] + 1024, max_num_seqs=max(options.batches), max_num_batched_tokens=8192,
             gpu_memory_utilization=options.memory, enable_prefix_caching=True,
         )  # fmt: skip
-        print(f"  {options.backend}: {llm.collective_rpc('draw', args=(options.logit_std,))[0]} layers drawn")
+        layers = llm.collective_rpc("draw", args=(options.logit_std, options.topics))[0]
+        print(f"  {options.backend}: {layers} layers drawn")
         cache = llm.llm_engine.vllm_config.cache_config
         capacity = (cache.num_gpu_blocks - 1) * cache.block_size
         for context in contexts:
@@ -296,9 +300,8 @@ def case(llm: Any, options: argparse.Namespace, context: int, batch: int, capaci
     try:
         vocabulary = llm.model_config.get_vocab_size()
         # 7 tokens more than whole blocks: a request that finds its context cached has some left to compute.
-        prompts = [
-            random_tokens(number, context, vocabulary) + random_tokens(-1, 7, vocabulary) for number in range(batch)
-        ]
+        end = random_tokens(-1, 7, vocabulary, options.topics)
+        prompts = [random_tokens(number, context, vocabulary, options.topics) + end for number in range(batch)]
         _, prefill = generate(llm, prompts, 1)
         times, before = [], llm.collective_rpc("listed")[0]
         for _ in range(options.rounds):
@@ -443,6 +446,7 @@ def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[s
                 each["context"], each["batch"], round(median, 3), round(min(each["ms"]), 3), round(max(each["ms"]), 3),
                 round(statistics.median(base) / median, 3) if base else "", result["kv_tokens"],
                 round(each["prefill_seconds"], 2), round(each["listed"], 4), options.mode,
+                options.topics, len(each["ms"]),
             )  # fmt: skip
             lines.append(dict(zip(FIELDS, values, strict=True)))
     return lines, failed
@@ -506,6 +510,7 @@ def main() -> int:
     parser.add_argument("--batches", type=numbers, default=[1, 4, 16])
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--logit-std", type=float, default=3.0)
+    parser.add_argument("--topics", type=int, default=12)
     parser.add_argument("--dipr", type=setting, action="append", default=[])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)

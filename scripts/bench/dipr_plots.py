@@ -105,7 +105,7 @@ def draw_engine(table: pd.DataFrame, path: Path) -> None:
     cases = sorted(set(zip(table.context, table.batch, strict=True)))
     figure, panels = plt.subplots(1, len(cases), figsize=(2.5 * len(cases), 2), squeeze=False)
     for axes, (context, batch) in zip(panels[0], cases, strict=True):
-        lines = table[(table.context == context) & (table.batch == batch)].set_index("backend").ms_a_token
+        lines = table[(table.context == context) & (table.batch == batch)].groupby("backend").ms_a_token.last()
         lines = lines.reindex(BACKENDS[::-1]).fillna(0.0)
         bars = axes.barh(lines.index, lines, color=["C1" if name[0] == "F" else "C0" for name in lines.index])
         labels = [f"{lines['FLASH_ATTN'] / ms:.2f}x" if ms > 0 else "" for ms in lines]

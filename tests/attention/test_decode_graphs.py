@@ -252,6 +252,7 @@ def test_drafts_are_verified_by_dense_graphs():
         builder._may_replay = False
     engine.capture_model()
     assert engine.step([Request(2, 300)], [Request(2, 300)]) == ("dense", 2)
+    assert not sparse_of(engine)
 
 
 def test_rows_of_dense_batches_are_made_only_where_a_graph_reads_them():

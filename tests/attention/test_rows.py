@@ -46,6 +46,13 @@ def test_the_host_knows_whether_every_request_is_sparse(requests, dense_below, p
     assert not HostBatch(starts, prefilling, seq_lens[:-1]).is_sparse(dense_below)
 
 
+def test_one_token_of_an_answer_that_is_computed_again_is_sparse():
+    starts, seq_lens, prefilling = torch.tensor([0, 1, 2]).int(), torch.tensor([30, 31]).int(), torch.tensor([True] * 2)
+    assert HostBatch(starts, prefilling, seq_lens, torch.tensor([20, 30]).int()).is_sparse(30)
+    assert not HostBatch(starts, prefilling, seq_lens, torch.tensor([20, 31]).int()).is_sparse(30)
+    assert not HostBatch(starts, prefilling, seq_lens, torch.tensor([20, 30]).int()).is_sparse(31)
+
+
 def test_a_captured_graph_finds_the_lengths_where_they_were():
     splitter = RowSplitter(lambda num_reqs: 10, 8, torch.device("cpu"))
     captured = splitter.split(*tensors([(1, 4095, False)] * 4)[:2])

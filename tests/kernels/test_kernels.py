@@ -197,6 +197,58 @@ def test_writing_reads_any_rows_and_skips_those_that_only_pad():
     assert torch.equal(found.key_value.nan_to_num(-1), right.key_value.nan_to_num(-1))
 
 
+@pytest.mark.parametrize("block_size", [16, 32, 64])
+def test_a_group_is_sealed_with_the_tokens_of_its_own_request(block_size):
+    """Whose first tokens came before, beside the tokens of another request that end within a group."""
+    layout = PageLayout(block_size, 64, torch.float32)
+    right, found = (layout.views(new_cache(layout, 8, 2, DEVICE)) for _ in range(2))
+    begun = torch.arange(7) + 4 * block_size
+    other, rest = torch.arange(20) + block_size - 4, torch.arange(block_size) + 4 * block_size + 7
+    nowhere = torch.full((3,), -1)
+    for slots in (begun, torch.cat([other, rest, nowhere, torch.tensor([6 * block_size + 3])])):
+        keys, values = odd_keys_and_values(len(slots) + 60, 2, 64, torch.float32)
+        codec.write(right, keys, values, slots.to(DEVICE))
+        write(found, keys, values, slots.to(DEVICE))
+    same_index(found, right)
+
+
+@pytest.mark.parametrize("tokens", [4096 if ON_GPU else 130])
+def test_groups_are_sealed_while_other_programs_store_their_tokens(tokens):
+    layout = PageLayout(64, 128, torch.float32)
+    right, found = (layout.views(new_cache(layout, tokens // 64 + 2, 8, DEVICE)) for _ in range(2))
+    keys, values = odd_keys_and_values(tokens, 8, 128, torch.float32)
+    slots = torch.arange(tokens, device=DEVICE) + 64
+    codec.write(right, keys, values, slots)
+    for _ in range(5 if ON_GPU else 1):
+        found.cache.zero_()
+        write(found, keys, values, slots)
+        same_index(found, right)
+
+
+def test_keys_are_sealed_as_they_are_stored():
+    """Rounded to the numbers of the cache."""
+    layout = PageLayout(16, 64, torch.float16)
+    right, found = (layout.views(new_cache(layout, 5, 3, DEVICE)) for _ in range(2))
+    keys, values = odd_keys_and_values(64, 3, 64, torch.float32)
+    slots = torch.arange(64, device=DEVICE)
+    codec.write(right, keys, values, slots)
+    write(found, keys, values, slots)
+    same_index(found, right)
+    assert torch.equal(found.key_value.nan_to_num(-1), right.key_value.nan_to_num(-1))
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: a cache of 4.6 GiB")
+def test_writing_reaches_the_end_of_a_large_cache():
+    layout = PageLayout(64, 128, torch.bfloat16)
+    blocks = 2**31 // (8 * 64 * 256) + 8  # more numbers than int32 counts
+    right, found = layout.views(new_cache(layout, 8, 8, DEVICE)), layout.views(new_cache(layout, blocks, 8, DEVICE))
+    keys, values = odd_keys_and_values(128, 8, 128, torch.bfloat16)
+    slots = torch.arange(128, device=DEVICE) + 6 * 64
+    codec.write(right, keys, values, slots)
+    write(found, keys, values, slots + (blocks - 8) * 64)
+    same_index(layout.views(found.cache[-8:]), right)
+
+
 def odd_keys_and_values(tokens, kv_heads, head_size, dtype):
     shape = (tokens, kv_heads, head_size)
     random = torch.Generator().manual_seed(tokens + head_size)

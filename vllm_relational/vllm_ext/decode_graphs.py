@@ -123,9 +123,10 @@ class DecodeGraphs:
         return any(builder.ever_sparse(desc.num_reqs) for builder in self.dipr_builders)
 
     def _capture_kind(self, kind: Kind, twins: list[Any], args: Any, kwargs: Any) -> None:
+        kwargs = {**kwargs, "progress_bar_desc": f"Capturing {kind.value} CUDA graphs"}
         try:
             with self._only(kind, twins) as graphs:
-                super().capture(*args, **{**kwargs, "progress_bar_desc": f"Capturing {kind.value} CUDA graphs"})  # type: ignore[misc]
+                super().capture(*args, **kwargs)  # type: ignore[misc]
             self.graphs_of[kind] = graphs
         except torch.AcceleratorError:
             raise  # the GPU is in no state to go on
