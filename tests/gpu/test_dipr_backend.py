@@ -33,6 +33,8 @@ from vllm.config import CUDAGraphMode, set_current_vllm_config  # noqa: E402
 from vllm.v1.worker.gpu import cudagraph_utils  # noqa: E402
 
 from vllm_relational.sparse import codec, naive  # noqa: E402
+from vllm_relational.sparse.kernels.write import write  # noqa: E402
+from vllm_relational.sparse.pages import PageLayout, new_cache  # noqa: E402
 from vllm_relational.vllm_ext import decode_graphs, prompt_lengths  # noqa: E402
 from vllm_relational.vllm_ext.attention_gpu import DiprFlashBackend, DiprTritonBackend  # noqa: E402
 from vllm_relational.vllm_ext.dipr_rows import Kind  # noqa: E402
@@ -84,6 +86,20 @@ def test_keys_and_values_are_stored_and_sealed(backend):
                 torch.testing.assert_close(found, part, rtol=1e-2, atol=1e-2, equal_nan=True, msg=name)
             else:
                 assert torch.equal(found, part), name
+
+
+def test_writing_reaches_the_end_of_a_large_cache():
+    """Of more numbers than int32 counts: 4.6 GiB."""
+    layout = PageLayout(64, 128, torch.bfloat16)
+    blocks = 2**31 // (8 * 64 * 256) + 8
+    right, found = layout.views(new_cache(layout, 8, 8)), layout.views(new_cache(layout, blocks, 8, "cuda"))
+    keys, values = torch.randn(2, 128, 8, 128).bfloat16()
+    slots = torch.arange(128) + 6 * 64
+    codec.write(right, keys, values, slots)
+    write(found, keys.cuda(), values.cuda(), slots.cuda() + (blocks - 8) * 64)
+    last = layout.views(found.cache[-8:])
+    assert torch.equal(last.key_value.cpu(), right.key_value)
+    assert torch.equal(last.codes.cpu(), right.codes) and torch.equal(last.step.cpu(), right.step)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

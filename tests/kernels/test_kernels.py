@@ -237,18 +237,6 @@ def test_keys_are_sealed_as_they_are_stored():
     assert torch.equal(found.key_value.nan_to_num(-1), right.key_value.nan_to_num(-1))
 
 
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU: a cache of 4.6 GiB")
-def test_writing_reaches_the_end_of_a_large_cache():
-    layout = PageLayout(64, 128, torch.bfloat16)
-    blocks = 2**31 // (8 * 64 * 256) + 8  # more numbers than int32 counts
-    right, found = layout.views(new_cache(layout, 8, 8, DEVICE)), layout.views(new_cache(layout, blocks, 8, DEVICE))
-    keys, values = odd_keys_and_values(128, 8, 128, torch.bfloat16)
-    slots = torch.arange(128, device=DEVICE) + 6 * 64
-    codec.write(right, keys, values, slots)
-    write(found, keys, values, slots + (blocks - 8) * 64)
-    same_index(layout.views(found.cache[-8:]), right)
-
-
 def odd_keys_and_values(tokens, kv_heads, head_size, dtype):
     shape = (tokens, kv_heads, head_size)
     random = torch.Generator().manual_seed(tokens + head_size)
