@@ -41,7 +41,7 @@ run_engine() {
   local layers
   for layers in 32 22; do  # with 32, four contexts of 131,072 tokens do not fit beside the weights in 80 GB
     "$python" "$bench/dipr_engine.py" --only speed --layers "$layers" --contexts 4096,32768,131072 --rounds 7 \
-      --tokens 48 --memory 0.93 --mode 3 --backends FLASH_ATTN,FLASH_ATTN-fp8,dipr --commit "$commit" \
+      --tokens 128 --memory 0.93 --mode 3 --backends FLASH_ATTN,FLASH_ATTN-fp8,dipr --commit "$commit" \
       --csv "$out/dipr_engine.csv" --kernels "$out/dipr_engine_kernels.csv"
   done
   "$python" "$bench/dipr_plots.py" "$out/dipr_engine.csv"
