@@ -317,6 +317,16 @@ def test_piecewise_graphs_are_captured_once():
     assert ran == [4, 2, 1] and len(dense_of(engine)) == len(sparse_of(engine)) == 3
 
 
+@pytest.mark.parametrize("sample", [None, 2])
+def test_piecewise_graphs_alone_have_no_others(sample):
+    engine = Engine(CUDAGraphMode.PIECEWISE, backends=(DiprCpuBackend,))
+    manager = engine.cudagraph_manager
+    manager._max_full_descs_to_capture = sample
+    engine.capture_model()
+    assert not manager.graphs_of and list(manager._capture_descs) == [CUDAGraphMode.PIECEWISE]
+    assert engine.builders[0].build(0, Batch([SHORT]).common()).dipr is not None
+
+
 def test_graphs_of_mixed_batches_have_no_other():
     engine = Engine(CUDAGraphMode.FULL)
     engine.capture_model()

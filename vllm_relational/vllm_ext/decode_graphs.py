@@ -99,15 +99,13 @@ class DecodeGraphs:
         """As vLLM, and then the further graphs."""
         self._drop()
         super().capture(*args, **kwargs)  # type: ignore[misc]
-        twins = {kind: self._twins(kind) for kind in Kind}
-        if self._max_full_descs_to_capture is None:
-            for kind in Kind:
-                if twins[kind]:
-                    self._capture_kind(kind, twins[kind], args, kwargs)
+        twins = {kind: found for kind in Kind if (found := self._twins(kind))}
+        if twins and self._max_full_descs_to_capture is None:
+            for kind, descs in twins.items():
+                self._capture_kind(kind, descs, args, kwargs)
             self._spare_rows()
-        else:  # vLLM measures memory by a sample, times the number of graphs, and throws this manager away
-            for kind in Kind:
-                self._capture_descs[CUDAGraphMode.FULL] = self._capture_descs[CUDAGraphMode.FULL] + twins[kind]
+        elif twins:  # vLLM measures memory by a sample, times the number of graphs, and throws this manager away
+            self._capture_descs[CUDAGraphMode.FULL] = sum(twins.values(), self._capture_descs[CUDAGraphMode.FULL])
 
     def _twins(self, kind: Kind) -> list[Any]:
         """The batches of decode graphs that may have sparse requests: other graphs leave sparse attention out."""
