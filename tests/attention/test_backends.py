@@ -57,7 +57,7 @@ def flash(monkeypatch):
     monkeypatch.setattr(flash_attn, "reshape_and_cache_flash", store, raising=False)
     monkeypatch.setattr(flash_attn, "get_scheduler_metadata", lambda **given: given["cache_seqlens"] + 1, raising=False)
     monkeypatch.setattr(flash_attn, "flash_attn_supports_quant_query_input", lambda: False)
-    monkeypatch.setattr("vllm_relational.vllm_ext.dipr_layers.write_pages", codec.write)
+    monkeypatch.setattr("vllm_relational.sparse.kernels.write.write", codec.write)
     return calls
 
 

@@ -27,7 +27,7 @@ def test_every_request_is_dense_or_sparse(requests, dense_below, padding):
     requests = requests + [(0, 0, False)] * padding
     starts, seq_lens, prefilling = tensors(requests)
     splitter = RowSplitter(lambda num_reqs: dense_below, 16, torch.device("cpu"))
-    dense, sparse = splitter.split(starts, seq_lens, HostBatch(starts, prefilling).single_token_prompts())
+    dense, sparse = splitter.split(starts, seq_lens, HostBatch(starts, prefilling).single_token_prompts)
 
     wanted = [is_sparse(request, dense_below) for request in requests]
     lengths = seq_lens.tolist()
@@ -63,16 +63,16 @@ def test_a_captured_graph_finds_the_lengths_where_they_were():
 
 def test_who_computes_one_token_of_a_prompt():
     starts = torch.tensor([0, 1, 6, 7]).int()
-    assert HostBatch(starts).single_token_prompts() is None
-    assert HostBatch(starts, torch.tensor([False, True, False])).single_token_prompts() is None
-    assert HostBatch(starts, torch.tensor([True, True])).single_token_prompts().tolist() == [True, False]
+    assert HostBatch(starts).single_token_prompts is None
+    assert HostBatch(starts, torch.tensor([False, True, False])).single_token_prompts is None
+    assert HostBatch(starts, torch.tensor([True, True])).single_token_prompts.tolist() == [True, False]
 
 
 def test_one_token_of_an_answer_is_none_of_a_prompt():
     """Where vLLM takes what a preempted request computes again for its prompt."""
     starts, seq_lens = torch.tensor([0, 1, 2, 3, 3]).int(), torch.tensor([30, 31, 9]).int()
     batch = HostBatch(starts, torch.tensor([True, True, True, False]), seq_lens, torch.tensor([30, 30, 0]).int())
-    assert batch.single_token_prompts().tolist() == [True, False, True, False]
+    assert batch.single_token_prompts.tolist() == [True, False, True, False]
 
 
 AGAIN = st.tuples(st.sampled_from([0, 1, 2, 7, 20]), st.integers(0, 40), st.integers(0, 50))

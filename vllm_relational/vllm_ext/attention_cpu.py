@@ -26,10 +26,8 @@ class DiprCpuBuilder(DiprBuilder, CPUAttentionMetadataBuilder):
 class DiprCpuImpl(DiprImpl, CPUAttentionBackendImpl):
     """Everything in plain torch."""
 
-    def write(
-        self, layer: Any, key: torch.Tensor, value: torch.Tensor, pages: Pages, slot_mapping: torch.Tensor
-    ) -> None:
-        """Store keys and values, and bring the index up to date."""
+    def write(self, pages: Pages, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+        """``codec.write``."""
         codec.write(pages, key, value, slot_mapping)
 
     def dense(self, layer: Any, query: Any, key: Any, value: Any, pages: Pages, *others: Any) -> torch.Tensor:

@@ -93,18 +93,13 @@ class DiprBuilder:
             self.kind = Kind.DENSE
             return metadata
         batch, some = _host_batch(self._engine, common), may_decode(common.query_start_loc_cpu, common.max_query_len)
-        metadata.dipr = self._rows(metadata, some, batch.single_token_prompts())
-        if self._may_replay:  # without drafts, the host knows all lengths
-            self._look_closer(metadata.dipr, batch, dense_below, common.max_query_len)
-        if not some and metadata.dipr.replay is None:
-            self.kind = Kind.DENSE
+        rows = metadata.dipr = self._rows(metadata, some, batch.single_token_prompts)
+        if self._may_replay and common.max_query_len > 1:
+            rows.replay = batch.replay(dense_below, metadata.seq_lens.device)
+        elif self._may_replay:  # without drafts, the host knows all lengths
+            rows.every = batch.is_sparse(dense_below)
+        self.kind = rows.kind
         return metadata
-
-    def _look_closer(self, rows: Rows, batch: HostBatch, dense_below: int, max_query_len: int) -> None:
-        if max_query_len > 1:
-            rows.replay = batch.replay(dense_below, rows.sparse_lens.device)
-        elif batch.is_sparse(dense_below):
-            rows.every, self.kind = True, Kind.SPARSE
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
         """As vLLM; every later batch may have sparse requests, unless no context can be long enough
@@ -184,7 +179,7 @@ class DiprImpl:
         if attn_metadata is None or not self._has_index(kv_cache):
             return self.below(layer, query, key, value, kv_cache, attn_metadata, output, *scales)
         pages, rows = self.pages(kv_cache), getattr(attn_metadata, "dipr", None)
-        if rows is None or not (rows.some or rows.replay) or not self._is_sparse_layer(layer):
+        if rows is None or rows.kind == Kind.DENSE or not self._is_sparse_layer(layer):
             return self.dense(layer, query, key, value, pages, attn_metadata, output, *scales)
         if not rows.every:
             self.dense(layer, query, key, value, pages, rows.dense, output, *scales)
@@ -217,15 +212,15 @@ class DiprImpl:
     ) -> None:
         """As vLLM; where the cache has an index, groups whose last token was written are sealed."""
         if self._has_index(kv_cache):
-            self.write(layer, key, value, self.pages(kv_cache), slot_mapping)
+            self.write(self.pages(kv_cache), key, value, slot_mapping)
         else:
             super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)  # type: ignore[misc]
 
-    def write(
-        self, layer: Any, key: torch.Tensor, value: torch.Tensor, pages: Pages, slot_mapping: torch.Tensor
-    ) -> None:
-        """Store keys and values, and bring the index up to date."""
-        write_pages(pages, key, value, slot_mapping)
+    def write(self, pages: Pages, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+        """``codec.write`` by its Triton kernel."""
+        from vllm_relational.sparse.kernels.write import write
+
+        write(pages, key, value, slot_mapping)
 
     def pages(self, kv_cache: torch.Tensor) -> Pages:
         """The parts of the cache of this layer; made anew when vLLM binds another."""
@@ -265,13 +260,6 @@ def _host_batch(vllm_config: Any, common: Any) -> HostBatch:
     """Of vLLM's ``CommonAttentionMetadata``."""
     seq_lens, prompts = common.seq_lens_cpu_upper_bound, prompt_lengths(vllm_config, common)
     return HostBatch(common.query_start_loc_cpu, common.is_prefilling, seq_lens, prompts)
-
-
-def write_pages(pages: Pages, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-    """``codec.write`` by its Triton kernel."""
-    from vllm_relational.sparse.kernels.write import write
-
-    write(pages, key, value, slot_mapping)
 
 
 def _pays_from(vllm_config: Any, settings: Any, spec: Any, device: torch.device) -> Callable[[int], int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,6 +44,13 @@ class Rows:
     some: bool
     every: bool = False
     replay: Replay | None = None
+
+    @property
+    def kind(self) -> Kind | None:
+        """Of the batch, None unless known for certain."""
+        if self.every:
+            return Kind.SPARSE
+        return None if self.some or self.replay is not None else Kind.DENSE
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ class HostBatch:
     seq_lens: torch.Tensor | None = None
     prompts: torch.Tensor | None = None
 
+    @cached_property
     def single_token_prompts(self) -> torch.Tensor | None:
         """Requests that compute one token of their prompt, bool; ``None``, as nearly always, for none."""
         if self.is_prefilling is None or not bool(self.is_prefilling.any()):
@@ -122,9 +131,9 @@ class HostBatch:
 
     def is_sparse(self, dense_below: int) -> bool:
         """Whether every request computes one token, not of a prompt, and has a context of ``dense_below`` or more."""
-        if self.seq_lens is None or self.single_token_prompts() is not None:
+        if self.seq_lens is None or self.single_token_prompts is not None:
             return False
-        lengths = self.query_start_loc[1:] - self.query_start_loc[:-1]
+        lengths = self._query_lens(len(self.query_start_loc))
         if len(lengths) > len(self.seq_lens):
             return False
         long = self.seq_lens[: len(lengths)] >= dense_below
