@@ -81,38 +81,46 @@ def draw_layers(table: pd.DataFrame, path: Path) -> None:
 
 def draw_kernels(table: pd.DataFrame, path: Path) -> None:
     """Microseconds of one layer, a panel a batch and length, each way a bar with its speed-up."""
-    import matplotlib.pyplot as plt
-
     table = table[(table.commit == table.commit.iloc[-1]) & (table.block == 64) & table.way.isin(WAYS)]
-    cases = list(dict.fromkeys(zip(table.length, table.batch, strict=True)))
-    figure, panels = plt.subplots(1, len(cases), figsize=(3.5 * len(cases), 3), squeeze=False)
-    for axes, (length, batch) in zip(panels[0], sorted(cases), strict=True):
-        lines = table[(table.length == length) & (table.batch == batch)].set_index("way").reindex(WAYS[::-1])
-        bars = axes.barh(lines.index, lines.us, color=["C1" if way[0] == "F" else "C0" for way in lines.index])
-        axes.bar_label(bars, [f"{speed:.1f}x" for speed in lines.speed_up], padding=3)
-        axes.set(title=f"{length // 1024}K x {batch}", xlabel="us", xlim=(0, 1.2 * lines.us.max()))
-        axes.tick_params(left=False, labelleft=axes is panels[0][0])
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
+    panels = {}
+    for (length, batch), lines in table.groupby(["length", "batch"]):
+        lines = lines.set_index("way").reindex(WAYS[::-1])
+        panels[f"{length // 1024}K x {batch}"] = lines.us, [f"{speed:.1f}x" for speed in lines.speed_up]
+    draw_bars(panels, "us", path, size=(3.5, 3), room=1.2)
 
 
 def draw_engine(table: pd.DataFrame, path: Path) -> None:
     """Milliseconds a token, a panel a batch and context, each backend a bar with its speed-up."""
-    import matplotlib.pyplot as plt
-
     table = table[table.commit == table.commit.iloc[-1]]
     table = table[table.layers == table.layers.mode().iloc[0]]
-    cases = sorted(set(zip(table.context, table.batch, strict=True)))
-    figure, panels = plt.subplots(1, len(cases), figsize=(2.5 * len(cases), 2), squeeze=False)
-    for axes, (context, batch) in zip(panels[0], cases, strict=True):
-        lines = table[(table.context == context) & (table.batch == batch)].groupby("backend").ms_a_token.last()
-        lines = lines.reindex(BACKENDS[::-1]).fillna(0.0)
-        bars = axes.barh(lines.index, lines, color=["C1" if name[0] == "F" else "C0" for name in lines.index])
-        labels = [f"{lines['FLASH_ATTN'] / ms:.2f}x" if ms > 0 else "" for ms in lines]
+    panels = {}
+    for (context, batch), lines in table.groupby(["context", "batch"]):
+        times = lines.groupby("backend").ms_a_token.last().reindex(BACKENDS[::-1]).fillna(0.0)
+        labels = [f"{times['FLASH_ATTN'] / ms:.2f}x" if ms > 0 else "" for ms in times]
+        panels[f"{context // 1024}K x {batch}"] = times, labels
+    draw_bars(panels, "ms a token", path, size=(2.5, 2), room=1.4, title=f"{table.layers.iloc[0]} layers")
+
+
+def draw_bars(
+    panels: dict[str, tuple[pd.Series, list[str]]],
+    unit: str,
+    path: Path,
+    size: tuple[float, float],
+    room: float,
+    title: str = "",
+) -> None:
+    """Panels by title: bars, from below, and what stands behind each. size: inches of a panel; room: its width, in
+    lengths of the longest bar."""
+    import matplotlib.pyplot as plt
+
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(size[0] * len(panels), size[1]), squeeze=False)
+    for axes, (name, (lengths, labels)) in zip(all_axes[0], panels.items(), strict=True):
+        bars = axes.barh(lengths.index, lengths, color=["C1" if way[0] == "F" else "C0" for way in lengths.index])
         axes.bar_label(bars, labels, padding=3)
-        axes.set(title=f"{context // 1024}K x {batch}", xlabel="ms a token", xlim=(0, 1.4 * lines.max()))
-        axes.tick_params(left=False, labelleft=axes is panels[0][0])
-    figure.suptitle(f"{table.layers.iloc[0]} layers", y=1.15)
+        axes.set(title=name, xlabel=unit, xlim=(0, room * lengths.max()))
+        axes.tick_params(left=False, labelleft=axes is all_axes[0][0])
+    if title:
+        figure.suptitle(title, y=1.15)
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 
