@@ -35,7 +35,8 @@ def test_the_same_command_goes_on_after_ctrl_c(tiny_model: Path, reviews: pd.Dat
     query = f"SELECT name, LLM('Describe this home: {{comments}}', comments) AS d FROM '{tmp_path / 't.parquet'}'"
     output, side, log = tmp_path / "out.parquet", tmp_path / "answers.duckdb", tmp_path / "log"
     command = [sys.executable, "-m", "vllm_relational.cli", "sql", query, "--model", str(tiny_model), *ENGINE_ARGS]
-    command += ["--max-tokens", "60", "--side", str(side), "-o", str(output)]
+    long = "150"  # tokens an answer: the job is far from its end when a busy machine gets to see its first answers
+    command += ["--max-tokens", long, "--side", str(side), "-o", str(output)]
     with log.open("wb") as out:
         running = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_interruptible
