@@ -12,11 +12,11 @@ it, a small random one. With ``--only again``: answers at alpha 0.02, each promp
 lose their keys on the way and compute half of the answer again; the same for FLASH_ATTN, whose sums differ as well.
 
 Then the times. They depend on shapes, and for sparse attention on how many tokens matter: Llama-3.1-8B's shape with
-random weights and texts made so that a scan lists some share of them (``draw`` says how; ``--topics``: the fewer, the
-more; what was listed stands beside each time). It says nothing about quality. ``--layers 22`` is a smaller model, and
-lets larger batches fit. A case that does not fit in the KV cache is left out, with a line. Contexts are computed once
-and then served from the prefix cache; the time per output token is the difference between an answer of many tokens and
-one of one token, over their number; median of ``--rounds``. ``--kernels`` names a CSV for the time of every kind of
+random weights and texts of which a scan lists some share (``dipr_random_model.py`` says how; ``--topics``: the fewer,
+the more; what was listed stands beside each time). They say nothing about quality. ``--layers 22`` is a smaller model,
+and lets larger batches fit. A case that does not fit in the KV cache is left out, with a line. Contexts are computed
+once and then served from the prefix cache; the time per output token is the difference between an answer of many tokens
+and one of one token, over their number; median of ``--rounds``. ``--kernels`` names a CSV for the time of every kind of
 kernel, by CUPTI, in rounds of their own; launches a token that are not whole numbers come from requests that did not
 start in the same step.
 """
@@ -27,7 +27,6 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import re
 import signal
 import statistics
@@ -40,24 +39,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from dipr_random_model import LLAMA_8B, SMALL, draw_weights, random_tokens
+
 ROOT = Path(__file__).resolve().parents[2]
 STOCK, FP8, SPARSE = "FLASH_ATTN", "FLASH_ATTN-fp8", "dipr"
-LLAMA_8B = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32, "vocab_size": 128256,
-    "max_position_embeddings": 132096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "hidden_act": "silu",
-    "bos_token_id": 128000, "eos_token_id": 128009, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-}  # fmt: skip
-SMALL = {
-    **LLAMA_8B, "hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 2,
-    "num_hidden_layers": 4, "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
 DOES_NOT_FIT = "does not fit"
 EXACT = {"method": "scan", "alpha": 0, "dense_below": 0, "dense_layers": 0, "sinks": 16, "recent": 64}
 SHORT = {**EXACT, "alpha": 0.02}
-ALIKE, ALIGNED, FAST, STRETCH = 0.95, 0.85, 0.7, 64
-"""Of random models and texts: how alike tokens of a topic are, and queries and keys of a token; the part of channels
-that are small because they rotate fast; tokens of a topic that follow each other, on average."""
 FIELDS = (
     "time", "commit", "machine", "model", "layers", "logit_std", "backend", "settings", "context", "batch",
     "ms_a_token", "fastest", "slowest", "speed_up", "kv_tokens", "prefill_seconds", "listed", "compilation_mode",
@@ -65,6 +53,7 @@ FIELDS = (
 )  # fmt: skip
 KERNEL_FIELDS = (
     "commit", "machine", "layers", "backend", "context", "batch", "kernel", "launches_a_token", "us_a_token",
+    "compilation_mode", "topics",
 )  # fmt: skip
 
 
@@ -76,33 +65,10 @@ class Extension:
         layers = self.vllm_config.compilation_config.static_forward_context.values()
         return sorted({type(layer.impl).__name__ for layer in layers if hasattr(layer, "impl")})
 
-    def draw(self, logit_std: float, topics: int, seed: int = 0) -> int:
-        """Draw all weights anew; vLLM's dummy weights are near 0 and so are their logits.
-
-        Activations keep their size from layer to layer. As in a real model, tokens that lie together are alike, a query
-        finds those like its own token, and does so from afar: embeddings of a topic share ``ALIKE`` of
-        their variance; the keys of a KV head are ``ALIGNED`` with its queries; channels that rotate fast with the
-        position are small. Scaled products of unlike tokens have the standard deviation ``logit_std``.
-        """
-        import torch
-
-        random = torch.Generator(device="cuda").manual_seed(seed)
-        config = self.model_runner.model_config.hf_config
-        layers = 0
-        for name, weight in self.model_runner.model.named_parameters():
-            if weight.ndim == 1:
-                weight.data.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            weight.data.normal_(0.0, weight.shape[1] ** -0.5, generator=random)
-            if "embed_tokens" in name:
-                weight.data *= ((1 - ALIKE) * weight.shape[1]) ** 0.5
-                shared = torch.randn(topics, weight.shape[1], generator=random, device="cuda") * ALIKE**0.5
-                for topic in range(topics):  # in place: the KV cache has left little memory
-                    weight.data[topic::topics] += shared[topic].to(weight.dtype)
-            if name.endswith("qkv_proj.weight"):
-                _draw_queries_and_keys(weight.data, config, logit_std, random)
-                layers += 1
-        return layers
+    def draw(self, logit_std: float, topics: int) -> int:
+        """Draw all weights anew; the number of attention layers."""
+        runner = self.model_runner
+        return draw_weights(runner.model, runner.model_config.hf_config, logit_std, topics)
 
     def listed(self) -> list[int]:
         """Tokens between the window's ends, and those that scans listed, since the engine started."""
@@ -139,25 +105,6 @@ def short_name(kernel: str) -> str:
     return (name or kernel)[:60]
 
 
-def _draw_queries_and_keys(weight: Any, config: Any, logit_std: float, random: Any) -> None:
-    """Rows of the queries, then of the keys, of one layer."""
-    import torch
-
-    kv_heads, heads, hidden = config.num_key_value_heads, config.num_attention_heads, config.hidden_size
-    head_size = hidden // heads
-    size = torch.ones(head_size // 2, device="cuda")
-    size[: int(FAST * head_size / 2)] = 0.1
-    size = torch.cat([size, size])  # a channel and the one half a head behind rotate together
-    size *= logit_std**0.5 / size.pow(4).mean() ** 0.25
-    key, own = (
-        torch.randn(kv_heads, count, head_size, hidden, generator=random, device="cuda") * hidden**-0.5
-        for count in (1, heads // kv_heads)
-    )
-    query = ALIGNED**0.5 * key + (1 - ALIGNED) ** 0.5 * own
-    weight[: heads * head_size] = (query * size[:, None]).view(-1, hidden)
-    weight[heads * head_size :][: kv_heads * head_size] = (key * size[:, None]).view(-1, hidden)
-
-
 # ------------------------------------------------------------------------------------------------- in the child
 def start(options: argparse.Namespace, folder: str, dipr: dict[str, Any], **arguments: Any) -> Any:
     from vllm import LLM
@@ -188,16 +135,6 @@ def generate(llm: Any, prompts: list[list[int]], max_tokens: int) -> tuple[list[
     begin = time.perf_counter()
     outputs = llm.generate([{"prompt_token_ids": row} for row in prompts], parameters, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs], time.perf_counter() - begin
-
-
-def random_tokens(seed: int, count: int, vocabulary: int, topics: int) -> list[int]:
-    """A text that goes from topic to topic after stretches of random length."""
-    draw = random.Random(seed)
-    tokens: list[int] = []
-    while len(tokens) < count:
-        topic, length = draw.randrange(topics), 1 + int(draw.expovariate(1 / STRETCH))
-        tokens += [topic + topics * draw.randrange(vocabulary // topics) for _ in range(length)]
-    return tokens[:count]
 
 
 def check_prompts(folder: str, is_real: bool, vocabulary: int, topics: int) -> list[list[int]]:
@@ -309,8 +246,6 @@ def case(llm: Any, options: argparse.Namespace, context: int, batch: int, capaci
             _, long = generate(llm, prompts, 1 + options.tokens)
             times.append(1000 * (long - short) / options.tokens)
         listed_by_end = llm.collective_rpc("listed")[0]
-        if options.kernels:
-            write_kernels(options, found, kernel_times(llm, prompts, options.tokens))
     except Exception as error:
         traceback.print_exc()
         return {**found, "error": f"{type(error).__name__}: {error}"}
@@ -318,6 +253,12 @@ def case(llm: Any, options: argparse.Namespace, context: int, batch: int, capaci
     found |= {"ms": times, "prefill_seconds": prefill, "listed": listed / there if there else 1.0}
     share = f", {found['listed']:.1%} listed" if there else ""
     print(f"  {options.backend}: {batch} x {context:,}: {statistics.median(times):.2f} ms a token{share}", flush=True)
+    if options.kernels:
+        try:
+            write_kernels(options, found, kernel_times(llm, prompts, options.tokens))
+        except Exception as error:  # the times above stay
+            traceback.print_exc()
+            found["kernels_error"] = f"{type(error).__name__}: {error}"
     return found
 
 
@@ -341,8 +282,9 @@ def write_kernels(options: argparse.Namespace, found: dict[str, Any], kernels: d
 
     ordered = sorted(kernels.items(), key=lambda item: -item[1][1])
     case_of = (*where(options.commit), options.layers, options.backend, found["context"], found["batch"])
+    mode = (options.mode, options.topics)
     lines = [
-        dict(zip(KERNEL_FIELDS, (*case_of, kernel, round(launches, 2), round(time_us, 1)), strict=True))
+        dict(zip(KERNEL_FIELDS, (*case_of, kernel, round(launches, 2), round(time_us, 1), *mode), strict=True))
         for kernel, (launches, time_us) in ordered
         if time_us >= 5.0
     ]
@@ -428,28 +370,48 @@ def compare_interrupted(known: Path, timeout_s: float) -> dict[str, Any]:
 
 
 def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Lines of the table, and what failed."""
-    commit, machine = where(options.commit)
-    found = {backend: in_own_process("speed", backend, known, options.timeout) for backend in options.backends}
-    stock = {(each["context"], each["batch"]): each for each in found.get(STOCK, {}).get("cases", [])}
-    lines, failed = [], [f"{backend}: {result['error']}" for backend, result in found.items() if "error" in result]
-    for backend, result in found.items():
+    """Lines of the table, and what failed. FlashAttention comes first, and a backend's lines are in the CSV when it is
+    done: a run that is cut short has left something."""
+    from vllm_relational.bench import append_csv
+
+    lines: list[dict[str, Any]] = []
+    failed: list[str] = []
+    stock: dict[tuple[int, int], float] = {}
+    for backend in sorted(options.backends, key=lambda name: name != STOCK):
+        result = in_own_process("speed", backend, known, options.timeout)
+        failed += [f"{backend}: {result['error']}"] if "error" in result else []
+        timed = []
         for each in result.get("cases", []):
-            if "ms" not in each:
-                if each["error"] != DOES_NOT_FIT:
-                    failed.append(f"{backend}, {each['batch']} x {each['context']:,}: {each['error']}")
-                continue
-            median, base = statistics.median(each["ms"]), stock.get((each["context"], each["batch"]), {}).get("ms")
-            values = (
-                datetime.now(timezone.utc).isoformat(timespec="seconds"), commit, machine, "Llama-3.1-8B shape",
-                options.layers, options.logit_std, backend, json.dumps(options.dipr) if backend == SPARSE else "",
-                each["context"], each["batch"], round(median, 3), round(min(each["ms"]), 3), round(max(each["ms"]), 3),
-                round(statistics.median(base) / median, 3) if base else "", result["kv_tokens"],
-                round(each["prefill_seconds"], 2), round(each["listed"], 4), options.mode,
-                options.topics, len(each["ms"]),
-            )  # fmt: skip
-            lines.append(dict(zip(FIELDS, values, strict=True)))
+            problems = {each.get("error"), each.get("kernels_error")} - {None, DOES_NOT_FIT}
+            failed += [f"{backend}, {each['batch']} x {each['context']:,}: {problem}" for problem in problems]
+            if "ms" in each:
+                if backend == STOCK:
+                    stock[each["context"], each["batch"]] = statistics.median(each["ms"])
+                timed.append(line_of(options, backend, each, result["kv_tokens"], stock))
+        if options.csv and timed:
+            append_csv(options.csv, timed)
+        lines += timed
     return lines, failed
+
+
+def line_of(
+    options: argparse.Namespace,
+    backend: str,
+    found: dict[str, Any],
+    kv_tokens: int,
+    stock: dict[tuple[int, int], float],
+) -> dict[str, Any]:
+    """A line of the CSV. stock: milliseconds of FlashAttention by context and batch, as far as they are known."""
+    commit, machine = where(options.commit)
+    median, base = statistics.median(found["ms"]), stock.get((found["context"], found["batch"]))
+    values = (
+        datetime.now(timezone.utc).isoformat(timespec="seconds"), commit, machine, "Llama-3.1-8B shape",
+        options.layers, options.logit_std, backend, json.dumps(options.dipr) if backend == SPARSE else "",
+        found["context"], found["batch"], round(median, 3), round(min(found["ms"]), 3), round(max(found["ms"]), 3),
+        round(base / median, 3) if base else "", kv_tokens, round(found["prefill_seconds"], 2),
+        round(found["listed"], 4), options.mode, options.topics, len(found["ms"]),
+    )  # fmt: skip
+    return dict(zip(FIELDS, values, strict=True))
 
 
 def where(commit: str | None) -> tuple[str, str]:
@@ -465,8 +427,6 @@ def where(commit: str | None) -> tuple[str, str]:
 
 def report(options: argparse.Namespace) -> int:
     sys.path.insert(0, str(ROOT))  # works without an installation too
-    from vllm_relational.bench import append_csv
-
     found: dict[str, Any] = {}
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -479,8 +439,6 @@ def report(options: argparse.Namespace) -> int:
             found["speed"], failed = compare_speed(options, Path(folder))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
-    if options.csv and found.get("speed"):
-        append_csv(options.csv, found["speed"])
     print(f"\ncheck: {json.dumps(found.get('check'))}\nagain: {json.dumps(found.get('again'))}")
     names = {"context": 9, "batch": 7, "ms a token": 12, "fastest": 9, "slowest": 9, "speed-up": 10, "listed": 8}
     print("backend".ljust(16) + "".join(name.rjust(width) for name, width in names.items()))
