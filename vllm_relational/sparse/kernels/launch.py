@@ -67,7 +67,7 @@ class Tuning:
     window_tile: int = 64
     compact_tile: int = 128
     merge_tile: int = 64
-    merge_warps: int = 4
+    merge_warps: int = 1
     dense_tile: int = 64
     dense_warps: int = 4
     dense_stages: int = 3
