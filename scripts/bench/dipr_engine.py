@@ -5,11 +5,13 @@
                    [--topics 12] [--dipr NAME=VALUE ...] [--mode 3] [--backends FLASH_ATTN,FLASH_ATTN-fp8,dipr]
                    [--only check|again|speed] [--csv FILE] [--kernels FILE] [--json FILE] [--commit NAME]
 
-First a check: greedy answers with alpha 0, every context sparse, against those of FLASH_ATTN; in bf16 the sums of a
+First a check: greedy answers with alpha 0, every context sparse, against those of FLASH_ATTN. In bf16 the sums of a
 matrix product depend on the batch, so the number of answers that FLASH_ATTN changes when the prompts come in reverse
-order stands beside. ``--model`` is a real model for the check (its own tokenizer, texts of this repository); without
-it, a small random one. With ``--only again``: answers at alpha 0.02, each prompt alone, against those of requests that
-lose their keys on the way and compute half of the answer again; the same for FLASH_ATTN, whose sums differ as well.
+order stands beside; and of both the gaps: how much more likely, in nats, FLASH_ATTN found its own token than the other
+one where an answer first differs. ``--model`` is a real model for the check (its own tokenizer, texts of this
+repository); without it, a small random one. With ``--only again``: answers at alpha 0.02, each prompt alone, against
+those of requests that lose their keys on the way and compute half of the answer again; the same for FLASH_ATTN, whose
+sums differ as well.
 
 Then the times. They depend on shapes, and for sparse attention on how many tokens matter: Llama-3.1-8B's shape with
 random weights and texts of which a scan lists some share (``dipr_random_model.py`` says how; ``--topics``: the fewer,
@@ -165,15 +167,31 @@ def small_engine(options: argparse.Namespace, dipr: dict[str, Any]) -> tuple[Any
         return llm, check_prompts(folder, options.model is not None, vocabulary, options.topics)
 
 
+def generate_scored(llm: Any, prompts: list[list[int]], max_tokens: int) -> list[list[dict[int, float]]]:
+    """For every token of every answer the most likely ones with their logarithmic probabilities, the token first."""
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, logprobs=8)
+    outputs = llm.generate([{"prompt_token_ids": row} for row in prompts], parameters, use_tqdm=False)
+    scored = []
+    for answer in (output.outputs[0] for output in outputs):
+        places = zip(answer.token_ids, answer.logprobs, strict=True)
+        scored.append(
+            [{token: there[token].logprob, **{k: v.logprob for k, v in there.items()}} for token, there in places]
+        )
+    return scored
+
+
 def check(options: argparse.Namespace) -> dict[str, Any]:
     """Answers of one backend, and again with the prompts reversed."""
     llm, prompts = small_engine(options, EXACT)
-    answers, _ = generate(llm, prompts, 48)
+    scored = generate_scored(llm, prompts, 48)
+    answers = [[next(iter(place)) for place in answer] for answer in scored]
     llm.reset_prefix_cache()
     reversed_answers = generate(llm, prompts[::-1], 48)[0][::-1]
     cached, _ = generate(llm, prompts, 48)
     stop(llm)
-    return {"answers": answers, "reversed": reversed_answers, "cached": cached}
+    return {"answers": answers, "scored": scored, "reversed": reversed_answers, "cached": cached}
 
 
 def again(options: argparse.Namespace) -> dict[str, Any]:
@@ -352,11 +370,23 @@ def compare_answers(known: Path, timeout_s: float) -> dict[str, Any]:
         "different_of_stock_reversed": different(stock["answers"], stock["reversed"]),
         "different_when_cached": different(sparse["answers"], sparse["cached"]),
         "different_of_stock_when_cached": different(stock["answers"], stock["cached"]),
-        "first_difference": [
-            next((i for i, (a, b) in enumerate(zip(left, right, strict=True)) if a != b), -1)
-            for left, right in zip(stock["answers"], sparse["answers"], strict=True)
-        ],
+        "gaps": gaps(stock["scored"], sparse["answers"]),
+        "gaps_of_stock_reversed": gaps(stock["scored"], stock["reversed"]),
     }
+
+
+def gaps(scored: list[list[dict[str, float]]], answers: list[list[int]]) -> list[float | None]:
+    """Where an answer first differs, how much more likely the scored token was than the other; None where that one was
+    not among those scored."""
+    found = []
+    for places, answer in zip(scored, answers, strict=True):
+        for place, token in zip(places, answer, strict=True):
+            first = next(iter(place))
+            if first != str(token):
+                other = place.get(str(token))
+                found.append(None if other is None else round(place[first] - other, 3))
+                break
+    return found
 
 
 def compare_interrupted(known: Path, timeout_s: float) -> dict[str, Any]:
