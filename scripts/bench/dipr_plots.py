@@ -3,7 +3,7 @@
 
 dipr_plots.py FOLDER       dipr_measure.svg and dipr_layers.svg beside the CSV files of ``dipr_measure.py``
 dipr_plots.py FILE.csv     FILE.svg: times of ``dipr_kernels.py``, the last commit's with blocks of 64, or of
-                           ``dipr_engine.py``, the last commit's of the number of layers with most cases
+                           ``dipr_engine.py``, of the commit, machine, layers and topics with most cases, the last such
 """
 
 from __future__ import annotations
@@ -91,14 +91,16 @@ def draw_kernels(table: pd.DataFrame, path: Path) -> None:
 
 def draw_engine(table: pd.DataFrame, path: Path) -> None:
     """Milliseconds a token, a panel a batch and context, each backend a bar with its speed-up."""
-    table = table[table.commit == table.commit.iloc[-1]]
-    table = table[table.layers == table.layers.mode().iloc[0]]
+    runs = [run for _, run in table.groupby(["commit", "machine", "layers", "topics"], sort=False)]
+    table = max(reversed(runs), key=lambda run: len(run.drop_duplicates(["context", "batch"])))
+    backends = [name for name in BACKENDS[::-1] if name in set(table.backend)]
     panels = {}
     for (context, batch), lines in table.groupby(["context", "batch"]):
-        times = lines.groupby("backend").ms_a_token.last().reindex(BACKENDS[::-1]).fillna(0.0)
+        times = lines.groupby("backend").ms_a_token.last().reindex(backends).fillna(0.0)
         labels = [f"{times['FLASH_ATTN'] / ms:.2f}x" if ms > 0 else "" for ms in times]
         panels[f"{context // 1024}K x {batch}"] = times, labels
-    draw_bars(panels, "ms a token", path, size=(2.5, 2), room=1.4, title=f"{table.layers.iloc[0]} layers")
+    title = "{machine}, {layers} layers, {topics:.0f} topics".format(**table.iloc[-1])
+    draw_bars(panels, "ms a token", path, size=(2.5, 2), room=1.4, title=title)
 
 
 def draw_bars(

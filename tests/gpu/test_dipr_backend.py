@@ -44,6 +44,8 @@ SCALE = HEAD_SIZE**-0.5
 SETTINGS = {"method": "scan", "sinks": 16, "recent": 32, "dense_below": 100, "dense_layers": 2, "most_candidates": 1.0}
 BACKENDS = [DiprFlashBackend, DiprTritonBackend]
 TOLERANCE = {"rtol": 2e-2, "atol": 4e-3}
+TIE = 0.25
+"""Nats between two tokens that rounding may swap: logits are bfloat16, from 16 to 32 in steps of 0.125."""
 
 
 def make_parts(backend, dipr):
@@ -257,3 +259,5 @@ def test_engines_answer_alike(tmp_path):
     check = json.loads(out.read_text())["check"]
     # bf16 sums depend on the batch: stock differs from itself with the prompts reversed.
     assert check["different"] <= check["different_of_stock_reversed"] + 0.1 * check["prompts"]
+    gaps = check["gaps"]
+    assert None not in gaps and max(gaps, default=0.0) <= TIE, gaps
