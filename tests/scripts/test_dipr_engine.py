@@ -1,0 +1,120 @@
+"""The benchmark of whole engines: what is kept when a part of it fails, and its random model and texts."""
+
+import argparse
+import csv
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "bench"))
+import dipr_engine
+import dipr_random_model
+from dipr_engine import FP8, SPARSE, STOCK
+
+
+def timed(context, ms, **more):
+    return {"context": context, "batch": 1, "ms": ms, "prefill_seconds": 1.0, "listed": 0.5, **more}
+
+
+@pytest.fixture
+def compare(monkeypatch, tmp_path):
+    """``compare(results, backends)``: lines and failures, where a backend's process finds ``results[backend]``, and the
+    lines that were in the CSV before each process."""
+
+    def run(results, backends):
+        file = tmp_path / "times.csv"
+        before = {}
+
+        def process(part, backend, known, timeout_s):
+            before[backend] = len(file.read_text().splitlines()) if file.exists() else 0
+            return results[backend]
+
+        monkeypatch.setattr(dipr_engine, "in_own_process", process)
+        options = argparse.Namespace(
+            backends=backends, csv=file, commit="abc", timeout=1.0, layers=2, logit_std=3.0, dipr={}, mode=0, topics=12
+        )
+        lines, failed = dipr_engine.compare_speed(options, Path())
+        written = list(csv.DictReader(file.open())) if file.exists() else []
+        assert [line["backend"] for line in written] == [line["backend"] for line in lines]
+        return written, failed, before
+
+    return run
+
+
+def test_flash_attention_is_timed_first_and_every_backend_is_written_when_it_is_done(compare):
+    results = {
+        SPARSE: {"kv_tokens": 9, "cases": [timed(100, [2.0, 1.0, 4.0]), timed(50, [1.0])]},
+        STOCK: {"kv_tokens": 9, "cases": [timed(100, [3.0])]},
+        FP8: {"kv_tokens": 9, "cases": [timed(100, [6.0])]},
+    }
+    written, failed, before = compare(results, [SPARSE, FP8, STOCK])
+    assert [line["speed_up"] for line in written] == ["1.0", "1.5", "", "0.5"]
+    assert before == {STOCK: 0, SPARSE: 2, FP8: 4}  # a line of names, and one a case
+    assert (written[1]["ms_a_token"], written[1]["fastest"], written[1]["slowest"]) == ("2.0", "1.0", "4.0")
+    assert not failed
+
+
+def test_what_was_timed_before_a_failure_stays(compare):
+    cases = [
+        timed(100, [2.0], kernels_error="no profiler"),
+        {"context": 50, "batch": 1, "error": "out of memory"},
+        {"context": 200, "batch": 16, "error": dipr_engine.DOES_NOT_FIT},
+    ]
+    results = {STOCK: {"error": "exit status 1"}, SPARSE: {"kv_tokens": 9, "cases": cases, "error": "exit status -9"}}
+    written, failed, _ = compare(results, [STOCK, SPARSE])
+    assert [(line["backend"], line["context"]) for line in written] == [(SPARSE, "100")]
+    assert failed == [
+        f"{STOCK}: exit status 1", f"{SPARSE}: exit status -9", f"{SPARSE}, 1 x 100: no profiler",
+        f"{SPARSE}, 1 x 50: out of memory",
+    ]  # fmt: skip
+
+
+def test_gaps_are_those_of_first_differences():
+    scored = [
+        [{"5": -0.1, "6": -2.0}, {"7": -0.5, "8": -0.625}, {"1": 0.0}],
+        [{"5": -0.1, "6": -2.0}],
+        [{"5": -0.1, "6": -2.0}],
+    ]
+    assert dipr_engine.gaps(scored, [[5, 8, 2], [5], [9]]) == [0.125, None]
+
+
+def test_texts_go_from_topic_to_topic():
+    tokens = dipr_random_model.random_tokens(1, 20_000, 1003, topics=12)
+    assert len(tokens) == 20_000 and tokens == dipr_random_model.random_tokens(1, 20_000, 1003, topics=12)
+    assert min(tokens) >= 0 and max(tokens) < 1003
+    topics = [token % 12 for token in tokens]
+    changes = sum(left != right for left, right in pairwise(topics))
+    assert 40 < len(tokens) / changes < 100  # STRETCH is 64; the next topic may be the same
+    assert min(Counter(topics).values()) > 500
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, hidden, rows):
+        super().__init__()
+        self.qkv_proj = torch.nn.Linear(hidden, rows)
+        self.norm = torch.nn.LayerNorm(hidden)
+
+
+def test_weights_make_tokens_of_a_topic_alike_and_queries_find_their_own_tokens():
+    config = argparse.Namespace(num_key_value_heads=2, num_attention_heads=4, hidden_size=256)
+    model = torch.nn.ModuleDict(
+        {"embed_tokens": torch.nn.Embedding(1200, 256), "layer": Attention(256, 4 * 64 + 4 * 64)}
+    )
+    assert dipr_random_model.draw_weights(model, config, 3.0, topics=12) == 1
+    embedded = model["embed_tokens"].weight.detach()
+    alike = torch.corrcoef(embedded[:240])
+    same = torch.arange(240)[:, None] % 12 == torch.arange(240) % 12
+    same.fill_diagonal_(False)
+    assert alike[same].mean() == pytest.approx(dipr_random_model.ALIKE, abs=0.02)
+    assert alike[~same & ~torch.eye(240, dtype=torch.bool)].abs().mean() < 0.1
+    projected = model["layer"].qkv_proj(embedded[:240]).detach()
+    query, key = projected[:, :64], projected[:, 256 : 256 + 64]  # of the first heads
+    products = query @ key.T * 64**-0.5
+    others = products[~same & ~torch.eye(240, dtype=torch.bool)]
+    assert others.std() == pytest.approx(3.0, rel=0.25)
+    assert products[same].mean() > others.mean() + 3 * others.std()
+    assert model["layer"].norm.weight.eq(1).all() and model["layer"].qkv_proj.bias.eq(0).all()
