@@ -6,9 +6,9 @@
                    [--only check|again|speed] [--csv FILE] [--kernels FILE] [--json FILE] [--commit NAME]
 
 First a check: greedy answers with alpha 0, every context sparse, against those of FLASH_ATTN. In bf16 the sums of a
-matrix product depend on the batch, so the number of answers that FLASH_ATTN changes when the prompts come in reverse
-order stands beside; and of both the gaps: how much more likely, in nats, FLASH_ATTN found its own token than the other
-one where an answer first differs. ``--model`` is a real model for the check (its own tokenizer, texts of this
+matrix product depend on the batch, so the answers that FLASH_ATTN changes when the prompts come in reverse order stand
+beside. An answer that differs is printed as its gap: how much more likely, in nats, the first of the two had found its
+own token than the other's, where they part. ``--model`` is a real model for the check (its own tokenizer, texts of this
 repository); without it, a small random one. With ``--only again``: answers at alpha 0.02, each prompt alone, against
 those of requests that lose their keys on the way and compute half of the answer again; the same for FLASH_ATTN, whose
 sums differ as well.
@@ -29,10 +29,8 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,9 +39,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dipr_random_model import LLAMA_8B, SMALL, draw_weights, random_tokens
+from dipr_process import ROOT, in_own_process, make_known, write_whole
+from dipr_random_model import LLAMA_8B, SMALL, random_tokens
 
-ROOT = Path(__file__).resolve().parents[2]
 STOCK, FP8, SPARSE = "FLASH_ATTN", "FLASH_ATTN-fp8", "dipr"
 DOES_NOT_FIT = "does not fit"
 EXACT = {"method": "scan", "alpha": 0, "dense_below": 0, "dense_layers": 0, "sinks": 16, "recent": 64}
@@ -51,60 +49,12 @@ SHORT = {**EXACT, "alpha": 0.02}
 FIELDS = (
     "time", "commit", "machine", "model", "layers", "logit_std", "backend", "settings", "context", "batch",
     "ms_a_token", "fastest", "slowest", "speed_up", "kv_tokens", "prefill_seconds", "listed", "compilation_mode",
-    "topics", "rounds",
+    "topics", "rounds", "tokens",
 )  # fmt: skip
 KERNEL_FIELDS = (
     "commit", "machine", "layers", "backend", "context", "batch", "kernel", "launches_a_token", "us_a_token",
     "compilation_mode", "topics",
 )  # fmt: skip
-
-
-class Extension:
-    """Methods for the worker, through vLLM's ``worker_extension_cls``."""
-
-    def attention(self) -> list[str]:
-        """The classes of the attention layers."""
-        layers = self.vllm_config.compilation_config.static_forward_context.values()
-        return sorted({type(layer.impl).__name__ for layer in layers if hasattr(layer, "impl")})
-
-    def draw(self, logit_std: float, topics: int) -> int:
-        """Draw all weights anew; the number of attention layers."""
-        runner = self.model_runner
-        return draw_weights(runner.model, runner.model_config.hf_config, logit_std, topics)
-
-    def listed(self) -> list[int]:
-        """Tokens between the window's ends, and those that scans listed, since the engine started."""
-        from vllm_relational.vllm_ext.dipr_layers import decoders
-
-        counted = [each.statistics[:2].tolist() for each in decoders() if each.statistics is not None]
-        return [sum(column) for column in zip((0, 0), *counted, strict=True)]
-
-    def watch(self) -> None:
-        """Kernels are timed from now on."""
-        import torch
-
-        torch.cuda.synchronize()
-        self.watching = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-        self.watching.start()
-
-    def watched(self) -> dict[str, tuple[int, float]]:
-        """Launches and microseconds of every kernel since."""
-        import torch
-
-        torch.cuda.synchronize()
-        self.watching.stop()
-        found: dict[str, tuple[int, float]] = {}
-        for event in self.watching.key_averages():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
-                launches, time_us = found.get(short_name(event.key), (0, 0.0))
-                found[short_name(event.key)] = (launches + event.count, time_us + event.self_device_time_total)
-        return found
-
-
-def short_name(kernel: str) -> str:
-    """Without its types: ``void at::native::elementwise_kernel<...>(...)`` -> ``elementwise_kernel``."""
-    name = re.split(r"[<(]", kernel.removeprefix("void "))[0].split("::")[-1]
-    return (name or kernel)[:60]
 
 
 # ------------------------------------------------------------------------------------------------- in the child
@@ -121,7 +71,7 @@ def start(options: argparse.Namespace, folder: str, dipr: dict[str, Any], **argu
         },
     }
     graphs = {"compilation_config": {"mode": options.mode, "cudagraph_mode": "FULL_DECODE_ONLY"}}
-    arguments |= {"worker_extension_cls": "dipr_engine.Extension", **graphs, **backends[options.backend]}
+    arguments |= {"worker_extension_cls": "dipr_extension.Extension", **graphs, **backends[options.backend]}
     llm = LLM(folder, dtype="bfloat16", skip_tokenizer_init=True, seed=0, **arguments)
     (classes,) = llm.collective_rpc("attention")
     print(f"  {options.backend}: {', '.join(classes)}", flush=True)
@@ -131,12 +81,30 @@ def start(options: argparse.Namespace, folder: str, dipr: dict[str, Any], **argu
 
 
 def generate(llm: Any, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], float]:
+    """Answers, and seconds."""
+    begin = time.perf_counter()
+    answers = run(llm, prompts, max_tokens)
+    return [list(answer.token_ids) for answer in answers], time.perf_counter() - begin
+
+
+def run(llm: Any, prompts: list[list[int]], max_tokens: int, logprobs: int | None = None) -> list[Any]:
+    """vLLM's greedy answers."""
     from vllm import SamplingParams
 
-    parameters = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
-    begin = time.perf_counter()
+    parameters = SamplingParams(
+        temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, logprobs=logprobs
+    )
     outputs = llm.generate([{"prompt_token_ids": row} for row in prompts], parameters, use_tqdm=False)
-    return [list(output.outputs[0].token_ids) for output in outputs], time.perf_counter() - begin
+    return [output.outputs[0] for output in outputs]
+
+
+def generate_scored(llm: Any, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], list[list[Any]]]:
+    """Answers, and of each at every place the most likely tokens: ``[[token, logarithm of its probability], ...]``."""
+    answers = run(llm, prompts, max_tokens, logprobs=8)
+    scored = [
+        [[[token, each.logprob] for token, each in place.items()] for place in answer.logprobs] for answer in answers
+    ]
+    return [list(answer.token_ids) for answer in answers], scored
 
 
 def check_prompts(folder: str, is_real: bool, vocabulary: int, topics: int) -> list[list[int]]:
@@ -167,26 +135,10 @@ def small_engine(options: argparse.Namespace, dipr: dict[str, Any]) -> tuple[Any
         return llm, check_prompts(folder, options.model is not None, vocabulary, options.topics)
 
 
-def generate_scored(llm: Any, prompts: list[list[int]], max_tokens: int) -> list[list[dict[int, float]]]:
-    """For every token of every answer the most likely ones with their logarithmic probabilities, the token first."""
-    from vllm import SamplingParams
-
-    parameters = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, logprobs=8)
-    outputs = llm.generate([{"prompt_token_ids": row} for row in prompts], parameters, use_tqdm=False)
-    scored = []
-    for answer in (output.outputs[0] for output in outputs):
-        places = zip(answer.token_ids, answer.logprobs, strict=True)
-        scored.append(
-            [{token: there[token].logprob, **{k: v.logprob for k, v in there.items()}} for token, there in places]
-        )
-    return scored
-
-
 def check(options: argparse.Namespace) -> dict[str, Any]:
-    """Answers of one backend, and again with the prompts reversed."""
+    """Answers of one backend, again with the prompts reversed, and with the prompts cached."""
     llm, prompts = small_engine(options, EXACT)
-    scored = generate_scored(llm, prompts, 48)
-    answers = [[next(iter(place)) for place in answer] for answer in scored]
+    answers, scored = generate_scored(llm, prompts, 48)
     llm.reset_prefix_cache()
     reversed_answers = generate(llm, prompts[::-1], 48)[0][::-1]
     cached, _ = generate(llm, prompts, 48)
@@ -197,15 +149,16 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
 def again(options: argparse.Namespace) -> dict[str, Any]:
     """Answers of one backend to one prompt at a time, left alone, and preempted in the middle."""
     llm, prompts = small_engine(options, SHORT)
-    answers = []
+    answers, scored = [], []
     for prompt in prompts:
         llm.reset_prefix_cache()
-        answers += generate(llm, [prompt], 48)[0]
+        answer, places = generate_scored(llm, [prompt], 48)
+        answers, scored = answers + answer, scored + places
     interrupted, done = zip(*(generate_interrupted(llm, prompt, 48) for prompt in prompts), strict=True)
     stop(llm)
     if not all(done):
         raise RuntimeError(f"only {sum(done)} of {len(done)} requests were preempted")
-    return {"answers": answers, "interrupted": interrupted}
+    return {"answers": answers, "scored": scored, "interrupted": interrupted}
 
 
 def generate_interrupted(llm: Any, prompt: list[int], max_tokens: int) -> tuple[list[int], bool]:
@@ -242,7 +195,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         for context in contexts:
             for batch in sorted(options.batches):
                 cases.append(case(llm, options, context, batch, capacity))
-                options.out.write_text(json.dumps({"cases": cases, "kv_tokens": capacity}))
+                write_whole(options.out, {"cases": cases, "kv_tokens": capacity})
         stop(llm)
     return {"cases": cases, "kv_tokens": capacity}
 
@@ -285,8 +238,11 @@ def kernel_times(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, t
     seen = []
     for max_tokens in (1, 1 + tokens):
         llm.collective_rpc("watch")
-        generate(llm, prompts, max_tokens)
-        seen.append(llm.collective_rpc("watched")[0])
+        try:
+            generate(llm, prompts, max_tokens)
+            seen.append(llm.collective_rpc("watched")[0])
+        finally:
+            llm.collective_rpc("stop_watching")  # or the cases that follow are timed under it
     once, all_tokens = seen
     return {
         name: tuple((much - few) / tokens for much, few in zip(all_tokens[name], once.get(name, (0, 0.0)), strict=True))
@@ -314,88 +270,40 @@ def stop(llm: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- in the driver
-def in_own_process(part: str, backend: str, known: Path, timeout_s: float) -> dict[str, Any]:
-    """What the part found; what it had found so far where it failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "measured.json"
-        command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--backend", backend, "--out", str(out)]
-        begin = time.perf_counter()
-        print(f"{part}, {backend} ...", flush=True)
-        status = run_group(command, environment(known), timeout_s)
-        print(f"{part}, {backend}: {time.perf_counter() - begin:.0f} s, exit status {status}", flush=True)
-        measured = json.loads(out.read_text()) if out.exists() else {}
-        return measured if status == 0 else {**measured, "error": f"exit status {status}"}
-
-
-def run_group(command: list[str], variables: dict[str, str], timeout_s: float) -> int | str:
-    """The exit status. A child that takes too long ends together with its engine, which holds the GPU's memory."""
-    child = subprocess.Popen(command, env=variables, start_new_session=True)
-    try:
-        return child.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        return f"none after {timeout_s:.0f} s"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
-def environment(known: Path) -> dict[str, str]:
-    """known: a folder for the entry point, where the package is on the path but not installed."""
-    paths = [str(known), str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-    defaults = {**offline, "VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
-    return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def make_known(folder: Path) -> None:
-    """The metadata by which vLLM finds the plugin."""
-    info = folder / "vllm_relational-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-relational\nVersion: 0\n")
-    (info / "entry_points.txt").write_text("[vllm.general_plugins]\nrelational = vllm_relational.plugin:register\n")
-
-
-def different(one: list[list[int]], other: list[list[int]]) -> int:
-    return sum(left != right for left, right in zip(one, other, strict=True))
+def gaps(one: dict[str, Any], answers: list[list[int]]) -> list[float | None]:
+    """Of the answers that differ from those of ``one``, where each first does: how much more likely, in nats, its own
+    token was found than the other; None where that one was not among those scored."""
+    found = []
+    for own, scored, answer in zip(one["answers"], one["scored"], answers, strict=True):
+        first = next((at for at, tokens in enumerate(zip(own, answer, strict=True)) if tokens[0] != tokens[1]), None)
+        if first is not None:
+            score = dict(scored[first])
+            other = score.get(answer[first])
+            found.append(None if other is None else round(score[own[first]] - other, 3))
+    return found
 
 
 def compare_answers(known: Path, timeout_s: float) -> dict[str, Any]:
-    stock, sparse = (in_own_process("check", backend, known, timeout_s) for backend in (STOCK, SPARSE))
+    """Gaps of every answer that differs."""
+    stock, sparse = (in_own_process(__file__, "check", backend, known, timeout_s) for backend in (STOCK, SPARSE))
     if "answers" not in stock or "answers" not in sparse:
         return {"error": stock.get("error") or sparse.get("error")}
     return {
         "prompts": len(stock["answers"]),
-        "different": different(stock["answers"], sparse["answers"]),
-        "different_of_stock_reversed": different(stock["answers"], stock["reversed"]),
-        "different_when_cached": different(sparse["answers"], sparse["cached"]),
-        "different_of_stock_when_cached": different(stock["answers"], stock["cached"]),
-        "gaps": gaps(stock["scored"], sparse["answers"]),
-        "gaps_of_stock_reversed": gaps(stock["scored"], stock["reversed"]),
+        "different": gaps(stock, sparse["answers"]),
+        "different_of_stock_reversed": gaps(stock, stock["reversed"]),
+        "different_when_cached": gaps(sparse, sparse["cached"]),
+        "different_of_stock_when_cached": gaps(stock, stock["cached"]),
     }
 
 
-def gaps(scored: list[list[dict[str, float]]], answers: list[list[int]]) -> list[float | None]:
-    """Where an answer first differs, how much more likely the scored token was than the other; None where that one was
-    not among those scored."""
-    found = []
-    for places, answer in zip(scored, answers, strict=True):
-        for place, token in zip(places, answer, strict=True):
-            first = next(iter(place))
-            if first != str(token):
-                other = place.get(str(token))
-                found.append(None if other is None else round(place[first] - other, 3))
-                break
-    return found
-
-
 def compare_interrupted(known: Path, timeout_s: float) -> dict[str, Any]:
-    """How many answers change, by backend."""
-    found = {backend: in_own_process("again", backend, known, timeout_s) for backend in (STOCK, SPARSE)}
+    """Gaps of every answer that changes, by backend."""
+    found = {backend: in_own_process(__file__, "again", backend, known, timeout_s) for backend in (STOCK, SPARSE)}
     if any("answers" not in each for each in found.values()):
         return {"error": [each.get("error") for each in found.values()]}
-    changed = {name: different(each["answers"], each["interrupted"]) for name, each in found.items()}
-    unlike = different(found[STOCK]["answers"], found[SPARSE]["answers"])
+    changed = {name: gaps(each, each["interrupted"]) for name, each in found.items()}
+    unlike = gaps(found[STOCK], found[SPARSE]["answers"])
     return {"prompts": len(found[STOCK]["answers"]), "changed_when_interrupted": changed, "unlike_stock": unlike}
 
 
@@ -404,11 +312,12 @@ def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[s
     done: a run that is cut short has left something."""
     from vllm_relational.bench import append_csv
 
+    run_of = where(options.commit)
     lines: list[dict[str, Any]] = []
     failed: list[str] = []
     stock: dict[tuple[int, int], float] = {}
     for backend in sorted(options.backends, key=lambda name: name != STOCK):
-        result = in_own_process("speed", backend, known, options.timeout)
+        result = in_own_process(__file__, "speed", backend, known, options.timeout)
         failed += [f"{backend}: {result['error']}"] if "error" in result else []
         timed = []
         for each in result.get("cases", []):
@@ -417,7 +326,7 @@ def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[s
             if "ms" in each:
                 if backend == STOCK:
                     stock[each["context"], each["batch"]] = statistics.median(each["ms"])
-                timed.append(line_of(options, backend, each, result["kv_tokens"], stock))
+                timed.append(line_of(options, run_of, backend, each, result["kv_tokens"], stock))
         if options.csv and timed:
             append_csv(options.csv, timed)
         lines += timed
@@ -426,20 +335,21 @@ def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[s
 
 def line_of(
     options: argparse.Namespace,
+    run_of: tuple[str, str],
     backend: str,
     found: dict[str, Any],
     kv_tokens: int,
     stock: dict[tuple[int, int], float],
 ) -> dict[str, Any]:
-    """A line of the CSV. stock: milliseconds of FlashAttention by context and batch, as far as they are known."""
-    commit, machine = where(options.commit)
+    """A line of the CSV. run_of: commit and machine; stock: milliseconds of FlashAttention by context and batch, as far
+    as they are known."""
     median, base = statistics.median(found["ms"]), stock.get((found["context"], found["batch"]))
     values = (
-        datetime.now(timezone.utc).isoformat(timespec="seconds"), commit, machine, "Llama-3.1-8B shape",
+        datetime.now(timezone.utc).isoformat(timespec="seconds"), *run_of, "Llama-3.1-8B shape",
         options.layers, options.logit_std, backend, json.dumps(options.dipr) if backend == SPARSE else "",
         found["context"], found["batch"], round(median, 3), round(min(found["ms"]), 3), round(max(found["ms"]), 3),
         round(base / median, 3) if base else "", kv_tokens, round(found["prefill_seconds"], 2),
-        round(found["listed"], 4), options.mode, options.topics, len(found["ms"]),
+        round(found["listed"], 4), options.mode, options.topics, len(found["ms"]), options.tokens,
     )  # fmt: skip
     return dict(zip(FIELDS, values, strict=True))
 
@@ -482,6 +392,18 @@ def report(options: argparse.Namespace) -> int:
     return 1 if failed or any("error" in found.get(part, {}) for part in ("check", "again")) else 0
 
 
+def problem_of(file: Path | None, fields: tuple[str, ...]) -> str | None:
+    """Why lines of these fields could not be appended to a CSV file."""
+    if file is None:
+        return None
+    if not file.parent.is_dir():
+        return f"{file}: there is no folder {file.parent}"
+    with contextlib.suppress(FileNotFoundError), file.open(encoding="utf-8") as lines:
+        if lines.readline().strip() != ",".join(fields):
+            return f"{file} has other columns: name a new file"
+    return None
+
+
 def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -518,6 +440,9 @@ def main() -> int:
     options.dipr = dict(options.dipr)
     if unknown := set(options.backends) - {STOCK, FP8, SPARSE}:
         parser.error(f"--backends: there is no {', '.join(sorted(unknown))}; known are {STOCK}, {FP8} and {SPARSE}")
+    for file, fields in ((options.csv, FIELDS), (options.kernels, KERNEL_FIELDS)):
+        if problem := problem_of(file, fields):
+            parser.error(problem)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark takes its engine along
     if options.part is None:
         return report(options)
@@ -527,7 +452,7 @@ def main() -> int:
         traceback.print_exc()
         sys.stdout.flush()
         os._exit(1)
-    options.out.write_text(json.dumps(found))
+    write_whole(options.out, found)
     return 0
 
 

@@ -3,7 +3,8 @@
 
 dipr_plots.py FOLDER       dipr_measure.svg and dipr_layers.svg beside the CSV files of ``dipr_measure.py``
 dipr_plots.py FILE.csv     FILE.svg: times of ``dipr_kernels.py``, the last commit's with blocks of 64, or of
-                           ``dipr_engine.py``, of the commit, machine, layers and topics with most cases, the last such
+                           ``dipr_engine.py``, of the runs (of a commit, machine, layers, topics and compilation)
+                           with most cases the last
 """
 
 from __future__ import annotations
@@ -91,15 +92,17 @@ def draw_kernels(table: pd.DataFrame, path: Path) -> None:
 
 def draw_engine(table: pd.DataFrame, path: Path) -> None:
     """Milliseconds a token, a panel a batch and context, each backend a bar with its speed-up."""
-    runs = [run for _, run in table.groupby(["commit", "machine", "layers", "topics"], sort=False)]
+    of_a_run = ["commit", "machine", "layers", "topics", "compilation_mode"]
+    runs = [run for _, run in table.groupby(of_a_run, sort=False, dropna=False)]
     table = max(reversed(runs), key=lambda run: len(run.drop_duplicates(["context", "batch"])))
     backends = [name for name in BACKENDS[::-1] if name in set(table.backend)]
     panels = {}
     for (context, batch), lines in table.groupby(["context", "batch"]):
         times = lines.groupby("backend").ms_a_token.last().reindex(backends).fillna(0.0)
-        labels = [f"{times['FLASH_ATTN'] / ms:.2f}x" if ms > 0 else "" for ms in times]
+        base = times.get("FLASH_ATTN", 0.0)
+        labels = [f"{base / ms:.2f}x" if ms > 0 and base > 0 else "" for ms in times]
         panels[f"{context // 1024}K x {batch}"] = times, labels
-    title = "{machine}, {layers} layers, {topics:.0f} topics".format(**table.iloc[-1])
+    title = "{machine}, {layers} layers, {topics:g} topics".format(**table.iloc[-1])
     draw_bars(panels, "ms a token", path, size=(2.5, 2), room=1.4, title=title)
 
 

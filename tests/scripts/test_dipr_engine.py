@@ -29,13 +29,22 @@ def compare(monkeypatch, tmp_path):
         file = tmp_path / "times.csv"
         before = {}
 
-        def process(part, backend, known, timeout_s):
+        def process(script, part, backend, known, timeout_s):
             before[backend] = len(file.read_text().splitlines()) if file.exists() else 0
             return results[backend]
 
         monkeypatch.setattr(dipr_engine, "in_own_process", process)
         options = argparse.Namespace(
-            backends=backends, csv=file, commit="abc", timeout=1.0, layers=2, logit_std=3.0, dipr={}, mode=0, topics=12
+            backends=backends,
+            csv=file,
+            commit="abc",
+            timeout=1.0,
+            layers=2,
+            logit_std=3.0,
+            dipr={},
+            mode=0,
+            topics=12,
+            tokens=128,
         )
         lines, failed = dipr_engine.compare_speed(options, Path())
         written = list(csv.DictReader(file.open())) if file.exists() else []
@@ -73,13 +82,40 @@ def test_what_was_timed_before_a_failure_stays(compare):
     ]  # fmt: skip
 
 
-def test_gaps_are_those_of_first_differences():
+def test_gaps_are_those_of_first_differences(monkeypatch):
     scored = [
-        [{"5": -0.1, "6": -2.0}, {"7": -0.5, "8": -0.625}, {"1": 0.0}],
-        [{"5": -0.1, "6": -2.0}],
-        [{"5": -0.1, "6": -2.0}],
+        [[[5, -0.1], [6, -2.0]], [[8, -0.625], [7, -0.5]], [[1, 0.0]]],
+        [[[5, -0.1], [6, -2.0]]],
+        [[[5, -0.1], [6, -2.0]]],
     ]
-    assert dipr_engine.gaps(scored, [[5, 8, 2], [5], [9]]) == [0.125, None]
+    one = {"answers": [[5, 7, 1], [5], [5]], "scored": scored}
+    assert dipr_engine.gaps(one, [[5, 8, 2], [5], [9]]) == [0.125, None]
+    assert dipr_engine.gaps(one, one["answers"]) == []
+    found = {
+        STOCK: {**one, "reversed": [[5, 7, 1], [6], [5]], "cached": one["answers"]},
+        SPARSE: {**one, "answers": [[5, 8, 1], [5], [5]], "cached": [[5, 8, 1], [5], [6]]},
+    }
+    monkeypatch.setattr(dipr_engine, "in_own_process", lambda script, part, backend, known, timeout_s: found[backend])
+    assert dipr_engine.compare_answers(Path(), 1.0) == {
+        "prompts": 3, "different": [0.125], "different_of_stock_reversed": [1.9],
+        "different_when_cached": [1.9], "different_of_stock_when_cached": [],
+    }  # fmt: skip
+
+
+def test_a_csv_that_cannot_be_appended_to_is_known_at_once(tmp_path):
+    file, fields = tmp_path / "times.csv", ("a", "b")
+    assert dipr_engine.problem_of(None, fields) is None
+    assert dipr_engine.problem_of(file, fields) is None
+    file.write_text("a,b\n1,2\n")
+    assert dipr_engine.problem_of(file, fields) is None
+    assert "other columns" in dipr_engine.problem_of(file, ("a", "b", "c"))
+    assert "no folder" in dipr_engine.problem_of(tmp_path / "missing" / "times.csv", fields)
+
+
+def test_the_columns_of_the_measured_times_are_those_that_are_written():
+    folder = Path(dipr_engine.__file__).parent
+    assert dipr_engine.problem_of(folder / "dipr_engine.csv", dipr_engine.FIELDS) is None
+    assert dipr_engine.problem_of(folder / "dipr_engine_kernels.csv", dipr_engine.KERNEL_FIELDS) is None
 
 
 def test_texts_go_from_topic_to_topic():

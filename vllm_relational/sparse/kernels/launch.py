@@ -44,7 +44,7 @@ class Tuning:
     list_tile:     groups that ``list`` reads at once
     window_tile:   tokens of the window that a program of ``prepare`` reads
     compact_tile:  words of marks that ``compact`` reads at once
-    merge_tile, merge_warps: partials that ``merge`` reads at once, warps of its programs
+    merge_tile, merge_warps: dealt partials that ``merge`` reads at once, its warps where there are such
     dense_tile, dense_warps, dense_stages: tokens that ``v_skip`` reads at once, its warps, how far it reads ahead
     chained:       start a kernel while the one before ends: programmatic dependent launch; None where there is such
     most_tokens:   tokens of sparse requests together that there is scratch for; requests beyond are attended to densely
@@ -315,8 +315,8 @@ class Kernels:
             self.statistics, self.scale, batch.output.stride(0), num_fixed,
             HEADS=self.heads, HEAD_SIZE=self.head_size, CHANNELS=self._channels,
             FIXED=triton.next_power_of_2(num_fixed), DEALT=self.tuning.merge_tile if is_dealt else 0,
-            CHUNK=chunk, CERTIFICATE=self.settings.certificate and is_dealt, num_warps=self.tuning.merge_warps,
-            **self._chain(),
+            CHUNK=chunk, CERTIFICATE=self.settings.certificate and is_dealt,
+            num_warps=self.tuning.merge_warps if is_dealt else 4, **self._chain(),
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------- constants
