@@ -235,6 +235,21 @@ def test_bench_compares_orders_and_appends_lines(table, tmp_path, cli_engine):
     result = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines)])
     assert result.exit_code == 0, result.output
     assert read_table(lines)["order"].to_pylist() == ["published", "fixed", "tree"]
+    again = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines), "--orders", "published"])
+    assert again.exit_code == 0, again.output
+    assert read_table(lines)["order"].to_pylist() == ["published", "fixed", "tree", "published"]
+
+
+def test_bench_appends_to_no_file_of_another_kind(table, tmp_path, cli_engine):
+    """Known before anything is asked; the file stays as it is."""
+    for content in (b"id,text\n1,mine\n", b"", b"\xff\xfe\x00"):
+        lines = tmp_path / "mine.csv"
+        lines.write_bytes(content)
+        result = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines)])
+        assert result.exit_code != 0
+        assert "cannot append to" in result.output and "another file" in " ".join(result.output.split())
+        assert lines.read_bytes() == content
+        assert not cli_engine.asked
 
 
 def test_bench_within_a_budget_reads_the_table_once_to_choose_the_rows(tmp_path, cli_engine, monkeypatch):

@@ -22,6 +22,12 @@ from vllm_relational.records import EngineInfo, QueryResult, RelationalError
 
 # Rows asked to measure the engine's speed before a comparison with a time budget.
 SAMPLE_ROWS = 8
+FIELDS = (
+    "time", "commit", "machine", "model", "table", "question", "order", "rows", "distinct_rows", "prompt_tokens",
+    "computed_tokens", "output_tokens", "hit_rate_measured", "hit_rate_predicted", "ceiling", "ask_seconds",
+    "rows_per_second", "speed_up", "same_answers",
+)  # fmt: skip
+"""Columns of the CSV file of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,22 @@ class Comparison:
             "speed_up": round(self.speed_up(result), 3),
             "same_answers": round(self.same_answers(result), 4),
         }
+
+
+def check_csv(path: Path, fields: Sequence[str]) -> None:
+    """Raise ``RelationalError`` where lines of these fields cannot be appended: before the work, not after it."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            there = next(csv.reader(file), [])
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RelationalError(f"cannot append to {path}: {error}; name another file") from None
+    if there != list(fields):
+        raise RelationalError(
+            f"cannot append to {path}: its first line is {','.join(there)[:80]!r}, and a file of these measurements "
+            f"begins with {','.join(fields)[:80]!r}; name another file"
+        )
 
 
 def append_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

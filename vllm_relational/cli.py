@@ -237,7 +237,7 @@ def bench(
     verbose: Verbose = False,
 ) -> int:
     """Ask the same question in several orders on one engine; compare time, cache hits and answers."""
-    from vllm_relational.bench import compare_orders, rows_within
+    from vllm_relational.bench import FIELDS, check_csv, compare_orders, rows_within
 
     data = cli_options.read_rows(table, limit)
     options = cli_options.query_options(
@@ -247,6 +247,8 @@ def bench(
     cli_output.check_result_place(data, output, "answer", "error")
     cli_output.check_page(report)
     cli_output.check_folder(csv)
+    if csv is not None:
+        check_csv(csv, FIELDS)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
         names = cli_options.parse_list(orders, "--orders")

@@ -366,7 +366,6 @@ def where(commit: str | None) -> tuple[str, str]:
 
 
 def report(options: argparse.Namespace) -> int:
-    sys.path.insert(0, str(ROOT))  # works without an installation too
     found: dict[str, Any] = {}
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -392,16 +391,15 @@ def report(options: argparse.Namespace) -> int:
     return 1 if failed or any("error" in found.get(part, {}) for part in ("check", "again")) else 0
 
 
-def problem_of(file: Path | None, fields: tuple[str, ...]) -> str | None:
-    """Why lines of these fields could not be appended to a CSV file."""
-    if file is None:
-        return None
-    if not file.parent.is_dir():
-        return f"{file}: there is no folder {file.parent}"
-    with contextlib.suppress(FileNotFoundError), file.open(encoding="utf-8") as lines:
-        if lines.readline().strip() != ",".join(fields):
-            return f"{file} has other columns: name a new file"
-    return None
+def check_files(options: argparse.Namespace) -> None:
+    """Raise ``RelationalError`` where the CSV files could not be written to when the first engine is done."""
+    from vllm_relational.bench import check_csv
+    from vllm_relational.cli_output import check_folder
+
+    for file, fields in ((options.csv, FIELDS), (options.kernels, KERNEL_FIELDS)):
+        check_folder(file)
+        if file is not None:
+            check_csv(file, fields)
 
 
 def numbers(text: str) -> list[int]:
@@ -440,11 +438,15 @@ def main() -> int:
     options.dipr = dict(options.dipr)
     if unknown := set(options.backends) - {STOCK, FP8, SPARSE}:
         parser.error(f"--backends: there is no {', '.join(sorted(unknown))}; known are {STOCK}, {FP8} and {SPARSE}")
-    for file, fields in ((options.csv, FIELDS), (options.kernels, KERNEL_FIELDS)):
-        if problem := problem_of(file, fields):
-            parser.error(problem)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark takes its engine along
     if options.part is None:
+        sys.path.insert(0, str(ROOT))  # works without an installation too
+        from vllm_relational.records import RelationalError
+
+        try:
+            check_files(options)
+        except RelationalError as error:
+            parser.error(str(error))
         return report(options)
     try:
         found = {"check": check, "again": again, "speed": speed}[options.part](options)

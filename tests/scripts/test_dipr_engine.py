@@ -15,6 +15,8 @@ import dipr_engine
 import dipr_random_model
 from dipr_engine import FP8, SPARSE, STOCK
 
+from vllm_relational.records import RelationalError
+
 
 def timed(context, ms, **more):
     return {"context": context, "batch": 1, "ms": ms, "prefill_seconds": 1.0, "listed": 0.5, **more}
@@ -102,20 +104,16 @@ def test_gaps_are_those_of_first_differences(monkeypatch):
     }  # fmt: skip
 
 
-def test_a_csv_that_cannot_be_appended_to_is_known_at_once(tmp_path):
-    file, fields = tmp_path / "times.csv", ("a", "b")
-    assert dipr_engine.problem_of(None, fields) is None
-    assert dipr_engine.problem_of(file, fields) is None
-    file.write_text("a,b\n1,2\n")
-    assert dipr_engine.problem_of(file, fields) is None
-    assert "other columns" in dipr_engine.problem_of(file, ("a", "b", "c"))
-    assert "no folder" in dipr_engine.problem_of(tmp_path / "missing" / "times.csv", fields)
-
-
-def test_the_columns_of_the_measured_times_are_those_that_are_written():
+def test_the_columns_of_the_measured_times_are_those_that_are_written(tmp_path):
     folder = Path(dipr_engine.__file__).parent
-    assert dipr_engine.problem_of(folder / "dipr_engine.csv", dipr_engine.FIELDS) is None
-    assert dipr_engine.problem_of(folder / "dipr_engine_kernels.csv", dipr_engine.KERNEL_FIELDS) is None
+    options = argparse.Namespace(csv=folder / "dipr_engine.csv", kernels=folder / "dipr_engine_kernels.csv")
+    dipr_engine.check_files(options)
+    options.kernels, options.csv = options.csv, None
+    with pytest.raises(RelationalError, match="begins with 'commit"):
+        dipr_engine.check_files(options)
+    options.kernels = tmp_path / "missing" / "kernels.csv"
+    with pytest.raises(RelationalError, match="mkdir"):
+        dipr_engine.check_files(options)
 
 
 def test_texts_go_from_topic_to_topic():
