@@ -13,7 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vllm_relational import RelationalLLM
+from vllm_relational.bench import FIELDS, check_csv
 from vllm_relational.cli import app
+from vllm_relational.records import RelationalError
 from vllm_relational.table import read_table
 
 ROWS = "text,n\ngood,1\nbad,2\ngood,1\n"
@@ -242,7 +244,10 @@ def test_bench_compares_orders_and_appends_lines(table, tmp_path, cli_engine):
 
 def test_bench_appends_to_no_file_of_another_kind(table, tmp_path, cli_engine):
     """Known before anything is asked; the file stays as it is."""
-    for content in (b"id,text\n1,mine\n", b"", b"\xff\xfe\x00"):
+    swapped = [FIELDS[1], FIELDS[0], *FIELDS[2:]]
+    headers = ["id,text", ",".join(FIELDS[:-1]), ",".join([*FIELDS, "more"]), ",".join(swapped)]
+    whole = ",".join(FIELDS).encode()
+    for content in [*(f"{header}\n1,mine\n".encode() for header in headers), b"", b"\xff\xfe\x00", whole + b"\n1,2"]:
         lines = tmp_path / "mine.csv"
         lines.write_bytes(content)
         result = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines)])
@@ -250,6 +255,23 @@ def test_bench_appends_to_no_file_of_another_kind(table, tmp_path, cli_engine):
         assert "cannot append to" in result.output and "another file" in " ".join(result.output.split())
         assert lines.read_bytes() == content
         assert not cli_engine.asked
+
+
+def test_bench_says_which_column_is_another(tmp_path):
+    lines = tmp_path / "older.csv"
+    lines.write_text(",".join(FIELDS[:-1]) + "\n")
+    with pytest.raises(RelationalError, match=f"column {len(FIELDS)} is missing, .* have 'same_answers'"):
+        check_csv(lines, FIELDS)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RelationalError, match="not a file"):
+        check_csv(tmp_path / "pipe", FIELDS)
+
+
+def test_bench_writes_answers_and_lines_to_two_files(table, tmp_path, cli_engine):
+    both = str(tmp_path / "both.csv")
+    result = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", both, "-o", both])
+    assert result.exit_code != 0 and "name two files" in " ".join(result.output.split())
+    assert not cli_engine.asked
 
 
 def test_bench_within_a_budget_reads_the_table_once_to_choose_the_rows(tmp_path, cli_engine, monkeypatch):

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +105,26 @@ class Comparison:
 
 def check_csv(path: Path, fields: Sequence[str]) -> None:
     """Raise ``RelationalError`` where lines of these fields cannot be appended: before the work, not after it."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            there = next(csv.reader(file), [])
-    except FileNotFoundError:
+    if not path.exists():
         return
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RelationalError(f"cannot append to {path}: {error}; name another file") from None
-    if there != list(fields):
-        raise RelationalError(
-            f"cannot append to {path}: its first line is {','.join(there)[:80]!r}, and a file of these measurements "
-            f"begins with {','.join(fields)[:80]!r}; name another file"
-        )
+    problem = _why_not(path, fields) if path.is_file() else "it is not a file"
+    if problem:
+        raise RelationalError(f"cannot append to {path}: {problem}; name another file")
+
+
+def _why_not(path: Path, fields: Sequence[str]) -> str | None:
+    if not os.access(path, os.W_OK):
+        return "it may not be written to"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return str(error)
+    there = next(csv.reader(io.StringIO(text)), [])
+    for number, (found, wanted) in enumerate(zip_longest(there, fields), start=1):
+        if found != wanted:
+            is_found, is_wanted = ("missing" if name is None else repr(name[:80]) for name in (found, wanted))
+            return f"its column {number} is {is_found}, where these measurements have {is_wanted}"
+    return None if text.endswith("\n") else "its last line has no end"
 
 
 def append_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

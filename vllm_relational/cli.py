@@ -249,6 +249,8 @@ def bench(
     cli_output.check_folder(csv)
     if csv is not None:
         check_csv(csv, FIELDS)
+        if output is not None and csv.resolve() == output.resolve():
+            raise RelationalError(f"{csv} cannot hold the answers and the comparison: name two files")
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
         names = cli_options.parse_list(orders, "--orders")

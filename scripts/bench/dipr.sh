@@ -20,7 +20,7 @@ mkdir -p "$out"
 
 run_tests() {
   "$python" -m pytest -q -p no:cacheprovider "$root/tests/kernels"
-  DIPR_MODEL=$model "$python" -m pytest -q -p no:cacheprovider "$root/tests/gpu" -k "not engines"
+  DIPR_MODEL=$model "$python" -m pytest -q -p no:cacheprovider "$root/tests/gpu"
 }
 
 run_measure() {

@@ -237,8 +237,8 @@ def kernel_times(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, t
     """Launches and microseconds a token, by name of the kernel."""
     seen = []
     for max_tokens in (1, 1 + tokens):
-        llm.collective_rpc("watch")
         try:
+            llm.collective_rpc("watch")
             generate(llm, prompts, max_tokens)
             seen.append(llm.collective_rpc("watched")[0])
         finally:
@@ -286,8 +286,8 @@ def gaps(one: dict[str, Any], answers: list[list[int]]) -> list[float | None]:
 def compare_answers(known: Path, timeout_s: float) -> dict[str, Any]:
     """Gaps of every answer that differs."""
     stock, sparse = (in_own_process(__file__, "check", backend, known, timeout_s) for backend in (STOCK, SPARSE))
-    if "answers" not in stock or "answers" not in sparse:
-        return {"error": stock.get("error") or sparse.get("error")}
+    if errors := [each["error"] for each in (stock, sparse) if "error" in each]:
+        return {"error": errors}
     return {
         "prompts": len(stock["answers"]),
         "different": gaps(stock, sparse["answers"]),
@@ -300,8 +300,8 @@ def compare_answers(known: Path, timeout_s: float) -> dict[str, Any]:
 def compare_interrupted(known: Path, timeout_s: float) -> dict[str, Any]:
     """Gaps of every answer that changes, by backend."""
     found = {backend: in_own_process(__file__, "again", backend, known, timeout_s) for backend in (STOCK, SPARSE)}
-    if any("answers" not in each for each in found.values()):
-        return {"error": [each.get("error") for each in found.values()]}
+    if errors := [each["error"] for each in found.values() if "error" in each]:
+        return {"error": errors}
     changed = {name: gaps(each, each["interrupted"]) for name, each in found.items()}
     unlike = gaps(found[STOCK], found[SPARSE]["answers"])
     return {"prompts": len(found[STOCK]["answers"]), "changed_when_interrupted": changed, "unlike_stock": unlike}
@@ -376,8 +376,6 @@ def report(options: argparse.Namespace) -> int:
             found["again"] = compare_interrupted(Path(folder), options.timeout)
         if options.only in (None, "speed"):
             found["speed"], failed = compare_speed(options, Path(folder))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
     print(f"\ncheck: {json.dumps(found.get('check'))}\nagain: {json.dumps(found.get('again'))}")
     names = {"context": 9, "batch": 7, "ms a token": 12, "fastest": 9, "slowest": 9, "speed-up": 10, "listed": 8}
     print("backend".ljust(16) + "".join(name.rjust(width) for name, width in names.items()))
@@ -388,14 +386,20 @@ def report(options: argparse.Namespace) -> int:
         )
     for line in failed:
         print(f"FAILED: {line}")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
     return 1 if failed or any("error" in found.get(part, {}) for part in ("check", "again")) else 0
 
 
 def check_files(options: argparse.Namespace) -> None:
-    """Raise ``RelationalError`` where the CSV files could not be written to when the first engine is done."""
+    """Raise ``RelationalError`` where the files could not be written to when the first engine is done."""
     from vllm_relational.bench import check_csv
     from vllm_relational.cli_output import check_folder
+    from vllm_relational.records import RelationalError
 
+    check_folder(options.json)
+    if options.csv and options.kernels and options.csv.resolve() == options.kernels.resolve():
+        raise RelationalError(f"--csv and --kernels have other columns: {options.csv} cannot be both")
     for file, fields in ((options.csv, FIELDS), (options.kernels, KERNEL_FIELDS)):
         check_folder(file)
         if file is not None:

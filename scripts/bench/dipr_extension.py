@@ -13,7 +13,7 @@ class Extension:
 
     model_runner: Any
     vllm_config: Any
-    watching: Any
+    watching: Any = None
 
     def attention(self) -> list[str]:
         """The classes of the attention layers."""

@@ -3,8 +3,8 @@
 
 dipr_plots.py FOLDER       dipr_measure.svg and dipr_layers.svg beside the CSV files of ``dipr_measure.py``
 dipr_plots.py FILE.csv     FILE.svg: times of ``dipr_kernels.py``, the last commit's with blocks of 64, or of
-                           ``dipr_engine.py``, of the runs (of a commit, machine, layers, topics and compilation)
-                           with most cases the last
+                           ``dipr_engine.py`` with default settings: of the runs with most cases the last; a run
+                           is of one commit, machine, number of layers, random model and way to compile
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def draw_kernels(table: pd.DataFrame, path: Path) -> None:
 
 def draw_engine(table: pd.DataFrame, path: Path) -> None:
     """Milliseconds a token, a panel a batch and context, each backend a bar with its speed-up."""
-    of_a_run = ["commit", "machine", "layers", "topics", "compilation_mode"]
+    table = table[(table.backend != "dipr") | (table.settings == "{}")]
+    of_a_run = ["commit", "machine", "layers", "logit_std", "topics", "compilation_mode", "tokens"]
     runs = [run for _, run in table.groupby(of_a_run, sort=False, dropna=False)]
     table = max(reversed(runs), key=lambda run: len(run.drop_duplicates(["context", "batch"])))
     backends = [name for name in BACKENDS[::-1] if name in set(table.backend)]
@@ -102,7 +103,9 @@ def draw_engine(table: pd.DataFrame, path: Path) -> None:
         base = times.get("FLASH_ATTN", 0.0)
         labels = [f"{base / ms:.2f}x" if ms > 0 and base > 0 else "" for ms in times]
         panels[f"{context // 1024}K x {batch}"] = times, labels
-    title = "{machine}, {layers} layers, {topics:g} topics".format(**table.iloc[-1])
+    title = "{machine}, {layers} layers".format(**table.iloc[-1])
+    if pd.notna(table.topics.iloc[-1]):
+        title += f", {table.topics.iloc[-1]:g} topics"
     draw_bars(panels, "ms a token", path, size=(2.5, 2), room=1.4, title=title)
 
 

@@ -258,6 +258,7 @@ def test_engines_answer_alike(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     check = json.loads(out.read_text())["check"]
     # bf16 sums depend on the batch: stock differs from itself with the prompts reversed.
-    assert len(check["different"]) <= len(check["different_of_stock_reversed"]) + 0.1 * check["prompts"]
-    if "DIPR_MODEL" in os.environ:  # half of the time two tokens of a random model are as close
-        assert all(gap is not None and gap <= TIE for gap in check["different"])
+    if "DIPR_MODEL" in os.environ:
+        assert all(gap is not None and abs(gap) <= TIE for gap in check["different"])
+    else:  # of a random model the two best tokens are mostly as close as ties, whatever the attention
+        assert len(check["different"]) <= len(check["different_of_stock_reversed"]) + 0.1 * check["prompts"]

@@ -2,16 +2,21 @@
 
 import argparse
 import csv
+import json
 import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
+import pandas as pd
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "bench"))
 import dipr_engine
+import dipr_plots
+import dipr_process
 import dipr_random_model
 from dipr_engine import FP8, SPARSE, STOCK
 
@@ -102,18 +107,113 @@ def test_gaps_are_those_of_first_differences(monkeypatch):
         "prompts": 3, "different": [0.125], "different_of_stock_reversed": [1.9],
         "different_when_cached": [1.9], "different_of_stock_when_cached": [],
     }  # fmt: skip
+    found[STOCK]["interrupted"], found[SPARSE]["interrupted"] = [[5, 8, 1], [5], [5]], [[5, 8, 1], [6], [5]]
+    assert dipr_engine.compare_interrupted(Path(), 1.0) == {
+        "prompts": 3, "changed_when_interrupted": {STOCK: [0.125], SPARSE: [1.9]}, "unlike_stock": [0.125],
+    }  # fmt: skip
+    found[SPARSE]["error"] = "none after 1 s"
+    assert dipr_engine.compare_answers(Path(), 1.0) == {"error": ["none after 1 s"]}
+    assert dipr_engine.compare_interrupted(Path(), 1.0) == {"error": ["none after 1 s"]}
+
+
+def test_a_profiler_does_not_stay_on():
+    class Engine:
+        called: ClassVar[list[str]] = []
+
+        def collective_rpc(self, name):
+            self.called.append(name)
+
+        def generate(self, *_, **__):
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        dipr_engine.kernel_times(Engine(), [[1]], 4)
+    assert Engine.called == ["watch", "stop_watching"]
+
+
+CHILD = """
+import json, sys, time
+from pathlib import Path
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+Path(given["--out"]).write_text(json.dumps({"part": given["--part"], "backend": given["--backend"]}))
+if given["--part"] == "fails":
+    sys.exit(3)
+if given["--part"] == "waits":
+    time.sleep(60)
+"""
+
+
+def test_a_part_that_fails_or_takes_too_long_leaves_what_it_found(tmp_path, monkeypatch):
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    found = {
+        part: dipr_process.in_own_process(str(script), part, SPARSE, tmp_path, timeout_s)
+        for part, timeout_s in (("ends", 60.0), ("fails", 60.0), ("waits", 3.0))
+    }
+    assert found["ends"] == {"part": "ends", "backend": SPARSE}
+    assert found["fails"] == {"part": "fails", "backend": SPARSE, "error": "exit status 3"}
+    assert found["waits"]["error"] == "exit status none after 3 s"
+
+
+@pytest.mark.parametrize(("found", "status"), [({}, 0), ({"error": "no"}, 1)])
+@pytest.mark.parametrize("failed", [[], ["dipr: no"]])
+def test_the_exit_status_says_whether_all_went_well(monkeypatch, tmp_path, capsys, found, status, failed):
+    monkeypatch.setattr(dipr_engine, "compare_answers", lambda known, timeout_s: found)
+    monkeypatch.setattr(dipr_engine, "compare_interrupted", lambda known, timeout_s: {})
+    monkeypatch.setattr(dipr_engine, "compare_speed", lambda options, known: ([], failed))
+    options = argparse.Namespace(only=None, timeout=1.0, json=tmp_path / "found.json")
+    assert dipr_engine.report(options) == (1 if failed else status)
+    assert json.loads(options.json.read_text())["check"] == found
+    assert all(f"FAILED: {line}" in capsys.readouterr().out for line in failed)
 
 
 def test_the_columns_of_the_measured_times_are_those_that_are_written(tmp_path):
     folder = Path(dipr_engine.__file__).parent
-    options = argparse.Namespace(csv=folder / "dipr_engine.csv", kernels=folder / "dipr_engine_kernels.csv")
-    dipr_engine.check_files(options)
-    options.kernels, options.csv = options.csv, None
-    with pytest.raises(RelationalError, match="begins with 'commit"):
-        dipr_engine.check_files(options)
-    options.kernels = tmp_path / "missing" / "kernels.csv"
-    with pytest.raises(RelationalError, match="mkdir"):
-        dipr_engine.check_files(options)
+    times, kernels = folder / "dipr_engine.csv", folder / "dipr_engine_kernels.csv"
+    missing = tmp_path / "missing" / "file"
+    dipr_engine.check_files(argparse.Namespace(csv=times, kernels=kernels, json=None))
+    for wrong, said in [
+        ({"kernels": times}, "have 'commit'"), ({"csv": kernels}, "have 'time'"), ({"kernels": missing}, "mkdir"),
+        ({"csv": missing}, "mkdir"), ({"json": missing}, "mkdir"),
+        ({"csv": tmp_path / "new", "kernels": tmp_path / "new"}, "cannot be both"),
+    ]:  # fmt: skip
+        with pytest.raises(RelationalError, match=said):
+            dipr_engine.check_files(argparse.Namespace(**{"csv": None, "kernels": None, "json": None, **wrong}))
+
+
+def test_files_are_checked_before_anything_starts(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["dipr_engine.py", "--csv", str(tmp_path / "missing" / "times.csv")])
+    monkeypatch.setattr(dipr_engine, "report", lambda options: pytest.fail("started"))
+    with pytest.raises(SystemExit) as stopped:
+        dipr_engine.main()
+    assert stopped.value.code == 2 and "mkdir" in capsys.readouterr().err
+
+
+def test_times_of_one_run_are_drawn(monkeypatch, tmp_path):
+    """Of the runs with most cases the last, default settings only; FlashAttention need not be there."""
+    drawn = {}
+    monkeypatch.setattr(dipr_plots, "draw_bars", lambda panels, *_, title, **__: drawn.update(panels, title=title))
+
+    def line(commit, backend, context, ms, settings="", topics=12.0, machine="GPU"):
+        return {
+            "commit": commit, "machine": machine, "layers": 2, "logit_std": 3.0, "topics": topics,
+            "compilation_mode": 3, "tokens": 128, "backend": backend, "settings": settings, "context": context,
+            "batch": 1, "ms_a_token": ms,
+        }  # fmt: skip
+
+    lines = [
+        line("a", STOCK, 1024, 8.0), line("a", STOCK, 2048, 8.0), line("b", STOCK, 1024, 6.0),
+        line("b", STOCK, 2048, 9.0), line("b", SPARSE, 1024, 4.0, "{}"), line("b", SPARSE, 1024, 1.0, '{"alpha": 1}'),
+        line("c", STOCK, 1024, 1.0),
+    ]  # fmt: skip
+    dipr_plots.draw_engine(pd.DataFrame(lines), tmp_path / "plot.svg")
+    times, labels = drawn["1K x 1"]
+    assert (dict(times), labels) == ({SPARSE: 4.0, STOCK: 6.0}, ["1.50x", "1.00x"])
+    assert drawn["2K x 1"][1] == ["", "1.00x"] and drawn["title"] == "GPU, 2 layers, 12 topics"
+    alone = [line(None, SPARSE, 1024, 4.0, "{}", topics=float("nan"))]
+    dipr_plots.draw_engine(pd.DataFrame(alone), tmp_path / "plot.svg")
+    assert drawn["1K x 1"][1] == [""] and drawn["title"] == "GPU, 2 layers"
 
 
 def test_texts_go_from_topic_to_topic():

@@ -44,7 +44,8 @@ class Tuning:
     list_tile:     groups that ``list`` reads at once
     window_tile:   tokens of the window that a program of ``prepare`` reads
     compact_tile:  words of marks that ``compact`` reads at once
-    merge_tile, merge_warps: dealt partials that ``merge`` reads at once, its warps where there are such
+    merge_tile, merge_warps: dealt partials that ``merge`` reads at once, and its warps; after ``v_skip`` it has four,
+                   for one was not tried there
     dense_tile, dense_warps, dense_stages: tokens that ``v_skip`` reads at once, its warps, how far it reads ahead
     chained:       start a kernel while the one before ends: programmatic dependent launch; None where there is such
     most_tokens:   tokens of sparse requests together that there is scratch for; requests beyond are attended to densely
