@@ -247,7 +247,13 @@ def test_bench_appends_to_no_file_of_another_kind(table, tmp_path, cli_engine):
     swapped = [FIELDS[1], FIELDS[0], *FIELDS[2:]]
     headers = ["id,text", ",".join(FIELDS[:-1]), ",".join([*FIELDS, "more"]), ",".join(swapped)]
     whole = ",".join(FIELDS).encode()
-    for content in [*(f"{header}\n1,mine\n".encode() for header in headers), b"", b"\xff\xfe\x00", whole + b"\n1,2"]:
+    for content in [
+        *(f"{header}\n1,mine\n".encode() for header in headers),
+        b"",
+        b"\xff\xfe\x00",
+        b"x" * 200_000,
+        whole + b"\n1,2",
+    ]:
         lines = tmp_path / "mine.csv"
         lines.write_bytes(content)
         result = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines)])

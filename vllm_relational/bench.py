@@ -115,16 +115,21 @@ def check_csv(path: Path, fields: Sequence[str]) -> None:
 def _why_not(path: Path, fields: Sequence[str]) -> str | None:
     if not os.access(path, os.W_OK):
         return "it may not be written to"
+    if path.stat().st_size == 0:
+        return "it is empty"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return str(error)
-    there = next(csv.reader(io.StringIO(text)), [])
+        with path.open("rb") as file:
+            first = file.readline().decode("utf-8")
+            file.seek(-1, os.SEEK_END)
+            last = file.read()
+        there = next(csv.reader([first]), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return f"it is not such a file ({error})"
     for number, (found, wanted) in enumerate(zip_longest(there, fields), start=1):
         if found != wanted:
             is_found, is_wanted = ("missing" if name is None else repr(name[:80]) for name in (found, wanted))
             return f"its column {number} is {is_found}, where these measurements have {is_wanted}"
-    return None if text.endswith("\n") else "its last line has no end"
+    return None if last == b"\n" else "its last line has no end"
 
 
 def append_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
