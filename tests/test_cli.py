@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vllm_relational import RelationalLLM
-from vllm_relational.bench import FIELDS, check_csv
+from vllm_relational.bench import FIELDS
 from vllm_relational.cli import app
+from vllm_relational.cli_output import check_csv
 from vllm_relational.records import RelationalError
 from vllm_relational.table import read_table
 

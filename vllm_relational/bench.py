@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -101,35 +100,6 @@ class Comparison:
             "speed_up": round(self.speed_up(result), 3),
             "same_answers": round(self.same_answers(result), 4),
         }
-
-
-def check_csv(path: Path, fields: Sequence[str]) -> None:
-    """Raise ``RelationalError`` where lines of these fields cannot be appended: before the work, not after it."""
-    if not path.exists():
-        return
-    problem = _why_not(path, fields) if path.is_file() else "it is not a file"
-    if problem:
-        raise RelationalError(f"cannot append to {path}: {problem}; name another file")
-
-
-def _why_not(path: Path, fields: Sequence[str]) -> str | None:
-    if not os.access(path, os.W_OK):
-        return "it may not be written to"
-    if path.stat().st_size == 0:
-        return "it is empty"
-    try:
-        with path.open("rb") as file:
-            first = file.readline().decode("utf-8")
-            file.seek(-1, os.SEEK_END)
-            last = file.read()
-        there = next(csv.reader([first]), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        return f"it is not such a file ({error})"
-    for number, (found, wanted) in enumerate(zip_longest(there, fields), start=1):
-        if found != wanted:
-            is_found, is_wanted = ("missing" if name is None else repr(name[:80]) for name in (found, wanted))
-            return f"its column {number} is {is_found}, where these measurements have {is_wanted}"
-    return None if last == b"\n" else "its last line has no end"
 
 
 def append_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

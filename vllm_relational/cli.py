@@ -237,7 +237,7 @@ def bench(
     verbose: Verbose = False,
 ) -> int:
     """Ask the same question in several orders on one engine; compare time, cache hits and answers."""
-    from vllm_relational.bench import FIELDS, check_csv, compare_orders, rows_within
+    from vllm_relational.bench import FIELDS, compare_orders, rows_within
 
     data = cli_options.read_rows(table, limit)
     options = cli_options.query_options(
@@ -246,11 +246,9 @@ def bench(
     arguments = cli_options.engine_arguments(engine_arg)
     cli_output.check_result_place(data, output, "answer", "error")
     cli_output.check_page(report)
-    cli_output.check_folder(csv)
-    if csv is not None:
-        check_csv(csv, FIELDS)
-        if output is not None and csv.resolve() == output.resolve():
-            raise RelationalError(f"{csv} cannot hold the answers and the comparison: name two files")
+    cli_output.check_csv(csv, FIELDS)
+    if csv is not None and output is not None and csv.resolve() == output.resolve():
+        raise RelationalError(f"{csv} cannot hold the answers and the comparison: name two files")
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
         names = cli_options.parse_list(orders, "--orders")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
+import os
 import sys
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +50,36 @@ def check_folder(file: Path | None) -> None:
         raise RelationalError(f"cannot write {file}: it is a folder; name a file in it")
     if not file.parent.is_dir():
         raise RelationalError(f"cannot write {file}: the folder {file.parent} does not exist; mkdir -p {file.parent}")
+
+
+def check_csv(file: Path | None, fields: Sequence[str]) -> None:
+    """Before anything is asked: can lines of these fields be appended?"""
+    check_folder(file)
+    if file is None or not file.exists():
+        return
+    problem = _why_not(file, fields) if file.is_file() else "it is not a file"
+    if problem:
+        raise RelationalError(f"cannot append to {file}: {problem}; name another file")
+
+
+def _why_not(file: Path, fields: Sequence[str]) -> str | None:
+    if not os.access(file, os.W_OK):
+        return "it may not be written to"
+    if file.stat().st_size == 0:
+        return "it is empty"
+    try:
+        with file.open("rb") as opened:
+            first = opened.readline().decode("utf-8")
+            opened.seek(-1, os.SEEK_END)
+            last = opened.read()
+        there = next(csv.reader([first]), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return f"it is not such a file ({error})"
+    for number, (found, wanted) in enumerate(zip_longest(there, fields), start=1):
+        if found != wanted:
+            is_found, is_wanted = ("missing" if name is None else repr(name[:80]) for name in (found, wanted))
+            return f"its column {number} is {is_found}, where these measurements have {is_wanted}"
+    return None if last == b"\n" else "its last line has no end"
 
 
 def with_answers(data: pa.Table, result: QueryResult, options: dict[str, Any], answer: str, error: str) -> pa.Table:

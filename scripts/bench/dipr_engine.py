@@ -89,13 +89,15 @@ def generate(llm: Any, prompts: list[list[int]], max_tokens: int) -> tuple[list[
 
 def run(llm: Any, prompts: list[list[int]], max_tokens: int, logprobs: int | None = None) -> list[Any]:
     """vLLM's greedy answers."""
-    from vllm import SamplingParams
-
-    parameters = SamplingParams(
-        temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, logprobs=logprobs
-    )
+    parameters = greedy(max_tokens, logprobs)
     outputs = llm.generate([{"prompt_token_ids": row} for row in prompts], parameters, use_tqdm=False)
     return [output.outputs[0] for output in outputs]
+
+
+def greedy(max_tokens: int, logprobs: int | None = None) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, logprobs=logprobs)
 
 
 def generate_scored(llm: Any, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], list[list[Any]]]:
@@ -163,11 +165,8 @@ def again(options: argparse.Namespace) -> dict[str, Any]:
 
 def generate_interrupted(llm: Any, prompt: list[int], max_tokens: int) -> tuple[list[int], bool]:
     """The answer of a request that is to lose all its keys half-way, and whether it did."""
-    from vllm import SamplingParams
-
     llm.reset_prefix_cache()
-    parameters = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
-    llm.llm_engine.add_request("interrupted", {"prompt_token_ids": prompt}, parameters)
+    llm.llm_engine.add_request("interrupted", {"prompt_token_ids": prompt}, greedy(max_tokens))
     answer: list[int] = []
     interrupted = False
     while llm.llm_engine.has_unfinished_requests():
@@ -255,7 +254,7 @@ def write_kernels(options: argparse.Namespace, found: dict[str, Any], kernels: d
     from vllm_relational.bench import append_csv
 
     ordered = sorted(kernels.items(), key=lambda item: -item[1][1])
-    case_of = (*where(options.commit), options.layers, options.backend, found["context"], found["batch"])
+    case_of = (*options.where, options.layers, options.backend, found["context"], found["batch"])
     mode = (options.mode, options.topics)
     lines = [
         dict(zip(KERNEL_FIELDS, (*case_of, kernel, round(launches, 2), round(time_us, 1), *mode), strict=True))
@@ -312,7 +311,6 @@ def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[s
     done: a run that is cut short has left something."""
     from vllm_relational.bench import append_csv
 
-    run_of = where(options.commit)
     lines: list[dict[str, Any]] = []
     failed: list[str] = []
     stock: dict[tuple[int, int], float] = {}
@@ -326,7 +324,7 @@ def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[s
             if "ms" in each:
                 if backend == STOCK:
                     stock[each["context"], each["batch"]] = statistics.median(each["ms"])
-                timed.append(line_of(options, run_of, backend, each, result["kv_tokens"], stock))
+                timed.append(line_of(options, backend, each, result["kv_tokens"], stock))
         if options.csv and timed:
             append_csv(options.csv, timed)
         lines += timed
@@ -335,17 +333,15 @@ def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[s
 
 def line_of(
     options: argparse.Namespace,
-    run_of: tuple[str, str],
     backend: str,
     found: dict[str, Any],
     kv_tokens: int,
     stock: dict[tuple[int, int], float],
 ) -> dict[str, Any]:
-    """A line of the CSV. run_of: commit and machine; stock: milliseconds of FlashAttention by context and batch, as far
-    as they are known."""
+    """A line of the CSV. stock: milliseconds of FlashAttention by context and batch, as far as they are known."""
     median, base = statistics.median(found["ms"]), stock.get((found["context"], found["batch"]))
     values = (
-        datetime.now(timezone.utc).isoformat(timespec="seconds"), *run_of, "Llama-3.1-8B shape",
+        datetime.now(timezone.utc).isoformat(timespec="seconds"), *options.where, "Llama-3.1-8B shape",
         options.layers, options.logit_std, backend, json.dumps(options.dipr) if backend == SPARSE else "",
         found["context"], found["batch"], round(median, 3), round(min(found["ms"]), 3), round(max(found["ms"]), 3),
         round(base / median, 3) if base else "", kv_tokens, round(found["prefill_seconds"], 2),
@@ -393,17 +389,14 @@ def report(options: argparse.Namespace) -> int:
 
 def check_files(options: argparse.Namespace) -> None:
     """Raise ``RelationalError`` where the files could not be written to when the first engine is done."""
-    from vllm_relational.bench import check_csv
-    from vllm_relational.cli_output import check_folder
+    from vllm_relational.cli_output import check_csv, check_folder
     from vllm_relational.records import RelationalError
 
     check_folder(options.json)
     if options.csv and options.kernels and options.csv.resolve() == options.kernels.resolve():
         raise RelationalError(f"--csv and --kernels have other columns: {options.csv} cannot be both")
-    for file, fields in ((options.csv, FIELDS), (options.kernels, KERNEL_FIELDS)):
-        check_folder(file)
-        if file is not None:
-            check_csv(file, fields)
+    check_csv(options.csv, FIELDS)
+    check_csv(options.kernels, KERNEL_FIELDS)
 
 
 def numbers(text: str) -> list[int]:
@@ -443,8 +436,9 @@ def main() -> int:
     if unknown := set(options.backends) - {STOCK, FP8, SPARSE}:
         parser.error(f"--backends: there is no {', '.join(sorted(unknown))}; known are {STOCK}, {FP8} and {SPARSE}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark takes its engine along
+    sys.path.insert(0, str(ROOT))  # works without an installation too
+    options.where = where(options.commit)  # of the code that runs, whatever is committed meanwhile
     if options.part is None:
-        sys.path.insert(0, str(ROOT))  # works without an installation too
         from vllm_relational.records import RelationalError
 
         try:

@@ -44,7 +44,7 @@ def compare(monkeypatch, tmp_path):
         options = argparse.Namespace(
             backends=backends,
             csv=file,
-            commit="abc",
+            where=("abc", "a machine"),
             timeout=1.0,
             layers=2,
             logit_std=3.0,
