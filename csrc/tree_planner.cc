@@ -106,13 +106,15 @@ class TreeSearch {
   bool is_small() const { return table_.codes.size() <= kFewCells; }
   bool is_large() const { return table_.codes.size() > kManyCells || table_.num_rows > kManyRows; }
 
-  // Of equal trees the first.
+  // So many, or all if there are fewer. Of equal trees the first.
   void keep_best(size_t num_trees) {
     std::vector<std::pair<int64_t, size_t>> ranking;
     for (size_t i = 0; i < trees_.size(); ++i) ranking.emplace_back(-trees_[i].saved(), i);
     std::sort(ranking.begin(), ranking.end());
     std::vector<PrefixTree> best;
-    for (size_t i = 0; i < num_trees; ++i) best.push_back(std::move(trees_[ranking[i].second]));
+    for (size_t i = 0; i < std::min(num_trees, ranking.size()); ++i) {
+      best.push_back(std::move(trees_[ranking[i].second]));
+    }
     trees_ = std::move(best);
   }
 
