@@ -70,6 +70,7 @@ setup(
         "jinja2>=3.1",  # HTML report
         "jsonschema>=4.20",  # checks JSON answers
         "regex>=2024.5",  # Unicode properties in the rules of normalised deduplication; transformers needs it anyway
+        "xxhash>=3.4",  # checksums of stored answers, at the speed of memory
         "openai>=1.50",  # client for OpenAI-compatible endpoints
     ],
     extras_require={

@@ -302,7 +302,7 @@ class _Job:
             published = PLANNERS["published"](PlanInput(codes, ()))
             found = self.cache.find(self._form(engine)(published, codes, rows), lambda text: admitted(text, parse))
             for row, text in found.items():
-                store.add(row, text)
+                store.add(row, text, row in self.cache.cut)
                 self.known[row] = CACHED
 
     def recalled(self, engine: Engine) -> dict[int, str]:

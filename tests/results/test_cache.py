@@ -26,6 +26,10 @@ prompts = st.builds(
 )
 
 
+def texts(cache: AnswerCache, keys) -> dict[bytes, str]:
+    return {key: answer.text for key, answer in cache.find(keys).items()}
+
+
 @given(prompts, prompts)
 def test_other_prompts_have_other_keys(one, other):
     same = (list(one.token_ids), one.system, one.user) == (list(other.token_ids), other.system, other.user)
@@ -45,7 +49,7 @@ def test_answers_are_there_when_the_file_is_opened_again(tmp_path):
         cache.add(key, text, "m")
     cache.close()
     again = AnswerCache(tmp_path / "c.db")
-    assert again.find([*answers, b"unknown"]) == answers
+    assert texts(again, [*answers, b"unknown"]) == answers
     again.close()
 
 
@@ -62,6 +66,22 @@ def test_a_query_finds_what_another_stored_and_asks_again_what_is_unusable(tmp_p
     second.add(1, "other")  # was found: nothing to store
     assert QueryCache(cache, SETTINGS, "m").find(asked, lambda text: True) == {1: "yes", 2: "no"}
     assert QueryCache(cache, SETTINGS | {"model": "n"}, "n").find(asked, lambda text: True) == {}
+    cache.close()
+
+
+def test_an_answer_that_was_cut_short_stays_marked(tmp_path):
+    asked = [Prompt(key, [key]) for key in range(3)]
+    cache = AnswerCache(tmp_path / "c.db")
+    first = QueryCache(cache, SETTINGS, "m")
+    first.find(asked, lambda text: True)
+    first.add(0, "half of", cut=True)
+    first.add(1, "whole")
+    cache.close()
+    cache = AnswerCache(tmp_path / "c.db")
+    second = QueryCache(cache, SETTINGS, "m")
+    assert second.find(asked, lambda text: True) == {0: "half of", 1: "whole"} and second.cut == {0}
+    second.find(asked[1:], lambda text: True)
+    assert second.cut == set()
     cache.close()
 
 
@@ -160,10 +180,10 @@ def test_a_killed_writer_leaves_a_file_with_all_it_had_stored(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     cache = AnswerCache(path)
-    stored = cache.find(number.to_bytes(32, "little") for number in range(301))
+    stored = texts(cache, (number.to_bytes(32, "little") for number in range(301)))
     assert sorted(stored.values()) == sorted(f"answer {number}" for number in range(301))
     cache.add(b"more", "x", "m")
-    assert cache.find([b"more"]) == {b"more": "x"}
+    assert texts(cache, [b"more"]) == {b"more": "x"}
     cache.close()
 
 
@@ -193,7 +213,7 @@ def test_two_that_open_a_new_file_at_once_wait_for_each_other(tmp_path, monkeypa
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=LockedAtFirst, **options))
     cache = AnswerCache(tmp_path / "c.db")
     cache.add(b"1", "yes", "m")
-    assert cache.find([b"1"]) == {b"1": "yes"}
+    assert texts(cache, [b"1"]) == {b"1": "yes"}
     cache.close()
 
 
@@ -207,6 +227,35 @@ def test_what_is_no_valid_text_in_the_file_is_no_answer(tmp_path, answer, kind):
     with sqlite3.connect(path) as poison:
         poison.execute(f"UPDATE answers SET answer = CAST(? AS {kind}) WHERE key = ?", (answer, b"1"))
     poison.close()
-    readable = {b"1": "yes"} if (answer, kind) == (b"yes", "TEXT") else {}
-    assert cache.find([b"1", b"2"]) == {b"2": "no"} | readable
+    readable = {b"1": "yes"} if answer == b"yes" else {}
+    assert texts(cache, [b"1", b"2"]) == {b"2": "no"} | readable
+    cache.close()
+
+
+DAMAGES = [
+    "UPDATE answers SET answer = 'no' WHERE key = X'31'",
+    "UPDATE answers SET answer = NULL WHERE key = X'31'",
+    "UPDATE answers SET cut = 1 WHERE key = X'31'",
+    "UPDATE answers SET checksum = zeroblob(8) WHERE key = X'31'",
+    "UPDATE answers SET answer = (SELECT answer FROM answers WHERE key = X'32'), "
+    "checksum = (SELECT checksum FROM answers WHERE key = X'32') WHERE key = X'31'",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_counted_and_never_served(tmp_path, damage):
+    path = tmp_path / "c.db"
+    cache = AnswerCache(path)
+    cache.add(b"1", "yes", "m")
+    cache.add(b"2", "perhaps", "m")
+    with sqlite3.connect(path) as poison:
+        poison.execute("PRAGMA writable_schema = ON")
+        poison.execute("UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '')")
+    poison.close()
+    with sqlite3.connect(path) as poison:
+        poison.execute(damage)
+    poison.close()
+    assert texts(cache, [b"1", b"2"]) == {b"2": "perhaps"} and cache.damaged == 1
+    cache.add(b"1", "yes", "m")
+    assert texts(cache, [b"1"]) == {b"1": "yes"}
     cache.close()

@@ -3,7 +3,7 @@
 A key is a digest of the model, the decoding settings and the prompt itself, in published field order (what is asked in
 another order is still the same question; see ``answer_key``). Only answers that the decision admits are stored, never
 failures. Each is committed as it comes, in SQLite's write-ahead log: a killed process loses none, and two processes
-may write at a time.
+may write at a time. A checksum over key and answer says which entries are damaged: they are never served.
 """
 
 from __future__ import annotations
@@ -18,22 +18,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import xxhash
 
 from vllm_relational.records import Prompt, RelationalError
 
 APPLICATION_ID = 0x764C5252  # "vLRR", in the header of the file
-FORMAT = 1
+FORMAT = 2
 WAIT_SECONDS = 30.0  # for another process's write
 RETRY_SECONDS = 0.02  # where SQLite does not wait by itself
 KEYS_A_QUERY = 500  # SQLite's least limit of parameters is 999
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS answers (
-  key BLOB PRIMARY KEY, answer TEXT NOT NULL, model TEXT NOT NULL, created REAL NOT NULL
-) WITHOUT ROWID
-"""
-_FIND = "SELECT key, CAST(answer AS BLOB) FROM answers WHERE key IN ({}) AND typeof(answer) = 'text'"
+_TABLE = (
+    "CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL, cut INTEGER NOT NULL, checksum BLOB NOT NULL, "
+    "model TEXT NOT NULL, created REAL NOT NULL) WITHOUT ROWID"
+)
+_FIND = "SELECT key, CAST(answer AS BLOB), cut, checksum FROM answers WHERE key IN ({})"
+
+
+class CachedAnswer(NamedTuple):
+    """cut: the text ends at max_tokens."""
+
+    text: str
+    cut: bool = False
 
 
 def answer_key(settings: Mapping[str, Any], prompt: Prompt) -> bytes:
@@ -52,11 +60,13 @@ def answer_key(settings: Mapping[str, Any], prompt: Prompt) -> bytes:
 class AnswerCache:
     """An open cache file; made where there is none.
 
+    damaged: entries that were looked for and left out, because their checksum does not fit.
     Raises ``RelationalError`` where the file is no cache of this version, damaged, or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.damaged = 0
         self._writes = True
         with self._explained("open"):
             self._database = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
@@ -96,23 +106,26 @@ class AnswerCache:
                     raise
             time.sleep(RETRY_SECONDS)
 
-    def find(self, keys: Iterable[bytes]) -> dict[bytes, str]:
-        """The answers that are there; what is not text, or not valid text, is none that this class wrote."""
-        found: dict[bytes, str] = {}
+    def find(self, keys: Iterable[bytes]) -> dict[bytes, CachedAnswer]:
+        """The answers that are there and whole."""
+        found: dict[bytes, CachedAnswer] = {}
         with self._explained("read"):
             for some in _batches(keys):
                 marks = ",".join("?" * len(some))
-                rows = self._database.execute(_FIND.format(marks), some)
-                found.update((key, answer) for key, raw in rows if (answer := _decoded(raw)) is not None)
+                for key, raw, cut, checksum in self._database.execute(_FIND.format(marks), some):
+                    if isinstance(raw, bytes) and checksum == _checksum(key, raw, cut):
+                        found[key] = CachedAnswer(raw.decode(), bool(cut))
+                    else:
+                        self.damaged += 1
         return found
 
-    def add(self, key: bytes, answer: str, model: str) -> None:
+    def add(self, key: bytes, answer: str, model: str, cut: bool = False) -> None:
         """Store one answer. A cache that cannot be written any more warns once and lets the run go on."""
         if not self._writes:
             return
         try:
-            row = (key, answer, model, time.time())
-            self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", row)
+            row = (key, answer, cut, _checksum(key, answer.encode(), cut), model, time.time())
+            self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             self._writes = False
             warnings.warn(f"cannot write the result cache {self.path}: {error}; the run goes on without", stacklevel=2)
@@ -151,9 +164,11 @@ class QueryCache:
     """The cache file as one query sees it: answers by the row that is asked.
 
     settings: see ``answer_key``; model: the name shown in the sizes of the file.
+    cut:      the rows found whose answers end at max_tokens.
     """
 
     def __init__(self, file: AnswerCache, settings: Mapping[str, Any], model: str) -> None:
+        self.cut: set[int] = set()
         self._file, self._settings, self._model = file, settings, model
         self._keys: dict[int, bytes] = {}
 
@@ -161,21 +176,20 @@ class QueryCache:
         """Usable answers that are there, by ``Prompt.key``; remembers the keys of the others for ``add``."""
         keys = {prompt.key: answer_key(self._settings, prompt) for prompt in prompts}
         answers = self._file.find(set(keys.values()))
-        found = {row: answers[key] for row, key in keys.items() if key in answers and usable(answers[key])}
+        found = {row: answers[key] for row, key in keys.items() if key in answers and usable(answers[key].text)}
         self._keys = {row: key for row, key in keys.items() if row not in found}
-        return found
+        self.cut = {row for row, answer in found.items() if answer.cut}
+        return {row: answer.text for row, answer in found.items()}
 
-    def add(self, row: int, text: str) -> None:
+    def add(self, row: int, text: str, cut: bool = False) -> None:
         """Store the answer to a row that was looked for and not found."""
         if row in self._keys:
-            self._file.add(self._keys[row], text, self._model)
+            self._file.add(self._keys[row], text, self._model, cut)
 
 
-def _decoded(raw: bytes) -> str | None:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return None
+def _checksum(key: bytes, answer: bytes, cut: int) -> bytes:
+    """8 bytes: an entry with another key, another answer or another mark has another."""
+    return xxhash.xxh3_64_digest(len(key).to_bytes(8, "little") + key + bytes([bool(cut)]) + answer)
 
 
 def _fix(error: sqlite3.DatabaseError) -> str:
