@@ -372,13 +372,14 @@ def serve(
     ] = None,
 ) -> int:
     """Start vLLM's OpenAI-compatible server with our scheduler. Further arguments are those of vllm serve."""
-    from vllm_relational.engine.server import serve_command
+    from vllm_relational.engine.server import prepare_server, serve_command
 
     settings = cli_options.scheduler_settings(eviction, token_exact, order, deep_queue, max_age)
     sparse = cli_options.engine_arguments(dipr, "--dipr")
     command, warning = serve_command(model, settings, context.args, attention, sparse)
     if warning:
         _say(f"warning: {warning}")
+    prepare_server()
     os.execv(command[0], command)
 
 

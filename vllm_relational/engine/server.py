@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm_relational.engine.serve_arguments import defaults_here, names_of
+from vllm_relational.engine.starting import bind_threads, is_cpu_build
 from vllm_relational.records import RelationalError
 from vllm_relational.vllm_ext.settings import (
     ATTENTION_BACKEND,
@@ -38,7 +40,8 @@ def serve_command(
     settings: those of ``vllm_ext/settings.py`` that were given; they win over those in ``--additional-config``.
     attention, dipr: ``dipr`` for our attention and its settings, likewise; None for vLLM's own.
     arguments: of ``vllm serve``. Raises ``RelationalError`` for wrong settings, another vLLM or none, and for arguments
-    in whose place vLLM would take ours, or the other way round, without a word.
+    in whose place vLLM would take ours, or the other way round, without a word. On a CPU the defaults of
+    ``engine/starting.py`` go first, so that the server works as the engine in a process does.
     """
     if model.startswith("-"):
         raise RelationalError(f"serve wants the model first, not {model!r}: vllm-relational serve MODEL [OPTION ...]")
@@ -60,7 +63,13 @@ def serve_command(
         backend = ["--attention-backend", ATTENTION_BACKEND, *_worker(arguments)]
     read_settings(config)
     ours = ["--scheduler-cls", SCHEDULER, *backend, CONFIG_OPTION, json.dumps(config)]
-    return [*python, SERVER, *others, "--model", model, *ours], None  # vLLM takes the last of two
+    return [*python, SERVER, *defaults_here(arguments), *others, "--model", model, *ours], None  # the last of two wins
+
+
+def prepare_server() -> None:
+    """Set what the server reads from the environment, which it inherits, where the user has not."""
+    if is_cpu_build():
+        bind_threads()
 
 
 def installed_vllm() -> str:
@@ -75,18 +84,13 @@ def installed_vllm() -> str:
 
 def _worker(arguments: Sequence[str]) -> list[str]:
     """Our worker, unless the user names one."""
-    named = any(name.startswith("--worker-c") for name in _names(arguments))
+    named = any(name.startswith("--worker-c") for name in names_of(arguments))
     return [] if named else ["--worker-cls", WORKER]
-
-
-def _names(arguments: Sequence[str]) -> list[str]:
-    """Without what follows an equals sign, and with hyphens, as vLLM's parser reads them."""
-    return [argument.partition("=")[0].replace("_", "-") for argument in arguments]
 
 
 def _refuse(arguments: Sequence[str], attention: str | None) -> None:
     """Arguments that vLLM's parser also takes in short, in parts, or twice: the last one would win."""
-    names = _names(arguments)
+    names = names_of(arguments)
     if "--model" in names:
         raise RelationalError("serve takes the model as its first argument: leave --model out")
     if any(name.startswith("--scheduler-c") for name in names):

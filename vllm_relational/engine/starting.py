@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import multiprocessing
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,13 @@ from vllm_relational.records import RelationalError
 
 KV_CACHE_GIB_ON_CPU = 4
 CPU_BLOCK_SIZE = 32
+CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  # GiB; vLLM lets it overrule every argument
+THREADS_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
+CHOSEN_BY = {
+    "enforce_eager": ("compilation_config", "optimization_level"),
+    "kv_cache_memory_bytes": ("gpu_memory_utilization",),
+}
+"""Default of ``cpu_defaults`` -> other arguments of vLLM by which a user chooses the same thing."""
 _GUARD_HINT = "put the code that asks under: if __name__ == '__main__':"
 
 
@@ -25,11 +34,14 @@ def prepare_environment(quiet: bool) -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
         logging.getLogger("vllm").setLevel(logging.ERROR)
-    if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(_cpu_cache_gib())
+    bind_threads()
+
+
+def bind_threads() -> None:
+    """Let vLLM use every core of a small machine, unless the user says which."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) <= 4:  # vLLM's automatic binding keeps a core back, half of such a machine
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+        os.environ.setdefault(THREADS_VARIABLE, ",".join(map(str, cores)))
 
 
 def import_vllm() -> Any:
@@ -53,12 +65,34 @@ def refuse_second_run_of_script() -> None:
         raise SystemExit(f"error: {_GUARD_HINT}")
 
 
-def cpu_defaults() -> dict[str, Any]:
-    """Engine arguments that suit a CPU."""
+def cpu_defaults(given: Collection[str]) -> dict[str, Any]:
+    """Engine arguments that suit a CPU, without those that the user chooses: for an engine here and for a server.
+
+    given: names of his arguments, with underscores. ``VLLM_CPU_KVCACHE_SPACE`` is his choice of a KV cache too.
+    """
     # Measured with a 0.5B model on two cores: compiling takes 50 s more to start and is not faster; blocks of 32, the
     # smallest that vLLM's CPU attention takes, are as fast as its default of 128 and share more of a prefix.
-    dtype = "bfloat16" if _has_bfloat16_matmul() else "float32"
-    return {"dtype": dtype, "enforce_eager": True, "block_size": CPU_BLOCK_SIZE}
+    # Without a size vLLM wants 92% of the memory for itself, and does not start where something else runs.
+    defaults: dict[str, Any] = {
+        "dtype": "bfloat16" if _has_bfloat16_matmul() else "float32",
+        "enforce_eager": True,
+        "block_size": CPU_BLOCK_SIZE,
+    }
+    if not os.environ.get(CACHE_VARIABLE):
+        defaults["kv_cache_memory_bytes"] = _cpu_cache_gib() * 2**30
+    return {name: value for name, value in defaults.items() if not {name, *CHOSEN_BY.get(name, ())} & set(given)}
+
+
+def is_cpu_build() -> bool:
+    """Whether the installed vLLM runs on the CPU, by vLLM's own rule but without importing it."""
+    if os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
+        return True
+    for name, built_for in (("vllm", ""), ("vllm-cpu", "cpu")):
+        try:
+            return "cpu" in importlib.metadata.version(name) + built_for
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return False
 
 
 def _has_bfloat16_matmul() -> bool:

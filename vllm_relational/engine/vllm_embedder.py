@@ -67,7 +67,8 @@ class VllmEmbedder:
         from vllm_relational.vllm_ext.facts import is_cpu
         from vllm_relational.vllm_ext.orphans import owning_children
 
-        defaults = {"runner": "pooling", "use_tqdm_on_load": not self._quiet, **(cpu_defaults() if is_cpu() else {})}
+        defaults = {"runner": "pooling", "use_tqdm_on_load": not self._quiet}
+        defaults |= cpu_defaults(self._args) if is_cpu() else {}
         try:
             with starting_engine(), owning_children():
                 return vllm.LLM(self.model, **{**defaults, **self._args})

