@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import pyarrow as pa
 
 from vllm_relational.llm import RelationalLLM
 from vllm_relational.pipeline import PreparedQuery
+from vllm_relational.provenance import code_version, machine
 from vllm_relational.records import EngineInfo, QueryResult, RelationalError
 
 # Rows asked to measure the engine's speed before a comparison with a time budget.
@@ -80,9 +77,9 @@ class Comparison:
         report = result.report
         hit_rate = report.measured_hit_rate
         return {
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": _commit(),
-            "machine": _machine(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": code_version(),
+            "machine": machine(),
             "model": Path(report.model).name,
             "table": Path(table).name,
             "question": report.question,
@@ -169,24 +166,3 @@ def _computed(result: QueryResult) -> str:
     if report.measured_prompt_tokens is None or report.measured_cached_tokens is None:
         return ""
     return str(report.measured_prompt_tokens - report.measured_cached_tokens)
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    found = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip()
-
-
-def _machine() -> str:
-    """The GPU where there is one, else the processor."""
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        gpus = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
-        if gpus:
-            return f"{len(gpus)} x {gpus[0].strip()}"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"

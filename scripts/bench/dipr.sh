@@ -15,7 +15,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 bench=$root/scripts/bench
 python=${PYTHON:-python3}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
+commit=$("$python" -c 'from vllm_relational.provenance import code_version; print(code_version())')
 mkdir -p "$out"
 
 run_tests() {

@@ -26,7 +26,6 @@ start in the same step.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
@@ -35,7 +34,7 @@ import sys
 import tempfile
 import time
 import traceback
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +340,7 @@ def line_of(
     """A line of the CSV. stock: milliseconds of FlashAttention by context and batch, as far as they are known."""
     median, base = statistics.median(found["ms"]), stock.get((found["context"], found["batch"]))
     values = (
-        datetime.now(timezone.utc).isoformat(timespec="seconds"), *options.where, "Llama-3.1-8B shape",
+        datetime.now(UTC).isoformat(timespec="seconds"), *options.where, "Llama-3.1-8B shape",
         options.layers, options.logit_std, backend, json.dumps(options.dipr) if backend == SPARSE else "",
         found["context"], found["batch"], round(median, 3), round(min(found["ms"]), 3), round(max(found["ms"]), 3),
         round(base / median, 3) if base else "", kv_tokens, round(found["prefill_seconds"], 2),
@@ -351,14 +350,10 @@ def line_of(
 
 
 def where(commit: str | None) -> tuple[str, str]:
-    """Commit, empty where there is no git, and machine."""
-    from vllm_relational.bench import _commit, _machine
+    """Commit, or installed version, and machine."""
+    from vllm_relational.provenance import code_version, machine
 
-    if commit is not None:
-        return commit, _machine()
-    with contextlib.suppress(OSError):
-        return _commit(), _machine()
-    return "", _machine()
+    return code_version() if commit is None else commit, machine()
 
 
 def report(options: argparse.Namespace) -> int:

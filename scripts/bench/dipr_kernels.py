@@ -23,14 +23,16 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from dipr_data import HEAD_SIZE, NUM_HEADS, NUM_KV_HEADS, SCALE, Llama
+from lines import check_lines
 
-from vllm_relational.bench import _commit, _machine, append_csv
+from vllm_relational.bench import append_csv
+from vllm_relational.provenance import code_version, machine
 from vllm_relational.sparse import naive
 from vllm_relational.sparse.kernels.launch import Batch, Kernels, Tuning
 from vllm_relational.sparse.kernels.write import write
@@ -40,6 +42,10 @@ from vllm_relational.sparse.settings import DiprSettings
 LAUNCHES, REPLAYS = 20, 9
 OUT_OF_CACHE = 5 << 30
 """Bytes of keys and values of which every way reads more than the GPU's cache holds: 2% of them."""
+FIELDS = (
+    "time", "commit", "machine", "data", "batch", "length", "block", "way", "us", "us_10th", "us_90th", "speed_up",
+    "bytes", "tokens_listed", "error",
+)  # fmt: skip
 LISTING = ("scan", "pages")
 PAGES = (512, 2048)
 
@@ -275,9 +281,9 @@ def measure(args: argparse.Namespace, data: Llama, requests: int, length: int) -
         share = bytes_read(batch, made, method) if made is not None else 0.5 if "fp8" in name else 1.0
         listed = made.statistics[:2].tolist() if made is not None and method in LISTING else [0, 0]
         yield {
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": args.commit,
-            "machine": _machine(),
+            "machine": machine(),
             "data": "real scores" if args.dump else "synthetic",
             "batch": requests,
             "length": length,
@@ -306,7 +312,8 @@ def main() -> None:
     parser.add_argument("--commit", default=None, help="where the code was copied without its history")
     parser.add_argument("--parts", action="store_true")
     args = parser.parse_args()
-    args.commit = args.commit or _commit()
+    check_lines(parser, args.csv, FIELDS)
+    args.commit = args.commit or code_version()
     data = Llama(args.dump)
     print(f"{'batch':>5}{'length':>8}  {'way':22}{'us':>8}{'speed-up':>9}{'bytes':>7}{'listed':>8}{'error':>9}")
     for case in args.cases.split(","):

@@ -17,13 +17,13 @@ import argparse
 import csv
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from texts import token_ids
 
-from vllm_relational.bench import _commit, _machine
+from vllm_relational.provenance import code_version, machine
 from vllm_relational.sparse import measure
 from vllm_relational.sparse.measure import STATISTICS, Measured
 from vllm_relational.sparse.naive import Window
@@ -76,7 +76,7 @@ class Tables:
 
 
 def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def rounded(numbers: torch.Tensor) -> list[str]:
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, model, tokenizer, tables: Tables) -> None:
     started = time.perf_counter()
     window = Window(args.sinks, args.recent)
     trials = [read_trial(word) for word in args.trials.split(",")]
-    done = [now(), _commit(), _machine(), Path(args.model).name]
+    done = [now(), code_version(), machine(), Path(args.model).name]
     for name, source, length in cases(args):
         tokens = token_ids(tokenizer, source, length)
         begun = time.perf_counter()

@@ -30,6 +30,7 @@ from typing import Any
 import dipr_quality_table
 import recall_tasks
 import torch
+from lines import check_lines
 from texts import passages
 
 from vllm_relational.sparse.naive import Window
@@ -47,7 +48,6 @@ class Book:
     """The answers so far: one line a sample and trial, in a file that only grows."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, FIELDS, lineterminator="\n")
@@ -270,6 +270,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--summary", action="store_true", help="only make the table from the answers that are there")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    check_lines(parser, args.out / "dipr_answers.csv", FIELDS)
     book = Book(args.out / "dipr_answers.csv")
     try:
         if not args.summary:

@@ -23,14 +23,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kv_workloads import Workload, make_workload
+from lines import check_lines
 
-from vllm_relational.bench import _commit, _machine, append_csv
+from vllm_relational.bench import append_csv
 from vllm_relational.cli_options import engine_arguments
+from vllm_relational.provenance import code_version, machine
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "stock": None,
@@ -42,6 +44,11 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "token-exact": {"eviction": "lru", "order": "arrival", "token_exact": True},
     "all": {"eviction": "batch", "order": "prefix-tree", "token_exact": True},
 }
+FIELDS = (
+    "time", "commit", "machine", "model", "variant", "workload", "requests", "blocks", "batched_tokens",
+    "rows_per_second", "hit_rate", "computed_tokens_a_row", "latency_p50", "latency_p99", "other_answers",
+    "checked_rows",
+)  # fmt: skip
 SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
 CHECK_ROWS, CHECK_TOKENS = 200, 8
 
@@ -157,9 +164,9 @@ def run_variants(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         wrong = sum(measured["answers"][number] != expected for number, expected in stock_answers.items())
         for line in measured["lines"]:
             yield {
-                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "commit": _commit(),
-                "machine": _machine(),
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "commit": code_version(),
+                "machine": machine(),
                 "model": Path(args.model).name,
                 "variant": name,
                 "workload": line["workload"],
@@ -195,6 +202,7 @@ def main() -> None:
         else:
             print(json.dumps(measured["lines"], indent=1))
         return
+    check_lines(parser, args.csv, FIELDS)
     for line in run_variants(args):
         print(
             f"{line['workload']:11} {line['variant']:17} {line['rows_per_second']:8.1f} rows/s  "

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+from lines import check_lines
 
 from vllm_relational import RelationalLLM
-from vllm_relational.bench import Comparison, compare_orders
+from vllm_relational.bench import FIELDS, Comparison, compare_orders
 from vllm_relational.cli_options import engine_arguments
 
 PROMPT = "Is this record about something that happened in a city? {*}"
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--orders", default="published,fixed,tree")
     parser.add_argument("--engine-arg", action="append")
     args = parser.parse_args()
+    check_lines(parser, args.csv, FIELDS)
     with RelationalLLM(args.model, **engine_arguments(args.engine_arg)) as llm:
         for path, table in map(read_sample, args.tables):
             table = table.select([name for name in table.column_names if not name.startswith("__index")])

@@ -25,12 +25,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vllm_relational.bench import _commit, _machine, append_csv
+from lines import check_lines
+
+from vllm_relational.bench import append_csv
 from vllm_relational.cli_options import engine_arguments
+from vllm_relational.provenance import code_version, machine
 
 SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
 SETTINGS = {"relational": {"order": "arrival", "eviction": "lru", "token_exact": True}}  # that part and nothing else
@@ -115,8 +118,8 @@ def report(options: argparse.Namespace) -> None:
     """Run both variants, print them side by side, append them to the file."""
     stock, partial = in_own_process("stock"), in_own_process("partial")
     noise, difference = mismatch(stock["answers"], stock["reversed"]), mismatch(stock["answers"], partial["answers"])
-    commit = _commit()
-    print(f"\n{_machine()}, {Path(options.model).name}, commit {commit}")
+    commit = code_version()
+    print(f"\n{machine()}, {Path(options.model).name}, commit {commit}")
     print(f"{options.rows} rows of {options.shared} shared + {options.own} own tokens, {options.groups} groups")
     print(f"check, {len(stock['answers'])} rows x 16 tokens: {difference:.1%} of rows differ from stock;")
     print(f"  stock differs from itself with the rows reversed in {noise:.1%}")
@@ -129,7 +132,7 @@ def report(options: argparse.Namespace) -> None:
             f" ({min(speeds):.1f}-{max(speeds):.1f})  {speed_up:.3f}x"
         )
         values = (
-            datetime.now(timezone.utc).isoformat(timespec="seconds"), commit, _machine(), Path(options.model).name,
+            datetime.now(UTC).isoformat(timespec="seconds"), commit, machine(), Path(options.model).name,
             name, options.rows, options.groups, options.shared, options.own, found["block_size"],
             round(computed, 3), round(found["ideal"], 3), round(median, 2), round(min(speeds), 2),
             round(max(speeds), 2), round(speed_up, 4), round(difference, 4), round(noise, 4),
@@ -153,6 +156,7 @@ def main() -> None:
     if options.variant:
         options.out.write_text(json.dumps(measure(options)))
     else:
+        check_lines(parser, options.csv, FIELDS)
         report(options)
 
 

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,24 @@ import bm25s
 import numpy as np
 import pyarrow as pa
 import Stemmer
+from lines import check_lines
 
 from vllm_relational import RelationalLLM, sql
-from vllm_relational.bench import _commit, _machine, append_csv
+from vllm_relational.bench import append_csv
 from vllm_relational.embed import embed_texts, load_embedder
+from vllm_relational.provenance import code_version, machine
 from vllm_relational.retrieval import TextIndex, build_index
 from vllm_relational.retrieval.sharing import shared_order
 from vllm_relational.retrieving import Retriever
 from vllm_relational.table import read_table
 
 PLANNERS = ("published", "fixed", "tree")
+FIELDS = (
+    "time", "commit", "machine", "embedder", "tokenizer", "table", "questions", "passages", "k", "retriever",
+    "recall_at_1", "recall_at_k", "embed_passages_seconds", "embed_questions_seconds", "search_seconds",
+    "place_seconds", "placement", "distinct_prompts", "prompt_tokens", "hit_rate_published", "hit_rate_fixed",
+    "hit_rate_tree", "ceiling", "token_counts",
+)  # fmt: skip
 QUESTION_FIRST = "Answer {{question}} in a few words. The answer is in one of these: {contexts}."
 
 
@@ -163,6 +171,7 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=5)
     parser.add_argument("--sql-only", action="store_true", help="only the line of SQL")
     args = parser.parse_args()
+    check_lines(parser, args.csv, FIELDS)
     with tempfile.TemporaryDirectory() as folder:
         measure(args, Path(folder, "contexts.index"))
 
@@ -183,9 +192,9 @@ def measure(args: argparse.Namespace, path: Path) -> None:
 
     def write(retriever: str, placement: str, rates: dict[str, Any]) -> None:
         line = {
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": _commit(),
-            "machine": _machine(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": code_version(),
+            "machine": machine(),
             "embedder": Path(args.embedder).parent.name if retriever == "embeddings" else "bm25s",
             "tokenizer": Path(args.tokenizer).name,
             "table": args.table.name,

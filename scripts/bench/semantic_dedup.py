@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lines import check_lines
 
+from vllm_relational.bench import append_csv
 from vllm_relational.dedup import semantic
 from vllm_relational.embed import embed_texts
 
@@ -115,6 +117,7 @@ def main() -> None:
     parser.add_argument("--oracle-rows", type=int, default=5000)
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
+    check_lines(parser, arguments.csv, FIELDS)
     made = arguments.vectors == "made"
     vectors = made_vectors(arguments.rows) if made else unit(np.load(arguments.vectors)[: arguments.rows])
     lines = [
@@ -125,12 +128,7 @@ def main() -> None:
     out.writeheader()
     out.writerows(lines)
     if arguments.csv is not None:
-        new = not arguments.csv.exists()
-        with arguments.csv.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(lines)
+        append_csv(arguments.csv, lines)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+from lines import check_lines
 
 import vllm_relational.sql
 from vllm_relational import RelationalLLM
-from vllm_relational.bench import _commit, _machine, append_csv
+from vllm_relational.bench import append_csv
+from vllm_relational.provenance import code_version, machine
 from vllm_relational.records import EngineInfo
 
+FIELDS = (
+    "time", "commit", "machine", "cores", "load_average", "rows", "distinct_rows", "order", "token_counts",
+    "prompt_tokens", "hit_rate", "seconds", "cpu_seconds", "peak_gib",
+)  # fmt: skip
 QUERY = """
 SELECT LLM_FILTER('Is {comment} fair to {product}, {category}, {description}, at {rating} stars?',
                   comment, product, category, description, rating)
@@ -57,6 +63,7 @@ def main() -> None:
     options.add_argument("--order", default="tree")
     options.add_argument("--csv", type=Path, default=None, help="append a row to this file")
     given = options.parse_args()
+    check_lines(options, given.csv, FIELDS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.parquet"
         write_table(path, given.rows)
@@ -69,8 +76,8 @@ def main() -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "machine": _machine(),
+        "commit": code_version(),
+        "machine": machine(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 1),
         "rows": given.rows,
