@@ -54,7 +54,8 @@ setup(
     description="LLM questions over tables on vLLM: plans the batch so that the KV cache serves what repeats",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    python_requires=">=3.11",  # as vLLM 0.32.0
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     packages=find_packages(include=["vllm_relational*"]),
     package_data={"vllm_relational": ["py.typed", "*.j2", "results/*.j2"]},
     ext_modules=native_extensions(),

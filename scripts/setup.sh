@@ -9,11 +9,11 @@ fail() { echo "setup: $*" >&2; exit 2; }
 
 find_python() {
   local name
-  for name in "${PYTHON:-}" python3.12 python3.11 python3 python3.13 python3.10; do
+  for name in "${PYTHON:-}" python3.12 python3.11 python3 python3.13; do
     [ -n "$name" ] && command -v "$name" >/dev/null || continue
-    "$name" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && { echo "$name"; return; }
+    "$name" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo "$name"; return; }
   done
-  fail "needs Python 3.10 to 3.13 with venv (Debian: apt install python3-venv); name one with PYTHON=..."
+  fail "needs Python 3.11 to 3.13 with venv (Debian: apt install python3-venv); name one with PYTHON=..."
 }
 
 install_vllm() {

@@ -50,7 +50,7 @@ def _is_number(text: str) -> bool:
 
 
 def _is_date(text: str) -> bool:
-    """ISO 8601, as Python writes it; with a Z that Python 3.10 does not read."""
+    """ISO 8601, as Python reads it; a date alone may have a Z too."""
     try:
         return bool(datetime.datetime.fromisoformat(text.removesuffix("Z")))
     except ValueError:
