@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vllm_relational.sparse.optimizer import Costs, CostTable
+from vllm_relational.sparse.optimizer import H100, H200, Costs, CostTable, costs_on
 from vllm_relational.sparse.pages import PageLayout
 from vllm_relational.sparse.settings import DiprSettings
 
@@ -92,3 +92,43 @@ def test_settings_overrule_the_table():
 def test_an_index_that_is_slower_to_read_than_the_keys_never_pays():
     slow = CostTable(scan_rate_16=1.0)
     assert costs(slow).pays_from(64) == 2**31 - 1 and costs(slow).choose(10**6, 64, 5) == "dense"
+
+
+@pytest.mark.parametrize(
+    ("device", "table", "nearest"),
+    [
+        ("NVIDIA H100 80GB HBM3", H100, None),
+        ("NVIDIA H200", H200, None),
+        ("NVIDIA H200 NVL", H200, "NVIDIA H200"),
+        ("NVIDIA GH200 144G HBM3e", H200, "NVIDIA H200"),
+        ("NVIDIA B200", H200, "NVIDIA H200"),
+        ("NVIDIA GB200", H200, "NVIDIA H200"),
+        ("NVIDIA H100 PCIe", H100, "NVIDIA H100 80GB HBM3"),
+        ("NVIDIA A100-SXM4-80GB", H100, "NVIDIA H100 80GB HBM3"),
+        ("NVIDIA L40S", H100, "NVIDIA H100 80GB HBM3"),
+        ("AMD Instinct MI300X", H100, "NVIDIA H100 80GB HBM3"),
+        ("", H100, "NVIDIA H100 80GB HBM3"),
+    ],
+)
+def test_a_device_has_its_own_costs_or_those_of_the_nearest(device, table, nearest):
+    assert costs_on(device) == (table, nearest)
+
+
+@pytest.mark.parametrize(
+    ("length", "num_reqs", "dense_ms", "ours_ms", "off"),
+    [(131072, 4, 19.994, 9.69, 0.06), (32768, 16, 19.878, 10.939, 0.11), (32768, 4, 8.685, 6.833, 0.25)],
+)
+def test_what_a_scan_saves_on_an_h200_is_near_what_was_measured(length, num_reqs, dense_ms, ours_ms, off):
+    """Milliseconds a token of scripts/bench/dipr_engine.csv, 32 layers of which the first two are dense."""
+    lines = costs(H200, block_size=64).lines
+    saved = 30 * (lines["dense"].us(length, num_reqs) - lines["scan"].us(length, num_reqs)) / 1000
+    assert saved == pytest.approx(dense_ms - ours_ms, rel=off)
+    of_the_other = costs(H100, block_size=64).lines
+    assert 30 * (of_the_other["dense"].us(length, num_reqs) - of_the_other["scan"].us(length, num_reqs)) / 1000 > (
+        1.2 * (dense_ms - ours_ms)
+    )
+
+
+def test_faster_memory_makes_launches_weigh_more():
+    assert costs(H200, block_size=64).pays_from(1) > costs(H100, block_size=64).pays_from(1)
+    assert (H200.scan_launch, H200.listed) == (H100.scan_launch, H100.listed)

@@ -132,7 +132,7 @@ class _Growth:
         self.tokens[reached] += length
         self.stop[reached] = level + 1
         self.nodes = reached[group_of]
-        self._close_single_rows(len(self.stop) - np.count_nonzero(parts))
+        self._close_single_rows(len(self.stop) - int(np.count_nonzero(parts)))
 
     def _add_nodes(self, parent: np.ndarray, row: np.ndarray, num_rows: np.ndarray, level: int) -> None:
         depth = np.concatenate(self.depth)[parent] + 1

@@ -22,7 +22,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from vllm_relational.sparse.decoder import DecodeShape, SparseDecoder
-from vllm_relational.sparse.optimizer import Costs
+from vllm_relational.sparse.optimizer import Costs, costs_on
 from vllm_relational.sparse.pages import GROUPS, PageLayout, Pages
 from vllm_relational.sparse.settings import DiprSettings
 from vllm_relational.vllm_ext.dipr_rows import HostBatch, Kind, Replay, Rows, RowSplitter, may_decode
@@ -31,6 +31,10 @@ from vllm_relational.vllm_ext.prompt_lengths import prompt_lengths
 from vllm_relational.vllm_ext.settings import read_attention
 
 logger = init_logger("vllm.relational.attention")  # below vLLM's logger: its level and format
+UNKNOWN_DEVICE = (
+    "DIPR attention was not measured on %s: it is chosen by the costs on %s. The dipr settings dense_below and method "
+    "overrule that"
+)
 
 
 class DiprBackend:
@@ -266,14 +270,19 @@ def _pays_from(vllm_config: Any, settings: Any, spec: Any, device: torch.device)
     """Requests of a batch -> the length from which on they are sparse; costs are known of a GPU only."""
     if torch.device(device).type == "cpu" or no_index(spec.head_size, spec.block_size):
         return lambda num_reqs: settings.dense_below
-    return costs_of(
-        vllm_config, settings, PageLayout(spec.block_size, spec.head_size, spec.dtype), spec.num_kv_heads
-    ).pays_from
+    layout = PageLayout(spec.block_size, spec.head_size, spec.dtype)
+    return costs_of(vllm_config, settings, layout, spec.num_kv_heads, device).pays_from
 
 
-def costs_of(vllm_config: Any, settings: Any, layout: PageLayout, num_kv_heads: int) -> Costs:
-    """What the methods cost this engine."""
-    return Costs(settings, layout, num_kv_heads, vllm_config.model_config.max_model_len, largest_batch(vllm_config))
+def costs_of(vllm_config: Any, settings: Any, layout: PageLayout, num_kv_heads: int, device: torch.device) -> Costs:
+    """What the methods cost this engine on its GPU or, where that was not measured, on the nearest one that was: the
+    log then says so, once."""
+    name = torch.cuda.get_device_name(device)
+    table, nearest = costs_on(name)
+    if nearest is not None:
+        logger.warning_once(UNKNOWN_DEVICE, name, nearest)
+    longest, reqs = vllm_config.model_config.max_model_len, largest_batch(vllm_config)
+    return Costs(settings, layout, num_kv_heads, longest, reqs, table)
 
 
 def _expected_group(cache_config: Any, settings: DiprSettings) -> int:
@@ -321,6 +330,6 @@ def _with_method(vllm_config: Any, settings: Any, shape: DecodeShape, device: to
     if torch.device(device).type == "cpu" or no_index(shape.head_size, shape.group):
         return settings
     layout = PageLayout(shape.group, shape.head_size, vllm_config.model_config.dtype)
-    method = costs_of(vllm_config, settings, layout, shape.num_kv_heads).sparse
+    method = costs_of(vllm_config, settings, layout, shape.num_kv_heads, device).sparse
     logger.info_once("DIPR attention decodes long contexts by %s", method)
     return replace(settings, method=method)
