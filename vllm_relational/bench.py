@@ -66,7 +66,7 @@ class Comparison:
                 f"{self.same_answers(result):.1%}",
             )
         out = io.StringIO()
-        Console(file=out, width=110).print(table)
+        Console(file=out, width=110, markup=False, emoji=False, highlight=False).print(table)
         return out.getvalue().rstrip()
 
     def append_csv(self, path: Path, table: str) -> None:

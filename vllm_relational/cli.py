@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_relational import cli_options, cli_output, cli_retrieval, cli_sql
+from vllm_relational import cli_errors, cli_options, cli_output, cli_retrieval, cli_sql
+from vllm_relational.cli_errors import COULD_NOT_RUN, OK, SOME_ROWS_FAILED
 from vllm_relational.cli_options import (
     Audit,
     BaseUrl,
@@ -40,8 +41,6 @@ from vllm_relational.config import (
     QUESTION_FIRST,
 )
 from vllm_relational.records import QueryResult, RelationalError, RunReport
-
-OK, SOME_ROWS_FAILED, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     help="LLM questions over tables, as fast as the hardware allows.",
@@ -82,23 +81,7 @@ TokenExact = Annotated[bool, typer.Option("--token-exact", help="Reuse prefixes 
 
 def _command(function: Callable[..., int], **settings: Any) -> Callable[..., None]:
     """Register a command: its errors become one line, its return value the exit status. settings: typer's."""
-
-    @functools.wraps(function)
-    def wrapped(**arguments: Any) -> None:
-        try:
-            raise typer.Exit(function(**arguments))
-        except RelationalError as error:
-            _say(f"error: {str(error).splitlines()[0]}")  # errors of SQL show the place on further lines
-            raise typer.Exit(COULD_NOT_RUN) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:  # the reader of our output went away: nothing left to say
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(COULD_NOT_RUN) from None
-        except OSError as error:
-            _say(f"error: {error}")
-            raise typer.Exit(COULD_NOT_RUN) from None
-
+    wrapped = cli_errors.guarded(function)
     app.command(**settings)(wrapped)
     return wrapped
 
@@ -172,6 +155,8 @@ def run(
     origins = (explain_dedup, f"{explain_dedup}_how") if explain_dedup is not None else ()
     new_columns = [answer_column, error_column, *origins]
     cli_output.check_result_place(data, None if dry_run else output, *new_columns)
+    if output is None and not dry_run:
+        cli_errors.check_standard_output()
     if capacity is not None and not dry_run:
         raise RelationalError("--capacity is for --dry-run: a running engine has a KV cache of its own size")
     if retrieve is not None or index is not None:
@@ -419,10 +404,12 @@ def _finish(report: RunReport, page: Path | None) -> int:
     from vllm_relational.results.report_text import render_text
 
     _say(render_text(report))
-    if page is not None:
-        cli_output.write_report(report, page)
-        _say(f"report: {page}")
-    return SOME_ROWS_FAILED if report.num_failed else OK
+    status = SOME_ROWS_FAILED if report.num_failed else OK
+    if page is None:
+        return status
+    problem = cli_output.write_report(report, page)
+    _say(f"error: the report could not be written to {page}: {problem}" if problem else f"report: {page}")
+    return COULD_NOT_RUN if problem else status
 
 
 _say = cli_options.say
@@ -430,7 +417,7 @@ _say = cli_options.say
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    sys.exit(cli_errors.run_program(app))
 
 
 if __name__ == "__main__":

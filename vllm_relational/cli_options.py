@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vllm_relational.records import EngineInfo, RelationalError
+from vllm_relational.terminal import tell
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -228,7 +228,7 @@ def prepare_processes() -> None:
 
 def say(text: str) -> None:
     """A line for the person at the terminal; standard output is for answers."""
-    print(text, file=sys.stderr, flush=True)
+    tell(text)
 
 
 def _json_or_text(value: str) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_relational.records import QueryResult, RelationalError, RunReport
+from vllm_relational.terminal import give_up_output
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,15 +111,33 @@ def write(answered: pa.Table, output: Path | None) -> None:
     """The answered table into its file, or as JSON lines on standard output."""
     from vllm_relational.table.write import write_json_lines, write_table
 
-    if output is None:
+    if output is not None:
+        write_table(answered, output)
+        return
+    try:
         write_json_lines(answered)
         sys.stdout.flush()
-    else:
-        write_table(answered, output)
+    except BrokenPipeError:  # whoever read it has had enough
+        raise
+    except (OSError, ValueError) as error:
+        give_up_output()
+        reason = getattr(error, "strerror", None) or error
+        raise RelationalError(f"cannot write to standard output: {reason}; name a file with -o") from error
 
 
-def write_report(report: RunReport, page: Path) -> None:
-    """As JSON where the file's name says so, else as a page."""
+def write_report(report: RunReport, page: Path) -> str | None:
+    """As JSON where the file's name says so, else as a page. Returns why it could not be written, None if it was.
+
+    The answers are written by then: a report that fails takes nothing with it.
+    """
+    try:
+        _write_report(report, page)
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def _write_report(report: RunReport, page: Path) -> None:
     if page.suffix.lower() == ".json":
         from vllm_relational.results.report_json import write_json
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,7 +96,7 @@ def sql(
         with command.opened(llm, db, side, rates, prices, **options) as connection:
             command.run_sql(connection, text, output)
             if connection.last_run is not None:
-                print(connection.report(), file=sys.stderr, flush=True)
+                cli_options.say(connection.report())
             return int(len(connection.errors()) > 0)
     except KeyboardInterrupt:
         cli_options.say(command.interrupted(side))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from vllm_relational.records import (
 )
 from vllm_relational.results.parse import arrow_type
 from vllm_relational.table import read_table
+from vllm_relational.terminal import is_terminal, warn
 
 # Longer reasons are cut in warnings; the whole ones are in ``last_result.errors``.
 SHOWN_REASONS = 3
@@ -255,7 +255,7 @@ class RelationalLLM:
             nulls=nulls,
             checkpoint=Path(checkpoint) if checkpoint is not None else None,
             resume=resume,
-            progress=sys.stderr.isatty() if progress is None else progress,
+            progress=is_terminal(sys.stderr) if progress is None else progress,
             dedup=DedupConfig(
                 dedup,
                 {name: _names(rules) for name, rules in (normalize or {}).items()},
@@ -339,7 +339,7 @@ def _warn_of_failures(result: QueryResult) -> None:
     if not result.num_failed:
         return
     reasons = [f"row {row}: {reason}" for row, reason in enumerate(result.errors) if reason][:SHOWN_REASONS]
-    warnings.warn(
+    warn(
         f"{result.num_failed} of {len(result.answers)} rows failed and are null ({'; '.join(reasons)}): "
         "see last_result.errors",
         stacklevel=3,

@@ -25,6 +25,7 @@ from vllm_relational.planning_text import (
     sum_label,
 )
 from vllm_relational.records import PlannedQuery, RelationalError
+from vllm_relational.terminal import printable
 
 TEMPLATE = "planning.html.j2"
 # With the nodes that sum up others, at most 2,000: about a megabyte whatever the table.
@@ -47,7 +48,7 @@ def write_page(comparison: PlanComparison, title: str, path: Path) -> None:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template(TEMPLATE)
     text = page.render(
-        title=title,
+        title=printable(title),
         best=comparison.best,
         size=f"{planned.table.num_rows:,} rows, {nodes[0].num_rows:,} distinct",
         whole_cells=_share_saved(planned, nodes[0]),

@@ -14,6 +14,7 @@ from rich.tree import Tree
 
 from vllm_relational.plan.prefix_view import ROOT, PrefixNode, prefix_tree
 from vllm_relational.records import PlannedQuery
+from vllm_relational.terminal import printable
 
 if TYPE_CHECKING:
     from vllm_relational.planning import NamedDependency, PlanComparison, PlanSummary
@@ -153,14 +154,8 @@ def listed(texts: Sequence[str], width: int, thing: str = "", joint: str = ", ")
 
 def shorten(text: str, width: int) -> str:
     """The beginning of ``text`` in at most ``width`` columns of a terminal, without what could steer the terminal."""
-    plain = "".join(_printable(character) for character in text[: width + 1])
+    plain = printable(" ".join(text[: width + 1].splitlines()))
     return plain if cell_len(plain) <= width else f"{set_cell_size(plain, width - 1).rstrip()}…"
-
-
-def _printable(character: str) -> str:
-    if character.isprintable():
-        return character
-    return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
 
 
 def plural(noun: str, number: int) -> str:

@@ -29,9 +29,9 @@ def test_nothing_is_shown_unless_asked(capsys):
 
 def test_lines_in_a_log_and_a_bar_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    assert isinstance(make_progress(True), Lines)
+    assert isinstance(make_progress(True).shown, Lines)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert isinstance(make_progress(True), Bar)
+    assert isinstance(make_progress(True).shown, Bar)
 
 
 def test_the_last_line_counts_rows_failures_and_hits(capsys):
@@ -62,3 +62,46 @@ def test_a_line_now_and_then_with_the_time_left(capsys, monkeypatch):
 def test_the_bar_writes_to_standard_error(capsys, completions):
     follow(Bar(), completions, 2)
     assert capsys.readouterr().out == ""
+
+
+class Breaks:
+    """Progress whose terminal goes away at the given call."""
+
+    def __init__(self, at: str) -> None:
+        self.at, self.calls = at, []
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.at:
+            raise BrokenPipeError
+
+    def start(self, total: int) -> None:
+        self._call("start")
+
+    def add(self, completion: Completion) -> None:
+        self._call("add")
+
+    def stop(self) -> None:
+        self._call("stop")
+
+
+@pytest.mark.parametrize(
+    ("at", "calls"),
+    [
+        ("start", ["start", "stop"]),
+        ("add", ["start", "add", "stop"]),
+        ("stop", ["start", "add", "add", "stop", "stop"]),
+        ("never", ["start", "add", "add", "stop"]),
+    ],
+)
+def test_progress_that_fails_falls_silent(at, calls):
+    shown = Breaks(at)
+    guarded = progress_room.Guarded(shown)
+    follow(guarded, [GOOD, BAD], 2)
+    assert shown.calls == calls
+    assert isinstance(guarded.shown, Silent) == (at != "never")
+
+
+def test_without_standard_error_nothing_is_shown(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert isinstance(make_progress(True), Silent)

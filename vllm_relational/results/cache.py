@@ -12,7 +12,6 @@ import hashlib
 import json
 import sqlite3
 import time
-import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from vllm_relational.records import Prompt, RelationalError
+from vllm_relational.terminal import warn
 
 APPLICATION_ID = 0x764C5252  # "vLRR", in the header of the file
 FORMAT = 2
@@ -128,7 +128,7 @@ class AnswerCache:
             self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             self._writes = False
-            warnings.warn(f"cannot write the result cache {self.path}: {error}; the run goes on without", stacklevel=2)
+            warn(f"cannot write the result cache {self.path}: {error}; the run goes on without", stacklevel=2)
 
     def sizes(self) -> list[tuple[str, int, int]]:
         """By model, the answers and the characters in them."""

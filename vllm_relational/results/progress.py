@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from vllm_relational.records import Completion
+from vllm_relational.terminal import is_terminal, tell
 
 LOG_SECONDS = 10.0
 
@@ -22,10 +25,37 @@ class Progress(Protocol):
 
 
 def make_progress(show: bool) -> Progress:
-    """A bar when standard error is a terminal, lines when it is a file, nothing when not shown."""
-    if not show:
+    """A bar when standard error is a terminal, lines when it is a file, nothing when not shown.
+
+    None of them ends a job: one that fails, because its terminal is gone say, falls silent.
+    """
+    if not show or sys.stderr is None:
         return Silent()
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Guarded(Bar() if is_terminal(sys.stderr) else Lines())
+
+
+class Guarded:
+    """Progress that may fail. ``shown`` does the work until it does."""
+
+    def __init__(self, shown: Progress) -> None:
+        self.shown = shown
+
+    def start(self, total: int) -> None:
+        self._try(lambda: self.shown.start(total))
+
+    def add(self, completion: Completion) -> None:
+        self._try(lambda: self.shown.add(completion))
+
+    def stop(self) -> None:
+        self._try(lambda: self.shown.stop())
+
+    def _try(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception:
+            failed, self.shown = self.shown, Silent()
+            with suppress(Exception):  # a bar's thread must not go on without us
+                failed.stop()
 
 
 class Silent:
@@ -88,7 +118,7 @@ class Lines:
     def _print(self, state: str) -> None:
         self._printed = time.monotonic()
         counts = self._counts
-        print(f"{counts.done}/{counts.total} rows, {counts.summary}, {state}", file=sys.stderr, flush=True)
+        tell(f"{counts.done}/{counts.total} rows, {counts.summary}, {state}")
 
 
 class Bar:

@@ -30,6 +30,7 @@ from vllm_relational.results.report_text import (
     token_note,
     why_not_measured,
 )
+from vllm_relational.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +72,7 @@ def write_html(report: RunReport, path: str | Path) -> None:
         sections=sections(report),
         note=token_note(report),
     )
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(printable(text, lines=True), encoding="utf-8")
 
 
 def tiles(report: RunReport) -> list[tuple[str, str]]:

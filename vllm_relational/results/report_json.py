@@ -18,4 +18,5 @@ def write_json(report: RunReport, path: Path) -> None:
     if report.audit is not None:
         for sample, found in zip(facts["audit"]["samples"], report.audit.samples, strict=True):
             sample["share"] = found.share
-    path.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate: as JSON escapes it

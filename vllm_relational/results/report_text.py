@@ -5,6 +5,7 @@ The HTML report shows the same facts, so both always agree.
 
 from __future__ import annotations
 
+import dataclasses
 from io import StringIO
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 from vllm_relational.records import CacheForecast, RunReport
 from vllm_relational.results.report_facts import Cells, Section, count, percent
 from vllm_relational.results.report_merges import merge_sections
+from vllm_relational.terminal import printable
 
 WIDTH, LABEL_WIDTH = 100, 36
 QUESTION_CHARACTERS = 240
@@ -33,12 +35,18 @@ def render_text(report: RunReport) -> str:
 
 def sections(report: RunReport) -> list[Section]:
     """All facts, in reading order."""
-    return [
+    found = [
         Section("Prompts", ("prompt tokens", "computed", "hit rate"), prompt_rows(report)),
         Section("Rows", (), row_facts(report)),
         *merge_sections(report),
         Section("Run", (), run_facts(report)),
     ]
+    return [dataclasses.replace(section, rows=[_printable(row) for row in section.rows]) for section in found]
+
+
+def _printable(row: Cells) -> Cells:
+    """Cells hold names of models and columns, values and the words of servers."""
+    return tuple(printable(cell) for cell in row)
 
 
 # ---------------------------------------------------------------------------------------------------- conclusions

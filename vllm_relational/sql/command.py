@@ -14,6 +14,7 @@ from vllm_relational.sql.connect import Connection, Result, connect
 from vllm_relational.sql.cost import Prices, Rates
 from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.parse import statements
+from vllm_relational.terminal import printable
 
 SHOWN_ROWS = 50
 # By suffix, what DuckDB's COPY writes.
@@ -129,15 +130,9 @@ def print_rows(rows: pa.Table) -> None:
 
     table = Table()
     for name in rows.column_names:
-        table.add_column(Text(_plain(name)))
+        table.add_column(Text(printable(name)))
     for row in rows.slice(0, SHOWN_ROWS).to_pylist() if rows.num_columns else []:
-        table.add_row(*(Text(_plain("NULL" if value is None else str(value))) for value in row.values()))
+        table.add_row(*(Text(printable("NULL" if value is None else str(value), lines=True)) for value in row.values()))
     Console(file=sys.stdout, highlight=False, emoji=False, markup=False).print(table)
     if rows.num_rows > SHOWN_ROWS:
         print(f"{rows.num_rows:,} rows, {SHOWN_ROWS} shown: write all with -o FILE")
-
-
-def _plain(text: str) -> str:
-    return "".join(
-        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
-    )

@@ -16,6 +16,7 @@ from vllm_relational.sql.forecast import Forecast, Plan
 from vllm_relational.sql.merging import audit_lines, merge_lines
 from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.retrieve import Retrieval
+from vllm_relational.terminal import printable
 
 WIDTH = 110
 SHOWN = 90
@@ -157,7 +158,7 @@ def _tokens(tokens: Tokens, settings: Settings, seconds: float | None = None) ->
 
 def _line(text: str) -> Text:
     """One line without what could steer the terminal."""
-    plain = "".join(character if character.isprintable() else " " for character in text)
+    plain = printable(" ".join(text.splitlines()))
     return Text(plain if len(plain) <= SHOWN * 2 else f"{plain[: SHOWN * 2]}…")
 
 

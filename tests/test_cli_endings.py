@@ -1,0 +1,123 @@
+"""How commands end: exit status 1 only for rows that failed, one line for everything else, whatever the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_server import FakeServer, chat, fail
+from typer.testing import CliRunner
+
+from vllm_relational import cli_output
+from vllm_relational.cli import app
+
+PROGRAM = [sys.executable, "-c", "from vllm_relational.cli import main; main()"]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    (tmp_path / "b.csv").write_text("text,id\nhéllo,1\nworld,2\n", encoding="utf-8")
+    return tmp_path / "b.csv"
+
+
+def shell(tail: str, *arguments: object, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """The program through a shell, so that ``tail`` may redirect and close its streams."""
+    quoted = ["sh", "-c", f'"$@" {tail}', "sh", *PROGRAM, *map(str, arguments)]
+    return subprocess.run(quoted, capture_output=True, env=os.environ | env, timeout=60)
+
+
+def asking(table: Path, server: FakeServer, *more: object) -> list[object]:
+    return ["run", table, "-p", "good {text}?", "--base-url", f"{server.root}/v1", *more]
+
+
+@pytest.mark.parametrize(
+    ("tail", "env"),
+    [
+        ("2>&-", {}),
+        ("2>/dev/full", {}),
+        ("2>&- 0<&-", {"PYTHONIOENCODING": "ascii:strict"}),
+        ("", {"PYTHONIOENCODING": "latin-1:strict"}),
+    ],
+)
+def test_a_job_ends_well_without_a_usable_standard_error(
+    table: Path, fake_server: FakeServer, tail: str, env: dict[str, str]
+) -> None:
+    output = table.with_name("o.jsonl")
+    fake_server.reply = lambda body: chat("oui, café ☕")
+    done = shell(tail, *asking(table, fake_server, "-o", output, "--answer-column", "ré\x1bponse"), **env)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [row["ré\x1bponse"] for row in rows] == ["oui, café ☕"] * 2
+    assert b"\x1b" not in done.stderr
+
+
+def test_answers_that_standard_output_cannot_take(table: Path, fake_server: FakeServer) -> None:
+    done = shell(">/dev/full", *asking(table, fake_server))
+    assert done.returncode == 2
+    last = done.stderr.decode().splitlines()[-1]
+    assert last == "error: cannot write to standard output: No space left on device; name a file with -o"
+    closed = shell(">&-", *asking(table, fake_server))
+    assert closed.returncode == 2 and b"standard output is closed: name a file" in closed.stderr
+    assert len(fake_server.bodies) == 2  # of the first run alone
+
+
+@pytest.mark.parametrize("command", [["plan", "TABLE", "--json"], ["--help"]])
+def test_other_output_that_cannot_be_delivered_is_status_2(table: Path, command: list[str]) -> None:
+    done = shell(">/dev/full", *(str(table) if word == "TABLE" else word for word in command))
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines()[-1].startswith("error: ")
+    assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+
+
+def test_a_locale_without_the_characters_shows_escapes(table: Path) -> None:
+    table.write_text("té☕xt,id\nhello,1\nworld,2\n", encoding="utf-8")
+    done = shell("", "plan", table, PYTHONIOENCODING="ascii:strict")
+    assert done.returncode == 0 and b"t\\xe9\\u2615xt" in done.stdout
+
+
+@pytest.mark.parametrize(("status", "bad"), [(0, ()), (1, ("world",))])
+def test_status_1_means_failed_rows(table: Path, fake_server: FakeServer, status: int, bad: tuple[str, ...]) -> None:
+    fake_server.reply = lambda body: fail(400, "no") if any(word in str(body) for word in bad) else chat("yes")
+    done = shell("", *asking(table, fake_server, "--concurrency", 1))
+    assert done.returncode == status and len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("env", [{}, {"VLLM_RELATIONAL_TRACEBACK": "1"}])
+def test_an_unexpected_exception_is_one_line_and_status_2(
+    table: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a \x1b[31m\nb")
+
+    monkeypatch.setattr("vllm_relational.cli_options.read_rows", broken)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    for options in [[], ["--verbose"]]:
+        result = CliRunner().invoke(app, ["run", str(table), "-p", "{text}?", *options])
+        assert result.exit_code == 2
+        *before, last = result.stderr.splitlines()
+        assert last.startswith("error: unexpected KeyError: 'a \\x1b[31m\\nb'")
+        assert bool(before) == bool(env or options)
+
+
+def test_a_report_that_cannot_be_written_takes_nothing_with_it(
+    table: Path, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli_output, "_write_report", full)
+    output, lines = table.with_name("o.jsonl"), table.with_name("lines.csv")
+    result = CliRunner().invoke(
+        app, [str(word) for word in asking(table, fake_server, "-o", output, "--report", table.with_name("r.json"))]
+    )
+    assert result.exit_code == 2 and "the report could not be written to" in result.stderr
+    assert len(output.read_text(encoding="utf-8").splitlines()) == 2
+    fake_server.reset = (200, {"success": True})
+    server = ["--base-url", f"{fake_server.root}/v1", "--orders", "tree", "--report", str(table.with_name("r.json"))]
+    result = CliRunner().invoke(app, ["bench", str(table), "-p", "{text}?", "--csv", str(lines), *server])
+    assert result.exit_code == 2 and len(lines.read_text(encoding="utf-8").splitlines()) == 2
