@@ -70,6 +70,8 @@ setup(
         "tokenizers>=0.21",  # fast tokenising of many short cells
         "jinja2>=3.1",  # HTML report
         "jsonschema>=4.20",  # checks JSON answers
+        "referencing>=0.30",  # finds what a schema refers to, without fetching; jsonschema needs it anyway
+        "google-re2>=1.1.20240702",  # matches the patterns of a schema in linear time: no answer can hang a run
         "regex>=2024.5",  # Unicode properties in the rules of normalised deduplication; transformers needs it anyway
         "xxhash>=3.4",  # checksums of stored answers, at the speed of memory
         "openai>=1.50",  # client for OpenAI-compatible endpoints

@@ -45,6 +45,7 @@ class FakeEngine:
     fails:      keys that get an error in place of an answer.
     dies_after: completions after which the engine is gone.
     loses:      keys that are never answered.
+    cuts:       keys whose text is stopped at max_tokens.
     shuffle:    seed of a random finishing order; None answers in the order asked.
     """
 
@@ -56,12 +57,14 @@ class FakeEngine:
         *,
         fails: Iterable[int] = (),
         loses: Iterable[int] = (),
+        cuts: Iterable[int] = (),
         dies_after: int | None = None,
         shuffle: int | None = None,
         max_model_len: int | None = None,
         model: str = "fake",
     ) -> None:
         self.answer, self.fails, self.loses = answer, set(fails), set(loses)
+        self.cuts = set(cuts)
         self.dies_after, self.shuffle, self.max_model_len, self.model = dies_after, shuffle, max_model_len, model
         self.asked: list[Prompt] = []
         self.open_streams = 0
@@ -93,7 +96,7 @@ class FakeEngine:
         counts = {"prompt_tokens": 10, "output_tokens": 2, "cached_tokens": 4}
         if prompt.key in self.fails:
             return Completion(prompt.key, None, "refused by the fake engine", **counts)
-        return Completion(prompt.key, self.answer(row_of(prompt)), **counts)
+        return Completion(prompt.key, self.answer(row_of(prompt)), **counts, cut=prompt.key in self.cuts)
 
     def reset_cache(self) -> bool:
         return True

@@ -42,6 +42,8 @@ from vllm_relational.config import (
 )
 from vllm_relational.records import QueryResult, RelationalError, RunReport
 
+COLUMNS = ("answer", "error", "status")  # that are added to a table, by default
+
 app = typer.Typer(
     help="LLM questions over tables, as fast as the hardware allows.",
     no_args_is_help=True,
@@ -117,6 +119,9 @@ def run(
     report: Report = None,
     answer_column: Annotated[str, typer.Option(help="Column for the answers.")] = "answer",
     error_column: Annotated[str, typer.Option(help="Column for the reasons of failed rows.")] = "error",
+    status_column: Annotated[
+        str, typer.Option(help="Column that says of each row: ok, cut (text stopped at --max-tokens), failed.")
+    ] = "status",
     dedup: Dedup = "exact",
     normalize: Normalize = None,
     similarity: Similarity = DEFAULT_SIMILARITY,
@@ -153,7 +158,7 @@ def run(
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments, scheduler)
     cli_output.check_page(report)
     origins = (explain_dedup, f"{explain_dedup}_how") if explain_dedup is not None else ()
-    new_columns = [answer_column, error_column, *origins]
+    new_columns = [answer_column, error_column, status_column, *origins]
     cli_output.check_result_place(data, None if dry_run else output, *new_columns)
     if output is None and not dry_run:
         cli_errors.check_standard_output()
@@ -183,7 +188,7 @@ def run(
             seed=seed,
             **options,
         )
-        answered = cli_output.with_answers(data, result, options, answer_column, error_column)
+        answered = cli_output.with_answers(data, result, options, answer_column, error_column, status_column)
         cli_output.write(cli_output.with_origins(answered, result, *origins), output)
         _settle_checkpoint(checkpoint, output, result)
         return _finish(result.report, report)
@@ -229,7 +234,7 @@ def bench(
         choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls, layout
     )
     arguments = cli_options.engine_arguments(engine_arg)
-    cli_output.check_result_place(data, output, "answer", "error")
+    cli_output.check_result_place(data, output, *COLUMNS)
     cli_output.check_page(report)
     cli_output.check_csv(csv, FIELDS)
     if csv is not None and output is not None and csv.resolve() == output.resolve():
@@ -246,7 +251,7 @@ def bench(
         llm.close()
     last = comparison.results[-1]
     if output is not None:
-        cli_output.write(cli_output.with_answers(data, last, options, "answer", "error"), output)
+        cli_output.write(cli_output.with_answers(data, last, options, *COLUMNS), output)
     status = _finish(last.report, report)
     _say(comparison.render())
     if csv is not None:

@@ -26,12 +26,12 @@ def check_result_place(data: pa.Table, output: Path | None, *columns: str) -> No
     for name in columns:
         if name in data.column_names:
             raise RelationalError(
-                f"the table has a column {name!r} already: choose another name with --answer-column, --error-column or "
-                "--explain-dedup"
+                f"the table has a column {name!r} already: choose another name with --answer-column, --error-column, "
+                "--status-column or --explain-dedup"
             )
     if len(set(columns)) < len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)
-        raise RelationalError(f"answers, reasons and their origin cannot share the column {twice!r}")
+        raise RelationalError(f"answers, reasons, statuses and origins cannot share the column {twice!r}")
     if output is not None:
         check_output(output)
 
@@ -83,15 +83,21 @@ def _why_not(file: Path, fields: Sequence[str]) -> str | None:
     return None if last == b"\n" else "its last line has no end"
 
 
-def with_answers(data: pa.Table, result: QueryResult, options: dict[str, Any], answer: str, error: str) -> pa.Table:
-    """The table with the columns for answers and reasons."""
+def with_answers(
+    data: pa.Table, result: QueryResult, options: dict[str, Any], answer: str, error: str, status: str
+) -> pa.Table:
+    """The table with the columns for answers, reasons and statuses."""
     import pyarrow as pa
 
     values: list[Any] = result.answers
     if options["schema"] is not None:
         values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
     kind = pa.int64() if options["range"] is not None else pa.string()
-    return data.append_column(answer, pa.array(values, kind)).append_column(error, pa.array(result.errors, pa.string()))
+    texts = {error: result.errors, status: result.statuses}
+    answered = data.append_column(answer, pa.array(values, kind))
+    for name, column in texts.items():
+        answered = answered.append_column(name, pa.array(column, pa.string()))
+    return answered
 
 
 def with_origins(answered: pa.Table, result: QueryResult, *names: str) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from vllm_relational.json_schemas import schema_check
 from vllm_relational.records import AskedBatch, Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
 
 OnError = Literal["null", "raise"]
@@ -24,6 +26,7 @@ ROW_FIRST: Layout = "row-first"
 # The end of the reason of a row that has a null, for whoever has that option.
 KEEP_NULLS = " (keep nulls with --nulls keep)"
 MOST_WEIGHT = 1000
+MOST_TOKENS = 10_000_000  # of an answer: more than any context holds
 DEFAULT_SIMILARITY = 0.95
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_SYSTEM_PROMPT = (
@@ -162,7 +165,7 @@ def check_decision(decision: Decision) -> None:
         case IntegerRange(low, high) if low < -(2**63) or high >= 2**63:
             raise RelationalError(f"the range {low} to {high} does not fit into 64 bits: narrow it")
         case JsonSchema(schema, max_tokens):
-            _check_schema(schema)
+            schema_check(schema)
             _check_max_tokens(max_tokens)
         case FreeText(max_tokens):
             _check_max_tokens(max_tokens)
@@ -171,22 +174,18 @@ def check_decision(decision: Decision) -> None:
 def _check_labels(labels: tuple[str, ...]) -> None:
     if len(labels) < 2 or not all(label.strip() for label in labels):
         raise RelationalError(f"choices are {list(labels)}: give at least two, none of them empty")
-    twins = [label for label, count in Counter(label.strip().casefold() for label in labels).items() if count > 1]
+    twins = [label for label, count in Counter(map(folded_label, labels)).items() if count > 1]
     if twins:
-        raise RelationalError(f"the choice {twins[0]!r} occurs twice (case and outer spaces do not count): drop one")
+        raise RelationalError(f"the choice {twins[0]!r} occurs twice (case and spaces do not count): drop one")
 
 
-def _check_schema(schema: Any) -> None:
-    import jsonschema
-
-    if not isinstance(schema, Mapping):
-        raise RelationalError(f"the JSON schema is a {type(schema).__name__}: give a dict")
-    try:
-        jsonschema.validators.validator_for(schema).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise RelationalError(f"the JSON schema is not valid: {error.message}") from error
+def folded_label(text: str) -> str:
+    """What is left of a label where its case, its blanks and the way its accents are encoded do not count."""
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
-def _check_max_tokens(max_tokens: int) -> None:
-    if max_tokens < 1:
-        raise RelationalError(f"max_tokens is {max_tokens}: an answer needs at least 1")
+def _check_max_tokens(max_tokens: Any) -> None:
+    if not _whole(max_tokens):
+        raise RelationalError(f"max_tokens is {max_tokens!r}: give a whole number from 1")
+    if not 1 <= max_tokens <= MOST_TOKENS:
+        raise RelationalError(f"max_tokens is {max_tokens}: an answer needs at least 1, and at most {MOST_TOKENS:,}")

@@ -112,10 +112,11 @@ class RelationalLLM:
 
         Takes the options of ``run``. Returns a pandas Series with the DataFrame's index, a polars Series, a pyarrow
         Array for pyarrow tables and DuckDB relations, and a pandas Series for files. Failed rows are null; a
-        warning counts them and ``last_result.errors`` says why.
+        warning counts them and ``last_result.errors`` says why. Texts cut off at max_tokens are counted likewise.
         """
         result = self.run(table, prompt, **options)
         _warn_of_failures(result)
+        _warn_of_cut_answers(result)
         return _like(table, result, _decision(options))
 
     def run(self, table: Any, prompt: str, **options: Any) -> QueryResult:
@@ -333,6 +334,15 @@ def _make_engine(model: str | None, base_url: str | None, quiet: bool, engine_ar
     from vllm_relational.engine.vllm_engine import VllmEngine
 
     return VllmEngine(model, quiet=quiet, **engine_args)
+
+
+def _warn_of_cut_answers(result: QueryResult) -> None:
+    if result.report.num_cut:
+        warn(
+            f"{result.report.num_cut} of {len(result.answers)} answers were cut off at max_tokens "
+            "(last_result.statuses says which): raise it for whole ones",
+            stacklevel=3,
+        )
 
 
 def _warn_of_failures(result: QueryResult) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from vllm_relational.auditing import Answered, audit
 from vllm_relational.config import KEEP_NULLS, QueryConfig, check_decision
 from vllm_relational.dedup import scatter
-from vllm_relational.engine.base import Engine
+from vllm_relational.engine.base import Engine, closing
 from vllm_relational.forecasting import Forecaster
 from vllm_relational.grouping import EXACT, RowGrouper, answer_origins, first_rows, name_sources
 from vllm_relational.plan import PLANNERS, planner, value_overlaps, weighted
@@ -42,6 +42,7 @@ from vllm_relational.records import (
     RowFailedError,
     RunReport,
 )
+from vllm_relational.results import outcome
 from vllm_relational.results.cache import AnswerCache, QueryCache
 from vllm_relational.results.checkpoint import Checkpoint, MemoryAnswers
 from vllm_relational.results.outcome import NULL_CELL, REFUSED, TOO_LONG, Measured, admitted, checked, kind
@@ -283,7 +284,7 @@ class _Job:
     def forget_unusable(self, store: Checkpoint | MemoryAnswers) -> None:
         """Drop answers that the decision does not admit (a checkpoint edited by hand): their rows are asked again."""
         parse = parser(self.decision)
-        unusable = [key for key, text in store.answers.items() if not admitted(text, parse)]
+        unusable = [key for key, text in store.answers.items() if not admitted(text, parse, key in store.cut)]
         for key in unusable:
             del store.answers[key]
         self.known = dict.fromkeys(store.answers, RESUMED)
@@ -321,7 +322,7 @@ class _Job:
         progress.start(len(batch.keys))
         try:
             prompts = self._form(engine)(batch.plan, batch.codes, batch.keys)
-            with self.clock("ask"), _closing(engine.ask(prompts, self.decision)) as completions:
+            with self.clock("ask"), closing(engine.ask(prompts, self.decision)) as completions:
                 for reply in completions:
                     completion = checked(reply, parse)
                     self.measured.add(completion)
@@ -343,9 +344,9 @@ class _Job:
         if completion.text is None:
             self._fail_group(group, completion.error or f"{REFUSED}: the engine gave no answer")
         else:
-            store.add(completion.key, completion.text)
+            store.add(completion.key, completion.text, completion.cut)
             if self.cache is not None:
-                self.cache.add(completion.key, completion.text)
+                self.cache.add(completion.key, completion.text, completion.cut)
 
     def result(self, batch: Batch, info: EngineInfo, store: Checkpoint | MemoryAnswers) -> QueryResult:
         """Answers and reasons in input order."""
@@ -360,8 +361,10 @@ class _Job:
             name_sources(errors, self.grouping)
             answers = [None if text is None else parse(text) for text in texts]
             sources, origins = answer_origins(self.grouping, self.known, failed)
+            statuses = outcome.row_statuses(errors, sources.tolist(), store.cut)
         report, asked = self.report(batch, info, self.measured), batch.asked if len(batch.groups) else None
-        return QueryResult(answers, errors, report, sources, origins, asked)
+        report = dataclasses.replace(report, num_cut=statuses.count(outcome.CUT))
+        return QueryResult(answers, errors, report, sources, origins, asked, statuses)
 
     def audited(self, result: QueryResult, batch: Batch, engine: Engine) -> QueryResult:
         """The result, with an audit in its report if one is wanted."""
@@ -480,13 +483,3 @@ def _opened_cache(path: Path | None) -> Iterator[AnswerCache | None]:
     finally:
         if cache is not None:
             cache.close()
-
-
-@contextmanager
-def _closing(completions: Iterator[Completion]) -> Iterator[Iterator[Completion]]:
-    """Abort what is in flight when the job ends early, however long the exception lives."""
-    try:
-        yield completions
-    finally:
-        if hasattr(completions, "close"):
-            completions.close()

@@ -277,6 +277,7 @@ class Completion:
 
     prompt_tokens, output_tokens: as the engine counted them.
     cached_tokens: prompt tokens served from the KV cache; None where the engine does not say.
+    cut: the text was stopped at ``max_tokens``, not by the model.
     """
 
     key: int
@@ -285,6 +286,7 @@ class Completion:
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -365,7 +367,8 @@ class RunReport:
     """What a run did and what it saved. Rates are fractions, times are seconds.
 
     num_asked counts the distinct rows sent to the engine in this run; num_resumed those that a checkpoint already
-    held; num_cached those that the result cache held. ``measured_*`` are the engine's own counts over the rows asked
+    held; num_cached those that the result cache held. num_failed and num_cut count rows of the table: without answer,
+    and with a text that was cut off at ``max_tokens``. ``measured_*`` are the engine's own counts over the rows asked
     (None: the engine does not report them or nothing was sent). ``predicted`` and ``published`` are forecasts over the
     same rows, in the planned and in the published field and row order. ``ceiling`` is the share of prompt tokens that
     any order of whole cells can reach.
@@ -393,6 +396,7 @@ class RunReport:
     dedup: DedupReport | None = None
     audit: AuditReport | None = None
     layout: str = "question-first"
+    num_cut: int = 0
 
     @property
     def measured_hit_rate(self) -> float | None:
@@ -434,6 +438,7 @@ class QueryResult:
 
     answers:     the parsed value of each row; None where ``errors`` holds a reason.
     errors:      one reason a failed row, None for the others.
+    statuses:    'ok'; 'cut' for a text that was cut off at ``max_tokens`` and is an answer as far as it goes; 'failed'.
     source_rows: int64 ``[num_rows]``: the row whose answer this is, counted from 0; itself where it was asked, -1 where
                  the row failed.
     origins:     how each row came by its answer: 'asked', 'resumed' (from the checkpoint), 'cached' (from the result
@@ -447,6 +452,7 @@ class QueryResult:
     source_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     origins: list[str] = field(default_factory=list)
     asked: AskedBatch | None = None
+    statuses: list[str] = field(default_factory=list)
 
     @property
     def num_failed(self) -> int:

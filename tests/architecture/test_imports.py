@@ -18,6 +18,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 MAX_LINES = 500
 
 SHARED = {"records", "config", "native", "extras", "terminal"}  # what every room may import
+SHARED |= {"json_schemas", "thoughts"}  # a schema and a reply read alike everywhere
 # The front doors put rooms together; native.py finds the references of its loops in two rooms.
 FRONT = {
     "pipeline",
@@ -82,7 +83,8 @@ def test_a_room_imports_only_what_all_rooms_share(path):
 
 def test_records_import_no_room():
     assert siblings(PACKAGE / "records.py") == set()
-    assert siblings(PACKAGE / "config.py") <= {"records"}
+    assert siblings(PACKAGE / "json_schemas.py") <= {"records"} and siblings(PACKAGE / "thoughts.py") == set()
+    assert siblings(PACKAGE / "config.py") <= {"records", "json_schemas"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

@@ -1,8 +1,19 @@
-"""Which tokens stand for which label; no vLLM needed."""
+"""Which tokens stand for which label, and how what vLLM gives back is read; no engine is started."""
 
 from __future__ import annotations
 
-from vllm_relational.engine.decisions import all_spellings, first_tokens
+from types import SimpleNamespace
+
+import pytest
+
+from vllm_relational.engine import decisions, vllm_engine
+from vllm_relational.engine.decisions import Said, all_spellings, first_tokens, plan_decision
+from vllm_relational.records import Choice, FreeText, JsonSchema, Prompt
+
+
+@pytest.fixture(autouse=True)
+def no_vllm(monkeypatch):
+    monkeypatch.setattr(decisions, "_sampling", lambda **_: None)
 
 
 class WordTokenizer:
@@ -43,3 +54,43 @@ def test_spellings_that_two_labels_share_stand_for_neither():
     texts = all_spellings(("US", "us dollar", "Us"))
 
     assert texts.count("US") == 1 and texts.count("Us") == 1 and "us" not in texts
+
+
+# ------------------------------------------------------------------------------------------------- what vLLM gave back
+def output(text: str, finish: str | None, *token_ids: int) -> SimpleNamespace:
+    return SimpleNamespace(text=text, finish_reason=finish, token_ids=token_ids)
+
+
+@pytest.mark.parametrize("decision", [FreeText(4), JsonSchema({}), Choice(("very good", "very bad"))])
+def test_a_text_is_whole_cut_or_none(decision):
+    read = plan_decision(decision, WordTokenizer()).read
+    assert read(output("so", "stop")) == Said("so")
+    assert read(output("so", "length")) == Said("so", cut=True)
+    for finish in ("abort", "error", "repetition", None):
+        assert read(output("so", finish)) == Said(None, f"the engine stopped the answer (finish reason {finish})")
+
+
+def test_a_label_of_one_token_is_whole_with_it():
+    tokenizer = WordTokenizer()
+    read = plan_decision(Choice(("yes", "no")), tokenizer).read
+    assert read(output("", "length", tokenizer.ids[" No"])) == Said("no")
+    assert read(output("", "length", 99)).error and read(output("", "stop")).error
+    assert "abort" in read(output("", "abort", tokenizer.ids["yes"])).error
+
+
+def test_a_label_without_tokens_needs_a_grammar():
+    tokenizer = WordTokenizer()
+    assert first_tokens(("", "no"), tokenizer) is None
+
+
+@pytest.mark.parametrize(("end", "text"), [("<think>\n", "<think>hm"), ("<think>\n\n</think>\n\n", "hm"), ("\n", "hm")])
+def test_a_reply_to_a_prompt_that_opened_a_thought_is_one(end, text):
+    llm = SimpleNamespace(get_tokenizer=lambda: SimpleNamespace(decode=lambda ids: bytes(ids).decode()))
+    session = vllm_engine._Session.__new__(vllm_engine._Session)
+    session._llm, session._ends = llm, {}
+    session._plan = plan_decision(FreeText(4), WordTokenizer())
+    prompt = Prompt(0, token_ids=list(end.encode())[-vllm_engine.THOUGHT_TOKENS :])
+    done = SimpleNamespace(outputs=[output("hm", "length", 1, 2)], num_cached_tokens=0)
+    assert session._completion(prompt, done).text == text
+    session._plan = plan_decision(JsonSchema({}), WordTokenizer())  # a constraint leaves no room for a thought
+    assert session._completion(prompt, done).text == "hm"

@@ -445,8 +445,12 @@ def test_cached_tokens_are_read(server: FakeServer) -> None:
     ("reply", "error"),
     [
         (chat(None), "the answer is empty"),
-        (chat("  \n"), "the answer is empty"),
-        (chat('{"a', "length", prompt_tokens=9, completion_tokens=256), "answer was cut off after 256 tokens"),
+        (chat("half a sen", "content_filter"), "the server stopped the answer (finish reason content_filter)"),
+        (chat('{"a": 1}', "error"), "the server stopped the answer (finish reason error)"),
+        (chat('{"a": 1}', "abort"), "the server stopped the answer (finish reason abort)"),
+        (chat('{"a": 1}', "insufficient_system_resource"), "the server stopped the answer"),
+        (chat(None, "tool_calls"), "the server stopped the answer (finish reason tool_calls)"),
+        (chat('{"a": 1}', ["stop"]), "the server stopped the answer (finish reason ['stop'])"),
         ((200, {"choices": []}), "the answer is empty"),
         ((200, {"error": {"message": "upstream is down"}}), "the server answered: upstream is down"),
         ((200, "<html>hello</html>"), "the server's answer is not a chat completion"),
@@ -465,10 +469,29 @@ def test_answers_that_are_none(server: FakeServer, reply: Reply, error: str) -> 
     assert answer.text is None and (answer.error or "").startswith(error)
 
 
-def test_free_text_may_be_cut_off_and_is_left_as_it_is() -> None:
-    reply = chat(" a long st", "length")[1]
-    assert read_completion(0, reply, FreeText(4), "vllm").text == " a long st"
-    assert read_completion(0, reply, YES_NO, "vllm").error is not None
+@pytest.mark.parametrize("decision", [FreeText(4), YES_NO, JsonSchema({})])
+@pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+def test_a_text_that_was_cut_off_is_marked(decision: Any, finish: str) -> None:
+    completion = read_completion(0, chat("a long st", finish)[1], decision, "vllm")
+    assert (completion.text, completion.error, completion.cut) == ("a long st", None, True)
+
+
+@pytest.mark.parametrize("finish", ["stop", "eos_token", "STOP", "end_turn", None])
+def test_a_text_that_the_model_ended_is_whole(finish: Any) -> None:
+    completion = read_completion(0, chat(" a long story ", finish)[1], FreeText(4), "vllm")
+    assert (completion.text, completion.error, completion.cut) == (" a long story ", None, False)
+
+
+def test_an_empty_text_is_judged_with_those_of_other_engines() -> None:
+    assert read_completion(0, chat("  \n")[1], FreeText(4), "vllm") == Completion(0, "  \n")
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "response_format", "words"])
+@pytest.mark.parametrize("thought", ["<think>\nyes or {no}?\n</think>\n\n", "so it is\n</think>\n", "<THINK></THINK>"])
+def test_the_wrapping_behind_a_thought_is_taken_off(dialect: Any, thought: str) -> None:
+    wrapped = {"vllm": "yes", "response_format": '{"answer": "yes"}', "words": "yes"}[dialect]
+    assert read_completion(0, chat(thought + wrapped)[1], YES_NO, dialect).text == "yes"
+    assert plain_text(thought + '```json\n{"a": 1}\n```', JsonSchema({}), "words") == '{"a": 1}'
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -18,7 +20,6 @@ YES_NO = Choice(("Yes", "no"))
     ("decision", "text", "value"),
     [
         (FreeText(), "  some text \n", "some text"),
-        (FreeText(), "", ""),
         (YES_NO, "Yes", "Yes"),
         (YES_NO, " yes.\n", "Yes"),
         (YES_NO, '"NO!"', "no"),
@@ -32,6 +33,10 @@ YES_NO = Choice(("Yes", "no"))
         (IntegerRange(1, 5), "**4**", 4),
         (JsonSchema({"type": "object"}), ' {"a": [1, null]}\n', {"a": [1, None]}),
         (JsonSchema({"type": "integer"}), "7", 7),
+        (JsonSchema({}), "[" * 100 + "]" * 100, json.loads("[" * 100 + "]" * 100)),
+        (JsonSchema({}), '["\\ud83d\\ude00"]', ["😀"]),
+        (Choice(("very good", "bad")), "Very  good.", "very good"),
+        (Choice(("caf\u00e9", "bar")), "cafe\u0301", "caf\u00e9"),
     ],
 )
 def test_values(decision, text, value):
@@ -43,16 +48,27 @@ def test_values(decision, text, value):
     [
         (YES_NO, "maybe", "expected one of: Yes, no"),
         (YES_NO, "yes and no", "answered 'yes and no'"),
-        (YES_NO, "", "answered ''"),
+        (YES_NO, "", "the answer is empty"),
+        (FreeText(), "", "the answer is empty"),
+        (FreeText(), " \n\t", "the answer is empty"),
         (IntegerRange(1, 5), "6", "from 1 to 5"),
         (IntegerRange(1, 5), "3.5", "whole number"),
         (IntegerRange(1, 5), "9" * 5000, "..."),
-        (IntegerRange(1, 5), "", "answered ''"),
+        (IntegerRange(1, 5), " ", "the answer is empty"),
+        (IntegerRange(0, 100), "1_0", "whole number"),
         (JsonSchema({"type": "object"}), '{"a": ', "not JSON"),
         (JsonSchema({"type": "object"}), "[1]", "schema forbids"),
-        (JsonSchema({}), "[" * 100_000, "not JSON"),
-        (JsonSchema({"$ref": "#/$defs/missing"}), "1", "missing"),
-        (JsonSchema({"type": "string", "pattern": "("}), '"x"', "cannot check"),
+        (JsonSchema({}), "[" * 200_000, "nested more than 100 deep"),
+        (JsonSchema({}), "[" * 101 + "]" * 101, "nested more than 100 deep"),
+        (JsonSchema({}), '{"a":' * 900 + "1" + "}" * 900, "nested more than 100 deep"),
+        (JsonSchema({}), "9" * 5000, "thousands of digits"),
+        (JsonSchema({}), '{"a": NaN}', "NaN is no JSON number"),
+        (JsonSchema({}), "-Infinity", "-Infinity is no JSON number"),
+        (JsonSchema({}), "[1e999]", "beyond the numbers"),
+        (JsonSchema({}), '{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+        (JsonSchema({}), '["\\ud800"]', "not valid Unicode"),
+        (JsonSchema({"multipleOf": 0.5}), "9" * 400, "cannot check"),
+        (JsonSchema({"maxItems": 1}), json.dumps(["x" * 5000] * 3), "schema forbids"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else type(value).__name__,
 )
@@ -107,7 +123,7 @@ def test_column_types():
         (JsonSchema([1]), "give a dict"),
         (JsonSchema({}, max_tokens=0), "at least 1"),
         (FreeText(0), "at least 1"),
-        (FreeText(-3), "at least 1"),
+        (FreeText(-3), "max_tokens is -3: give a whole number from 1"),
     ],
 )
 def test_decisions_that_nothing_satisfies_are_refused(decision, reason):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal, Protocol
 
 from vllm_relational.records import Completion, Decision, EngineInfo, Prompt
@@ -19,7 +20,8 @@ class Engine(Protocol):
     when the engine cannot be had (no such model, unreachable server).
 
     ``ask`` pulls prompts lazily, keeps a bounded number in flight, and yields one ``Completion`` a prompt, in
-    finishing order. A prompt that fails yields a completion with ``error`` set and does not disturb the others.
+    finishing order. A prompt that fails yields a completion with ``error`` set and does not disturb the others; so
+    does one whose answer something other than the model ended. A text that ``max_tokens`` ended has ``cut`` set.
     ``EngineDiedError`` means that no further prompt can be answered. Closing the iterator aborts what is in flight
     and leaves the engine usable.
 
@@ -35,3 +37,13 @@ class Engine(Protocol):
     def reset_cache(self) -> bool: ...
 
     def close(self) -> None: ...
+
+
+@contextmanager
+def closing(completions: Iterator[Completion]) -> Iterator[Iterator[Completion]]:
+    """Abort what is in flight when the job ends early, however long the exception lives."""
+    try:
+        yield completions
+    finally:
+        if hasattr(completions, "close"):
+            completions.close()

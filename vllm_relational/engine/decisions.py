@@ -11,31 +11,44 @@ from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, Js
 
 # Ranges up to this many numbers become a list of choices, longer ones a JSON integer.
 MAX_LISTED_NUMBERS = 100
+CUT_OFF = "length"
+FINISHED = ("stop", CUT_OFF)  # of vLLM's reasons; abort, error and repetition leave no answer
 # Room for a label or number in whatever way the model spells it: a token is at least one byte, plus end markers.
 SPARE_TOKENS = 8
 
-Reader = Callable[[Any], tuple[str | None, str | None]]
+
+@dataclass(frozen=True)
+class Said:
+    """What one output of a request says: ``text`` or ``error``; cut: the text was stopped at the limit of tokens."""
+
+    text: str | None
+    error: str | None = None
+    cut: bool = False
+
+
+Reader = Callable[[Any], Said]
 
 
 @dataclass(frozen=True)
 class DecisionPlan:
-    """params: ``vllm.SamplingParams``; read: one output of a request -> (text, None) or (None, error)."""
+    """params: ``vllm.SamplingParams``; read: one output of a request -> what it says; free: unconstrained."""
 
     params: Any
     read: Reader
+    free: bool = False
 
 
 def plan_decision(decision: Decision, tokenizer: Any) -> DecisionPlan:
     """How vLLM answers ``decision``: greedily, under the constraint, in one token where one token decides."""
     match decision:
         case FreeText(max_tokens):
-            return DecisionPlan(_sampling(max_tokens=max_tokens), _read_text)
+            return DecisionPlan(_sampling(max_tokens=max_tokens), _read_text, free=True)
         case JsonSchema(schema, max_tokens):
-            return DecisionPlan(_sampling(max_tokens=max_tokens, json=dict(schema)), _read_whole)
+            return DecisionPlan(_sampling(max_tokens=max_tokens, json=dict(schema)), _read_text)
         case IntegerRange(low, high) if high - low >= MAX_LISTED_NUMBERS:
             integer = {"type": "integer", "minimum": low, "maximum": high}
             room = max(len(str(low)), len(str(high))) + SPARE_TOKENS
-            return DecisionPlan(_sampling(max_tokens=room, json=integer), _read_whole)
+            return DecisionPlan(_sampling(max_tokens=room, json=integer), _read_text)
         case IntegerRange(low, high):
             return _plan_choice(tuple(str(number) for number in range(low, high + 1)), tokenizer)
         case Choice(labels):
@@ -70,9 +83,10 @@ def first_tokens(labels: tuple[str, ...], tokenizer: Any) -> dict[int, str] | No
         for text in spellings(label):
             for spaced in (text, f" {text}"):  # base models begin an answer with a space
                 ids = tokenizer.encode(spaced, add_special_tokens=False)
-                owners.setdefault(ids[0], set()).add(label)
-    plain = [tokenizer.encode(label, add_special_tokens=False)[0] for label in labels]
-    if any(len(owners[token]) > 1 for token in plain):
+                if ids:  # some tokenizers drop characters
+                    owners.setdefault(ids[0], set()).add(label)
+    plain = [tokenizer.encode(label, add_special_tokens=False)[:1] for label in labels]
+    if any(not first or len(owners[first[0]]) > 1 for first in plain):
         return None
     return {token: min(found) for token, found in owners.items() if len(found) == 1}
 
@@ -84,7 +98,7 @@ def _plan_choice(labels: tuple[str, ...], tokenizer: Any) -> DecisionPlan:
         return DecisionPlan(params, _token_reader(by_token))
     texts = all_spellings(labels)
     room = max(len(text.encode()) for text in texts) + SPARE_TOKENS
-    return DecisionPlan(_sampling(max_tokens=room, choice=texts), _read_whole)
+    return DecisionPlan(_sampling(max_tokens=room, choice=texts), _read_text)
 
 
 def _sampling(*, json: Any = None, choice: list[str] | None = None, **settings: Any) -> Any:
@@ -97,20 +111,19 @@ def _sampling(*, json: Any = None, choice: list[str] | None = None, **settings: 
 
 
 def _token_reader(by_token: Mapping[int, str]) -> Reader:
-    def read(output: Any) -> tuple[str | None, str | None]:
-        label = by_token.get(output.token_ids[0]) if output.token_ids else None
-        return (label, None) if label is not None else (None, f"no answer (finish reason {output.finish_reason})")
+    def read(output: Any) -> Said:
+        whole = output.finish_reason in FINISHED and output.token_ids  # the label is whole with its only token
+        label = by_token.get(output.token_ids[0]) if whole else None
+        return Said(label) if label is not None else _no_answer(output)
 
     return read
 
 
-def _read_text(output: Any) -> tuple[str | None, str | None]:
-    return (output.text, None) if output.finish_reason != "error" else (None, "the engine failed on this row")
+def _read_text(output: Any) -> Said:
+    if output.finish_reason not in FINISHED:
+        return _no_answer(output)
+    return Said(output.text, cut=output.finish_reason == CUT_OFF)
 
 
-def _read_whole(output: Any) -> tuple[str | None, str | None]:
-    if output.finish_reason == "stop":
-        return output.text, None
-    if output.finish_reason == "length":
-        return None, f"the answer was cut off after {len(output.token_ids)} tokens: raise --max-tokens"
-    return None, f"no answer (finish reason {output.finish_reason})"
+def _no_answer(output: Any) -> Said:
+    return Said(None, f"the engine stopped the answer (finish reason {output.finish_reason})")

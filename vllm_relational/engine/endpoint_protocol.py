@@ -16,11 +16,16 @@ from typing import Any, Literal
 
 from vllm_relational.engine.decisions import MAX_LISTED_NUMBERS, SPARE_TOKENS, all_spellings
 from vllm_relational.records import Choice, Completion, Decision, FreeText, IntegerRange, JsonSchema, Prompt
+from vllm_relational.thoughts import without_thought
 
 Dialect = Literal["vllm", "response_format", "words"]
 
 WRAPPER_TOKENS = 16  # line breaks and indentation around a wrapped answer
 MAX_MESSAGE_CHARS = 200
+# Finish reasons, in the words of OpenAI and of servers that pass on others'. With none of them (content_filter, abort,
+# error, tool_calls) the answer is not what the model wanted to say; a server that gives none has said all.
+FINISHED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn", "complete", "completed"})
+CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"})
 
 
 def request_body(model: str, prompt: Prompt, decision: Decision, dialect: Dialect) -> dict[str, Any]:
@@ -106,17 +111,18 @@ def token_limit(decision: Decision) -> int:
 def read_completion(key: int, reply: object, decision: Decision, dialect: Dialect) -> Completion:
     """The completion that a server's reply (HTTP 200, decoded JSON) holds: plain text, or the reason there is none."""
     prompt_tokens, output_tokens, cached_tokens = _usage(reply)
-    text, error = _text_or_error(reply, decision, output_tokens)
+    text, error = _text_or_error(reply)
     if text is not None:
         text = plain_text(text, decision, dialect)
-    return Completion(key, text, error, prompt_tokens, output_tokens, cached_tokens)
+    return Completion(key, text, error, prompt_tokens, output_tokens, cached_tokens, cut=_is_cut(reply))
 
 
 def plain_text(content: str, decision: Decision, dialect: Dialect) -> str:
-    """The label, the number or the JSON document without its wrapping; free text as it is."""
-    if isinstance(decision, FreeText):
+    """The label, the number or the JSON document without its wrapping, and without a thought; free text as it is."""
+    answer = without_thought(content)
+    if isinstance(decision, FreeText) or answer is None:
         return content
-    text = content.strip()
+    text = answer.strip()
     if isinstance(decision, JsonSchema):
         return _without_fence(text) if dialect == "words" else text
     return _unwrapped(text) if dialect == "response_format" else text
@@ -139,20 +145,28 @@ def _without_fence(text: str) -> str:
     return text[text.index("\n") : -3].strip()
 
 
-def _text_or_error(reply: object, decision: Decision, output_tokens: int) -> tuple[str | None, str | None]:
+def _text_or_error(reply: object) -> tuple[str | None, str | None]:
     if not isinstance(reply, Mapping):
         return None, "the server's answer is not a chat completion"
     if reply.get("error"):
         return None, f"the server answered: {server_message(reply['error'])}"
     choice = _first_choice(reply)
-    if choice.get("finish_reason") == "length" and not isinstance(decision, FreeText):
-        return None, f"answer was cut off after {output_tokens or token_limit(decision)} tokens"
     message = choice.get("message")
     message = message if isinstance(message, Mapping) else {}
+    if message.get("refusal") and not message.get("content"):
+        return None, _why_empty(message)
+    finish = choice.get("finish_reason")
+    if finish is not None and str(finish).casefold() not in FINISHED | CUT_OFF:
+        return None, f"the server stopped the answer (finish reason {one_line(str(finish))})"
     content = message.get("content")
-    if isinstance(content, str) and content.strip():
+    if isinstance(content, str) and (content.strip() or not _why_empty(message)):
         return content, None
-    return None, _why_empty(message)
+    return None, _why_empty(message) or "the answer is empty"
+
+
+def _is_cut(reply: object) -> bool:
+    finish = _first_choice(reply).get("finish_reason") if isinstance(reply, Mapping) else None
+    return str(finish).casefold() in CUT_OFF
 
 
 def _first_choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -162,11 +176,12 @@ def _first_choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _why_empty(message: Mapping[str, Any]) -> str:
+    """What the server says of a missing text; '' where it says nothing."""
     if message.get("refusal"):
         return f"the model refused: {one_line(str(message['refusal']))}"
     if message.get("reasoning") or message.get("reasoning_content"):
         return "the answer is empty: the model spent its tokens on reasoning; turn reasoning off or raise max_tokens"
-    return "the answer is empty"
+    return ""
 
 
 def _usage(reply: object) -> tuple[int, int, int | None]:

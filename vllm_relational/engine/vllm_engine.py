@@ -22,9 +22,11 @@ from vllm_relational.engine.starting import (
     start_message,
 )
 from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, RelationalError
+from vllm_relational.thoughts import OPENING, opens_thought
 
 # Requests waiting inside vLLM beyond those it runs: enough that its scheduler never starves between two feeds.
 QUEUE_FACTOR = 2
+THOUGHT_TOKENS = 12  # the mark that opens a thought, and the line breaks behind it, at the end of a prompt
 DEFAULTS = {
     "enable_prefix_caching": True,
     # Compact JSON: a model left free to indent spends a fifth of its tokens on white space, or all of them.
@@ -155,6 +157,7 @@ class _Session:
         self._plan = plan
         self._prompts = prompts
         self._in_flight: dict[str, tuple[Prompt, str]] = {}
+        self._ends: dict[tuple[int, ...], bool] = {}
         self._limit = (1 + QUEUE_FACTOR) * max_num_seqs(self._llm)
 
     def run(self) -> Iterator[Completion]:
@@ -206,15 +209,25 @@ class _Session:
 
     def _completion(self, prompt: Prompt, output: Any) -> Completion:
         answer = output.outputs[0]
-        text, error = self._plan.read(answer)
+        said = self._plan.read(answer)
         return Completion(
             key=prompt.key,
-            text=text,
-            error=error,
+            text=OPENING + said.text if said.text is not None and self._opens_thought(prompt) else said.text,
+            error=said.error,
+            cut=said.cut,
             prompt_tokens=len(prompt.token_ids),
             output_tokens=len(answer.token_ids),
             cached_tokens=output.num_cached_tokens or 0,
         )
+
+    def _opens_thought(self, prompt: Prompt) -> bool:
+        """Whether the chat template left the reply inside a thought: a text that never closes it is no answer."""
+        if not self._plan.free:
+            return False
+        end = tuple(prompt.token_ids[-THOUGHT_TOKENS:])  # the same for all rows, unless the row stands there
+        if end not in self._ends:
+            self._ends = {end: opens_thought(self._llm.get_tokenizer().decode([int(token) for token in end]))}
+        return self._ends[end]
 
     def _abort(self) -> None:
         from vllm_relational.vllm_ext.live_engine import abort

@@ -3,35 +3,64 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from vllm_relational.config import folded_label
+from vllm_relational.json_schemas import MAX_DEPTH, schema_check
 from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema
+from vllm_relational.thoughts import without_thought
 
-SHOWN_CHARACTERS = 80
+SHOWN_CHARACTERS, SHOWN_LABELS = 80, 200
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 class UnparsableAnswer(ValueError):  # noqa: N818 - a row's outcome, not a failure of the program
     """The answer is not one that the decision admits; the message names both."""
 
 
-def parser(decision: Decision) -> Callable[[str], Any]:
-    """A function from completion text to value; it raises ``UnparsableAnswer``.
+class Parser:
+    """A function from the text of a completion to the value of the row; it raises ``UnparsableAnswer``.
+
+    takes_cut: whether a text that was cut off is still an answer. Half a label, number or document is none, even where
+               it reads as one: 1 may have been the beginning of 12.
 
     The engine enforces the decision; this check holds for engines that cannot.
     """
-    parse = _parser(decision)
 
-    def checked(text: str) -> Any:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half a character, which no file format takes
-            raise UnparsableAnswer(f"answered {_shown(text)}, which is not valid Unicode") from error
-        return parse(text)
+    def __init__(self, decision: Decision) -> None:
+        self.takes_cut = isinstance(decision, FreeText)
+        self._parse = _parser(decision)
 
-    return checked
+    def __call__(self, text: str) -> Any:
+        return self._parse(answer_text(text))
+
+
+def parser(decision: Decision) -> Parser:
+    """How completions are read under the decision."""
+    return Parser(decision)
+
+
+def answer_text(text: str) -> str:
+    """The answer in a completion's text, without the thought that it may open with. Never empty.
+
+    An empty text is no answer: nothing tells it from a model that was stopped, and a choice or a number never is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a character, which no file format takes
+        raise UnparsableAnswer(f"answered {_shown(text)}, which is not valid Unicode") from error
+    answer = without_thought(text)
+    if answer is None:
+        raise UnparsableAnswer("the answer is a thought that does not end: raise --max-tokens (max_tokens=)")
+    if not answer.strip():
+        after = " after its thought: raise --max-tokens (max_tokens=)" if text.strip() else ""
+        raise UnparsableAnswer(f"the answer is empty{after}")
+    return answer
 
 
 def _parser(decision: Decision) -> Callable[[str], Any]:
@@ -43,7 +72,7 @@ def _parser(decision: Decision) -> Callable[[str], Any]:
         case IntegerRange(low, high):
             return _integer_parser(low, high)
         case JsonSchema(schema):
-            return _json_parser(dict(schema))
+            return _json_parser(schema)
 
 
 def arrow_type(decision: Decision) -> pa.DataType:
@@ -52,23 +81,23 @@ def arrow_type(decision: Decision) -> pa.DataType:
 
 
 def _choice_parser(labels: tuple[str, ...]) -> Callable[[str], str]:
-    folded = {label.strip().casefold(): label for label in labels}
+    folded = {folded_label(label): label for label in labels}
+    expected = _shown_list(labels)
 
     def parse(text: str) -> str:
-        for answer in (text.strip(), text.strip().strip("\"'`.!* ")):
-            if answer.casefold() in folded:
-                return folded[answer.casefold()]
-        raise UnparsableAnswer(f"answered {_shown(text)}, expected one of: {', '.join(labels)}")
+        for answer in (text, text.strip().strip("\"'`.!* ")):
+            if folded_label(answer) in folded:
+                return folded[folded_label(answer)]
+        raise UnparsableAnswer(f"answered {_shown(text)}, expected one of: {expected}")
 
     return parse
 
 
 def _integer_parser(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        try:
-            number = int(text.strip().strip("\"'`.* "))
-        except ValueError:
-            number = None
+        plain = text.strip().strip("\"'`.* ")
+        # A long number is none of 64 bits, and Python takes its time to read it.
+        number = int(plain) if len(plain) < 30 and _WHOLE.fullmatch(plain) else None
         if number is None or not low <= number <= high:
             raise UnparsableAnswer(f"answered {_shown(text)}, expected a whole number from {low} to {high}")
         return number
@@ -76,26 +105,89 @@ def _integer_parser(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _json_parser(schema: dict[str, Any]) -> Callable[[str], Any]:
-    import jsonschema
-
-    validator = jsonschema.validators.validator_for(schema)(schema)
+# --------------------------------------------------------------------------------------------------------------- JSON
+def _json_parser(schema: Any) -> Callable[[str], Any]:
+    check = schema_check(schema)
 
     def parse(text: str) -> Any:
+        value = _document(text)
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UnparsableAnswer(f"answered {_shown(text)}, which is not JSON: {error}") from None
-        try:
-            problem = next(validator.iter_errors(value), None)
-        except Exception as error:  # jsonschema: an unresolvable $ref, a bad pattern, a value nested too deep
-            raise UnparsableAnswer(f"the schema cannot check {_shown(text)}: {error}") from None
+            problem = check(value)
+        except Exception as error:  # jsonschema: numbers that no float holds
+            raise UnparsableAnswer(f"the schema cannot check {_shown(text)}: {_cut(str(error))}") from None
         if problem is not None:
-            raise UnparsableAnswer(f"answered {_shown(text)}, which the schema forbids: {problem.message}")
+            raise UnparsableAnswer(f"answered {_shown(text)}, which the schema forbids: {_cut(problem)}")
         return value
 
     return parse
 
 
+def _document(text: str) -> Any:
+    """The JSON document in a text, of values that every reader of the results takes."""
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
+        depth = _depth(value)
+    except RecursionError:
+        depth = MAX_DEPTH + 1
+    except ValueError as error:
+        raise UnparsableAnswer(f"answered {_shown(text)}, which is not JSON: {_reason(error)}") from None
+    if depth > MAX_DEPTH:
+        raise UnparsableAnswer(f"answered {_shown(text)}, which is nested more than {MAX_DEPTH} deep")
+    if "\\u" in text:
+        _check_unicode(value, text)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {_shown(twice)} stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{_shown(text)} is beyond the numbers that there are")
+    return number
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and objects; found without recursion."""
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _check_unicode(value: Any, text: str) -> None:
+    r"""JSON may write half a character, ``"\ud800"``, which no file format takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UnparsableAnswer(f"answered {_shown(text)}, which is not valid Unicode") from None
+
+
+def _reason(error: ValueError) -> str:
+    too_long = "integer string conversion" in str(error)  # Python's limit, with advice for programmers
+    return "a number has thousands of digits" if too_long else _cut(str(error))
+
+
+# -------------------------------------------------------------------------------------------------------------- words
 def _shown(text: str) -> str:
     return repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "...")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_LABELS else f"{text[: SHOWN_LABELS - 3]}..."
+
+
+def _shown_list(labels: Sequence[str]) -> str:
+    return _cut(", ".join(labels))

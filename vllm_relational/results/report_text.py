@@ -137,6 +137,7 @@ def row_facts(report: RunReport) -> list[Cells]:
         ("resumed from the checkpoint", count(report.num_resumed)),
         *([("found in the result cache", count(report.num_cached))] if report.num_cached else []),
         ("failed", count(report.num_failed)),
+        *([("cut off", f"{count(report.num_cut)}: raise --max-tokens (max_tokens=)")] if report.num_cut else []),
     ]
     return facts + [(f"  {reason}", count(rows)) for reason, rows in report.failures.items()]
 
