@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -132,3 +134,20 @@ def test_what_a_scan_saves_on_an_h200_is_near_what_was_measured(length, num_reqs
 def test_faster_memory_makes_launches_weigh_more():
     assert costs(H200, block_size=64).pays_from(1) > costs(H100, block_size=64).pays_from(1)
     assert (H200.scan_launch, H200.listed) == (H100.scan_launch, H100.listed)
+
+
+@pytest.mark.parametrize(
+    ("block_size", "length", "num_reqs", "listed", "dense", "scan"),
+    [
+        (64, 32768, 1, 4026, 41.0, 33.1),
+        (64, 131072, 4, 5113, 482.1, 145.5),
+        (64, 32768, 16, 4051, 480.1, 216.5),
+        (16, 131072, 1, 1630, 134.2, 78.4),
+        (16, 131072, 4, 1643, 482.4, 240.4),
+    ],
+)
+def test_the_table_of_an_h200_is_near_what_was_measured_there(block_size, length, num_reqs, listed, dense, scan):
+    """Microseconds of scripts/bench/dipr_h200.csv, with the tokens that its lines list."""
+    lines = costs(replace(H200, listed=listed), block_size=block_size).lines
+    assert lines["dense"].us(length, num_reqs) == pytest.approx(dense, rel=0.06)
+    assert lines["scan"].us(length, num_reqs) == pytest.approx(scan, rel=0.15)

@@ -66,10 +66,11 @@ def with_rates(table: CostTable, factor: float) -> CostTable:
     return replace(table, **{name: factor * getattr(table, name) for name in rates})
 
 
-H200 = with_rates(H100, 1.52)
-"""The same processors with faster memory. Fitted to milliseconds a token of whole engines (``dipr_engine.csv``, 32
-layers): between batches that differ in length only, dense attention reads 1.52 times and a scan 1.5 times the bytes a
-microsecond. What a scan saves a token is then within 10% for 4 x 128K and 16 x 32K, for 4 x 32K it is 24% too much."""
+H200 = replace(with_rates(H100, 1.48), scan_rate=2.95e6, scan_rate_16=2.15e6)
+"""The same processors with faster memory: dense attention reads 1.48 times the bytes per microsecond. Fitted to
+contexts of random numbers of which a scan lists 1 to 37% (``scripts/bench/dipr_h200.csv``; 1 x 32K, 1 x 128K, 4 x
+128K, 16 x 32K and 16 x 8K tokens in blocks of 64 and 16): dense attention within 5%; with the tokens listed as
+counted, a scan within 14%, for 16 x 8K 19% too little. Whole engines (``dipr_engine.csv``, 32 layers) give 1.52."""
 
 MEASURED: Mapping[str, CostTable] = {"NVIDIA H100 80GB HBM3": H100, "NVIDIA H200": H200}
 """Name of a device, as CUDA gives it -> its costs."""
