@@ -63,7 +63,8 @@ setup(
     install_requires=[
         "numpy>=1.26",  # codes, plans and forecasts are arrays
         "pandas>=2.0",  # DataFrames in and out
-        "pyarrow>=15",  # the table inside; Parquet and CSV
+        "pyarrow>=19",  # the table inside; Parquet and CSV; JSON as a type (19)
+        "msgspec>=0.18",  # splits lines of JSON into the raw texts of their values, so that each is kept as written
         "typer>=0.12",  # command line
         "rich>=13",  # progress bars and tables in the terminal
         "transformers>=4.55",  # tokenizers and chat templates of the models

@@ -115,7 +115,8 @@ def with_origins(answered: pa.Table, result: QueryResult, *names: str) -> pa.Tab
 
 def write(answered: pa.Table, output: Path | None) -> None:
     """The answered table into its file, or as JSON lines on standard output."""
-    from vllm_relational.table.write import write_json_lines, write_table
+    from vllm_relational.table.formats import write_json_lines
+    from vllm_relational.table.write import write_table
 
     if output is not None:
         write_table(answered, output)

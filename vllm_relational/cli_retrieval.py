@@ -66,7 +66,8 @@ def retrieve(
     limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
 ) -> int:
     """Add the passages nearest to each QUESTION to TABLE, as columns that every other command takes."""
-    from vllm_relational.table.write import check_output, write_json_lines, write_table
+    from vllm_relational.table.formats import write_json_lines
+    from vllm_relational.table.write import check_output, write_table
 
     if output is not None:
         check_output(output)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from vllm_relational.records import RelationalError
-from vllm_relational.table import check_output, read_table, write_table
-from vllm_relational.table.write import write_json_lines
+from vllm_relational.table import check_output, read_table, write, write_table
+from vllm_relational.table.formats import write_json_lines
 
 TEXTS = pa.table({"a,b": ["007", "", None, 'q "x",\ny', "ü😀\t"], "n": pa.array([1, None, 3, 4, 5])})
 
@@ -39,6 +39,79 @@ def test_csv_writes_nested_values_as_json_and_bytes_as_base64(tmp_path):
     ]
 
 
+def every_type() -> pa.Table:
+    """A row of each type that some format has no type for."""
+    union = pa.UnionArray.from_sparse(pa.array([0, 0], pa.int8()), [pa.array([1, None])], ["n"])
+    return pa.table(
+        {
+            "interval": pa.array([(14, 3, 1_500_000_000), None], pa.month_day_nano_interval()),
+            "nested": pa.array([[(0, 1, 0)], None], pa.list_(pa.month_day_nano_interval())),
+            "duration": pa.array([90_000_000, None], pa.duration("us")),
+            "time": pa.array([1_001, None], pa.time64("ns")),
+            "union": union,
+            "repeated": pa.RunEndEncodedArray.from_arrays([1, 2], ["x", None]),
+            "empty": pa.array([{}, None], pa.struct([])),
+            "half": pa.array([0.5, None], pa.float16()),
+            "view": pa.array(["v", None], pa.string_view()),
+            "bytes": pa.array([b"\x00\xff", None]),
+            "json": pa.array(['{"a": 1e400}', None], pa.json_()),
+            "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int8())),
+            "decimal": pa.array(["1.10", None]).cast(pa.decimal256(60, 2)),
+            "uuid": pa.array([b"0123456789abcdef", None], pa.uuid()),
+        }
+    )
+
+
+FIRST_ROW = {
+    "interval": "1 year 2 months 3 days 00:00:01.5",
+    "nested": ["1 day"],
+    "duration": "00:01:30",
+    "time": "00:00:00.000001001",
+    "union": 1,
+    "repeated": "x",
+    "empty": {},
+    "half": 0.5,
+    "view": "v",
+    "bytes": "AP8=",
+    "json": {"a": float("inf")},
+    "map": {"k": 1},
+    "decimal": "1.10",
+    "uuid": "30313233-3435-3637-3839-616263646566",
+}
+
+
+def test_every_type_has_a_text_in_json_lines(tmp_path):
+    write_table(every_type(), tmp_path / "t.jsonl")
+    first, second = (json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines())
+    assert first == FIRST_ROW and set(second.values()) == {None}
+
+
+def test_every_type_has_a_text_in_csv(tmp_path):
+    write_table(every_type(), tmp_path / "t.csv")
+    first, second = read_table(tmp_path / "t.csv").to_pylist()
+    texts = {name: json.dumps(value) for name, value in FIRST_ROW.items() if not isinstance(value, str)}
+    assert first == {**FIRST_ROW, **texts, "json": '{"a": 1e400}'} and set(second.values()) == {None}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_every_type_outlives_typed_formats(tmp_path, suffix):
+    table = every_type()
+    write_table(table, tmp_path / f"t{suffix}")
+    back = read_table(tmp_path / f"t{suffix}")
+    texts = {
+        "interval": pa.string(),
+        "nested": pa.json_(),
+        "union": pa.json_(),
+        "repeated": pa.string(),
+        "empty": pa.json_(),
+    }
+    for field in table.schema:
+        found = back.schema.field(field.name).type
+        wanted = texts.get(field.name, field.type) if suffix == ".parquet" else field.type
+        assert found == wanted or (wanted == pa.string() and found == pa.large_string())
+    assert len(set(back.column_names)) == table.num_columns and back.num_rows == 2
+
+
 def test_json_lines_keep_unicode_and_row_order():
     out = io.BytesIO()
     write_json_lines(pa.table({"a": ["é", "b"] * 2000}), out)
@@ -47,11 +120,16 @@ def test_json_lines_keep_unicode_and_row_order():
     assert [json.loads(line)["a"] for line in lines] == ["é", "b"] * 2000
 
 
-def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    def half(table, out):
+        out.write(b"PAR1")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(write, "writer_of", lambda path: half)
     path = tmp_path / "t.parquet"
     path.write_bytes(b"old")
     with pytest.raises(RelationalError, match=r"cannot write .*t\.parquet: .*the answers are in the checkpoint"):
-        write_table(pa.table({"a": pa.RunEndEncodedArray.from_arrays([1], ["x"])}), path)
+        write_table(pa.table({"a": ["x"]}), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

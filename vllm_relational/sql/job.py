@@ -19,6 +19,7 @@ from vllm_relational.sql.planner import Planner
 from vllm_relational.sql.retrieve import Retrieval
 from vllm_relational.sql.store import Store
 from vllm_relational.sql.trail import Trail
+from vllm_relational.table.duckdb_cells import arrow_of_relation
 
 COUNT = "__count"
 
@@ -61,6 +62,14 @@ class Job:
         except duckdb.Error as error:
             raise engine_error(self.sql, error) from error
 
+    def _cells(self, text: str) -> pa.Table:
+        """As ``fetch``, with cells as ``run`` reads them from a relation."""
+        try:
+            with interruptible(self.connection):
+                return arrow_of_relation(self.connection.sql(text))
+        except duckdb.Error as error:
+            raise engine_error(self.sql, error) from error
+
     def count(self, query: exp.Select) -> int:
         """How many rows a query has."""
         return int(self.fetch(f"SELECT count(*) AS n FROM ({sql_of(query)})")["n"][0].as_py())
@@ -98,7 +107,7 @@ class Job:
         # A column's collation may take texts for equal that the model is to see, and that lookups tell apart.
         rows = f"SELECT * REPLACE ({KEY} COLLATE C AS {KEY}) FROM ({sql_of(query)})"
         text = f"SELECT {KEY}, {firsts}count(*) AS {COUNT} FROM ({rows}) GROUP BY {KEY} ORDER BY {KEY}"
-        inputs = self.fetch(text)
+        inputs = self._cells(text)
         if counts:
             operator.rows_in += sum(inputs[COUNT].to_pylist())
             operator.distinct += inputs.num_rows
