@@ -192,7 +192,7 @@ def test_bad_schema_files(table, tmp_path, cli_engine, content):
     [
         ("none.csv", None, "does not exist"),
         ("empty.csv", b"", "is empty"),
-        ("rows.csv", b"a,b\n", "has no rows"),
+        ("semicolons.csv", b"a;b\n1;2\n", "semicolons between its fields"),
         ("latin.csv", "a\nnaïve\n".encode("latin1"), "iconv"),
         ("t.parquet", b"nonsense nonsense", "cannot read"),
         ("t.xlsx", b"x", "unknown table format"),

@@ -136,9 +136,12 @@ class RelationalLLM:
         config, decision = self._settings(options)
         arrow = read_table(table)
         engine, tokenizer = self.engine, self._load_tokenizer()
-        result = run_query(arrow, prompt, decision, config, engine, tokenizer)
+        self.last_result = run_query(arrow, prompt, decision, config, engine, tokenizer, self._keep)
+        return self.last_result
+
+    def _keep(self, result: QueryResult) -> None:
+        """Of a run that Ctrl-C or an error ends, what was answered."""
         self.last_result = result
-        return result
 
     def plan(self, table: Any, prompt: str, info: EngineInfo | None = None, **options: Any) -> RunReport:
         """Plan the query and forecast cache hits without starting an engine; options of ``run``.
@@ -361,7 +364,7 @@ def _arrow_column(answers: list[Any], decision: Decision) -> pa.Array:
     if not isinstance(decision, JsonSchema):
         return pa.array(answers, arrow_type(decision))
     try:
-        return pa.array(answers)
+        return pa.array(answers) if any(answer is not None for answer in answers) else pa.array(answers, pa.string())
     except (pa.ArrowException, OverflowError):
         texts = [None if answer is None else json.dumps(answer, ensure_ascii=False) for answer in answers]
         return pa.array(texts, pa.string())

@@ -49,14 +49,21 @@ from vllm_relational.results.outcome import NULL_CELL, REFUSED, TOO_LONG, Measur
 from vllm_relational.results.parse import parser
 from vllm_relational.results.progress import make_progress
 from vllm_relational.table import encode_columns, fingerprint, nulls_as_values
+from vllm_relational.unasked import Keep, closing, keeping_answers, nothing_asked
 
 RESUMED, CACHED = "resumed", "cached"
 
 
 def run_query(
-    table: pa.Table, template: str, decision: Decision, config: QueryConfig, engine: Engine, tokenizer: Tokenizer
+    table: pa.Table,
+    template: str,
+    decision: Decision,
+    config: QueryConfig,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    keep: Keep = lambda result: None,
 ) -> QueryResult:
-    """Ask one question a row and return the answers in input order.
+    """Ask one question a row and return the answers in input order. keep: gets the result also when the run is cut off.
 
     Raises ``RelationalError`` before anything is sent when the query is wrong, ``EngineDiedError`` when the engine
     died on the way (the checkpoint then holds what was answered), ``RowFailedError`` if ``config.on_error`` is
@@ -64,6 +71,8 @@ def run_query(
     """
     job = _Job(table, template, decision, config, tokenizer)
     job.check_store()
+    if not job.distinct.num_distinct:
+        return nothing_asked(job, engine)
     with _opened_cache(config.cache) as cache:
         with job.clock("start engine"):
             info = engine.start()
@@ -72,10 +81,12 @@ def run_query(
             job.forget_unusable(store)
             job.recall(cache, info, engine, store)
             batch = job.plan(info, store.answers)
-            job.ask(batch, engine, store)
-            result = job.result(batch, info, store)
+            with keeping_answers(job, batch, info, store, keep):
+                job.ask(batch, engine, store)
+                result = job.result(batch, info, store)
         finally:
             store.close()
+    keep(result)
     return job.audited(result, batch, engine)
 
 

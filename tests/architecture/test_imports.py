@@ -31,6 +31,7 @@ FRONT = {
     "cli_retrieval",
     "cli_sql",
     "retrieving",
+    "unasked",
     "bench",
     "plugin",
 }
@@ -38,8 +39,9 @@ FRONT |= {"plugin", "__init__", "grouping", "auditing", "forecasting", "planning
 # sql stands above llm, which it is given: it imports no stage. Its own files are one room.
 EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv", "sparse"}}
 EXTRA |= {"retrieval": {"embed"}}
-# sql is given what searches for passages, as it is given llm; where it is not, it takes what the commands take.
-EXTRA |= {"sql": {"retrieving"}}
+# sql is given what searches for passages, as it is given llm; where it is not, it takes what the commands take. What
+# reads the cells of a DuckDB relation is the table's: run and SQL must send the same text.
+EXTRA |= {"sql": {"retrieving", "table"}}
 HEAVY = {"torch", "vllm", "transformers", "polars", "duckdb", "sqlglot", "matplotlib", "plotly", "faiss"}
 HEAVY |= {"sentence_transformers"}
 MAY_IMPORT_VLLM = {"engine", "vllm_ext", "plugin"}

@@ -75,8 +75,7 @@ def test_one_column():
 
 
 def test_no_row():
-    """``read_table`` turns such tables away; the planner would not mind."""
-    assert checked_hits(character_table(encode_columns(pa.table({"a": pa.array([], pa.string())}), ["a"]))) == 0
+    assert checked_hits(table_of(pa.table({"a": pa.array([], pa.string())}))) == 0
 
 
 def test_all_equal():
@@ -142,7 +141,7 @@ def test_lone_surrogates_are_characters():
 
 
 def test_pandas_tables_with_lone_surrogates_are_turned_away():
-    with pytest.raises(RelationalError, match="cannot turn the table into Arrow"):
+    with pytest.raises(RelationalError, match="half a character"):
         table_of(pd.DataFrame({"a": pd.Series(["\ud800"], dtype=object)}))
 
 
@@ -151,8 +150,8 @@ OBJECTS = {
     "lists": [[1], [2, 3], None, [1]],
     "nested": [[{"a": [1]}], [{"a": None}], [], [{"a": [1]}]],
     "dicts": [{"a": 1}, {"b": "x"}, None, {"a": 1}],
-    "bytes": [b"\x00\xff", b"", None, b"\x00\xff"],
-    "bytes and text": [b"a", "b", None, b"a"],
+    "numbers and texts": [1, "b", None, 1],
+    "dates and texts": [datetime.date(2020, 1, 1), "b", None, datetime.date(2020, 1, 1)],
     "dates": [datetime.date(2020, 1, 1), None, datetime.date(1, 1, 1), datetime.date(2020, 1, 1)],
     "times": [datetime.time(1, 2, 3), None, datetime.time(0), datetime.time(1, 2, 3)],
     "moments": [datetime.datetime(2020, 1, 1), pd.NaT, None, datetime.datetime(2020, 1, 1)],
@@ -180,8 +179,8 @@ def test_all_kinds_of_objects_in_one_table():
     assert checked_hits(table) > 0
 
 
-@pytest.mark.parametrize("cells", [[1, "a"], [1.5, "a"], [[1], "a"], [datetime.date(2020, 1, 1), "a"], [True, 2]])
-def test_columns_without_one_type_are_turned_away(cells):
+@pytest.mark.parametrize("cells", [[1j, "a"], [object()], [{1}, "a"], [datetime.timedelta(1), "a"]])
+def test_columns_of_objects_without_a_text_are_turned_away(cells):
     with pytest.raises(RelationalError, match="give the column one type"):
         table_of(pd.DataFrame({"a": pd.Series(cells, dtype=object)}))
 
@@ -193,7 +192,6 @@ CELLS = (
     st.integers(-3, 3),
     st.floats(width=32),
     st.booleans(),
-    st.binary(max_size=3),
     st.dates(),
     st.lists(st.integers(0, 2), max_size=2),
     st.fixed_dictionaries({"a": st.none() | TEXTS}),

@@ -48,7 +48,7 @@ def test_the_fingerprint_does_not_change_with_other_columns_or_repetitions():
     assert distinct_passages(wider, "text").fingerprint == distinct_passages(table(["a", "b"]), "text").fingerprint
 
 
-@pytest.mark.parametrize("cells", [[], [None, None], ["", " \n"]])
+@pytest.mark.parametrize("cells", [[None], [None, None], ["", " \n"]])
 def test_a_column_without_text_is_an_error_with_the_fix(cells):
     with pytest.raises(RelationalError, match=r"'text' holds no text.*name the column of passages; columns: text"):
         distinct_passages(table(cells), "text")

@@ -35,6 +35,8 @@ def parse_template(template: str, table_columns: Sequence[str]) -> Question:
     """
     if not template.strip():
         raise RelationalError("the prompt is empty: ask a question that names columns, e.g. 'Is {comments} positive?'")
+    if template.encode("utf-8", "ignore").decode() != template:
+        raise RelationalError(f"the prompt holds half a character (a lone surrogate): mend {template!r}")
     used: dict[str, None] = {}
     instruction = "".join(_render(piece, used, table_columns) for piece in _pieces(template))
     if not used:
@@ -110,6 +112,8 @@ def unknown_column(name: str, table_columns: Sequence[str], where: str) -> Relat
 
 
 def _columns_hint(table_columns: Sequence[str]) -> str:
+    if not table_columns:
+        return "The table has no columns"
     shown = ", ".join(table_columns[:20])
     more = f", and {len(table_columns) - 20} more" if len(table_columns) > 20 else ""
     return f"Columns: {shown}{more}"

@@ -18,15 +18,16 @@ def retrieve_fields(
 
     The passages of a row are evidence in no order: they stand in the columns so that rows which have some in common
     begin with the same (see ``sharing``), and the numbers in the names mean nothing. With ``ordered``, ``context_1`` is
-    the nearest, ``context_2`` the next. A null question gets null passages. Raises ``RelationalError`` when a column
-    of that name is there already, or as ``TextIndex.retrieve`` does.
+    the nearest, ``context_2`` the next. A null question gets null passages, and so does every question of an index
+    without passages. Raises ``RelationalError`` when a column of that name is there already, or as
+    ``TextIndex.retrieve`` does.
     """
     questions = texts_of(table, question_column)
     names = [f"{name}_{place}" for place in range(1, k + 1)]
     _check_names(table, names)
-    asked = [row for row, question in enumerate(questions) if question is not None]
-    found, _ = index.nearest([question for question in questions if question is not None], k)
     texts = index.passages.texts
+    asked = [row for row, question in enumerate(questions) if question is not None and texts]
+    found, _ = index.nearest([questions[row] for row in asked], k)
     if not ordered:
         found = shared_order(found, np.array([len(text) for text in texts], np.int64))
     numbers = np.full((len(questions), k), -1, np.int64)

@@ -55,6 +55,8 @@ def build_index(
 ) -> TextIndex:
     """Embed the distinct texts of ``column`` once each and keep them at ``path``, described in ``path`` + '.json'.
 
+    A table without rows makes an index without passages, and embeds nothing.
+
     search: 'exact' compares a question with every passage; 'approximate' only with those of the nearest clusters: for a
             million passages or so.
     source: the file that the table was read from, for commands that name only the index.
@@ -65,7 +67,7 @@ def build_index(
     _check_folder(path)
     faiss = import_faiss(PURPOSE)
     passages = distinct_passages(table, column)
-    vectors = embed_texts(embedder, passages.texts)
+    vectors = embed_texts(embedder, passages.texts) if passages.texts else np.empty((0, 1), np.float32)
     index = _new_index(faiss, vectors, search)
     data = faiss.serialize_index(index).tobytes()
     sidecar = Sidecar(
@@ -121,8 +123,12 @@ class TextIndex:
     def retrieve(self, questions: list[str], k: int) -> RetrievedTexts:
         """The ``k`` nearest passages of each question, best first; equal questions are embedded once.
 
-        Raises ``RelationalError`` when there are fewer passages than ``k`` or the embedding model is another.
+        An index without passages finds row -1 with the score NaN. Raises ``RelationalError`` when there are fewer
+        passages than ``k`` or the embedding model is another.
         """
+        if not self.passages.texts:
+            self.check_k(k)
+            return RetrievedTexts(np.full((len(questions), k), -1), np.full((len(questions), k), np.nan, np.float32))
         found, scores = self.nearest(questions, k)
         return RetrievedTexts(self.passages.rows[found], scores)
 
@@ -176,7 +182,7 @@ class TextIndex:
         """Raise ``RelationalError`` unless so many passages can be found for a question."""
         if not isinstance(k, int | np.integer) or k < 1:
             raise RelationalError(f"k is {k!r}: retrieve 1 passage or more")
-        if k > len(self.passages.texts):
+        if k > len(self.passages.texts) > 0:
             raise RelationalError(
                 f"k is {k}, but the index {self.path} holds {len(self.passages.texts)} distinct passages: ask for at "
                 "most so many"
@@ -199,7 +205,7 @@ def _new_index(faiss: Any, vectors: np.ndarray, search: Search) -> Any:
     """An index that holds the vectors, float32 ``[num_passages, dimension]``, numbered as they stand."""
     count, dimension = vectors.shape
     index = faiss.IndexFlatIP(dimension)
-    if search == "approximate":
+    if search == "approximate" and count:
         clusters = max(1, min(int(4 * count**0.5), count // LEAST_TRAINING))
         index = faiss.IndexIVFFlat(index, dimension, clusters, faiss.METRIC_INNER_PRODUCT)
         index.cp.niter, index.cp.max_points_per_centroid = TRAINING_ROUNDS, MOST_TRAINING

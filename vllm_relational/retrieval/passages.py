@@ -34,12 +34,12 @@ class Passages:
 
 
 def distinct_passages(table: pa.Table, column: str) -> Passages:
-    """The passages of a text column. Raises ``RelationalError`` when there are none."""
+    """The passages of a text column. Raises ``RelationalError`` when the table has rows and none of them is one."""
     first_rows: dict[str, int] = {}
     for row, text in enumerate(texts_of(table, column)):
         if text is not None and text not in first_rows and not text.isspace() and text:
             first_rows[text] = row
-    if not first_rows:
+    if not first_rows and table.num_rows:
         raise RelationalError(
             f"column {column!r} holds no text to search in ({table.num_rows} rows, all null or blank): name the column "
             f"of passages; {_columns_of(table)}"

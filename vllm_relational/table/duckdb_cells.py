@@ -1,7 +1,8 @@
 """DuckDB's types that Arrow does not hold as they are: their cells are read as the text that DuckDB prints.
 
-Arrow would get the bytes of a BIT, GEOMETRY or VARIANT, a TIMETZ without its zone, more digits of a HUGEINT than
-its decimals have, -1 for a UHUGEINT beyond 2^127, and months, days and nanoseconds of an INTERVAL. ``run`` and SQL read cells through this module and send the same text.
+Arrow would get the bytes of a BIT, GEOMETRY or VARIANT, a TIMETZ without its zone, more digits of a HUGEINT than its
+decimals have, -1 for a UHUGEINT beyond 2^127, and months, days and nanoseconds of an INTERVAL. ``run`` and SQL read
+cells through this module and send the same text.
 """
 
 from __future__ import annotations

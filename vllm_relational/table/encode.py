@@ -14,7 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vllm_relational.records import NULL_CODE, EncodedTable, RelationalError
-from vllm_relational.table.cell_text import CELLS, JSON_CELLS, holds_bytes, is_json, json_text, json_texts, python_values
+from vllm_relational.table.cell_text import (
+    CELLS,
+    JSON_CELLS,
+    holds_bytes,
+    is_json,
+    json_text,
+    json_texts,
+    python_values,
+)
 
 
 def encode_columns(table: pa.Table, names: Sequence[str]) -> EncodedTable:
