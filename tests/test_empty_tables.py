@@ -155,7 +155,7 @@ def test_questions_without_rows_are_not_embedded(folder, monkeypatch):
     command("retrieve", "t.csv", "text", "--index", "i", "-k", 2, "-o", "o.csv")
     assert read_table(folder / "o.csv").column_names == ["text", "n", "context_1", "context_2"]
     command("run", "t.csv", "-p", "{text} {context_1}?", "--retrieve", "text", "--index", "i", "-k", 1, "-o", "r.csv")
-    assert read_table(folder / "r.csv").column_names == ["text", "n", "context_1", "answer", "error"]
+    assert read_table(folder / "r.csv").column_names == ["text", "n", "context_1", "answer", "error", "status"]
 
 
 def test_the_index_itself_says_so(folder):

@@ -49,7 +49,7 @@ from vllm_relational.results.outcome import NULL_CELL, REFUSED, TOO_LONG, Measur
 from vllm_relational.results.parse import parser
 from vllm_relational.results.progress import make_progress
 from vllm_relational.table import encode_columns, fingerprint, nulls_as_values
-from vllm_relational.unasked import Keep, closing, keeping_answers, nothing_asked
+from vllm_relational.unasked import Keep, keeping_answers, nothing_asked
 
 RESUMED, CACHED = "resumed", "cached"
 

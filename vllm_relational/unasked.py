@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vllm_relational.engine.base import Engine
-from vllm_relational.records import Completion, EngineInfo, QueryResult
+from vllm_relational.records import EngineInfo, QueryResult
 from vllm_relational.results.checkpoint import Checkpoint, MemoryAnswers
 
 if TYPE_CHECKING:
@@ -44,16 +44,6 @@ def keeping_answers(
                 job.group_errors.setdefault(group, reason)
         keep(job.result(batch, info, store))
         raise
-
-
-@contextmanager
-def closing(completions: Iterator[Completion]) -> Iterator[Iterator[Completion]]:
-    """Abort what is in flight when the job ends early, however long the exception lives."""
-    try:
-        yield completions
-    finally:
-        if hasattr(completions, "close"):
-            completions.close()
 
 
 def _reason(error: BaseException) -> str:

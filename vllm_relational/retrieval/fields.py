@@ -26,12 +26,12 @@ def retrieve_fields(
     names = [f"{name}_{place}" for place in range(1, k + 1)]
     _check_names(table, names)
     texts = index.passages.texts
-    asked = [row for row, question in enumerate(questions) if question is not None and texts]
-    found, _ = index.nearest([questions[row] for row in asked], k)
+    asked = {row: question for row, question in enumerate(questions) if question is not None and texts}
+    found, _ = index.nearest(list(asked.values()), k)
     if not ordered:
         found = shared_order(found, np.array([len(text) for text in texts], np.int64))
     numbers = np.full((len(questions), k), -1, np.int64)
-    numbers[asked] = found
+    numbers[list(asked)] = found
     values = pa.array(texts, pa.large_string())
     for place, column in enumerate(names):
         cells = pa.array(numbers[:, place], mask=numbers[:, place] < 0)

@@ -76,7 +76,7 @@ def _finite(value: Any) -> Any:
 # --------------------------------------------------------------------------------------------------- Arrow columns
 def is_json(kind: pa.DataType) -> bool:
     """Whether cells are JSON texts: each keeps the keys and the types that it has."""
-    return getattr(kind, "extension_name", "") == "arrow.json"
+    return bool(getattr(kind, "extension_name", "") == "arrow.json")
 
 
 def json_texts(column: pa.Array | pa.ChunkedArray) -> list[str | None]:
@@ -117,7 +117,7 @@ def _needs_care(kind: pa.DataType) -> bool:
     if isinstance(kind, pa.BaseExtensionType):
         return True
     narrow = pa.types.is_float16(kind) or pa.types.is_float32(kind)
-    return narrow or pa.types.is_map(kind) or pa.types.is_union(kind) or pa.types.is_temporal(kind)
+    return bool(narrow or pa.types.is_map(kind) or pa.types.is_union(kind) or pa.types.is_temporal(kind))
 
 
 def _value(cell: pa.Scalar) -> Any:

@@ -62,8 +62,8 @@ def for_csv(table: pa.Table) -> pa.Table:
 def _fits_csv(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _fits_csv(kind.value_type)
-    known = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_float32, pa.types.is_float64, pa.types.is_decimal128)
-    known += (pa.types.is_string, pa.types.is_large_string, pa.types.is_date, pa.types.is_timestamp, pa.types.is_null)
+    known = [pa.types.is_integer, pa.types.is_boolean, pa.types.is_float32, pa.types.is_float64, pa.types.is_decimal128]
+    known += [pa.types.is_string, pa.types.is_large_string, pa.types.is_date, pa.types.is_timestamp, pa.types.is_null]
     return any(is_kind(kind) for is_kind in known)
 
 

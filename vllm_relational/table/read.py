@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def _read_file(path: Path) -> pa.Table:
         raise RelationalError(f"cannot read {path}: {_first_line(error)}") from error
 
 
-def _reader_of(path: Path) -> Callable[[Path], pa.Table]:
+def _reader_of(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix in PARQUET_SUFFIXES:
         return _read_parquet
