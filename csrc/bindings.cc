@@ -1,11 +1,14 @@
 // With scheduler_bindings.cc the only file that knows Python: checks the arguments, releases the GIL, calls the library, hands the result back.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -25,6 +28,8 @@ namespace vr = vllm_relational;
 namespace {
 
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;  // of any type and shape: checked below, to name what is wrong
+
+constexpr int64_t kLongestCell = int64_t{1} << 30;  // tokens, and one more
 
 [[noreturn]] void fail(const std::string& message) { throw nb::value_error(message.c_str()); }
 
@@ -154,6 +159,27 @@ void check_length(const vr::PlannedBatch& batch) {
   if (longest > std::numeric_limits<int32_t>::max()) fail("the longest prompt may have 2^31 tokens or more");
 }
 
+// ------------------------------------------------------------------------------------------------------- limits
+using Limits = std::map<std::string, int64_t>;  // by name, those that are not the default
+
+vr::Limits limits_of(const Limits& given) {
+  vr::Limits limits;
+  for (const auto& [name, value] : given) {
+    const auto known = std::find_if(vr::kLimits.begin(), vr::kLimits.end(), [&](const auto& l) { return l.name == name; });
+    if (known == vr::kLimits.end()) fail("there is no limit " + name);
+    if (value < known->least) fail(name + " must be " + std::to_string(known->least) + " or more");
+    limits.*known->value = value;
+  }
+  return limits;
+}
+
+// Names and least values: tests draw from them.
+Limits limit_names() {
+  Limits names;
+  for (const vr::NamedLimit& limit : vr::kLimits) names.emplace(limit.name, limit.least);
+  return names;
+}
+
 // ---------------------------------------------------------------------------------------------------- functions
 // Hands a vector over to NumPy without copying.
 template <class T>
@@ -202,11 +228,12 @@ vr::PlannedBatch planned_batch(const Array& header, const std::vector<Array>& ce
 nb::tuple simulate_prefix_cache(const Array& header, const std::vector<Array>& cell_tokens,
                                 const std::vector<Array>& cell_offsets, const Array& tail, const Array& codes,
                                 const Array& rows, const Array& fields, int64_t block_size, int64_t capacity_blocks,
-                                vr::EvictionPolicy policy) {
+                                vr::EvictionPolicy policy, const Limits& limits) {
   if (block_size < 1) fail("block_size must be 1 token or more, not " + std::to_string(block_size));
   if (capacity_blocks < 0) fail("capacity_blocks must be 0 (no limit) or more, not " + std::to_string(capacity_blocks));
   const vr::CodeTable table = code_table(codes);
-  const vr::PlannedBatch batch = planned_batch(header, cell_tokens, cell_offsets, tail, table, rows, fields);
+  vr::PlannedBatch batch = planned_batch(header, cell_tokens, cell_offsets, tail, table, rows, fields);
+  batch.limits = limits_of(limits);
   vr::ReplayResult result;
   {
     nb::gil_scoped_release release;
@@ -267,7 +294,6 @@ vr::PlanRequest plan_request(const Array& codes, const std::vector<Array>& cell_
   if (cell_tokens.size() != num_columns) {
     fail("codes has " + std::to_string(num_columns) + " columns, cell_tokens " + std::to_string(cell_tokens.size()));
   }
-  if (codes.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) fail("codes has 2^31 cells or more");
   if (block_size < 1) fail("block_size must be 1 token or more, not " + std::to_string(block_size));
   if (header_tokens < 0 || header_tokens > std::numeric_limits<int32_t>::max()) {
     fail("header_tokens must be from 0 to 2^31 - 1, not " + std::to_string(header_tokens));
@@ -319,6 +345,7 @@ std::vector<vr::ValueOverlaps> value_overlaps(const vr::PlanRequest& request, co
            " entries");
     }
     check_range(rank, at("ranks", column), static_cast<int64_t>(num_values), "values");
+    check_range(overlap, at("shared", column), kLongestCell, "tokens at most");
     check_distinct(rank, at("ranks", column));
     result.push_back({rank, overlap});
   }
@@ -337,9 +364,8 @@ nb::tuple sort_values(const Array& tokens, const Array& offsets) {
 
 // No length is negative, and the sum over all cells stays far from the end of int64.
 void check_lengths(const vr::PlanRequest& request) {
-  constexpr int64_t kLongest = int64_t{1} << 30;
   for (size_t c = 0; c < request.lengths.size(); ++c) {
-    check_range(request.lengths[c], at("cell_tokens", static_cast<int64_t>(c)), kLongest, "tokens at most");
+    check_range(request.lengths[c], at("cell_tokens", static_cast<int64_t>(c)), kLongestCell, "tokens at most");
   }
 }
 
@@ -352,9 +378,10 @@ void raise_pending_signal() {
 nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned,
                     const Array& before, const std::vector<Array>& ranks, const std::vector<Array>& shared,
                     const std::vector<Array>& others, int64_t header_tokens, int64_t block_size, double budget,
-                    uint64_t seed, int num_threads) {
+                    uint64_t seed, int num_threads, const Limits& limits) {
   if (!(budget >= 0)) fail("budget_seconds must be 0 or more, not " + std::to_string(budget));
   vr::PlanRequest request = plan_request(codes, cell_tokens, pinned, before, header_tokens, block_size);
+  request.limits = limits_of(limits);
   request.overlaps = value_overlaps(request, ranks, shared);
   std::vector<vr::FieldOrders> plans = field_orders(others, request.codes);
   vr::TreePlan plan;
@@ -378,6 +405,7 @@ NB_MODULE(_native, m) {
   m.doc() = "Native loops of vllm_relational: call them through vllm_relational.native.";
   nb::set_leak_warnings(false);  // an engine process ends without freeing its scheduler: said on every exit otherwise
   bind_scheduler_parts(m);
+  m.def("limit_names", &limit_names, "Every limit that tests can set, with the least it can be.");
   m.def("sort_rows", &sort_rows, nb::arg("codes"), nb::arg("order"),
         "Stable lexicographic order: codes int32 [num_columns, num_rows], order int32 -> int64 [num_rows].");
   nb::enum_<vr::EvictionPolicy>(m, "EvictionPolicy", "Which block goes when the prefix cache is full.")
@@ -386,7 +414,7 @@ NB_MODULE(_native, m) {
       .value("belady", vr::EvictionPolicy::kBelady);
   m.def("simulate_prefix_cache", &simulate_prefix_cache, nb::arg("header"), nb::arg("cell_tokens"),
         nb::arg("cell_offsets"), nb::arg("tail"), nb::arg("codes"), nb::arg("rows"), nb::arg("fields"),
-        nb::arg("block_size"), nb::arg("capacity_blocks"), nb::arg("policy"),
+        nb::arg("block_size"), nb::arg("capacity_blocks"), nb::arg("policy"), nb::arg("limits") = Limits(),
         "Replays a planned batch against a prefix cache: (hit_tokens, prompt_tokens), both int32 [num_asked].");
   m.def("find_pair_dependencies", &find_pair_dependencies, nb::arg("codes"), nb::arg("num_values"),
         nb::arg("most_wrong"), nb::arg("most_unexplained"), nb::arg("most_distinct"),
@@ -396,5 +424,6 @@ NB_MODULE(_native, m) {
   m.def("plan_tree", &plan_tree, nb::arg("codes"), nb::arg("cell_tokens"), nb::arg("pinned"),
         nb::arg("before"), nb::arg("ranks"), nb::arg("shared"), nb::arg("others"), nb::arg("header_tokens"),
         nb::arg("block_size"), nb::arg("budget_seconds"), nb::arg("seed"), nb::arg("num_threads"),
+        nb::arg("limits") = Limits(),
         "The tree planner: (rows int64 [num_rows], fields int32 [num_rows * num_columns]).");
 }

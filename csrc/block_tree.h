@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "native_limits.h"
+
 namespace vllm_relational {
 
 // Blocks are known by the hashes of BlockChains; the odds of a mix-up are those told in prefix_cache.h. Memory: about
@@ -14,7 +16,7 @@ class BlockTree {
   using Node = uint32_t;
   static constexpr Node kRoot = 0;  // no block: what the first block of a prompt hangs from
 
-  BlockTree();
+  explicit BlockTree(const Limits& limits = {});
 
   // Makes `path` the nodes of `chain`, new ones where needed. Its first `num_unchanged` are right already.
   void follow(std::span<const uint64_t> chain, size_t num_unchanged, std::vector<Node>& path);
@@ -32,6 +34,7 @@ class BlockTree {
   Node find_or_insert(uint64_t hash, Node parent);
   void grow_table();
 
+  int64_t most_blocks_;
   std::vector<Slot> slots_;  // open addressing, linear probing, a power of two of slots
   std::vector<uint64_t> hashes_;
   std::vector<Node> parents_;

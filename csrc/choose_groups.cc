@@ -9,8 +9,6 @@
 namespace vllm_relational {
 namespace {
 
-constexpr int kMaxPasses = 8;
-
 size_t at(int32_t index) { return static_cast<size_t>(index); }
 
 class Assignment {
@@ -64,8 +62,8 @@ class Assignment {
 
   bool is_open(int32_t group) const { return takers_[at(group)] > 0; }
 
-  void improve() {
-    for (int pass = 0; pass < kMaxPasses; ++pass) {
+  void improve(int64_t most_passes) {
+    for (int64_t pass = 0; pass < most_passes; ++pass) {
       bool changed = false;
       for (int32_t g = 0; g < groups_.num_groups(); ++g) {
         if (is_open(g)) {
@@ -171,13 +169,13 @@ void take_greedily(const ValueGroups& groups, Assignment& assignment) {
 
 }  // namespace
 
-std::vector<int32_t> choose_groups(const ValueGroups& groups, Choice choice) {
+std::vector<int32_t> choose_groups(const ValueGroups& groups, Choice choice, int64_t exchange_passes) {
   Assignment assignment(groups);
   if (choice == Choice::kClosest) take_closest(groups, assignment);
   if (choice == Choice::kGreatestGain) take_greatest_gain(groups, assignment);
   if (choice == Choice::kBestFactor || choice == Choice::kOneFactor) take_best_factor(groups, assignment);
   if (choice == Choice::kGreedy) take_greedily(groups, assignment);
-  if (choice != Choice::kGreedy && choice != Choice::kOneFactor) assignment.improve();
+  if (choice != Choice::kGreedy && choice != Choice::kOneFactor) assignment.improve(exchange_passes);
   return std::move(assignment).result();
 }
 

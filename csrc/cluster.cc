@@ -13,7 +13,7 @@ bool join_children(PrefixTree& tree, int32_t node, Choice choice, CodeCounts& co
   if (items.size() < 3) return false;  // two children share what the node says, no more
   const ValueGroups groups = find_value_groups(tree, node, items, counts);
   if (groups.width == 0) return false;
-  const std::vector<int32_t> chosen = choose_groups(groups, choice);
+  const std::vector<int32_t> chosen = choose_groups(groups, choice, tree.table().limits.exchange_passes);
   std::vector<int32_t> members;
   bool joined = false;
   for (int32_t g = 0; g < groups.num_groups(); ++g) {

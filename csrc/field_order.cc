@@ -6,8 +6,6 @@
 namespace vllm_relational {
 namespace {
 
-constexpr int32_t kSampleRows = 4096;
-
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
 // Rows with equal values in the columns so far, class after class; rows alone in their class are dropped.
@@ -80,7 +78,7 @@ class Climber {
     for (size_t i = 0; i < order_.size(); ++i) {
       if (!pinned_[i]) movable_.push_back(i);  // a pinned column stands at its own position
     }
-    const int64_t step = std::max<int64_t>(1, request.codes.num_rows / kSampleRows);
+    const int64_t step = std::max<int64_t>(1, request.codes.num_rows / request.limits.sampled_rows);
     prefixes_.assign(order_.size() + 1, one_class(request.codes.num_rows, step));
     refresh(0);
   }

@@ -24,7 +24,7 @@ FieldOrder order_by_score(const std::vector<double>& scores, const std::vector<i
 int64_t saved_by_order(const PlanRequest& request, std::span<const int32_t> order);
 
 // Hill climbing over field orders that the request's precedence allows, from one that it allows: moves one column at a
-// time to the position that saves most, pinned ones never. Looks at every k-th row only, so that at most 4,096 are;
+// time to the position that saves most, pinned ones never. Looks at every k-th row only, so that few more than limits.sampled_rows are;
 // `work` counts rows sorted and ends the climb below zero.
 FieldOrder climb(const PlanRequest& request, FieldOrder start, int64_t work, Workers& workers);
 

@@ -8,9 +8,6 @@
 namespace vllm_relational {
 namespace {
 
-// Columns tried as the first cell of the rest.
-constexpr size_t kMostHeads = 8;
-
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
 HeadColumn make_head(const PlanRequest& request, const PlanTable& table, int32_t column) {
@@ -243,7 +240,7 @@ std::vector<HeadColumn> head_columns(const PlanRequest& request, const PlanTable
   std::erase_if(worth, [](const auto& entry) { return entry.first == 0; });
   std::sort(worth.begin(), worth.end());
   std::vector<HeadColumn> result;
-  for (size_t i = 0; i < std::min(worth.size(), kMostHeads); ++i) {
+  for (size_t i = 0; i < std::min(worth.size(), at(table.limits.most_heads)); ++i) {
     result.push_back(make_head(request, table, worth[i].second));
   }
   return result;

@@ -1,7 +1,6 @@
 #include "plan_table.h"
 
 #include <algorithm>
-#include <limits>
 #include <map>
 #include <utility>
 
@@ -84,7 +83,7 @@ void translate_needs(const Precedence& precedence, PlanTable& table) {
 
 void fill_rows(const PlanRequest& request, const std::vector<Partition>& partitions, int64_t begin, int64_t end,
                PlanTable& table) {
-  const int64_t longest = std::numeric_limits<int32_t>::max() / std::max(table.num_factors, 1);
+  const int64_t longest = table.limits.longest_row / std::max(table.num_factors, 1);
   for (int32_t f = 0; f < table.num_factors; ++f) {
     const std::vector<int32_t>& columns = table.columns_of[at(f)];
     const Partition& partition = partitions[at(columns.front())];
@@ -101,8 +100,9 @@ void fill_rows(const PlanRequest& request, const std::vector<Partition>& partiti
 }  // namespace
 
 PlanTable make_plan_table(const PlanRequest& request, Workers& workers) {
-  constexpr int64_t kRowsAtATime = 4096;
+  const int64_t rows_at_a_time = request.limits.rows_at_a_time;
   PlanTable table;
+  table.limits = request.limits;
   table.num_rows = static_cast<int32_t>(request.codes.num_rows);
   const std::vector<Partition> partitions = all_partitions(request, workers);
   group_columns(request, partitions, table);
@@ -110,9 +110,9 @@ PlanTable make_plan_table(const PlanRequest& request, Workers& workers) {
   for (const auto& columns : table.columns_of) table.cardinality.push_back(partitions[at(columns.front())].num_values);
   table.codes.resize(at(table.num_rows) * at(table.num_factors));
   table.lengths.resize(table.codes.size());
-  workers.for_each(at((table.num_rows + kRowsAtATime - 1) / kRowsAtATime), [&](size_t i) {
-    const int64_t begin = static_cast<int64_t>(i) * kRowsAtATime;
-    fill_rows(request, partitions, begin, std::min<int64_t>(begin + kRowsAtATime, table.num_rows), table);
+  workers.for_each(at((table.num_rows + rows_at_a_time - 1) / rows_at_a_time), [&](size_t i) {
+    const int64_t begin = static_cast<int64_t>(i) * rows_at_a_time;
+    fill_rows(request, partitions, begin, std::min<int64_t>(begin + rows_at_a_time, table.num_rows), table);
   });
   return table;
 }

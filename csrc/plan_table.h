@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "native_limits.h"
 #include "precedence.h"
 #include "row_sort.h"
 #include "workers.h"
@@ -38,6 +39,7 @@ struct PlanRequest {
   Precedence precedence;        // which says the same of the pins at both ends of the row
   std::vector<ValueOverlaps> overlaps;  // per column, or empty: cells count whole or not at all
   Blocks blocks;
+  Limits limits{};
 };
 
 // The request in the form that the search reads. Columns that split the rows in the same way (host_id, host_name) are
@@ -49,10 +51,11 @@ struct PlanTable {
   std::vector<std::vector<int32_t>> columns_of;  // per factor, ascending
   std::vector<int32_t> factor_of;                // per column; -1 when it is in none
   std::vector<int32_t> codes;                    // [num_rows][num_factors], dense per factor, by first appearance
-  std::vector<int32_t> lengths;                  // [num_rows][num_factors], cut where a row might reach 2^31 in all
+  std::vector<int32_t> lengths;                  // [num_rows][num_factors], cut where a row might pass limits.longest_row
   std::vector<int32_t> cardinality;              // per factor
   std::vector<std::vector<int32_t>> needs;       // per factor: those that must be shared for it to count; ascending
   std::vector<int32_t> needy;                    // factors that need any
+  Limits limits{};                                 // of the request
 
   const int32_t* codes_of(int32_t row) const { return codes.data() + offset(row); }
   const int32_t* lengths_of(int32_t row) const { return lengths.data() + offset(row); }

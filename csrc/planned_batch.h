@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "native_limits.h"
+
 namespace vllm_relational {
 
 // The token ids of one column's distinct cells, end to end: code c is tokens[offsets[c], offsets[c + 1]).
@@ -32,6 +34,7 @@ struct PlannedBatch {
   const int32_t* fields;          // [rows.size()][num_columns], with the strides below, counted in elements
   int64_t field_row_stride;       // 0 when all rows share one order
   int64_t field_column_stride;
+  Limits limits{};
 
   int32_t field(size_t asked, size_t position) const {
     return fields[static_cast<int64_t>(asked) * field_row_stride +

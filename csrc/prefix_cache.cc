@@ -6,17 +6,12 @@
 #include "replay_policies.h"
 
 namespace vllm_relational {
-namespace {
-
-constexpr size_t kFirstSlots = 1024;
-
-}  // namespace
-
 // ------------------------------------------------------------------------------------------------------- cache
-PrefixCache::PrefixCache(int64_t capacity_blocks)
+PrefixCache::PrefixCache(int64_t capacity_blocks, const Limits& limits)
     : capacity_(capacity_blocks == 0 ? std::numeric_limits<int64_t>::max() : capacity_blocks),
-      slot_mask_(kFirstSlots - 1),
-      slots_(kFirstSlots, Slot{0, 0}),
+      most_blocks_(limits.most_blocks),
+      slot_mask_(static_cast<size_t>(limits.first_slots) - 1),
+      slots_(slot_mask_ + 1, Slot{0, 0}),
       nodes_(1, Node{0, 0, 0}) {}
 
 int64_t PrefixCache::admit(std::span<const uint64_t> chain, size_t num_unchanged) {
@@ -42,6 +37,7 @@ std::pair<PrefixCache::Index, bool> PrefixCache::find_or_insert(uint64_t hash) {
     unlink(slots_[slot].node);
     return {slots_[slot].node, true};
   }
+  check_most(size_ + 1, most_blocks_, "blocks in the cache");
   const Index node = new_node(hash);
   slots_[slot] = {static_cast<uint32_t>(hash), node};
   ++size_;
@@ -125,8 +121,8 @@ void PrefixCache::link_below(Index node, Index newer) {
 // ------------------------------------------------------------------------------------------------------ replay
 namespace {
 
-ReplayResult replay_lru(BlockChains& chains, size_t num_requests, int64_t capacity_blocks) {
-  PrefixCache cache(capacity_blocks);
+ReplayResult replay_lru(BlockChains& chains, size_t num_requests, int64_t capacity_blocks, const Limits& limits) {
+  PrefixCache cache(capacity_blocks, limits);
   ReplayResult result;
   result.hit_tokens.reserve(num_requests);
   result.prompt_tokens.reserve(num_requests);
@@ -147,13 +143,13 @@ ReplayResult simulate_prefix_cache(const PlannedBatch& batch, int64_t block_size
   const auto max_blocks = unlimited ? std::numeric_limits<size_t>::max() : static_cast<size_t>(capacity_blocks);
   BlockChains chains(batch, block_size, max_blocks);
   const size_t num_requests = batch.rows.size();
-  if (unlimited) return replay_lru(chains, num_requests, 0);  // nothing is evicted: one policy is like another
+  if (unlimited) return replay_lru(chains, num_requests, 0, batch.limits);  // nothing is evicted: one policy is like another
   switch (policy) {
-    case EvictionPolicy::kFifo: return replay_fifo(chains, num_requests, capacity_blocks);
-    case EvictionPolicy::kBelady: return replay_belady(chains, num_requests, capacity_blocks);
+    case EvictionPolicy::kFifo: return replay_fifo(chains, num_requests, capacity_blocks, batch.limits);
+    case EvictionPolicy::kBelady: return replay_belady(chains, num_requests, capacity_blocks, batch.limits);
     case EvictionPolicy::kLru: break;
   }
-  return replay_lru(chains, num_requests, capacity_blocks);
+  return replay_lru(chains, num_requests, capacity_blocks, batch.limits);
 }
 
 }  // namespace vllm_relational

@@ -174,8 +174,7 @@ void PrefixTree::detach(int32_t node) {
 // Lets the prefix of a node grow to all that its children share, and so on upwards. Nodes with many children stay:
 // one child more or less rarely matters there, and looking costs.
 void PrefixTree::tighten(int32_t node) {
-  constexpr int32_t kManyChildren = 64;
-  while (node != root() && num_children(node) <= kManyChildren) {
+  while (node != root() && num_children(node) <= table_->limits.many_children) {
     const int64_t before = weight(node);
     set_prefix_from_children(node);
     if (weight(node) == before) return;
@@ -195,14 +194,10 @@ void PrefixTree::attach(int32_t node, int32_t place) {
 void PrefixTree::flatten(int32_t node) {
   for (int32_t child = first_child(node); child != kNone;) {
     const int32_t current = child;
-    if (!is_leaf(current)) {
-      flatten(current);
-      child = next_sibling(current);  // before dissolving; its children go to the end of the list
-      dissolve(current);
-      if (child == kNone) return;
-      continue;
-    }
     child = next_sibling(current);
+    if (is_leaf(current)) continue;
+    if (child == kNone) child = first_child(current);  // its children go to the end of the list
+    dissolve(current);
   }
 }
 

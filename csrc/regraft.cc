@@ -8,20 +8,12 @@
 namespace vllm_relational {
 namespace {
 
-// Partners tried per value of a node: all rows of a rare value, a few of a frequent one.
-constexpr int32_t kPartnersPerValue = 8;
-constexpr int32_t kPartnersPerFrequentValue = 2;
 // What finding a row costs beside comparing its cells, in cells: measured.
 constexpr int32_t kFixedWork = 16;
 // And on top where the table outgrows the caches, so that a row is fetched from memory.
-constexpr size_t kCellsInCache = 1'000'000;
 constexpr int32_t kFetchWork = 64;
 
 size_t at(int32_t index) { return static_cast<size_t>(index); }
-
-// Places are looked for in parallel, for so many nodes, before any of them moves.
-constexpr int32_t kNodesAtATime = 4096;
-constexpr int32_t kNodesPerTask = 32;
 
 // Where a subtree would share most.
 struct Place {
@@ -38,8 +30,8 @@ int64_t weight_at(const PrefixTree& tree, int32_t node, int32_t place) {
 class PlaceFinder {
  public:
   PlaceFinder(const PrefixTree& tree, const ValueIndex& index)
-      : tree_(tree), index_(index), width_(tree.table().num_factors),
-        work_per_comparison_(width_ + kFixedWork + (tree.table().codes.size() > kCellsInCache ? kFetchWork : 0)) {}
+      : tree_(tree), index_(index), limits_(tree.table().limits), width_(tree.table().num_factors),
+        work_per_comparison_(width_ + kFixedWork + (is_in_cache() ? 0 : kFetchWork)) {}
 
   // A place where `node` shares more than `now`; its node is -1 if none was found.
   Place best_place(int32_t node, int64_t now, uint64_t random) {
@@ -49,7 +41,8 @@ class PlaceFinder {
       if (code < 0) continue;
       work_ += kFixedWork;
       const ValueIndex::Rows rows = index_.rows_of(f, code);
-      const int32_t tries = rows.size <= kPartnersPerValue ? rows.size : kPartnersPerFrequentValue;
+      const int64_t most = rows.size <= limits_.partners ? limits_.partners : limits_.partners_of_frequent;
+      const auto tries = static_cast<int32_t>(std::min<int64_t>(rows.size, most));
       auto next = rows.size == tries ? 0 : static_cast<int32_t>(next_random(random) % static_cast<uint64_t>(rows.size));
       for (int32_t i = 0; i < tries; ++i, next = next + 1 == rows.size ? 0 : next + 1) {
         try_partner(node, rows.first[next], best);
@@ -61,6 +54,8 @@ class PlaceFinder {
   int64_t work() const { return work_; }
 
  private:
+  bool is_in_cache() const { return static_cast<int64_t>(tree_.table().codes.size()) <= limits_.cells_in_cache; }
+
   void try_partner(int32_t node, int32_t row, Place& best) {
     if (row == node) return;
     work_ += work_per_comparison_;
@@ -86,6 +81,7 @@ class PlaceFinder {
 
   const PrefixTree& tree_;
   const ValueIndex& index_;
+  const Limits& limits_;
   int32_t width_;
   int32_t work_per_comparison_;
   int64_t work_ = 0;
@@ -102,13 +98,14 @@ int32_t deepest_open_place(const PrefixTree& tree, int32_t node, int32_t place) 
 class Regrafter {
  public:
   Regrafter(PrefixTree& tree, const ValueIndex& index, uint64_t seed, Workers& workers)
-      : tree_(tree), index_(index), seed_(seed), workers_(workers) {}
+      : tree_(tree), index_(index), limits_(tree.table().limits), seed_(seed), workers_(workers) {}
 
   void run(int64_t& work) {
     // New nodes may take the numbers of dissolved ones; a node is visited at most once a pass by its number.
     const int32_t num_nodes = tree_.num_nodes();
-    for (int32_t begin = 0; begin < num_nodes && work > 0; begin += kNodesAtATime) {
-      const int32_t end = std::min(begin + kNodesAtATime, num_nodes);
+    const auto at_a_time = static_cast<int32_t>(std::min<int64_t>(limits_.nodes_at_a_time, num_nodes));
+    for (int32_t begin = 0, end = 0; begin < num_nodes && work > 0; begin = end) {
+      end = begin + std::min(at_a_time, num_nodes - begin);
       work -= find_places(begin, end);
       for (int32_t node = begin; node < end; ++node) move_if_better(node, places_[at(node - begin)].node);
     }
@@ -120,12 +117,13 @@ class Regrafter {
   // Returns the work done.
   int64_t find_places(int32_t begin, int32_t end) {
     places_.assign(at(end - begin), {});
-    const int32_t num_tasks = (end - begin + kNodesPerTask - 1) / kNodesPerTask;
+    const auto per_task = static_cast<int32_t>(std::min<int64_t>(limits_.nodes_per_task, end - begin));
+    const int32_t num_tasks = (end - begin - 1) / per_task + 1;
     std::vector<int64_t> work(at(num_tasks), 0);
     workers_.for_each(work.size(), [&](size_t task) {
       PlaceFinder finder(tree_, index_);
-      const int32_t first = begin + static_cast<int32_t>(task) * kNodesPerTask;
-      for (int32_t node = first; node < std::min(first + kNodesPerTask, end); ++node) {
+      const int32_t first = begin + static_cast<int32_t>(task) * per_task;
+      for (int32_t node = first; node < first + std::min(per_task, end - first); ++node) {
         if (!is_in_use(node)) continue;
         const uint64_t random = seed_ ^ (static_cast<uint64_t>(node) << 32);
         places_[at(node - begin)] = finder.best_place(node, weight_now(node), random);
@@ -161,6 +159,7 @@ class Regrafter {
 
   PrefixTree& tree_;
   const ValueIndex& index_;
+  const Limits& limits_;
   uint64_t seed_;
   Workers& workers_;
   std::vector<Place> places_;  // of the nodes at hand
@@ -194,11 +193,10 @@ int64_t regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_
 }
 
 void move_at_random(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
-  constexpr int32_t kOneRowIn = 200;
   const PlanTable& table = tree.table();
-  const int32_t num_moves = table.num_rows / kOneRowIn + 1;
+  const int64_t num_moves = table.num_rows / table.limits.rows_per_random_move + 1;
   work -= static_cast<int64_t>(table.codes.size()) + int64_t{tree.num_nodes()} * kFixedWork;  // for the tree's copy
-  for (int32_t i = 0; i < num_moves; ++i) {
+  for (int64_t i = 0; i < num_moves; ++i) {
     const auto row = static_cast<int32_t>(next_random(seed) % static_cast<uint64_t>(table.num_rows));
     const auto factor = static_cast<int32_t>(next_random(seed) % static_cast<uint64_t>(table.num_factors));
     const ValueIndex::Rows rows = index.rows_of(factor, table.codes_of(row)[factor]);

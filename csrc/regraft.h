@@ -33,7 +33,7 @@ class ValueIndex {
 // seed, on any number of threads.
 int64_t regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work, Workers& workers);
 
-// Moves one row in 200 beside a random row with a value of its own: a start for another search.
+// Moves one row in limits.rows_per_random_move beside a random row with a value of its own: a start for another search.
 void move_at_random(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work);
 
 }  // namespace vllm_relational

@@ -132,8 +132,8 @@ class BeladyCache {
 
 }  // namespace
 
-ReplayResult replay_belady(BlockChains& chains, size_t num_requests, int64_t capacity_blocks) {
-  BlockTree tree;
+ReplayResult replay_belady(BlockChains& chains, size_t num_requests, int64_t capacity_blocks, const Limits& limits) {
+  BlockTree tree(limits);
   std::vector<Node> path, last_blocks;
   ReplayResult result;
   for (size_t asked = 0; asked < num_requests; ++asked) {

@@ -83,8 +83,8 @@ class FifoCache {
 
 }  // namespace
 
-ReplayResult replay_fifo(BlockChains& chains, size_t num_requests, int64_t capacity_blocks) {
-  BlockTree tree;
+ReplayResult replay_fifo(BlockChains& chains, size_t num_requests, int64_t capacity_blocks, const Limits& limits) {
+  BlockTree tree(limits);
   FifoCache cache(tree, capacity_blocks);
   std::vector<Node> path;
   ReplayResult result;

@@ -105,12 +105,12 @@ std::vector<int32_t> depth_first_rows(const PlanRequest& request, const FieldOrd
 
 int64_t saved_by_rows(const PlanRequest& request, const FieldOrders& orders, const std::vector<int32_t>& rows,
                       const std::vector<OverlapOfRanks>& overlaps, Workers& workers) {
-  constexpr size_t kRowsAtATime = 4096;
-  const size_t num_tasks = (rows.size() + kRowsAtATime - 1) / kRowsAtATime;
+  const size_t rows_at_a_time = at(request.limits.rows_at_a_time);
+  const size_t num_tasks = (rows.size() + rows_at_a_time - 1) / rows_at_a_time;
   std::vector<int64_t> saved(num_tasks, 0);
   workers.for_each(num_tasks, [&](size_t task) {
-    const size_t end = std::min(rows.size(), (task + 1) * kRowsAtATime);
-    for (size_t i = std::max<size_t>(task * kRowsAtATime, 1); i < end; ++i) {
+    const size_t end = std::min(rows.size(), (task + 1) * rows_at_a_time);
+    for (size_t i = std::max<size_t>(task * rows_at_a_time, 1); i < end; ++i) {
       saved[task] += request.blocks.served(shared_start(request, orders, rows[i - 1], rows[i], overlaps));
     }
   });

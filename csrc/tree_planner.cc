@@ -18,14 +18,6 @@ namespace {
 // What one second of budget buys, measured: about 1,600 million units of regraft's work a second on one core.
 constexpr double kWorkPerSecond = 1.6e9;
 
-// Above this, one clustering has to do: the local search makes up for more than the choice among five is worth.
-constexpr size_t kManyCells = 4'000'000;
-constexpr int32_t kManyRows = 50'000;
-// Up to so many, every starting tree is a contender for the first place; up to more, several; else the best one only.
-constexpr size_t kFewCells = 20'000;
-constexpr size_t kSomeCells = 200'000;
-constexpr size_t kContenders = 4;
-
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
 // A budget in units of work; an endless one is as much as 64 bits can count.
@@ -84,7 +76,7 @@ class TreeSearch {
       if (is_small() || saves_more(order)) trees_.push_back(tree_in_order(order));
     }
     for (const FieldOrders& other : others_) trees_.push_back(tree_as_planned(other));
-    keep_best(is_small() ? trees_.size() : table_.codes.size() <= kSomeCells ? kContenders : 1);
+    keep_best(is_small() ? trees_.size() : num_cells() <= limits().some_cells ? at(limits().contenders) : 1);
     const bool will_improve = options_.budget_seconds > 0;
     return !is_small() && will_improve ? std::vector<FieldOrders>{} : plans_of(trees_.front());
   }
@@ -103,8 +95,11 @@ class TreeSearch {
   }
 
  private:
-  bool is_small() const { return table_.codes.size() <= kFewCells; }
-  bool is_large() const { return table_.codes.size() > kManyCells || table_.num_rows > kManyRows; }
+  const Limits& limits() const { return request_.limits; }
+  int64_t num_cells() const { return static_cast<int64_t>(table_.codes.size()); }
+  bool is_small() const { return num_cells() <= limits().few_cells; }
+  // One clustering has to do: the local search makes up for more than the choice among five is worth.
+  bool is_large() const { return num_cells() > limits().many_cells || table_.num_rows > limits().many_rows; }
 
   // So many, or all if there are fewer. Of equal trees the first.
   void keep_best(size_t num_trees) {
@@ -175,13 +170,12 @@ class TreeSearch {
   // Regrafts until little is gained; what is left of the budget goes into restarts: a few rows are moved at random and
   // the tree regrafted again. Of all trees the best is kept.
   void improve(PrefixTree& tree, double budget_seconds) {
-    constexpr int kMostInVain = 32;  // restarts in a row that gain nothing
     int64_t work = work_of(budget_seconds, kWorkPerSecond);
     if (work <= 0 || table_.codes.empty()) return;
     const ValueIndex index(table_);
     settle(tree, index, options_.seed, work);
-    int in_vain = 0;
-    for (uint64_t restart = 1; work > 0 && in_vain < kMostInVain; ++restart, ++in_vain) {
+    int64_t in_vain = 0;  // restarts in a row that gain nothing
+    for (uint64_t restart = 1; work > 0 && in_vain < limits().most_restarts_in_vain; ++restart, ++in_vain) {
       const uint64_t seed = options_.seed + (restart << 32);
       PrefixTree other = tree;
       move_at_random(other, index, seed, work);
@@ -193,10 +187,10 @@ class TreeSearch {
   }
 
   void settle(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
-    constexpr int kMaxPasses = 64;
     constexpr int64_t kWorthAnotherPass = 20000;  // a pass that gains less than this share of the savings is the last
     int64_t saved = tree.saved();
-    for (uint64_t pass = 0; pass < kMaxPasses && work > 0; ++pass) {
+    const auto most_passes = static_cast<uint64_t>(limits().most_passes);
+    for (uint64_t pass = 0; pass < most_passes && work > 0; ++pass) {
       const int64_t before = std::exchange(saved, regraft(tree, index, seed + pass, work, workers_));
       if (saved - before <= saved / kWorthAnotherPass) break;
     }
@@ -277,6 +271,8 @@ bool is_allowed(const PlanRequest& request, const FieldOrders& orders) {
 
 TreePlan plan_tree(const PlanRequest& request, const SearchOptions& options, std::vector<FieldOrders> others,
                    Workers& workers) {
+  check_most(request.codes.num_rows, request.limits.most_rows, "rows");
+  check_most(request.codes.num_rows * request.codes.num_columns, request.limits.most_cells, "cells");
   std::erase_if(others, [&](const FieldOrders& other) { return !is_allowed(request, other); });
   const std::vector<FieldOrder> orders = shared_orders(request);
   Best best(request, workers);

@@ -89,17 +89,17 @@ bool only_one_left(const std::vector<int32_t>& prefix) {
 }
 
 // The weight of what the members of a group share. Large groups often share one cell only: checked now and then.
-int64_t group_weight(const ItemCells& cells, const int32_t* first, const int32_t* last, std::vector<int32_t>& prefix) {
-  constexpr int kCheckEvery = 32;
+int64_t group_weight(const ItemCells& cells, const int32_t* first, const int32_t* last, int64_t between_looks,
+                     std::vector<int32_t>& prefix) {
   prefix.assign(cells.codes_of(*first), cells.codes_of(*first) + cells.width);
   int32_t* shared = prefix.data();
-  int until_check = kCheckEvery;
+  int64_t until_look = between_looks;
   for (const int32_t* member = first + 1; member != last; ++member) {
     const int32_t* codes = cells.codes_of(*member);
     for (int32_t j = 0; j < cells.width; ++j) shared[j] = shared[j] == codes[j] ? shared[j] : kNoValue;
-    if (--until_check == 0) {
+    if (--until_look == 0) {
       if (only_one_left(prefix)) break;
-      until_check = kCheckEvery;
+      until_look = between_looks;
     }
   }
   const int32_t* lengths = cells.lengths_of(*first);
@@ -147,11 +147,12 @@ ValueGroups find_value_groups(const PrefixTree& tree, int32_t node, const std::v
   groups.first_member.push_back(0);
   const ItemCells cells = gather(tree, items, groups.factors);
   for (int32_t j = 0; j < groups.width; ++j) list_groups(cells, j, counts, groups);
+  const int64_t between_looks = tree.table().limits.members_between_looks;
   std::vector<int32_t> prefix;
   groups.weight.resize(groups.factor_of.size());
   for (int32_t g = 0; g < groups.num_groups(); ++g) {
     groups.weight[at(g)] = tree.table().needy.empty()
-                               ? group_weight(cells, groups.begin(g), groups.end(g), prefix)
+                               ? group_weight(cells, groups.begin(g), groups.end(g), between_looks, prefix)
                                : group_weight_with_needs(tree, node, items, groups.begin(g), groups.end(g), prefix);
   }
   number_items(groups);

@@ -47,7 +47,7 @@ enum class Choice {
   kOneFactor,      // the groups of the one factor that saves most; no exchange: an adaptive column order
 };
 
-// [num_items]: the group that each item chose, or -1. Deterministic.
-std::vector<int32_t> choose_groups(const ValueGroups& groups, Choice choice);
+// [num_items]: the group that each item chose, or -1. Exchange moves end after so many passes. Deterministic.
+std::vector<int32_t> choose_groups(const ValueGroups& groups, Choice choice, int64_t exchange_passes);
 
 }  // namespace vllm_relational

@@ -8,14 +8,14 @@ imported.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vllm_relational.records import Plan, PlanInput, PromptSegments, ValueOverlaps
+from vllm_relational.records import Plan, PlanInput, PromptSegments, RelationalError, ValueOverlaps
 
 if TYPE_CHECKING:
     from vllm_relational.kv.future_use import FutureUse
@@ -35,6 +35,28 @@ _NATIVE = _load()
 
 AVAILABLE: bool = _NATIVE is not None
 """True when native code runs, False when the references do."""
+
+NO_LIMITS: Mapping[str, int] = {}
+"""Sizes at which native code changes its way (csrc/native_limits.h), by name: none, so that all are the default. Tests
+set them small, to see both sides of each."""
+
+
+class NativeError(RelationalError, ValueError):
+    """A native loop refused its arguments or failed: what it was, and how to go on without it."""
+
+
+def _call(name: str, **arguments: Any) -> Any:
+    """Every call of a native loop: what it throws becomes a ``NativeError``; Ctrl-C stays KeyboardInterrupt."""
+    try:
+        return getattr(_NATIVE, name)(**arguments)
+    except MemoryError as error:
+        raise NativeError(
+            f"{name}: there is not enough memory for this table: ask fewer rows at a time, or fields in one order for "
+            "all rows (order 'fixed')"
+        ) from error
+    except (ValueError, RuntimeError, IndexError, OverflowError) as error:
+        raise NativeError(f"{name}: {error}") from error
+
 
 FREE_QUEUE: Any = _NATIVE.FreeQueue if _NATIVE is not None else object
 """Base of ``vllm_ext.free_queue.NativeFreeQueue``; ``object`` when native code is not there."""
@@ -71,6 +93,11 @@ def is_native() -> bool:
     return _NATIVE is not None
 
 
+def limit_names() -> dict[str, int]:
+    """The names of all limits, each with the least it can be; empty when native code is not there."""
+    return {} if _NATIVE is None else dict(_NATIVE.limit_names())
+
+
 def sort_rows(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Stable lexicographic order of dictionary-encoded rows.
 
@@ -82,13 +109,13 @@ def sort_rows(codes: np.ndarray, order: np.ndarray) -> np.ndarray:
         int64 ``[num_rows]``: the row numbers in ascending order; rows with equal codes keep their order.
 
     Raises:
-        ValueError: a negative code, or an entry of ``order`` that is no column; the message names it.
+        NativeError: a negative code, or an entry of ``order`` that is no column; the message names it.
     """
     if _NATIVE is None:
         from vllm_relational.plan import row_sort
 
         return row_sort.sort_rows(codes, order)
-    sorted_rows: np.ndarray = _NATIVE.sort_rows(_packed(codes, np.int32), _packed(order, np.int32))
+    sorted_rows: np.ndarray = _call("sort_rows", codes=_packed(codes, np.int32), order=_packed(order, np.int32))
     return sorted_rows
 
 
@@ -99,6 +126,7 @@ def simulate_prefix_cache(
     block_size: int,
     capacity_blocks: int,
     policy: str = "lru",
+    limits: Mapping[str, int] = NO_LIMITS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replay a planned batch against vLLM's prefix cache; the rules are in ``kv/simulate.py``.
 
@@ -110,12 +138,13 @@ def simulate_prefix_cache(
         capacity_blocks: KV blocks in the cache; 0 means without limit.
         policy: which block goes when the cache is full: ``lru`` (stock vLLM), ``fifo``, ``belady`` or ``batch``; they
             are explained in ``kv/policy.py``.
+        limits: for tests, see ``NO_LIMITS``; the references know none.
 
     Returns:
         ``(hit_tokens, prompt_tokens)``, both int32 ``[len(plan.rows)]``, in the order asked.
 
     Raises:
-        ValueError: a shape, code, offset, row or field out of range; the message names the argument and the index.
+        NativeError: a shape, code, offset, row or field out of range; the message names the argument and the index.
             Or a policy that there is not; the message names those there are.
     """
     from vllm_relational.kv import policy as policies
@@ -124,7 +153,8 @@ def simulate_prefix_cache(
     policies.sort_key(policy)
     if _NATIVE is None:
         return simulate.simulate_prefix_cache(segments, codes, plan, block_size, capacity_blocks, policy)
-    hit_tokens, prompt_tokens = _NATIVE.simulate_prefix_cache(
+    hit_tokens, prompt_tokens = _call(
+        "simulate_prefix_cache",
         header=_packed(segments.header, np.int32),
         cell_tokens=[_packed(column.tokens, np.int32) for column in segments.cells],
         cell_offsets=[_packed(column.offsets, np.int64) for column in segments.cells],
@@ -135,6 +165,7 @@ def simulate_prefix_cache(
         block_size=block_size,
         capacity_blocks=capacity_blocks,
         policy=getattr(_NATIVE.EvictionPolicy, "belady" if policy == "batch" else policy),  # the same hits
+        limits=dict(limits),
     )
     return hit_tokens, prompt_tokens
 
@@ -156,14 +187,19 @@ def pair_dependencies(
         a limit is passed, and on the diagonal.
 
     Raises:
-        ValueError: a code or number out of range; the message names the argument and the index.
+        NativeError: a code or number out of range; the message names the argument and the index.
     """
     if _NATIVE is None:
         from vllm_relational.plan import dependencies
 
         return dependencies.pair_dependencies(codes, num_values, most_wrong, most_unexplained, most_distinct)
-    determinants, dependents, num_wrong = _NATIVE.find_pair_dependencies(
-        _packed(codes, np.int32), _packed(num_values, np.int64), most_wrong, most_unexplained, most_distinct
+    determinants, dependents, num_wrong = _call(
+        "find_pair_dependencies",
+        codes=_packed(codes, np.int32),
+        num_values=_packed(num_values, np.int64),
+        most_wrong=most_wrong,
+        most_unexplained=most_unexplained,
+        most_distinct=most_distinct,
     )
     result = np.full((len(codes), len(codes)), -1, dtype=np.int64)
     result[determinants, dependents] = num_wrong
@@ -177,11 +213,16 @@ def sort_values(tokens: np.ndarray, offsets: np.ndarray) -> ValueOverlaps:
     """
     if _NATIVE is None:
         raise RuntimeError("sort_values needs native code")
-    return ValueOverlaps(*_NATIVE.sort_values(_packed(tokens, np.int32), _packed(offsets, np.int64)))
+    return ValueOverlaps(*_call("sort_values", tokens=_packed(tokens, np.int32), offsets=_packed(offsets, np.int64)))
 
 
 def plan_tree(
-    batch: PlanInput, budget_seconds: float, seed: int, others: Sequence[Plan] = (), num_threads: int = 0
+    batch: PlanInput,
+    budget_seconds: float,
+    seed: int,
+    others: Sequence[Plan] = (),
+    num_threads: int = 0,
+    limits: Mapping[str, int] = NO_LIMITS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tree planner (csrc/tree_planner.h). There is no reference in Python: ask ``AVAILABLE`` first.
 
@@ -191,19 +232,21 @@ def plan_tree(
         seed: of the local search. The same arguments give the same plan on every machine.
         others: plans of the same batch; the result saves no less than any of them.
         num_threads: 0 for all cores; the plan does not depend on it.
+        limits: for tests, see ``NO_LIMITS``.
 
     Returns:
         ``(rows int64 [num_rows], fields int32 [num_rows, num_columns])``; ``fields[i]`` belongs to ``rows[i]``.
 
     Raises:
-        ValueError: a shape, code, length, column or block size out of range; the message names the argument and the
-            index.
+        NativeError: a shape, code, length, column or block size out of range; the message names the argument and the
+            index. Or too many rows or cells, or too little memory.
         KeyboardInterrupt: within a fraction of a second of Ctrl-C, when called in the main thread.
         RuntimeError: native code is not there.
     """
     if _NATIVE is None:
         raise RuntimeError("plan_tree needs native code")
-    rows, fields = _NATIVE.plan_tree(
+    rows, fields = _call(
+        "plan_tree",
         codes=_packed(batch.codes, np.int32),
         cell_tokens=[_packed(lengths, np.int64) for lengths in batch.cell_tokens],
         pinned=np.array(sorted(batch.pinned), dtype=np.int32),
@@ -216,6 +259,7 @@ def plan_tree(
         budget_seconds=budget_seconds,
         seed=seed,
         num_threads=num_threads,
+        limits=dict(limits),
     )
     return rows, fields.reshape(batch.num_rows, batch.num_columns)
 

@@ -141,7 +141,7 @@ void check_replay(const Table& table, const TreePlan& plan, std::mt19937& random
   std::vector<CellSegments> cells;
   for (const Texts& texts : table.texts) cells.push_back({texts.tokens, texts.offsets});
   const PlannedBatch batch{header, cells, tail, table.codes.data(), table.num_rows, plan.rows, plan.fields.data(),
-                           table.num_columns, 1};
+                           table.num_columns, 1, table.limits};
   const int64_t block_size = draw(random, 0, 1) == 0 ? table.blocks.size : draw(random, 1, 20);
   const ReplayResult unlimited = simulate_prefix_cache(batch, block_size, 0);
   if (block_size == table.blocks.size && at(block_size) <= tail.size()) {
@@ -162,6 +162,7 @@ void fuzz(uint32_t seed) {
   add_constraints(table, random);
   if (kind == kTexts || kind == kDeep) add_texts(table, draw(random, 1, 4), random);
   if (!table.texts.empty() && draw(random, 0, 2) > 0) add_overlaps(table);
+  if (draw(random, 0, 3) > 0) add_limits(table, random);
   const TreePlan plan = check_plans(table, random);
   check_sort_rows(table, random);
   check_dependencies(table, random);
@@ -172,7 +173,7 @@ void fuzz(uint32_t seed) {
 
 int main(int argc, char** argv) {
   const auto seed = static_cast<uint32_t>(argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 0);
-  const std::string limit = argc > 2 ? argv[2] : "80";
+  const std::string limit = argc > 2 ? argv[2] : "200";
   const auto most = std::strtoul(limit.c_str(), nullptr, 10);
   const bool in_seconds = limit.back() == 's';
   const auto start = std::chrono::steady_clock::now();

@@ -1,6 +1,8 @@
 #include "random_tables.h"
 
 #include <algorithm>
+#include <bit>
+#include <iterator>
 #include <numeric>
 #include <set>
 
@@ -55,6 +57,18 @@ void add_texts(Table& table, int64_t num_tokens, std::mt19937& random) {
     }
     table.texts.push_back(std::move(texts));
   }
+}
+
+void add_limits(Table& table, std::mt19937& random) {
+  const int64_t cells = table.num_rows * table.num_columns;
+  for (const NamedLimit& limit : kLimits) {
+    if (limit.name.starts_with("most_rows") || limit.name.starts_with("most_cells") || limit.name == "most_blocks") continue;
+    if (draw(random, 0, 1) == 0) continue;
+    const int64_t sizes[] = {1, 3, table.num_columns, table.num_rows, cells, 2 * cells};
+    const int64_t size = sizes[random() % std::size(sizes)];
+    table.limits.*limit.value = std::max(limit.least, draw(random, std::max<int64_t>(size - 1, 0), size + 1));
+  }
+  table.limits.first_slots = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(table.limits.first_slots)));
 }
 
 void add_overlaps(Table& table) {

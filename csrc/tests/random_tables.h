@@ -45,11 +45,12 @@ struct Table {
   std::vector<std::pair<int32_t, int32_t>> before;
   std::vector<int32_t> pinned;
   Blocks blocks;
+  Limits limits{};
 
   int32_t code(int32_t column, int64_t row) const { return codes[at(column * num_rows + row)]; }
 
   PlanRequest request() const {
-    PlanRequest result{{codes.data(), num_columns, num_rows}, {}, pinned, {num_columns, before, pinned}, {}, blocks};
+    PlanRequest result{{codes.data(), num_columns, num_rows}, {}, pinned, {num_columns, before, pinned}, {}, blocks, limits};
     for (const auto& column : lengths) result.lengths.emplace_back(column);
     for (const SortedValues& values : overlaps) result.overlaps.push_back({values.rank, values.shared});
     return result;
@@ -61,6 +62,10 @@ Table random_table(int64_t num_columns, int64_t num_rows, int64_t most_values, i
 
 // Gives every value a text of that length, of few tokens, so that many begin alike.
 void add_texts(Table& table, int64_t num_tokens, std::mt19937& random);
+
+// Limits about as large as the table: of each a chance of one half that it is not the default. Sizes that end in a
+// refusal stay.
+void add_limits(Table& table, std::mt19937& random);
 
 // Needs texts.
 void add_overlaps(Table& table);
