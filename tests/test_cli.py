@@ -101,7 +101,7 @@ def test_every_row_answered_is_status_0(table, tmp_path, cli_engine):
     result = run(table, "-p", "{text}?", "-o", output)
     assert result.exit_code == 0 and result.stdout == ""
     assert read_table(output)["answer"].to_pylist() == ["good", "bad", "good"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "t.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.csv.job.json", "t.csv"]
 
 
 def test_without_output_json_lines_go_to_standard_output(table, cli_engine):
@@ -270,7 +270,7 @@ def test_bench_says_which_column_is_another(tmp_path):
     with pytest.raises(RelationalError, match=f"column {len(FIELDS)} is missing, .* have 'same_answers'"):
         check_csv(lines, FIELDS)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(RelationalError, match="not a file"):
+    with pytest.raises(RelationalError, match="no regular file"):
         check_csv(tmp_path / "pipe", FIELDS)
 
 
@@ -387,10 +387,10 @@ def test_the_measure_in_characters_knows_the_constraints(tmp_path):
     assert (free["rows"], free["distinct_rows"]) == (4, 4)
 
 
-def test_plan_says_where_it_cannot_write_after_it_has_printed(table, tokenizer_folder):
+def test_plan_says_where_it_cannot_write_before_it_plans(table):
     pytest.importorskip("plotly")
     result = run_cli("plan", table, "--planner", "published", "--html", "/proc/tree.html")
-    assert result.exit_code == 2 and "published" in result.stdout
+    assert result.exit_code == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and "/proc/tree.html" in result.stderr
 
 

@@ -134,7 +134,7 @@ def test_an_embedding_engine_is_stopped_before_anything_else_starts(folder, monk
 
     monkeypatch.setattr(vllm_embedder, "VllmEmbedder", Engine)
     table = folder / "passages.parquet"
-    assert call("index", table, "text", "-o", folder / "p.index", "--embedder", "vllm:M").exit_code == 0
+    assert call("index", table, "text", "-o", folder / "p.index", "--embedder", "vllm:M", "--overwrite").exit_code == 0
     assert Engine.closed == 1
     assert call(*retrieve(folder, "-k", 1)).exit_code == 0  # by the name in the sidecar
     assert Engine.closed == 2

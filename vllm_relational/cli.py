@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_relational import cli_errors, cli_options, cli_output, cli_retrieval, cli_sql
+from vllm_relational import cli_errors, cli_files, cli_options, cli_output, cli_resume, cli_retrieval, cli_sql
 from vllm_relational.cli_errors import COULD_NOT_RUN, OK, SOME_ROWS_FAILED
 from vllm_relational.cli_options import (
     Audit,
@@ -146,8 +146,19 @@ def run(
     ] = None,
     index: Annotated[Path | None, typer.Option(help="With --retrieve: made with the command index.")] = None,
     passages: Annotated[int, typer.Option("-k", help="With --retrieve: passages a question.")] = 5,
+    overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Ask one question of every row of TABLE."""
+    checkpoint = checkpoint or cli_files.default_checkpoint(output)
+    cli_files.check_files(
+        reads={"TABLE": table, "--schema": schema, **cli_retrieval.index_files(index)},
+        outputs={"--output": None if dry_run else output},
+        stores={"--checkpoint": None if dry_run else checkpoint, "--cache": cache},
+        pages={"--report": report},
+        overwrite=overwrite,
+        outputs_by_job=True,
+    )
+    earlier = cli_resume.earlier_output(None if dry_run else output, resume, overwrite)
     data = cli_options.read_rows(table, limit)
     options = cli_options.query_options(
         choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls, layout
@@ -170,8 +181,7 @@ def run(
     if dry_run:
         info = cli_options.with_capacity(llm.expected_engine(), capacity)
         return _finish(llm.plan(data, prompt, info, order=order, audit=audit, seed=seed, **options), report)
-    checkpoint = checkpoint or _default_checkpoint(output)
-    if resume and output is not None and output.exists() and checkpoint is not None and not checkpoint.exists():
+    if earlier is not None and cli_resume.is_complete(earlier, llm, model, data, prompt, options):
         _say(f"nothing to resume: {output} is complete; to ask again, run without --resume")
         return OK
     try:
@@ -186,10 +196,12 @@ def run(
             cache=cache,
             audit=audit,
             seed=seed,
+            earlier=earlier,
             **options,
         )
         answered = cli_output.with_answers(data, result, options, answer_column, error_column, status_column)
-        cli_output.write(cli_output.with_origins(answered, result, *origins), output)
+        answered = cli_output.with_origins(answered, result, *origins)
+        cli_resume.write(answered, output, result.job, answer_column, status_column)
         _settle_checkpoint(checkpoint, output, result)
         return _finish(result.report, report)
     except KeyboardInterrupt:
@@ -225,10 +237,18 @@ def bench(
     tokenizer: Tokenizer = None,
     engine_arg: EngineArg = None,
     verbose: Verbose = False,
+    overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Ask the same question in several orders on one engine; compare time, cache hits and answers."""
     from vllm_relational.bench import FIELDS, compare_orders, rows_within
 
+    cli_files.check_files(
+        reads={"TABLE": table, "--schema": schema},
+        outputs={"--output": output},
+        stores={"--csv": csv},
+        pages={"--report": report},
+        overwrite=overwrite,
+    )
     data = cli_options.read_rows(table, limit)
     options = cli_options.query_options(
         choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls, layout
@@ -237,8 +257,6 @@ def bench(
     cli_output.check_result_place(data, output, *COLUMNS)
     cli_output.check_page(report)
     cli_output.check_csv(csv, FIELDS)
-    if csv is not None and output is not None and csv.resolve() == output.resolve():
-        raise RelationalError(f"{csv} cannot hold the answers and the comparison: name two files")
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
         names = cli_options.parse_list(orders, "--orders")
@@ -285,6 +303,7 @@ def plan(
     similarity: Similarity = DEFAULT_SIMILARITY,
     similar: Similar = None,
     embedder: EmbedderName = DEFAULT_EMBEDDER,
+    overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Compare planners on TABLE: what each would serve from the KV cache, and why. Starts no engine."""
     import dataclasses
@@ -293,6 +312,7 @@ def plan(
 
     if prompt is not None and columns is not None:
         raise RelationalError("--prompt and --columns exclude each other: give one")
+    cli_files.check_files(reads={"TABLE": table}, pages={"--html": html}, overwrite=overwrite)
     cli_output.check_page(html, "plotly")
     data = cli_options.read_rows(table, limit)
     llm = cli_options.make_llm(model, None, tokenizer, False, 1, {})
@@ -376,10 +396,6 @@ def serve(
 _command(cli_retrieval.index)
 _command(cli_retrieval.retrieve)
 cli_sql.add_commands(_command)
-
-
-def _default_checkpoint(output: Path | None) -> Path | None:
-    return output.with_name(f"{output.name}.checkpoint.jsonl") if output is not None else None
 
 
 def _settle_checkpoint(checkpoint: Path | None, output: Path | None, result: QueryResult) -> None:

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_relational.atomic_file import check_writable
 from vllm_relational.records import QueryResult, RelationalError, RunReport
 from vllm_relational.terminal import give_up_output
 
@@ -45,12 +46,8 @@ def check_page(page: Path | None, library: str = "matplotlib") -> None:
 
 def check_folder(file: Path | None) -> None:
     """Can the file be made there?"""
-    if file is None:
-        return
-    if file.is_dir():
-        raise RelationalError(f"cannot write {file}: it is a folder; name a file in it")
-    if not file.parent.is_dir():
-        raise RelationalError(f"cannot write {file}: the folder {file.parent} does not exist; mkdir -p {file.parent}")
+    if file is not None:
+        check_writable(file)
 
 
 def check_csv(file: Path | None, fields: Sequence[str]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_relational import cli_options, retrieving
+from vllm_relational import cli_files, cli_options, retrieving
 from vllm_relational.records import RelationalError
 
 if TYPE_CHECKING:
@@ -30,10 +31,12 @@ def index(
     search: Annotated[
         str, typer.Option(help="exact: every passage; approximate: nearest clusters, for a million passages or so.")
     ] = "exact",
+    overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Embed the texts of one COLUMN of TABLE and keep them for retrieval."""
     from vllm_relational.retrieval import build_index
 
+    cli_files.check_files(reads={"TABLE": table}, outputs={"the index": output}, overwrite=overwrite)
     chosen: Any = search
     data = cli_options.read_rows(table, None)
     made = _open_embedder(embedder)
@@ -64,11 +67,18 @@ def retrieve(
     embedder: Embedder = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build a stale index again.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
+    overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Add the passages nearest to each QUESTION to TABLE, as columns that every other command takes."""
     from vllm_relational.table.formats import write_json_lines
     from vllm_relational.table.write import check_output, write_table
 
+    cli_files.check_files(
+        reads={"TABLE": table, **index_files(None if rebuild else index), "--passage-table": passage_table},
+        outputs={"--output": output},
+        stores={"--index": index if rebuild else None},
+        overwrite=overwrite,
+    )
     if output is not None:
         check_output(output)
     found = with_passages(
@@ -87,6 +97,18 @@ def retrieve(
     else:
         write_table(found, output)
     return 0
+
+
+def index_files(index: Path | None) -> dict[str, Path | None]:
+    """The files that a search in an index reads: the index, and the table of passages that it names."""
+    from vllm_relational.retrieval import read_sidecar
+
+    files: dict[str, Path | None] = {"--index": index}
+    if index is not None:
+        with suppress(RelationalError):  # no index: said where it is opened
+            source = read_sidecar(index).source
+            files["the index's table"] = None if source is None else index.parent / source
+    return files
 
 
 def with_passages(

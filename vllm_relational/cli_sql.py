@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_relational import cli_options
+from vllm_relational import cli_files, cli_options
 from vllm_relational.cli_options import (
     Audit,
     BaseUrl,
@@ -80,6 +80,7 @@ def sql(
     tokenizer: Tokenizer = None,
     engine_arg: EngineArg = None,
     verbose: Verbose = False,
+    overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Run SQL whose expressions may ask the model: LLM, LLM_FILTER, LLM_CLASSIFY, LLM_SCORE, LLM_EXTRACT, LLM_AGG."""
     _check_installed()
@@ -87,6 +88,12 @@ def sql(
 
     text = command.statement_text(statement, file)
     command.check_target(output)
+    cli_files.check_files(
+        reads={"--file": file, **cli_files.files_in_sql(text)},
+        outputs={"--output": output},
+        stores={"--db": cli_files.database(db), "--side": side, "--cache": cache},
+        overwrite=overwrite,
+    )
     options = _settings(max_tokens, optimize, order, layout, embedder, candidates)
     options |= _merging(dedup, normalize, similarity, similar, embedder, seed) | {"cache": cache, "audit": audit}
     llm = cli_options.make_llm(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from vllm_relational.config import (
 )
 from vllm_relational.embed import Embedder
 from vllm_relational.engine.base import Engine
+from vllm_relational.job_record import EarlierOutput
+from vllm_relational.named_files import NamedFile, check_distinct
 from vllm_relational.pipeline import PreparedQuery, prepare, run_query
 from vllm_relational.prompts import FourByteEstimate, Tokenizer, load_tokenizer
 from vllm_relational.records import (
@@ -119,7 +121,7 @@ class RelationalLLM:
         _warn_of_cut_answers(result)
         return _like(table, result, _decision(options))
 
-    def run(self, table: Any, prompt: str, **options: Any) -> QueryResult:
+    def run(self, table: Any, prompt: str, *, earlier: EarlierOutput | None = None, **options: Any) -> QueryResult:
         """Ask ``prompt`` of every row and return answers, errors and the report.
 
         choices:       labels to choose from.
@@ -130,13 +132,15 @@ class RelationalLLM:
                        see ``QueryConfig``; progress defaults to True when standard error is a terminal.
         dedup:         'exact', 'normalized' or 'semantic'; normalize (rules by column), similarity, similar_columns and
                        embedder belong to it, see ``DedupConfig``.
+        earlier:       the output that the caller replaces with this one, see ``job_record.EarlierOutput``.
 
         Raises ``RelationalError`` when the query is wrong, ``EngineDiedError``, ``RowFailedError``.
         """
         config, decision = self._settings(options)
+        check_distinct(_named_files(table, config))
         arrow = read_table(table)
         engine, tokenizer = self.engine, self._load_tokenizer()
-        self.last_result = run_query(arrow, prompt, decision, config, engine, tokenizer, self._keep)
+        self.last_result = run_query(arrow, prompt, decision, config, engine, tokenizer, self._keep, earlier)
         return self.last_result
 
     def _keep(self, result: QueryResult) -> None:
@@ -273,6 +277,15 @@ class RelationalLLM:
             layout=layout,
             after=tuple(after),
         )
+
+
+def _named_files(table: Any, config: QueryConfig) -> Iterator[NamedFile]:
+    """The files of a query."""
+    names = {"table": table if isinstance(table, str | Path) else None}
+    names |= {"checkpoint": config.checkpoint, "cache": config.cache}
+    for role, path in names.items():
+        if path is not None:
+            yield NamedFile(role, Path(path), role != "table")
 
 
 _DECISION_OPTIONS = ("choices", "range", "schema", "max_tokens")

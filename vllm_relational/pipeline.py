@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from vllm_relational.dedup import scatter
 from vllm_relational.engine.base import Engine, closing
 from vllm_relational.forecasting import Forecaster
 from vllm_relational.grouping import EXACT, RowGrouper, answer_origins, first_rows, name_sources
+from vllm_relational.job_record import EarlierOutput, answer_form, job_identity, retire_checkpoint, take_over
 from vllm_relational.plan import PLANNERS, planner, value_overlaps, weighted
 from vllm_relational.prompts import PromptBuilder, Tokenizer, parse_template
 from vllm_relational.prompts.columns import QuestionColumns
@@ -34,6 +34,7 @@ from vllm_relational.records import (
     EncodedTable,
     EngineDiedError,
     EngineInfo,
+    JobRecord,
     Plan,
     PlanInput,
     PlannedQuery,
@@ -43,12 +44,12 @@ from vllm_relational.records import (
     RunReport,
 )
 from vllm_relational.results import outcome
-from vllm_relational.results.cache import AnswerCache, QueryCache
+from vllm_relational.results.cache import AnswerCache, QueryCache, opened_cache
 from vllm_relational.results.checkpoint import Checkpoint, MemoryAnswers
 from vllm_relational.results.outcome import NULL_CELL, REFUSED, TOO_LONG, Measured, admitted, checked, kind
 from vllm_relational.results.parse import parser
 from vllm_relational.results.progress import make_progress
-from vllm_relational.table import encode_columns, fingerprint, nulls_as_values
+from vllm_relational.table import encode_columns, nulls_as_values
 from vllm_relational.unasked import Keep, keeping_answers, nothing_asked
 
 RESUMED, CACHED = "resumed", "cached"
@@ -62,22 +63,26 @@ def run_query(
     engine: Engine,
     tokenizer: Tokenizer,
     keep: Keep = lambda result: None,
+    earlier: EarlierOutput | None = None,
 ) -> QueryResult:
     """Ask one question a row and return the answers in input order. keep: gets the result also when the run is cut off.
 
+    earlier: the output that this one takes the place of; it must be of the same job, see ``EarlierOutput.check``.
     Raises ``RelationalError`` before anything is sent when the query is wrong, ``EngineDiedError`` when the engine
     died on the way (the checkpoint then holds what was answered), ``RowFailedError`` if ``config.on_error`` is
     'raise' and a row failed.
     """
     job = _Job(table, template, decision, config, tokenizer)
-    job.check_store()
+    job.check_store(earlier)
     if not job.distinct.num_distinct:
         return nothing_asked(job, engine)
-    with _opened_cache(config.cache) as cache:
+    with opened_cache(config.cache) as cache:
         with job.clock("start engine"):
             info = engine.start()
         store = job.open_store(info.model)
         try:
+            if earlier is not None:
+                take_over(earlier, job.record(info.model), job.distinct.first_rows.tolist(), store)
             job.forget_unusable(store)
             job.recall(cache, info, engine, store)
             batch = job.plan(info, store.answers)
@@ -134,6 +139,10 @@ class PreparedQuery:
         bound = forecaster.forecast(batch.plan, batch.codes, "belady") if info.kv_cache_tokens else None
         header_tokens = len(job.prompts.segments.header)
         return PlannedQuery(report, job.table, batch.input, batch.plan, header_tokens, batch.asked, bound)
+
+    def record(self, model: str) -> JobRecord:
+        """What tells this job, asked of that model, from others."""
+        return self._job.record(model)
 
     def constrain(self, batch: PlanInput) -> PlanInput:
         """Another batch over the same columns, such as one in characters, as this query's planner shall see it."""
@@ -280,17 +289,20 @@ class _Job:
             )
 
     # ---------------------------------------------------------------------------------------- engine, results
-    def check_store(self) -> None:
-        """Refuse a checkpoint that this job must not touch, before an engine is started for it."""
+    def check_store(self, earlier: EarlierOutput | None) -> None:
+        """Refuse a checkpoint or an output that this job must not touch, before an engine is started for it."""
+        identity = self.record("").job
+        del identity["model"]  # not known yet
+        if earlier is not None:
+            earlier.check(identity)
         if self.config.checkpoint is not None:
-            identity = self._identity("")
-            del identity["model"]  # not known yet
+            retire_checkpoint(self.config.checkpoint, earlier, identity)
             Checkpoint.check(self.config.checkpoint, identity, self.config.resume)
 
     def open_store(self, model: str) -> Checkpoint | MemoryAnswers:
         if self.config.checkpoint is None:
             return MemoryAnswers()
-        return Checkpoint.open(self.config.checkpoint, self._identity(model), self.config.resume)
+        return Checkpoint.open(self.config.checkpoint, self.record(model).job, self.config.resume)
 
     def forget_unusable(self, store: Checkpoint | MemoryAnswers) -> None:
         """Drop answers that the decision does not admit (a checkpoint edited by hand): their rows are asked again."""
@@ -321,7 +333,7 @@ class _Job:
         """What a run would take from the result cache; a file that is not there is not made."""
         store, path = MemoryAnswers(), self.config.cache
         if path is not None and path.exists():
-            with _opened_cache(path) as cache:
+            with opened_cache(path) as cache:
                 self.recall(cache, engine.start(), engine, store)
         return store.answers
 
@@ -375,7 +387,7 @@ class _Job:
             statuses = outcome.row_statuses(errors, sources.tolist(), store.cut)
         report, asked = self.report(batch, info, self.measured), batch.asked if len(batch.groups) else None
         report = dataclasses.replace(report, num_cut=statuses.count(outcome.CUT))
-        return QueryResult(answers, errors, report, sources, origins, asked, statuses)
+        return QueryResult(answers, errors, report, sources, origins, asked, statuses, self.record(info.model))
 
     def audited(self, result: QueryResult, batch: Batch, engine: Engine) -> QueryResult:
         """The result, with an audit in its report if one is wanted."""
@@ -457,20 +469,10 @@ class _Job:
     def _form(self, engine: Engine) -> Callable[[Plan, np.ndarray, np.ndarray], Iterator[Prompt]]:
         return self.prompts.token_prompts if engine.prompt_form == "token_ids" else self.prompts.message_prompts
 
-    def _identity(self, model: str) -> dict[str, Any]:
+    def record(self, model: str) -> JobRecord:
         """What makes two jobs the same: a checkpoint serves only its own."""
-        return {
-            "prompt": self.question.template,
-            "answer form": self._answer_form(),
-            "model": model,
-            "table": fingerprint(self.table),
-            "system prompt": self.config.system_prompt,
-            "layout": self.config.layout,
-            "deduplication": {"mode": self.config.dedup.mode, **self.grouper.settings},
-        }
-
-    def _answer_form(self) -> dict[str, Any]:
-        return {"kind": type(self.decision).__name__, **dataclasses.asdict(self.decision)}
+        question, merging = self.question.template, self.grouper.settings
+        return JobRecord(job_identity(question, self.decision, model, self.table, self.config, merging), self.table)
 
     def _cache_settings(self, info: EngineInfo, engine: Engine) -> dict[str, Any]:
         """What an answer depends on beside its prompt: an answer serves only under the same."""
@@ -478,19 +480,8 @@ class _Job:
         return {
             "model": info.model,
             "fingerprint": info.fingerprint,
-            "answer form": self._answer_form(),
+            "answer form": answer_form(self.decision),
             "decoding": "greedy",  # engines ask at temperature 0
             "fields": "published" if self.config.order == "published" else free,
             "prompt form": engine.prompt_form,
         }
-
-
-@contextmanager
-def _opened_cache(path: Path | None) -> Iterator[AnswerCache | None]:
-    """The result cache, opened before an engine is paid for."""
-    cache = AnswerCache(path) if path is not None else None
-    try:
-        yield cache
-    finally:
-        if cache is not None:
-            cache.close()

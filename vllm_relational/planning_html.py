@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vllm_relational.atomic_file import write_whole
 from vllm_relational.plan.prefix_view import ROOT, PrefixNode, prefix_tree
 from vllm_relational.planning import PlanComparison
 from vllm_relational.planning_text import (
@@ -55,7 +56,7 @@ def write_page(comparison: PlanComparison, title: str, path: Path) -> None:
         picture=_picture(planned, nodes),
         dependencies=dependency_lines(comparison.best.dependencies, SHOWN_DEPENDENCIES),
     )
-    path.write_text(text, encoding="utf-8", errors="replace")
+    write_whole(path, text.encode("utf-8", "replace"))
 
 
 def _picture(planned: PlannedQuery, nodes: tuple[PrefixNode, ...]) -> Markup:

@@ -432,6 +432,17 @@ class PlannedQuery:
     bound: CacheForecast | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class JobRecord:
+    """What tells a job from others: its question, model, table and settings, as JSON values by name.
+
+    table: the columns that the question uses.
+    """
+
+    job: Mapping[str, Any]
+    table: EncodedTable
+
+
 @dataclass(frozen=True)
 class QueryResult:
     """Answers in input order, one an input row, and what was done.
@@ -444,6 +455,7 @@ class QueryResult:
     origins:     how each row came by its answer: 'asked', 'resumed' (from the checkpoint), 'cached' (from the result
                  cache), inherited by 'exact', 'normalized' or 'semantic' deduplication, or 'failed'.
     asked:       the prompts that were sent, for ``QueryConfig.after`` of the next query; None where none was.
+    job:         what tells this job from others.
     """
 
     answers: list[Any]
@@ -453,6 +465,7 @@ class QueryResult:
     origins: list[str] = field(default_factory=list)
     asked: AskedBatch | None = None
     statuses: list[str] = field(default_factory=list)
+    job: JobRecord | None = None
 
     @property
     def num_failed(self) -> int:

@@ -19,6 +19,7 @@ MAX_LINES = 500
 
 SHARED = {"records", "config", "native", "extras", "terminal"}  # what every room may import
 SHARED |= {"json_schemas", "thoughts"}  # a schema and a reply read alike everywhere
+SHARED |= {"atomic_file", "named_files"}  # a file is written whole, and its names are told apart, alike everywhere
 # The front doors put rooms together; native.py finds the references of its loops in two rooms.
 FRONT = {
     "pipeline",
@@ -26,6 +27,9 @@ FRONT = {
     "accessor",
     "cli",
     "cli_errors",
+    "cli_files",
+    "cli_resume",
+    "job_record",
     "cli_options",
     "cli_output",
     "cli_retrieval",

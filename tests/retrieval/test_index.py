@@ -202,7 +202,7 @@ def test_nothing_is_embedded_for_a_bad_place_or_search(table, tmp_path):
     embedder = HashedTrigrams()
     with pytest.raises(RelationalError, match="is a folder"):
         build_index(table, "text", embedder, tmp_path)
-    with pytest.raises(RelationalError, match="does not exist; make it first"):
+    with pytest.raises(RelationalError, match="does not exist: make it first"):
         build_index(table, "text", embedder, tmp_path / "none" / "x.index")
     with pytest.raises(RelationalError, match="use one of exact, approximate"):
         build_index(table, "text", embedder, tmp_path / "x.index", search="fuzzy")

@@ -160,6 +160,17 @@ class AnswerCache:
             raise RelationalError(f"cannot {what} the result cache {self.path}: {_fix(error)}") from error
 
 
+@contextmanager
+def opened_cache(path: Path | None) -> Iterator[AnswerCache | None]:
+    """The cache of a run, None for one without; opened before an engine is paid for, closed at the end of the block."""
+    cache = AnswerCache(path) if path is not None else None
+    try:
+        yield cache
+    finally:
+        if cache is not None:
+            cache.close()
+
+
 class QueryCache:
     """The cache file as one query sees it: answers by the row that is asked.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vllm_relational.atomic_file import write_whole
 from vllm_relational.records import CacheForecast, RelationalError, RunReport
 from vllm_relational.results.report_facts import count, percent
 from vllm_relational.results.report_text import (
@@ -72,7 +73,7 @@ def write_html(report: RunReport, path: str | Path) -> None:
         sections=sections(report),
         note=token_note(report),
     )
-    Path(path).write_text(printable(text, lines=True), encoding="utf-8")
+    write_whole(Path(path), printable(text, lines=True).encode("utf-8", "replace"))
 
 
 def tiles(report: RunReport) -> list[tuple[str, str]]:

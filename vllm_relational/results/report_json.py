@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from vllm_relational.atomic_file import write_whole
 from vllm_relational.records import RunReport
 
 
@@ -19,4 +20,4 @@ def write_json(report: RunReport, path: Path) -> None:
         for sample, found in zip(facts["audit"]["samples"], report.audit.samples, strict=True):
             sample["share"] = found.share
     text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate: as JSON escapes it
+    write_whole(path, text.encode("utf-8", "backslashreplace"))  # a lone surrogate: as JSON escapes it

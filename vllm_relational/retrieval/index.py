@@ -15,11 +15,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
+from vllm_relational.atomic_file import check_writable
 from vllm_relational.embed import Embedder, embed_texts
 from vllm_relational.extras import import_faiss
+from vllm_relational.named_files import NamedFile, check_distinct
 from vllm_relational.records import RelationalError
 from vllm_relational.retrieval.passages import Passages, distinct_passages
-from vllm_relational.retrieval.sidecar import REBUILD, Sidecar, digest_of, read_index, write_index
+from vllm_relational.retrieval.sidecar import REBUILD, Sidecar, digest_of, read_index, sidecar_path, write_index
 
 Search = Literal["exact", "approximate"]
 PURPOSE = "a vector index"  # what needs faiss
@@ -28,6 +30,8 @@ PURPOSE = "a vector index"  # what needs faiss
 # into 1 of 16, at least 16. Not a graph (HNSW): one over 100,000 vectors took 9 minutes to build on two busy cores.
 LEAST_TRAINING, MOST_TRAINING, TRAINING_ROUNDS = 39, 64, 10
 LEAST_PROBES, PROBED_SHARE = 16, 16
+# How faiss's files begin: flat indexes, and those of clusters.
+FAISS_MAGIC = (b"Ix", b"Iw")
 # A text embedded again may differ by rounding (other batches, other precision): the distance of a cosine of 0.999.
 SAME_VECTOR = 0.045
 
@@ -64,7 +68,7 @@ def build_index(
     """
     path = Path(path)
     _check_search(search)
-    _check_folder(path)
+    _check_place(path, source)
     faiss = import_faiss(PURPOSE)
     passages = distinct_passages(table, column)
     vectors = embed_texts(embedder, passages.texts) if passages.texts else np.empty((0, 1), np.float32)
@@ -226,8 +230,15 @@ def _check_search(search: str) -> None:
         raise RelationalError(f"search is {search!r}: use one of {', '.join(get_args(Search))}")
 
 
-def _check_folder(path: Path) -> None:
-    if path.is_dir():
-        raise RelationalError(f"cannot write the index {path}: it is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise RelationalError(f"cannot write the index {path}: the folder {path.parent} does not exist; make it first")
+def _check_place(path: Path, source: str | Path | None) -> None:
+    """An index replaces an index only: no other file, and not the table."""
+    if source is not None:
+        tables = [NamedFile("the table", Path(source), False)]
+        check_distinct([*tables, NamedFile("the index", path, True), NamedFile("the index", sidecar_path(path), True)])
+    for file in (path, sidecar_path(path)):
+        check_writable(file)
+    if path.exists():
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start not in (b"", *FAISS_MAGIC):
+            raise RelationalError(f"{path} is there already and is no index: name another file, or delete it")

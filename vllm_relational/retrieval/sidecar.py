@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_relational.atomic_file import write_whole
 from vllm_relational.records import RelationalError
 
 VERSION = 1
-REBUILD = "build it again: vllm-relational index TABLE COLUMN -o PATH, or build_index(...)"
+REBUILD = "build it again: vllm-relational index TABLE COLUMN -o PATH --overwrite, or build_index(...)"
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,9 @@ def digest_of(index: bytes) -> str:
 
 def write_index(path: Path, index: bytes, sidecar: Sidecar) -> None:
     """Write both files; a reader sees the old ones, the new ones, or a pair that ``read_index`` refuses."""
-    try:
-        _write_whole(path, index)
-        text = json.dumps(dataclasses.asdict(sidecar), ensure_ascii=False, indent=1)
-        _write_whole(sidecar_path(path), text.encode("utf-8", "surrogatepass"))
-    except OSError as error:
-        raise RelationalError(f"cannot write the index {path}: {error}; choose another path") from error
+    text = json.dumps(dataclasses.asdict(sidecar), ensure_ascii=False, indent=1)
+    write_whole(path, index)
+    write_whole(sidecar_path(path), text.encode("utf-8", "surrogatepass"))
 
 
 def read_index(path: Path) -> tuple[bytes, Sidecar]:
@@ -97,15 +94,3 @@ def _check_kinds(sidecar: Sidecar) -> None:
         kinds = {"int": (int,), "str": (str,), "str | None": (str, type(None))}[str(field.type)]
         if type(value) not in kinds:
             raise TypeError(f"{field.name} is {value!r}")
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

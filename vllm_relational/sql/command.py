@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from vllm_relational.atomic_file import replacing
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.connect import Connection, Result, connect
 from vllm_relational.sql.cost import Prices, Rates
@@ -41,8 +42,6 @@ def check_target(output: Path | None) -> None:
         return
     if output.suffix.lower() not in FORMATS:
         raise RelationalError(f"cannot write {output}: use a name that ends in {', '.join(sorted(FORMATS))}")
-    if not output.parent.is_dir():
-        raise RelationalError(f"cannot write {output}: the folder {output.parent} does not exist")
 
 
 def numbers(text: str | None, option: str, count: int) -> list[float] | None:
@@ -109,17 +108,17 @@ def explained(connection: Connection, text: str) -> str:
 
 
 def _write(connection: Connection, rows: pa.Table, output: Path) -> None:
-    """Through a file beside it, so that a failed write leaves what was there."""
-    part = output.with_name(f".{output.name}.part")
+    """By DuckDB, into the file that takes the output's place."""
     connection.duckdb.register("__result", rows)
-    place = str(part).replace("'", "''")
+    how = f"{FORMATS[output.suffix.lower()]}, USE_TMP_FILE false"
     try:
-        with interruptible(connection.duckdb):
-            connection.duckdb.execute(f"COPY __result TO '{place}' ({FORMATS[output.suffix.lower()]})").fetchall()
-        part.replace(output)
+        with replacing(output) as file, interruptible(connection.duckdb):
+            place = str(file.name).replace("'", "''")
+            connection.duckdb.execute(f"COPY __result TO '{place}' ({how})").fetchall()
+    except OSError as error:
+        raise RelationalError(f"cannot write {output}: {error.strerror or error}") from error
     finally:
         connection.duckdb.unregister("__result")
-        part.unlink(missing_ok=True)
 
 
 def print_rows(rows: pa.Table) -> None:

@@ -1,0 +1,147 @@
+"""The output of ``run``: who wrote it, and whether it is complete.
+
+Parquet and Arrow files keep the identity of their job in the metadata of their schema. Beside CSV and JSON lines it
+stands in OUTPUT.job.json, with a digest of the output, so that a file which was edited since, or comes from elsewhere,
+does not pass for it, and with a digest a row.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from vllm_relational import cli_output
+from vllm_relational.atomic_file import write_whole
+from vllm_relational.cli_files import holds_something
+from vllm_relational.job_record import EarlierOutput, row_digests
+from vllm_relational.records import JobRecord, RelationalError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vllm_relational.llm import RelationalLLM
+
+KEY = b"vllm_relational.job"  # in the metadata of a schema
+FORMAT = 1
+BLOCK_BYTES = 1 << 20
+
+
+def sidecar(output: Path) -> Path:
+    """Where the record of an output stands that has no place for it."""
+    return output.with_name(f"{output.name}.job.json")
+
+
+def write(
+    answered: pa.Table, output: Path | None, record: JobRecord | None, answer: str, status: str | None = None
+) -> None:
+    """The answered table with the record of its job, or without one as JSON lines on standard output.
+
+    answer, status: the columns of the answers and of what became of each row.
+    """
+    from vllm_relational.table.write import keeps_metadata, write_table
+
+    if output is None or record is None:
+        cli_output.write(answered, output)
+        return
+    facts = {"format": FORMAT, "job": record.job, "used": record.table.names, "answer": answer, "status": status}
+    metadata = {name: text for name, text in (answered.schema.metadata or {}).items() if name != KEY}
+    if keeps_metadata(output):
+        write_table(answered.replace_schema_metadata({**metadata, KEY: json.dumps(facts).encode()}), output)
+        return
+    facts["digests"] = base64.b64encode(row_digests(record.table).astype("<u8").tobytes()).decode()
+
+    def describe(partial: Path) -> None:
+        """A kill before the output takes its place leaves the one that was there, and what was said of it."""
+        before = [known for known in _known(output) if known["output"] == _digest(output)]
+        _say_of(output, [{**facts, "output": _digest(partial)}, *before])
+
+    write_table(answered.replace_schema_metadata(metadata), output, describe)
+    _say_of(output, _known(output)[:1])
+
+
+def earlier_output(output: Path | None, resume: bool, overwrite: bool) -> EarlierOutput | None:
+    """What is there under the output's name; None where it is nothing, or is to be replaced whatever it is.
+
+    Raises ``RelationalError`` for a file that no job wrote, or that was changed since.
+    """
+    if output is None or not holds_something(output) or (overwrite and not resume):
+        return None
+    found = _read(output, resume, overwrite)
+    if found is None and not overwrite:
+        raise RelationalError(
+            f"{output} exists, and no job wrote it as it is now: name another output, or replace it with --overwrite"
+        )
+    return found
+
+
+def is_complete(
+    earlier: EarlierOutput, llm: RelationalLLM, model: str | None, data: pa.Table, prompt: str, options: dict[str, Any]
+) -> bool:
+    """Whether a resumed job has nothing left to ask. Starts no engine; a model that was not named is taken for its own.
+
+    Found out only where the output has as many rows, all answered: it costs a look at the whole table.
+    """
+    if not earlier.resumed or len(earlier.texts) != data.num_rows or None in earlier.texts:
+        return False
+    return earlier.is_complete(llm.prepare(data, prompt, **options).record(model or str(earlier.job.get("model"))))
+
+
+def _read(output: Path, resume: bool, overwrite: bool) -> EarlierOutput | None:
+    from vllm_relational.table import encode_columns, nulls_as_values, read_table
+    from vllm_relational.table.write import keeps_metadata
+
+    try:
+        if keeps_metadata(output):
+            table = read_table(output)
+            facts = json.loads((table.schema.metadata or {})[KEY])
+            digests = row_digests(nulls_as_values(encode_columns(table, facts["used"])))
+        else:
+            there = _digest(output)
+            facts = next(known for known in _known(output) if known["output"] == there)
+            digests = np.frombuffer(base64.b64decode(facts["digests"]), "<u8").astype(np.uint64)
+            table = read_table(output)
+        texts = [None if value is None else str(value) for value in table[facts["answer"]].to_pylist()]
+        cut = _cut_rows(table, facts["status"])
+        if facts["format"] != FORMAT or len(digests) != len(texts):
+            return None
+        return EarlierOutput(output, dict(facts["job"]), digests, texts, cut, resume, overwrite)
+    except (RelationalError, OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None
+
+
+def _cut_rows(table: pa.Table, status: str | None) -> frozenset[int]:
+    values: Sequence[Any] = table[status].to_pylist() if status is not None else ()
+    return frozenset(row for row, value in enumerate(values) if value == "cut")
+
+
+def _known(output: Path) -> list[dict[str, Any]]:
+    """What the sidecar says: of the output, and while that is replaced, of the one before."""
+    try:
+        found = json.loads(sidecar(output).read_bytes())["outputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return (
+        [known for known in found if isinstance(known, dict) and "output" in known] if isinstance(found, list) else []
+    )
+
+
+def _say_of(output: Path, outputs: list[dict[str, Any]]) -> None:
+    write_whole(sidecar(output), json.dumps({"outputs": outputs}, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _digest(file: Path) -> str:
+    """Of the content: 128 bits; '' where there is no file."""
+    digest = xxhash.xxh3_128()
+    try:
+        with file.open("rb") as opened:
+            while block := opened.read(BLOCK_BYTES):
+                digest.update(block)
+    except FileNotFoundError:
+        return ""
+    return digest.hexdigest()
