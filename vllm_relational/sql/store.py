@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from vllm_relational.sql.merging import BEYOND_EXACT
 # What the database of answers is called: the first name that the user has no database or schema of.
 NAMES = ("llm", "llm_answers", "vllm_relational_answers")
 TAKEN_NAMES = "SELECT database_name FROM duckdb_databases() UNION SELECT schema_name FROM duckdb_schemas()"
+OPERATOR_NAME = re.compile(r"op_[1-9][0-9]{0,8}", re.ASCII)
 # Columns of an operator's table that files of earlier versions lack.
 ADDED_COLUMNS = ("origin", "source", "merging")
 ANSWERED, FAILED, BLOCKED = "answered", "failed", "not a candidate"
@@ -116,6 +118,7 @@ class Store:
 
     def _attach(self, side: Path | None) -> None:
         place = str(side).replace("'", "''") if side is not None else ":memory:"
+        new = side is not None and not side.exists()
         try:
             self._cursor.execute(f"ATTACH '{place}' AS {self.database} (READ_WRITE)")
             self._cursor.execute(
@@ -125,9 +128,33 @@ class Store:
             self._cursor.execute(
                 f"CREATE TABLE IF NOT EXISTS {self.schema}.llm_errors(operator VARCHAR, inputs VARCHAR, reason VARCHAR)"
             )
+            if side is not None and new:
+                side.chmod(0o600)  # answers are for its owner only
+            self._keep_private()
+            self._check_operators()
         except duckdb.Error as error:
             self._cursor.close()
             raise RelationalError(_cannot_open(str(side or place), error)) from error
+        except BaseException:
+            self._cursor.close()
+            raise
+
+    def _keep_private(self) -> None:
+        """The log beside the side file holds answers too: it has the mode of the file."""
+        if self._side is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._side.with_name(f"{self._side.name}.wal").chmod(stat.S_IMODE(self._side.stat().st_mode))
+
+    def _check_operators(self) -> None:
+        """A side file is data. Its names of tables are put into SQL: any but our own, and any twice, are refused."""
+        rows = self._cursor.execute(f"SELECT name FROM {self.schema}.operators").fetchall()
+        names = [name for (name,) in rows]
+        bad = [name for name in names if not _is_operator(name) or names.count(name) > 1]
+        if bad:
+            raise RelationalError(
+                f"{self._side} is damaged or no side file: its table operators has the name {bad[0]!r}, where op_1, "
+                "op_2 and so on stand once each; name another with --side (side=...)"
+            )
 
     # ---------------------------------------------------------------------------------------------------- tables
     def table(self, identity: str, function: str, prompt: str, sql_type: str) -> OperatorTable:
@@ -147,8 +174,8 @@ class Store:
         return rows[0][0] if rows else None
 
     def _new(self, identity: str, function: str, prompt: str, sql_type: str) -> str:
-        count = self._cursor.execute(f"SELECT count(*) FROM {self.schema}.operators").fetchall()[0][0]
-        name = f"op_{count + 1}"
+        rows = self._cursor.execute(f"SELECT name FROM {self.schema}.operators").fetchall()
+        name = f"op_{1 + max((int(known.removeprefix('op_')) for (known,) in rows), default=0)}"
         values = [name, identity, function, prompt, sql_type]
         self._cursor.execute(f"INSERT INTO {self.schema}.operators VALUES (?, ?, ?, ?, ?)", values)
         return name
@@ -159,6 +186,7 @@ class Store:
     def _load(self, table: OperatorTable) -> None:
         if not self._exists(table.name):
             return
+        self._check_types(table)
         # Another session may have had no candidates to go by.
         self._cursor.execute(f"DELETE FROM {self.schema}.{table.name} WHERE status = '{BLOCKED}'")
         for column in ADDED_COLUMNS:  # a file of an earlier version
@@ -168,6 +196,15 @@ class Store:
         keys, answers, merging = (kept[name].to_pylist() for name in ("key", "answer", "merging"))
         table.answers.update(zip(keys, answers, strict=True))
         table.inherited.update((key, made) for key, made in zip(keys, merging, strict=True) if made is not None)
+
+    def _check_types(self, table: OperatorTable) -> None:
+        query = f"SELECT key, answer, status FROM {self.schema}.{table.name} LIMIT 0"
+        found = self._cursor.sql(query).to_arrow_table().schema.types
+        if found != [pa.string(), table.arrow_type, pa.string()]:
+            raise RelationalError(
+                f"{self._side} is damaged or no side file: the answers in {table.name} are no {table.sql_type}; name "
+                "another with --side (side=...)"
+            )
 
     def _exists(self, name: str) -> bool:
         query = "SELECT 1 FROM duckdb_tables() WHERE database_name = ? AND table_name = ?"
@@ -253,6 +290,7 @@ class Store:
                 [table.name],
             )
             self._cursor.execute("COMMIT")
+            self._keep_private()
         except BaseException:  # Ctrl-C too: a batch is stored whole or not at all
             self._cursor.execute("ROLLBACK")
             raise
@@ -282,13 +320,25 @@ class Store:
             with contextlib.suppress(duckdb.Error):  # undone by a rollback
                 self._user.remove_function(name)
         self._tables.clear()
-        self._cursor.execute(f"DETACH {self.database}")
-        self._cursor.close()
+        try:
+            self._cursor.execute(f"DETACH {self.database}")
+        except duckdb.Error as error:  # a full disk, a damaged file
+            raise RelationalError(f"cannot complete the side file {self._side}: {_first_line(error)}") from error
+        finally:
+            self._cursor.close()
+
+
+def _is_operator(name: object) -> bool:
+    return isinstance(name, str) and OPERATOR_NAME.fullmatch(name) is not None
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).splitlines()[0]
 
 
 def _cannot_open(place: str, error: duckdb.Error) -> str:
     """Why the file of answers cannot be opened, and what to do about it."""
-    reason = str(error).splitlines()[0]
+    reason = _first_line(error)
     if "Could not set lock" in reason:
         holder = re.search(r"PID (\d+)", reason)
         who = f"another process (number {holder[1]})" if holder else "another process"
