@@ -131,10 +131,10 @@ class EarlierOutput:
                 known.setdefault(digest, place)
         digests = row_digests(table)
         for row in rows:
-            place = known.get(int(digests[row]))
-            text = self.texts[place] if place is not None else None
-            if place is not None and text is not None:
-                yield row, text, place in self.cut
+            source = known.get(int(digests[row]))
+            text = None if source is None else self.texts[source]
+            if text is not None:
+                yield row, text, source in self.cut
 
     def holds(self, answers: Mapping[int, str]) -> bool:
         """Whether all rows of its own job that were answered are answered in it."""

@@ -291,7 +291,7 @@ class _Job:
     # ---------------------------------------------------------------------------------------- engine, results
     def check_store(self, earlier: EarlierOutput | None) -> None:
         """Refuse a checkpoint or an output that this job must not touch, before an engine is started for it."""
-        identity = self.record("").job
+        identity = dict(self.record("").job)
         del identity["model"]  # not known yet
         if earlier is not None:
             earlier.check(identity)

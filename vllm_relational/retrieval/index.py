@@ -238,7 +238,7 @@ def _check_place(path: Path, source: str | Path | None) -> None:
     for file in (path, sidecar_path(path)):
         check_writable(file)
     if path.exists():
-        with path.open("rb") as file:
-            start = file.read(2)
+        with path.open("rb") as there:
+            start = there.read(2)
         if start not in (b"", *FAISS_MAGIC):
             raise RelationalError(f"{path} is there already and is no index: name another file, or delete it")
