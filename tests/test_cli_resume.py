@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -223,13 +224,13 @@ def test_an_interrupted_extension_goes_on(tmp_path, table, engine):
     assert len(first) - 1 + len(asked(engine)) == 10 and answers(output) == expected(*range(20))
 
 
-def test_numbers_objects_and_empty_texts_come_back_as_they_were(tmp_path, engine):
+def test_numbers_objects_and_odd_texts_come_back_as_they_were(tmp_path, engine):
     table = tmp_path / "t.jsonl"
     lines = [json.dumps({"text": f"row {row}", "other": {"a": row}}) + "\n" for row in range(6)]
     table.write_text("".join(lines[:3]))
     options = {
         "range": (("--range", "1,50"), lambda row: "42"),
-        "text": ((), lambda row: ["", "007", ' x,\n"y" '][int(row["text"][-1]) % 3]),
+        "text": ((), lambda row: ["null", "007", ' x,\n"y" '][int(row["text"][-1]) % 3]),
         "object": (("--schema", tmp_path / "s.json"), lambda row: '{"n": [1, 2.5, "é"]}'),
     }
     (tmp_path / "s.json").write_text('{"type": "object"}')
@@ -243,6 +244,19 @@ def test_numbers_objects_and_empty_texts_come_back_as_they_were(tmp_path, engine
             asked(engine)
             assert run(table, "-p", "{text}?", *option, "-o", grown, "--resume").exit_code == 0
             assert asked(engine) == [3, 4, 5] and read_table(grown).equals(read_table(whole))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_answers_that_were_cut_stay_marked(tmp_path, table, engine, monkeypatch, kind):
+    output = tmp_path / f"o.{kind}"
+    whole = engine._complete
+    monkeypatch.setattr(engine, "_complete", lambda prompt: replace(whole(prompt), cut=prompt.key == 4))
+    assert run(table, "-p", "{text}?", "-o", output, "--limit", 10).exit_code == 0
+    asked(engine)
+    assert run(table, "-p", "{text}?", "-o", output, "--resume").exit_code == 0
+    assert asked(engine) == list(range(10, 20))
+    assert [row for row, status in enumerate(read_table(output)["status"].to_pylist()) if status != "ok"] == [4]
+    assert "nothing to resume" in run(table, "-p", "{text}?", "-o", output, "--resume").stderr
 
 
 def test_a_kill_between_the_record_and_the_output_leaves_both_usable(tmp_path, table, engine, monkeypatch):
@@ -270,7 +284,7 @@ def test_an_output_that_is_read_as_a_table_gives_no_record_away(tmp_path, table,
     output = tmp_path / "o.parquet"
     run(table, *QUESTION, "-o", output)
     copy = tmp_path / "copy.parquet"
-    write_table(read_table(output).rename_columns(["text", "id", "first", "reason"]), copy)
+    write_table(read_table(output).rename_columns(["text", "id", "first", "reason", "state"]), copy)
     second = tmp_path / "second.parquet"
     assert run(copy, "-p", "sure about {first}?", "--choices", "yes,no", "-o", second).exit_code == 0
     assert RelationalLLM  # the record is the second job's
