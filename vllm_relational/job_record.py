@@ -106,7 +106,9 @@ class EarlierOutput:
         Other rows are another job, unless it is resumed. job: what is not known yet may be missing.
         """
         now = json.loads(json.dumps(job))
-        changed = [name for name in now if now[name] != self.job.get(name) and not (self.resumed and name == "table")]
+        free = {"table"} if self.resumed else set()
+        free |= set() if any(text is not None for text in self.texts) else {"model"}  # none was asked
+        changed = [name for name in now if now[name] != self.job.get(name) and name not in free]
         if changed and not self.overwrite:
             fix = "ask only the rows that are new with --resume, " if changed == ["table"] else ""
             raise RelationalError(
