@@ -14,6 +14,7 @@ import sqlglot
 from sqlglot import exp
 
 from vllm_relational.sql.parse import DIALECT, holds_call
+from vllm_relational.sql.parse import sql_of as sql_of
 
 LOOKUP = "__llm_"
 SOURCES = ("from_", "joins", "laterals")
@@ -302,11 +303,6 @@ def _take_tables_before(around: exp.Select, outer: exp.Select, block: exp.Select
         elif held is not None and held is not place:
             around.set(key, held.copy())
     return place is not None and place.arg_key in SOURCES
-
-
-def sql_of(tree: exp.Expr) -> str:
-    """DuckDB's SQL for a tree."""
-    return tree.sql(dialect=DIALECT)
 
 
 def parse_expression(text: str) -> exp.Expr:

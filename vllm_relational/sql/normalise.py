@@ -13,26 +13,29 @@ from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, conjuncts, own_nodes, set_condition
 from vllm_relational.sql.functions import USAGE, Argument
-from vllm_relational.sql.parse import calls, error_here, holds_call, is_call, is_retrieval
+from vllm_relational.sql.parse import calls, error_here, holds_call, is_call, is_retrieval, sql_of
 from vllm_relational.sql.retrieve import spell_tables
 
 VOLATILE = {"random", "rand", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"}
 ARGUMENTS_META, WRITTEN_META = "arguments", "written"
 
 
-def normalise(tree: exp.Expr, sql: str) -> None:
-    """Change the tree in place; raises ``SQLError`` for what cannot be planned."""
+def normalise(tree: exp.Expr, sql: str, name_of: Callable[[exp.Expr], str] = sql_of) -> None:
+    """Change the tree in place; raises ``SQLError`` for what cannot be planned.
+
+    name_of: what DuckDB calls a column without alias.
+    """
     _refuse_volatile(tree, sql)
     for query in tree.find_all(exp.Select):
         _join_behind_from(query)
     for call in calls(tree):
         _refuse_aggregation(call, sql)
         _refuse_expansion(call, sql)
-        call.meta[WRITTEN_META] = call.sql(dialect="duckdb")
+        call.meta[WRITTEN_META] = _one_line(call)
         call.meta[ARGUMENTS_META] = [None if given.is_star else argument_of(given) for given in call.expressions]
     _rename_shadows(tree)
     for query in list(tree.find_all(exp.Select)):
-        _name_items(query)
+        _name_items(query, name_of)
         _move_inner_conditions(query)
     for call in list(calls(tree)):
         if call.name.upper() == "LLM_AGG":
@@ -59,7 +62,11 @@ def argument_of(column: exp.Expr) -> Argument:
         return Argument(_without_braces(column.expression.name))
     if isinstance(column, exp.Column) and not isinstance(column.this, exp.Star):
         return Argument(_without_braces(column.name), _without_braces(column.table))
-    return Argument(_without_braces(column.sql(dialect="duckdb")))
+    return Argument(_without_braces(_one_line(column)))
+
+
+def _one_line(node: exp.Expr) -> str:
+    return " ".join(sql_of(node).split())
 
 
 def _without_braces(name: str) -> str:
@@ -150,11 +157,11 @@ def is_reshaped(item: exp.Expr) -> bool:
     return isinstance(pattern, exp.Like | exp.ILike | exp.Glob | exp.SimilarTo) and pattern.this.is_star
 
 
-def _name_items(query: exp.Select) -> None:
+def _name_items(query: exp.Select, name_of: Callable[[exp.Expr], str]) -> None:
     """Give calls in the select list the column names that a user expects: replaced calls would show lookups."""
     for item in list(query.expressions):
         if not isinstance(item, exp.Alias) and not item.is_star and holds_call(item):
-            name = item.name.lower() if is_call(item) else item.sql(dialect="duckdb")
+            name = item.name.lower() if is_call(item) else name_of(item)
             item.replace(exp.Alias(this=item.copy(), alias=exp.to_identifier(name, quoted=True)))
 
 

@@ -17,6 +17,7 @@ from sqlglot.tokenizer_core import Token, TokenType
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.functions import LITERALS, RETRIEVE, USAGE
+from vllm_relational.sql.source import Unfaithful, read, written
 
 DIALECT = "duckdb"
 FUNCTIONS = {*LITERALS, RETRIEVE}
@@ -31,6 +32,9 @@ _INSTEAD: tuple[tuple[Any, str], ...] = (
     (exp.Pivot, "write SELECT * FROM (PIVOT (SELECT ..., LLM(...) AS answer FROM ...) ON answer ...)"),
     (exp.Summarize | exp.Describe, "CREATE TEMP TABLE answers AS SELECT ... first, then go by that table"),
 )
+
+
+CHANGED = "this cannot be planned, as its meaning would be lost: put the LLM function into a subquery without it"
 
 
 class SQLError(RelationalError):
@@ -98,12 +102,12 @@ def parse(sql: str) -> exp.Expr:
     """The syntax tree of one statement; raises ``SQLError`` at the place that cannot be read."""
     try:
         with _quiet():
-            tree = sqlglot.parse_one(sql, read=DIALECT)
+            tree = read(sql, sqlglot.tokenize(sql, read=DIALECT))[0]
     except ParseError as error:
         first = error.errors[0]
         line, column = first.get("line") or 1, max((first.get("col") or 1) - len(first.get("highlight") or ""), 0)
         raise error_at(sql, line, column + 1, _lower_first(first["description"] or "cannot be read")) from None
-    if isinstance(tree, exp.Command):
+    if tree is None or isinstance(tree, exp.Command):
         raise misplaced(sql, tree)
     return tree
 
@@ -120,13 +124,21 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def misplaced(sql: str, tree: exp.Expr) -> SQLError:
+def misplaced(sql: str, tree: exp.Expr | None) -> SQLError:
     """The error for a statement in which LLM functions cannot stand: at the first one, with what to write instead."""
     fix = next((text for kinds, text in _INSTEAD if isinstance(tree, kinds)), "")
     if isinstance(tree, exp.Create):
         fix = "CREATE TABLE ... AS SELECT keeps the answers" if tree.kind == "VIEW" else ""
     message = "LLM functions may stand in SELECT, CREATE TABLE AS and INSERT ... SELECT only" + (fix and f": {fix}")
     return _error_from(sql, _first_call(sql), message)
+
+
+def sql_of(tree: exp.Expr) -> str:
+    """The SQL of a tree for DuckDB: the user's own text where it has not been changed, see ``source``."""
+    try:
+        return written(tree)
+    except Unfaithful as lost:
+        raise _error_from(lost.statement, lost.start, CHANGED) from None
 
 
 def is_call(node: Any) -> bool:

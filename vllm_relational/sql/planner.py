@@ -367,7 +367,9 @@ def _distinct_arguments(
     """An argument given twice is one field."""
     kept: dict[str, tuple[exp.Expr, Argument]] = {}
     for column, argument in zip(columns, named, strict=True):
-        kept.setdefault(argument.qualified.casefold(), (column, argument))
+        # Only names are the same in capitals.
+        same = argument.qualified.casefold() if isinstance(column, exp.Column) else sql_of(column)
+        kept.setdefault(same, (column, argument))
     return [column for column, _ in kept.values()], [argument for _, argument in kept.values()]
 
 

@@ -9,6 +9,7 @@ from sqlglot import exp
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import Aggregates, sql_of
+from vllm_relational.sql.faithful import check_meaning, name_of
 from vllm_relational.sql.functions import Question
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.normalise import normalise
@@ -28,7 +29,8 @@ def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
     tree = parse(job.sql)
     if not _may_ask(tree):
         raise misplaced(job.sql, tree)
-    normalise(tree, job.sql)
+    check_meaning(job.connection, tree, job.sql)
+    normalise(tree, job.sql, lambda item: name_of(job.connection, item))
     if not job.settings.optimize:
         return tree, []
     rewritten = tree.copy()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from vllm_relational.sql.blocks import Aggregates, condition_of
+from vllm_relational.sql.blocks import Aggregates, condition_of, sql_of
 from vllm_relational.sql.parse import holds_call
 from vllm_relational.sql.passes.limit import number_of, unnests
 from vllm_relational.sql.passes.pushdown import Source, mapped, sources_of
@@ -51,7 +51,7 @@ def _holds_inside(part: exp.Expr, source: Source) -> bool:
     if holds_call(part) or source.body is None:
         return False
     inner = mapped(part, source, alone=True)
-    return inner is not None and inner.sql() in {held.sql() for held in condition_of(source.body, "where")}
+    return inner is not None and sql_of(inner) in {sql_of(held) for held in condition_of(source.body, "where")}
 
 
 def _inner_order(block: exp.Select, source: Source) -> exp.Order | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sqlglot import exp
 
-from vllm_relational.sql.blocks import Aggregates, condition_of, conjuncts, set_condition
+from vllm_relational.sql.blocks import Aggregates, condition_of, conjuncts, set_condition, sql_of
 from vllm_relational.sql.parse import holds_call
 from vllm_relational.sql.passes.semijoin import is_one_of, partner_keys, rejects_nulls
 
@@ -90,11 +90,11 @@ def _loses_rows(block: exp.Select, source: Source) -> bool:
 def _push(block: exp.Select, source: Source, sources: list[Source]) -> list[str]:
     assert source.body is not None
     found = [*_outer_conditions(block, source, len(sources) == 1), *_partner_keys(block, source, sources)]
-    known = {part.sql() for part in condition_of(source.body, "where")}
-    fresh = [part for part in found if part.sql() not in known]
+    known = {sql_of(part) for part in condition_of(source.body, "where")}
+    fresh = [part for part in found if sql_of(part) not in known]
     if fresh:
         set_condition(source.body, "where", [*condition_of(source.body, "where"), *fresh])
-    return [f"{source.alias} is asked only where {part.sql(dialect='duckdb')}" for part in fresh]
+    return [f"{source.alias} is asked only where {sql_of(part)}" for part in fresh]
 
 
 def _outer_conditions(block: exp.Select, source: Source, alone: bool) -> Iterator[exp.Expr]:
