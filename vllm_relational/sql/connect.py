@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from threading import RLock
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,9 @@ from vllm_relational.sql.interrupts import interruptible, interrupts
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.merging import Merging
 from vllm_relational.sql.operator import Settings
-from vllm_relational.sql.parse import Statement, holds_call, names_in, parse, statements
+from vllm_relational.sql.parameters import Parameters, numbered, values_of
+from vllm_relational.sql.parse import holds_call, names_in, parse, statements
+from vllm_relational.sql.session import Session, reread, variables_of
 from vllm_relational.sql.store import Store
 from vllm_relational.sql.trail import Model, Trail
 
@@ -57,23 +62,38 @@ def connect(
 class Result:
     """The rows of a query, computed; ``df()``, ``arrow()``, ``fetchall()`` and what else a DuckDB relation has."""
 
-    def __init__(self, relation: duckdb.DuckDBPyRelation, connection: duckdb.DuckDBPyConnection) -> None:
-        self.relation, self._connection = relation, connection
+    def __init__(self, relation: duckdb.DuckDBPyRelation, connection: duckdb.DuckDBPyConnection, lock: RLock) -> None:
+        self.relation, self._connection, self._lock = relation, connection, lock
 
     def arrow(self) -> pa.Table:
         """The rows as an Arrow table."""
-        with interruptible(self._connection):
-            return self.relation.to_arrow_table()
+        with self._lock, interruptible(self._connection):
+            found: pa.Table = _session_of(self._connection, sys._getframe(1)).called(self.relation.to_arrow_table)
+            return found
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.relation, name)
+        found = getattr(self.relation, name)
+        return self._alone(found) if callable(found) else found
+
+    def _alone(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """The method, which waits for other threads' statements, and may read variables as a view over one does."""
+
+        @functools.wraps(method)
+        def call(*given: Any, **named: Any) -> Any:
+            with self._lock:
+                return _session_of(self._connection, sys._getframe(1)).called(method, *given, **named)
+
+        return call
 
     def __repr__(self) -> str:
-        return repr(self.relation)
+        with self._lock:
+            return repr(self.relation)
 
 
 class Connection:
     """A DuckDB connection that knows LLM, LLM_FILTER, LLM_CLASSIFY, LLM_SCORE, LLM_EXTRACT, LLM_AGG and retrieve.
+
+    Several threads may use it: their statements run one after the other.
 
     duckdb:   the connection below, for everything else.
     last_run: what the last statement with LLM functions asked; None before the first.
@@ -83,66 +103,82 @@ class Connection:
         self.duckdb, self.settings = opened, _with_retriever(settings)
         self._llm = llm
         self._store = Store(opened, side)
-        self._frames: set[str] = set()
+        self._lock = RLock()
         self.last_run: Execution | None = None
         self._publish_errors()
 
-    def sql(self, query: str) -> Result | None:
+    def sql(self, query: str, params: Parameters = None) -> Result | None:
         """Run the statements of a text; the result of the last one, None where it has no rows.
 
+        params: values of the parameters of the last statement: a list for ``?`` and ``$1``, a dict for ``$name``.
+        A table that the database does not have is looked for among the caller's variables, as DuckDB does.
         Raises ``SQLError`` at the place for SQL that is wrong, before anything is asked; DuckDB's own errors for
         statements without LLM functions, which go to DuckDB as they are.
         """
-        frame = sys._getframe(1)
-        result = None
-        for statement in statements(query):
-            self._register_frames(statement.text, frame)
-            with interrupts():
-                result = self._ask(statement) if statement.asks else self._pass_on(statement)
+        return self.run(query, params, sys._getframe(1))
+
+    def execute(self, query: str, parameters: Parameters = None) -> Result | None:
+        """``sql`` by the name that it has in other connections."""
+        return self.run(query, parameters, sys._getframe(1))
+
+    def run(self, query: str, params: Parameters = None, frame: FrameType | None = None) -> Result | None:
+        """``sql`` with the variables of a frame; None for no variables."""
+        result, parts = None, statements(query)
+        with self._lock, interrupts():
+            for place, part in enumerate(parts, 1):
+                given = params if place == len(parts) else None
+                result = self._ask(part.text, given, frame) if part.asks else self._pass_on(part.text, given, frame)
         return result
 
-    execute = sql
-
-    def _pass_on(self, statement: Statement) -> Result | None:
+    def _pass_on(self, text: str, params: Parameters, frame: FrameType | None) -> Result | None:
         with interruptible(self.duckdb):
-            relation = self.duckdb.sql(statement.text)
-        return Result(relation, self.duckdb) if relation is not None else None
+            relation = self._session(text, frame).verbatim(text, params)
+        return self._result(relation) if relation is not None else None
 
-    def _ask(self, statement: Statement) -> Result | None:
-        text = statement.text
+    def _ask(self, text: str, params: Parameters, frame: FrameType | None) -> Result | None:
         if match := _EXPLAIN.match(text):
-            plan = self._explained(text[match.end() :])
-            return self._result(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]}))
+            plan = self._explained(self._job(text[match.end() :], params, frame))
+            return self._result(
+                self.duckdb.from_arrow(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]}))
+            )
         if not holds_call(parse(text)):  # a table or macro of the user's has the name
-            return self._pass_on(statement)
-        self.last_run = execute(self._job(text))
+            return self._pass_on(text, params, frame)
+        self.last_run = execute(self._job(text, params, frame))
         rows = self.last_run.rows
         return self._result(rows) if rows is not None else None
 
-    def _result(self, rows: pa.Table) -> Result:
-        return Result(self.duckdb.from_arrow(rows), self.duckdb)
+    def _result(self, relation: duckdb.DuckDBPyRelation) -> Result:
+        return Result(relation, self.duckdb, self._lock)
 
-    def forecast(self, query: str) -> Plan:
+    def forecast(self, query: str, params: Parameters = None) -> Plan:
         """The plan of a statement as numbers; nothing is sent to a model."""
         from vllm_relational.sql.explain import forecast
 
-        self._register_frames(query, sys._getframe(1))
-        with interrupts():
-            return forecast(self._job(query))
+        with self._lock, interrupts():
+            return forecast(self._job(query, params, sys._getframe(1)))
 
-    def explain(self, query: str) -> str:
+    def explain(self, query: str, params: Parameters = None) -> str:
         """The plan of a statement as a text; nothing is sent to a model."""
-        self._register_frames(query, sys._getframe(1))
-        return self._explained(query)
+        with self._lock, interrupts():
+            return self._explained(self._job(query, params, sys._getframe(1)))
 
-    def _job(self, text: str) -> Job:
-        return Job(self.duckdb, self._store, Trail(self._llm), self.settings, text)
+    def _job(self, text: str, params: Parameters, frame: FrameType | None) -> Job:
+        text = numbered(text)
+        session = self._session(text, frame)
+        session = dataclasses.replace(
+            session,
+            variables=reread(session.variables, session.around, names_in(text)),
+            values=values_of(text, params),
+        )
+        return Job(session, self._store, Trail(self._llm), self.settings, text)
 
-    def _explained(self, query: str) -> str:
+    def _session(self, text: str, frame: FrameType | None) -> Session:
+        return _session_of(self.duckdb, frame, names_in(text))
+
+    def _explained(self, job: Job) -> str:
         from vllm_relational.sql.explain import explain
 
-        with interrupts():
-            return explain(self._job(query))
+        return explain(job)
 
     def report(self) -> str:
         """What the last statement with LLM functions asked, predicted against measured; '' before the first."""
@@ -152,12 +188,14 @@ class Connection:
 
     def errors(self) -> Any:
         """The rows that failed, as a DataFrame: operator, inputs, reason. In SQL: the table ``llm_errors``."""
-        return self._store.errors().to_pandas()
+        with self._lock:
+            return self._store.errors().to_pandas()
 
     def close(self) -> None:
         """Close the database. The LLM object stays open."""
-        self._store.close()
-        self.duckdb.close()
+        with self._lock:
+            self._store.close()
+            self.duckdb.close()
 
     def __enter__(self) -> Connection:
         return self
@@ -165,7 +203,6 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ------------------------------------------------------------------------------------------------------- names
     def _publish_errors(self) -> None:
         """``llm_errors`` without the database's name, unless the user has a table of that name."""
         known = "SELECT 1 FROM duckdb_tables() WHERE table_name = 'llm_errors' AND database_name <> ?"
@@ -174,24 +211,17 @@ class Connection:
                 f"CREATE OR REPLACE TEMP VIEW llm_errors AS SELECT * FROM {self._store.schema}.llm_errors"
             )
 
-    def _register_frames(self, text: str, frame: FrameType) -> None:
-        """Make the caller's DataFrames tables, where the statement names them and the database has no such table."""
-        stored = self._stored()
-        for name in names_in(text):
-            found = frame.f_locals.get(name, frame.f_globals.get(name))
-            if name.casefold() in stored:
-                if name.casefold() in self._frames:
-                    self.duckdb.unregister(name)
-                    self._frames.discard(name.casefold())
-            elif _is_frame(found):
-                self.duckdb.register(name, found)
-                self._frames.add(name.casefold())
 
-    def _stored(self) -> set[str]:
-        """The tables and views of the database, without the frames that stand for one."""
-        tables = self.duckdb.execute("SELECT table_name FROM duckdb_tables()").fetchall()
-        views = self.duckdb.execute("SELECT view_name FROM duckdb_views()").fetchall()
-        return {name.casefold() for (name,) in tables} | ({name.casefold() for (name,) in views} - self._frames)
+def _session_of(connection: duckdb.DuckDBPyConnection, frame: FrameType | None, names: Iterable[str] = ()) -> Session:
+    """A session for the variables of a frame; of results that a statement names, it reads the rows."""
+    if frame is None:
+        return Session(connection)
+    return Session(connection, variables_of(frame, names, _relation_of), frame.f_globals)
+
+
+def _relation_of(value: Any) -> Any:
+    """What DuckDB can read of a variable."""
+    return value.relation if isinstance(value, Result) else value
 
 
 def _with_retriever(settings: Settings) -> Settings:
@@ -200,13 +230,3 @@ def _with_retriever(settings: Settings) -> Settings:
     from vllm_relational.retrieving import Retriever
 
     return dataclasses.replace(settings, retriever=Retriever())
-
-
-def _is_frame(found: Any) -> bool:
-    module = type(found).__module__.partition(".")[0]
-    return (module == "pandas" and type(found).__name__ == "DataFrame") or (
-        module in ("polars", "pyarrow", "duckdb", "_duckdb") and type(found).__name__ in FRAMES
-    )
-
-
-FRAMES = ("DataFrame", "LazyFrame", "Table", "RecordBatch", "RecordBatchReader", "DuckDBPyRelation")

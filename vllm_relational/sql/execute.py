@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import duckdb
-import pyarrow as pa
 
 from vllm_relational.sql.ask import Asker
 from vllm_relational.sql.blocks import sql_of
 from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator
-from vllm_relational.sql.parse import engine_error
+from vllm_relational.sql.parse import engine_error, quoted
 from vllm_relational.sql.passes.layout import choose_layouts
 from vllm_relational.sql.prepare import bind, prepared, rehearse, unread
 
@@ -21,14 +20,14 @@ from vllm_relational.sql.prepare import bind, prepared, rehearse, unread
 class Execution:
     """What a statement asked and what came of it.
 
-    rows:      the result; None for a statement without one.
+    rows:      the result, computed, with DuckDB's types; None for a statement without one.
     rewritten: the SQL that DuckDB finished with.
     notes:     what the optimiser did to the statement as a whole.
     unread:    columns that the settings of deduplication name and no question reads.
     """
 
     operators: list[Operator] = field(default_factory=list)
-    rows: pa.Table | None = None
+    rows: duckdb.DuckDBPyRelation | None = None
     rewritten: str = ""
     notes: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
@@ -57,7 +56,17 @@ def execute(job: Job) -> Execution:
     try:
         with interruptible(job.connection):
             relation = job.connection.sql(text)
-            rows = relation.to_arrow_table() if relation is not None else None
+            rows = _computed(job, relation) if relation is not None else None
     except duckdb.Error as error:
         raise engine_error(job.sql, error) from error
     return Execution(planner.operators, rows, text, notes, unread(job, planner.operators))
+
+
+def _computed(job: Job, relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """The rows of a relation, which does not run again when they are read; several columns may have one name."""
+    names = relation.columns
+    rows: duckdb.DuckDBPyRelation = job.connection.called(relation.materialize)
+    if rows.columns == names:
+        return rows
+    pairs = zip(rows.columns, names, strict=True)
+    return rows.project(", ".join(f"{quoted(held)} AS {quoted(name)}" for held, name in pairs))

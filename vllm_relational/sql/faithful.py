@@ -16,7 +16,8 @@ from typing import Any
 import duckdb
 from sqlglot import exp
 
-from vllm_relational.sql.parse import CHANGED, calls, error_here
+from vllm_relational.sql.parse import CHANGED, calls, error_here, sql_of
+from vllm_relational.sql.session import Session
 from vllm_relational.sql.source import OPENED_META, SOURCE_META, source_of, written
 
 # Nodes that plans take apart or build anew.
@@ -28,7 +29,7 @@ _REBUILT = (
 _PLACES, _NAMES = ("query_location", "query_location_length"), ("type_name", "path")
 
 
-def check_meaning(connection: duckdb.DuckDBPyConnection, tree: exp.Expr, sql: str) -> None:
+def check_meaning(connection: Session, tree: exp.Expr, sql: str) -> None:
     """Mark what must not be written anew; raises ``SQLError`` where the query itself is such a part."""
     query = _query_of(tree)
     if query is None:
@@ -69,7 +70,7 @@ def _is_clause(node: exp.Expr) -> bool:
     return not isinstance(node, exp.Query | exp.Table | exp.Alias | exp.Paren)
 
 
-def _same(connection: duckdb.DuckDBPyConnection, query: exp.Expr, nodes: list[exp.Expr], read: Any) -> bool:
+def _same(connection: Session, query: exp.Expr, nodes: list[exp.Expr], read: Any) -> bool:
     for node in nodes:
         node.meta[OPENED_META] = True
     try:
@@ -79,20 +80,20 @@ def _same(connection: duckdb.DuckDBPyConnection, query: exp.Expr, nodes: list[ex
             del node.meta[OPENED_META]
 
 
-def _reading(connection: duckdb.DuckDBPyConnection, text: str) -> Any:
+def _reading(connection: Session, text: str) -> Any:
     """What DuckDB reads from a query; None for one that it cannot read, which binding will say, or not write down."""
-    found = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()[0][0]
+    found = connection.connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()[0][0]
     read = json.loads(found)
     return None if read["error"] else _without_places(read)
 
 
-def name_of(connection: duckdb.DuckDBPyConnection, item: exp.Expr) -> str:
+def name_of(connection: Session, item: exp.Expr) -> str:
     """The name that DuckDB gives to a column without alias."""
     query = "SELECT json_deserialize_sql(json_serialize_sql(?::VARCHAR))"
     try:
-        text: str = connection.execute(query, [f"SELECT {written(item)}"]).fetchall()[0][0]
+        text: str = connection.connection.execute(query, [f"SELECT {sql_of(item)}"]).fetchall()[0][0]
     except duckdb.Error:  # binding will say
-        return written(item)
+        return sql_of(item)
     return text.removeprefix("SELECT ")
 
 

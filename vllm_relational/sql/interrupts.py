@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import duckdb
 
@@ -15,6 +16,13 @@ from vllm_relational.records import RelationalError
 # What DuckDB says of it: of a query, and of a function of ours that a query calls.
 _SIGNS = ("Query interrupted", "INTERRUPT Error", "executing the UDF: KeyboardInterrupt")
 _DONE = b"\0"  # no signal has this number
+
+
+class Interrupted(Protocol):
+    """A connection, or what stands for one."""
+
+    def interrupt(self) -> None:
+        """End the query that is running."""
 
 
 @contextmanager
@@ -29,7 +37,7 @@ def interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+def interruptible(connection: Interrupted) -> Iterator[None]:
     """Within, Ctrl-C ends the connection's query and is a ``KeyboardInterrupt``. Only for queries."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,7 +58,7 @@ def interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         os.close(writer)
 
 
-def _watch(reader: int, connection: duckdb.DuckDBPyConnection) -> None:
+def _watch(reader: int, connection: Interrupted) -> None:
     """Python writes the number of a signal as it arrives, whatever its main thread does."""
     while (number := os.read(reader, 1)) != _DONE:
         if number[0] == signal.SIGINT:

@@ -17,6 +17,7 @@ from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.parse import engine_error
 from vllm_relational.sql.planner import Planner
 from vllm_relational.sql.retrieve import Retrieval
+from vllm_relational.sql.session import Session
 from vllm_relational.sql.store import Store
 from vllm_relational.sql.trail import Trail
 from vllm_relational.table.duckdb_cells import arrow_of_relation
@@ -28,12 +29,12 @@ COUNT = "__count"
 class Job:
     """One statement and what it runs on.
 
-    connection: the user's; sql: as written.
+    connection: the user's, with what the statement may name; sql: as written, its parameters numbered.
     layouts:    of operators by the name of their table; the others have the question first.
     searched:   the questions of ``retrieve`` that this statement searched for, by table and key, also to forecast.
     """
 
-    connection: duckdb.DuckDBPyConnection
+    connection: Session
     store: Store
     llm: Trail
     settings: Settings
@@ -58,7 +59,7 @@ class Job:
         """The rows of a query that this package wrote."""
         try:
             with interruptible(self.connection):
-                return self.connection.sql(text).to_arrow_table()
+                return self.connection.called(self.connection.relation(text).to_arrow_table)
         except duckdb.Error as error:
             raise engine_error(self.sql, error) from error
 

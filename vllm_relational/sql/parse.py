@@ -17,7 +17,7 @@ from sqlglot.tokenizer_core import Token, TokenType
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.functions import LITERALS, RETRIEVE, USAGE
-from vllm_relational.sql.source import Unfaithful, read, written
+from vllm_relational.sql.source import UnfaithfulError, read, written
 
 DIALECT = "duckdb"
 FUNCTIONS = {*LITERALS, RETRIEVE}
@@ -137,8 +137,13 @@ def sql_of(tree: exp.Expr) -> str:
     """The SQL of a tree for DuckDB: the user's own text where it has not been changed, see ``source``."""
     try:
         return written(tree)
-    except Unfaithful as lost:
+    except UnfaithfulError as lost:
         raise _error_from(lost.statement, lost.start, CHANGED) from None
+
+
+def quoted(name: str) -> str:
+    """A name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def is_call(node: Any) -> bool:

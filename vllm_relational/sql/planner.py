@@ -36,6 +36,7 @@ from vllm_relational.sql.passes.guards import guards_of
 from vllm_relational.sql.passes.lateral import conditions_on_rows, read_from, rows_of_limit
 from vllm_relational.sql.passes.limit import split
 from vllm_relational.sql.retrieve import FROM_META, Retrieval, check_type, retrieval_of
+from vllm_relational.sql.session import Session
 from vllm_relational.sql.store import Store
 
 SPLIT_META = "split"
@@ -89,7 +90,7 @@ class Planner:
 
     def __init__(
         self,
-        connection: duckdb.DuckDBPyConnection,
+        connection: Session,
         store: Store,
         settings: Settings,
         sql: str,
@@ -393,7 +394,7 @@ def _note_conditions(operator: Operator, site: Site, guards: Sequence[exp.Expr])
             operator.notes.append(note)
 
 
-def aggregate_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
+def aggregate_names(connection: Session) -> list[str]:
     """DuckDB's aggregate functions."""
     query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
     return [row[0] for row in connection.execute(query).fetchall()]

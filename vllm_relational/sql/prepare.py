@@ -14,6 +14,7 @@ from vllm_relational.sql.functions import Question
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.normalise import normalise
 from vllm_relational.sql.operator import Operator
+from vllm_relational.sql.parameters import spell_literals
 from vllm_relational.sql.parse import engine_error, misplaced, parse
 from vllm_relational.sql.passes.inner_limit import push_limits
 from vllm_relational.sql.passes.prune import drop_unread
@@ -30,6 +31,7 @@ def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
     if not _may_ask(tree):
         raise misplaced(job.sql, tree)
     check_meaning(job.connection, tree, job.sql)
+    spell_literals(tree, job.connection.values)
     normalise(tree, job.sql, lambda item: name_of(job.connection, item))
     if not job.settings.optimize:
         return tree, []

@@ -15,7 +15,9 @@ from typing import Any
 
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
+from sqlglot.generators.duckdb import DuckDBGenerator
 from sqlglot.parser import Parser
+from sqlglot.parsers.duckdb import DuckDBParser
 from sqlglot.tokenizer_core import Token, TokenType
 
 SPAN_META, END_META, SOURCE_META = "span", "end_of_text", "source"
@@ -57,13 +59,13 @@ def _tracked(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_tracked(name: str) -> bool:
-    return name.startswith("_parse_") and not name.startswith(_NOT_TRACKED) and callable(getattr(DuckDB.Parser, name))
+    return name.startswith("_parse_") and not name.startswith(_NOT_TRACKED) and callable(getattr(DuckDBParser, name))
 
 
 _TrackingParser: type[Parser] = type(
     "_TrackingParser",
-    (DuckDB.Parser,),
-    {name: _tracked(getattr(DuckDB.Parser, name)) for name in dir(DuckDB.Parser) if _is_tracked(name)},
+    (DuckDBParser,),
+    {name: _tracked(getattr(DuckDBParser, name)) for name in dir(DuckDBParser) if _is_tracked(name)},
 )
 
 
@@ -101,8 +103,9 @@ def _joined(token: Token, first: Token, last: Token) -> Token:
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a node, which begins at ``start`` of a statement. pieces: around the holes; shape: the node as it was read; order: of the holes in the text.
+    """The text of a node, which begins at ``start`` of a statement.
 
+    pieces: around the holes; shape: the node as it was read; order: of the holes in the text.
     is_faithful: False where sqlglot would write something else than was read, if the node were changed.
     """
 
@@ -295,7 +298,7 @@ def _fill(value: Any, shape: Any, holes: list[exp.Expr]) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
-class Unfaithful(Exception):
+class UnfaithfulError(Exception):
     """sqlglot would have to write a node anew and would not keep its meaning. ``statement``, ``start``: its place."""
 
     def __init__(self, source: Source) -> None:
@@ -303,7 +306,7 @@ class Unfaithful(Exception):
         self.statement, self.start = source.statement, source.start
 
 
-class _SourceGenerator(DuckDB.Generator):
+class _SourceGenerator(DuckDBGenerator):
     """Writes nodes as they were read, but for those marked with ``OPENED_META``."""
 
     def sql(self, expression: Any, key: str | None = None, comment: bool = True) -> str:
@@ -318,7 +321,7 @@ class _SourceGenerator(DuckDB.Generator):
         if text is not None:
             return f" {text}" if type(node) in _CLAUSES else text
         if source is not None and not source.is_faithful:
-            raise Unfaithful(source)
+            raise UnfaithfulError(source)
         return super().sql(node, None, comment)
 
     def _as_read(self, node: exp.Expr, source: Source) -> str | None:
@@ -337,5 +340,5 @@ def _bracketed(node: exp.Expr, text: str) -> str:
 
 
 def written(tree: exp.Expr) -> str:
-    """The SQL of a tree for DuckDB; raises ``Unfaithful``."""
+    """The SQL of a tree for DuckDB; raises ``UnfaithfulError``."""
     return str(_SourceGenerator(dialect=DuckDB(), comments=False).generate(tree))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ from vllm_relational.sql.merging import BEYOND_EXACT
 
 # What the database of answers is called: the first name that the user has no database or schema of.
 NAMES = ("llm", "llm_answers", "vllm_relational_answers")
+# Connections to one database see each other's functions: every lookup of the process has a number of its own.
+_LOOKUPS = itertools.count()
 TAKEN_NAMES = "SELECT database_name FROM duckdb_databases() UNION SELECT schema_name FROM duckdb_schemas()"
 OPERATOR_NAME = re.compile(r"op_[1-9][0-9]{0,8}", re.ASCII)
 # Columns of an operator's table that files of earlier versions lack.
@@ -107,9 +110,7 @@ class Store:
     def __init__(self, connection: duckdb.DuckDBPyConnection, side: Path | None = None) -> None:
         self._user, self._side = connection, side
         self._cursor = connection.cursor()
-        taken = {row[0] for row in self._cursor.execute(TAKEN_NAMES).fetchall()}
-        self.database = next(name for name in NAMES if name not in taken)
-        self.schema = f"{self.database}.main"
+        self.database = self.schema = ""
         self._attach(side)
         self._tables: dict[str, OperatorTable] = {}
         self._published: list[str] = []
@@ -120,7 +121,7 @@ class Store:
         place = str(side).replace("'", "''") if side is not None else ":memory:"
         new = side is not None and not side.exists()
         try:
-            self._cursor.execute(f"ATTACH '{place}' AS {self.database} (READ_WRITE)")
+            self._attach_as_free_name(place)
             self._cursor.execute(
                 f"CREATE TABLE IF NOT EXISTS {self.schema}.operators"
                 "(name VARCHAR, question VARCHAR, function VARCHAR, prompt VARCHAR, answer_type VARCHAR)"
@@ -155,6 +156,21 @@ class Store:
                 f"{self._side} is damaged or no side file: its table operators has the name {bad[0]!r}, where op_1, "
                 "op_2 and so on stand once each; name another with --side (side=...)"
             )
+
+    def _attach_as_free_name(self, place: str) -> None:
+        """Under the first name that is free; another thread may take it just before."""
+        numbered = (f"{NAMES[0]}_{number}" for number in itertools.count(2))
+        for name in itertools.chain(NAMES, numbered):
+            if name in {row[0] for row in self._cursor.execute(TAKEN_NAMES).fetchall()}:
+                continue
+            try:
+                self._cursor.execute(f"ATTACH '{place}' AS {name} (READ_WRITE)")
+            except duckdb.BinderException as error:
+                if f'database with name "{name}" already exists' in str(error):
+                    continue
+                raise
+            self.database, self.schema = name, f"{name}.main"
+            return
 
     # ---------------------------------------------------------------------------------------------------- tables
     def table(self, identity: str, function: str, prompt: str, sql_type: str) -> OperatorTable:
@@ -218,7 +234,7 @@ class Store:
                 return
             except duckdb.CatalogException:
                 pass
-        self._published.append(f"{LOOKUP}{table.name}_{len(self._published)}")
+        self._published.append(f"{LOOKUP}{table.name}_{next(_LOOKUPS)}")
         table.lookup = self._published[-1]
         self._user.create_function(
             table.lookup,
