@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 
 from vllm_relational.atomic_file import replacing
 from vllm_relational.records import RelationalError
@@ -71,13 +71,15 @@ def opened(
 def run_sql(connection: Connection, text: str, output: Path | None) -> Result | None:
     """Run the statements and write or print the last one's rows. DuckDB's errors become ``RelationalError``."""
     try:
-        result = connection.sql(text)
+        result = connection.run(text)
         if result is None:
             return None
+        with interruptible(connection.duckdb):
+            rows = result.relation.materialize()
         if output is not None:
-            _write(connection, result.arrow(), output)
+            _write(connection, rows, output)
         else:
-            print_rows(result.arrow())
+            print_rows(rows, result.columns)
         return result
     except duckdb.Error as error:
         raise RelationalError(str(error).splitlines()[0]) from error
@@ -100,38 +102,39 @@ def explained(connection: Connection, text: str) -> str:
         raise RelationalError("explain takes one statement with LLM functions: give them one by one")
     try:
         for part in parts[: asking[0]]:
-            with interruptible(connection.duckdb):
-                connection.duckdb.execute(part.text).fetchall()
-        return connection.explain(parts[asking[0]].text)
+            connection.run(part.text)
+        plan = connection.run(f"EXPLAIN {parts[asking[0]].text}")
+        assert plan is not None
+        return str(plan.fetchall()[0][1])
     except duckdb.Error as error:
         raise RelationalError(str(error).splitlines()[0]) from error
 
 
-def _write(connection: Connection, rows: pa.Table, output: Path) -> None:
+def _write(connection: Connection, rows: duckdb.DuckDBPyRelation, output: Path) -> None:
     """By DuckDB, into the file that takes the output's place."""
-    connection.duckdb.register("__result", rows)
     how = f"{FORMATS[output.suffix.lower()]}, USE_TMP_FILE false"
     try:
         with replacing(output) as file, interruptible(connection.duckdb):
-            place = str(file.name).replace("'", "''")
-            connection.duckdb.execute(f"COPY __result TO '{place}' ({how})").fetchall()
+            place = str(file.name).replace("'", "''")  # DuckDB finds the rows among the variables here
+            connection.duckdb.execute(f"COPY rows TO '{place}' ({how})").fetchall()
     except OSError as error:
         raise RelationalError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        connection.duckdb.unregister("__result")
 
 
-def print_rows(rows: pa.Table) -> None:
-    """The first rows as a table on standard output; control characters in cells cannot steer the terminal."""
+def print_rows(rows: duckdb.DuckDBPyRelation, names: Sequence[str]) -> None:
+    """The first rows as a table on standard output, in DuckDB's words, under these names.
+
+    Control characters in cells cannot steer the terminal.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
-    for name in rows.column_names:
+    for name in names:
         table.add_column(Text(printable(name)))
-    for row in rows.slice(0, SHOWN_ROWS).to_pylist() if rows.num_columns else []:
-        table.add_row(*(Text(printable("NULL" if value is None else str(value), lines=True)) for value in row.values()))
+    for row in rows.limit(SHOWN_ROWS).project("CAST(COLUMNS(*) AS VARCHAR)").fetchall():
+        table.add_row(*(Text(printable("NULL" if value is None else value, lines=True)) for value in row))
     Console(file=sys.stdout, highlight=False, emoji=False, markup=False).print(table)
-    if rows.num_rows > SHOWN_ROWS:
-        print(f"{rows.num_rows:,} rows, {SHOWN_ROWS} shown: write all with -o FILE")
+    if len(rows) > SHOWN_ROWS:
+        print(f"{len(rows):,} rows, {SHOWN_ROWS} shown: write all with -o FILE")

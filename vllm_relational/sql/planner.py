@@ -396,5 +396,4 @@ def _note_conditions(operator: Operator, site: Site, guards: Sequence[exp.Expr])
 
 def aggregate_names(connection: Session) -> list[str]:
     """DuckDB's aggregate functions."""
-    query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
-    return [row[0] for row in connection.execute(query).fetchall()]
+    return connection.aggregate_names

@@ -6,6 +6,7 @@ from a frame with the names of the user's own: the rules are DuckDB's, and nothi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
@@ -57,6 +58,12 @@ class Session:
             self.connection.sql, text, **({"params": given} if given is not None else {})
         )
         return found
+
+    @functools.cached_property
+    def aggregate_names(self) -> list[str]:
+        """DuckDB's aggregate functions and the user's, which stay the same for a statement."""
+        query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
+        return [row[0] for row in self.connection.execute(query).fetchall()]
 
     def interrupt(self) -> None:
         """End the query that is running."""

@@ -136,6 +136,9 @@ def _remember(tree: exp.Expr, sql: str) -> None:
         source = _source(node, span, sql) if span is not None else None
         if source is not None:
             node.meta[SOURCE_META] = source
+    for node in tree.walk():  # what is copied with every node
+        node.meta.pop(SPAN_META, None)
+        node.meta.pop(END_META, None)
 
 
 def _settle_span(node: exp.Expr, sql: str) -> None:
