@@ -76,7 +76,7 @@ def _question_of(text: str) -> tuple[str, list[str]]:
     tag = _TAG.search(text[: row.start()] + text[row.end() :])
     assert tag is not None, text
     values = json.loads("{" + row[1].rstrip(",\n") + "}").values()
-    return tag[0], [text for value in values for text in (value if isinstance(value, list) else [value])]
+    return tag[0], [str(text) for value in values for text in (value if isinstance(value, list) else [value])]
 
 
 def _labels(decision: Decision) -> Sequence[str]:

@@ -332,7 +332,7 @@ def _distinct(rng: random.Random) -> str:
 
 
 def _pivoted(rng: random.Random) -> str:
-    inner = f"SELECT d.kid, d.n, d.e, {rng.choice(ANSWERS)}::VARCHAR AS y FROM d{_where(rng, 0, 1)}"
+    inner = f"SELECT d.kid, d.n, d.e, ({rng.choice(ANSWERS)})::VARCHAR AS y FROM d{_where(rng, 0, 1)}"
     return rng.choice(
         [
             f"SELECT * FROM (PIVOT ({inner}) ON e IN ('sad', 'ok') USING count(*) GROUP BY kid)",
