@@ -7,8 +7,10 @@ into the tree.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import duckdb
@@ -33,7 +35,7 @@ class Marker:
 
 def markers(text: str) -> list[Marker]:
     """The parameters of a text, in order."""
-    tokens = duckdb.tokenize(text)
+    tokens = _tokens(text)
     found = []
     for (start, kind), (after, _) in zip(tokens, [*tokens[1:], (len(text), None)], strict=True):
         if kind != token_type.operator or text[start] not in "?$":
@@ -44,6 +46,15 @@ def markers(text: str) -> list[Marker]:
         if text[start] == "?" or (end > start + 1 and after == start + 1):
             found.append(Marker(start, end, text[start + 1 : end]))
     return found
+
+
+def _tokens(text: str) -> list[tuple[int, Any]]:
+    """DuckDB's words of a text; it counts bytes."""
+    data, tokens = text.encode("utf-8", "surrogatepass"), duckdb.tokenize(text)
+    if len(data) == len(text):
+        return tokens
+    starts = list(accumulate((len(character.encode("utf-8", "surrogatepass")) for character in text), initial=0))
+    return [(bisect_left(starts, place), kind) for place, kind in tokens]
 
 
 def numbered(text: str) -> str:
