@@ -1,74 +1,45 @@
-"""HTTP to one server through the openai client: retries that can be interrupted, and an abort from another thread.
+"""HTTP to one server: retries that can be interrupted, and an abort from another thread.
 
-The client's own retries sleep where nothing can wake them (up to two minutes when the server asks for it), so it is
-told not to retry and the same rules are kept here: connection errors, time-outs, 408, 409, 429 and 5xx, exponential
-back-off, Retry-After honoured up to ``MAX_RETRY_AFTER_S``.
+Retried are connection errors, time-outs and broken answers (once), 408, 409, 425, 429 and 5xx, after an exponential
+back-off or after Retry-After, up to ``MAX_RETRY_AFTER_S``. Redirects are followed within the server's origin only:
+what is asked holds the user's rows, and goes nowhere else.
 """
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
-import os
+import json
+import math
 import random
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
-import openai
+import httpcore
+import httpx
 
+from vllm_relational.engine.endpoint_failures import (
+    AbortedError,
+    LostError,
+    MalformedError,
+    RefusedError,
+    RequestError,
+)
 from vllm_relational.engine.endpoint_protocol import one_line, server_message
+from vllm_relational.engine.endpoint_secrets import ApiKey, Secrets
+from vllm_relational.engine.endpoint_transport import DEFAULT_LIMIT, MAX_REDIRECTS, Backend, BoundedTransport
 from vllm_relational.records import RelationalError
+from vllm_relational.terminal import printable
 
 CONNECT_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 5.0
 MAX_RETRY_DELAY_S = 8.0
 MAX_RETRY_AFTER_S = 120.0
-RETRIED_STATUSES = frozenset({408, 409, 429})
-
-
-class RefusedError(Exception):
-    """The server answered with an HTTP error, or did not answer this request while it answered others."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class LostError(Exception):
-    """The server cannot be reached, or has stopped answering."""
-
-
-class AbortedError(Exception):
-    """``Connection.abort`` was called."""
-
-
-@dataclass(frozen=True)
-class ApiKey:
-    """A key and where it came from; only the latter is ever shown."""
-
-    value: str = field(repr=False)
-    source: str
-
-    @staticmethod
-    def find(argument: str | None) -> ApiKey:
-        """The key from the argument, else from OPENAI_API_KEY, else the placeholder that open servers accept."""
-        value = (argument or "").strip()
-        source = "the api_key argument"
-        if not value:
-            value, source = os.environ.get("OPENAI_API_KEY", "").strip(), "OPENAI_API_KEY"
-        if not value:
-            return ApiKey("EMPTY", "none")
-        if not (value.isascii() and value.isprintable()) or " " in value:
-            raise RelationalError(f"the API key from {source} holds blanks or characters outside ASCII; copy it again")
-        return ApiKey(value, source)
-
-    def hide(self, text: str) -> str:
-        return text if self.source == "none" else text.replace(self.value, "[API key]")
+MAX_TIMEOUT_S = 1e6
+_URL_EXAMPLE = "base_url must be a URL such as http://localhost:8000/v1"
 
 
 @dataclass(frozen=True)
@@ -90,148 +61,264 @@ class Address:
     def shown(self) -> str:
         """The URL without user, password and query."""
         parts = urlsplit(self.base_url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return printable(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")))
+
+    def url(self, path: str) -> str:
+        """``path``, absolute or under the base URL, without user and password; a query of the base URL is kept."""
+        if "://" in path:
+            return urlunsplit(_anonymous(urlsplit(path)))
+        parts = _anonymous(urlsplit(self.base_url))
+        return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
+
+    @property
+    def user(self) -> tuple[str, str] | None:
+        """User and password of the base URL."""
+        user, _, password = urlsplit(self.base_url).netloc.rpartition("@")[0].partition(":")
+        return (unquote(user), unquote(password)) if user or password else None
+
+
+def _anonymous(parts: SplitResult) -> SplitResult:
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2])
+
+
+def checked_url(base_url: object) -> str:
+    """The base URL without slashes at its end. Raises ``RelationalError`` for what is none."""
+    if not isinstance(base_url, str):
+        raise RelationalError(f"{_URL_EXAMPLE}, not a {type(base_url).__name__}")
+    try:
+        parts = urlsplit(base_url)
+        port = parts.port  # not a number, or too large a one, is found here
+        httpx.URL(urlunsplit(_anonymous(parts)))
+    except (ValueError, httpx.InvalidURL) as error:
+        raise RelationalError(f"{_URL_EXAMPLE}: {printable(str(error))}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not base_url.isprintable():
+        raise RelationalError(_URL_EXAMPLE)
+    return base_url.rstrip("/")
 
 
 class Connection:
     """A pool of connections to one server, as many as threads use it.
 
-    ``get`` and ``post`` return the decoded JSON of the answer (a string if it is not JSON) and raise ``RefusedError``,
-    ``LostError`` or, after ``abort``, ``AbortedError``. ``abort`` may be called from any thread: it wakes the threads
+    ``get`` and ``post`` return the decoded JSON of the answer (``get`` a text if it is not JSON) and raise
+    ``RequestError`` or, after ``abort``, ``AbortedError``. ``abort`` may be called from any thread: it wakes the threads
     that wait for an answer or for their next attempt, and the server sees their requests disconnect.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, size: int = 1) -> None:
         self.address = address
-        self.num_answers = 0
+        self.secrets = Secrets.of(address.base_url, address.api_key)
         self._aborted = threading.Event()
-        self._sockets: set[socket.socket] = set()
-        self._lock = threading.Lock()
-        self._client = self._make_client()
+        self._backend = Backend()
+        self._client = self._make_client(size)
 
-    def _make_client(self) -> openai.OpenAI:
-        seconds = self.address.timeout_s
-        timeout = openai.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT_S))
-        http = openai.DefaultHttpxClient(timeout=timeout, event_hooks={"request": [self._watch]})
-        key = self.address.api_key.value
-        return openai.OpenAI(
-            base_url=self.address.base_url, api_key=key, timeout=timeout, max_retries=0, http_client=http
+    def _make_client(self, size: int) -> httpx.Client:
+        headers = {"accept-encoding": "identity", "user-agent": "vllm-relational"}
+        if self.address.user is None:
+            headers["authorization"] = f"Bearer {self.address.api_key.value}"
+        return httpx.Client(
+            auth=self.address.user,
+            headers=headers,
+            transport=BoundedTransport(self.address.base_url, self._backend, size),
+            follow_redirects=True,
+            max_redirects=MAX_REDIRECTS,
+            event_hooks={"request": [self._watch]},
+            trust_env=False,  # .netrc would add a password, the proxies are known to the transport
         )
 
-    def get(self, url: str, timeout_s: float = PROBE_TIMEOUT_S) -> object:
-        """One attempt; ``url`` is absolute or relative to the base URL."""
-        return self._once(lambda: self._client.get(url, cast_to=object, options={"timeout": timeout_s}), timeout_s)
+    # ----------------------------------------------------------------------------------------------- requests
+    def get(self, path: str, timeout_s: float = PROBE_TIMEOUT_S) -> object:
+        """One attempt; ``path`` is absolute or relative to the base URL."""
+        content = self._attempt("GET", path, timeout_s)
+        try:
+            return decoded(content)
+        except MalformedError:
+            return content.decode("utf-8", "replace")
 
-    def post_once(self, url: str) -> object:
+    def post_once(self, path: str) -> object:
         """One attempt with an empty body."""
-        return self._once(lambda: self._client.post(url, cast_to=object), self.address.timeout_s)
+        content = self._attempt("POST", path, self.address.timeout_s)
+        return decoded(content) if content.strip() else ""
 
-    def post(self, path: str, body: Mapping[str, Any]) -> object:
-        """As many attempts as the address allows; a time-out is tried once more, so that a dead server is noticed."""
-        started = time.monotonic()
-        for attempt in range(self.address.max_retries + 1):
-            answered = self.num_answers
+    def post(
+        self, path: str, body: Mapping[str, Any], max_bytes: int = DEFAULT_LIMIT, max_retries: int | None = None
+    ) -> tuple[object, float]:
+        """The answer and when the attempt that got it began. max_retries: None for as many as the address allows.
+
+        A time-out is tried once more, so that a dead server is noticed.
+        """
+        retries = self.address.max_retries if max_retries is None else max_retries
+        raw, started = _encoded(body), time.monotonic()
+        for attempt in range(retries + 1):
+            sent_at = time.monotonic()
+            failure: RequestError | None = None
             try:
-                reply = self._client.post(path, body=dict(body), cast_to=object)
-            except (openai.APIError, ValueError) as error:
-                delay = self._delay(error, attempt, time.monotonic() - started)
-                if self._aborted.is_set() or delay is None:
-                    alive = self.num_answers > answered
-                    raise self._translated(error, attempt + 1, self.address.timeout_s, alive) from error
-                self._aborted.wait(delay)
-            else:
-                self._count_answer()
-                return reply
+                return decoded(self._attempt("POST", path, self.address.timeout_s, raw, max_bytes)), sent_at
+            except RequestError as error:
+                failure = error
+            delay = None if attempt == retries else self._delay(failure, attempt, time.monotonic() - started)
+            if delay is None:
+                raise _with_tries(failure, attempt + 1, sent_at)
+            if self._aborted.wait(delay):
+                raise AbortedError
         raise AssertionError("the last attempt either returns or raises")
 
-    def _once(self, attempt: Callable[[], object], timeout_s: float) -> object:
-        try:
-            return attempt()
-        except (openai.APIError, ValueError) as error:
-            raise self._translated(error, 1, timeout_s, alive=False) from error
-
-    def _count_answer(self) -> None:
-        with self._lock:
-            self.num_answers += 1
-
-    def _delay(self, error: Exception, attempt: int, elapsed_s: float) -> float | None:
+    def _delay(self, error: RequestError, attempt: int, elapsed_s: float) -> float | None:
         """Seconds before the next attempt; None when there is to be none."""
-        backoff: float = min(self.address.retry_delay_s * 2**attempt, MAX_RETRY_DELAY_S) * random.uniform(0.75, 1.0)
-        if attempt >= self.address.max_retries:
-            return None
-        if isinstance(error, openai.APITimeoutError):
-            return backoff if elapsed_s < 2 * self.address.timeout_s else None
-        if isinstance(error, openai.APIConnectionError):
-            return backoff
-        if isinstance(error, openai.APIStatusError) and _is_passing(error.status_code):
-            asked = retry_after_s(error.response.headers)
+        growth = 2.0 ** min(attempt, 10)
+        backoff = min(self.address.retry_delay_s * growth, MAX_RETRY_DELAY_S) * random.uniform(0.75, 1.0)
+        if isinstance(error, LostError):
+            return backoff if not error.silent or elapsed_s < 2 * self.address.timeout_s else None
+        if isinstance(error, MalformedError):
+            return backoff if error.again and attempt == 0 else None
+        if isinstance(error, RefusedError) and error.is_passing:
+            asked = error.retry_after_s
             return backoff if asked is None else asked if asked <= MAX_RETRY_AFTER_S else None
         return None
 
-    def _translated(self, error: Exception, tries: int, timeout_s: float, alive: bool) -> Exception:
-        """``alive``: the server answered other requests while this attempt waited."""
-        hide, after = self.address.api_key.hide, f" after {tries} attempts" if tries > 1 else ""
+    def _attempt(
+        self, method: str, path: str, timeout_s: float, raw: bytes | None = None, max_bytes: int = DEFAULT_LIMIT
+    ) -> bytes:
+        """The body of an answer without error."""
+        failure: Exception | None = None
+        try:
+            response = self._send(method, path, timeout_s, raw, max_bytes)
+        except Exception as error:
+            failure = self._translated(error, timeout_s)
+        if failure is not None:
+            raise failure  # here, where the library's exception, which may quote a key, is no part of it
+        if response.is_success:
+            return response.content
+        raise self._refused(response)
+
+    def _send(self, method: str, path: str, timeout_s: float, raw: bytes | None, max_bytes: int) -> httpx.Response:
+        request = self._client.build_request(
+            method,
+            self.address.url(path),
+            content=raw,
+            headers={"content-type": "application/json"} if raw is not None else None,
+            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
+            extensions={"max_bytes": max_bytes, "method": method},
+        )
+        self._backend.begin(timeout_s)
+        return self._client.send(request)
+
+    def _translated(self, error: Exception, timeout_s: float) -> Exception:
         if self._aborted.is_set():
             return AbortedError()
-        if isinstance(error, openai.APITimeoutError):
-            message = f"no answer in {timeout_s:g} s{after}"
-            return RefusedError(408, message) if alive else LostError(message)
-        if isinstance(error, openai.APIConnectionError):
-            return LostError(hide(one_line(str(error.__cause__ or error)) + after))
-        if isinstance(error, openai.APIStatusError):
-            self._count_answer()
-            message = server_message(error.body or error.response.text)
-            return RefusedError(error.status_code, hide(f"HTTP {error.status_code}{after}: {message}"))
-        if isinstance(error, UnicodeEncodeError):
-            return RefusedError(400, "the prompt is not valid Unicode text; mend the row")
-        return RefusedError(200, "the server's answer is not JSON")
+        if isinstance(error, RequestError | RelationalError):
+            return error
+        if isinstance(error, httpcore.TimeoutException | TimeoutError):
+            return LostError(f"no answer in {timeout_s:g} s", silent=True)
+        if isinstance(error, httpx.TooManyRedirects):
+            return MalformedError(f"the server redirects more than {MAX_REDIRECTS} times")
+        if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+            return MalformedError("the server redirects to what is no web address")
+        return LostError(self.clean(str(error)) or type(error).__name__)
+
+    def _refused(self, response: httpx.Response) -> RefusedError:
+        try:
+            reply = decoded(response.content)
+        except MalformedError:
+            reply = response.content.decode("utf-8", "replace")
+        return self.refusal(response.status_code, reply, response.headers)
+
+    def refusal(self, status: int, reply: object, headers: Mapping[str, str] | None = None) -> RefusedError:
+        """What a reply says that is an error."""
+        message = self.clean(server_message(reply))
+        parameter, code = named_reason(reply)
+        text = f"HTTP {status}: {message}" if status != 200 else f"the server answered: {message}"
+        return RefusedError(
+            status, text, parameter=parameter, code=code, retry_after_s=retry_after_s(headers) if headers else None
+        )
+
+    def clean(self, text: str) -> str:
+        """Words of the server as they may be shown and stored: without keys, on one line, cut, escaped."""
+        return one_line(printable(" ".join(self.secrets.hide(text).split())))
 
     # --------------------------------------------------------------------------------------------------- abort
-    def _watch(self, request: Any) -> None:
-        """Called by the HTTP client before each request: has its sockets reported as they open."""
+    def _watch(self, request: httpx.Request) -> None:
+        """Called before each request is sent, also before those that redirects lead to."""
         if self._aborted.is_set():
             raise AbortedError
-        request.extensions["trace"] = self._note_socket
-
-    def _note_socket(self, event: str, info: Mapping[str, Any]) -> None:
-        if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            return
-        opened = info["return_value"].get_extra_info("socket")
-        with self._lock:
-            self._sockets = {known for known in self._sockets if known.fileno() >= 0} | {opened}
-            if self._aborted.is_set():
-                _shut(opened)
+        here, there = httpx.URL(self.address.url("")), request.url
+        if _origin(here) != _origin(there):
+            place = printable(f"{there.scheme}://{there.netloc.decode('ascii', 'replace')}")[:200]
+            raise MalformedError(
+                f"the server redirects to {place}: not followed, the rows would go there; if that is right, give it as "
+                "base_url"
+            )
+        if request.method != request.extensions.get("method", request.method):
+            raise MalformedError("the server redirects to a page: correct base_url, it often ends in /v1")
 
     def abort(self) -> None:
         """Ends every request in flight; no further one is sent."""
-        with self._lock:
-            self._aborted.set()
-            for opened in self._sockets:
-                _shut(opened)
+        self._aborted.set()
+        self._backend.abort()
 
     def close(self) -> None:
         self._client.close()
 
 
-def _is_passing(status: int) -> bool:
-    """Whether a later attempt may fare better."""
-    return status in RETRIED_STATUSES or status >= 500
+def _origin(url: httpx.URL) -> tuple[str, str, int]:
+    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
 
 
-def _shut(opened: socket.socket) -> None:
-    """Closing a socket would not wake the thread that waits on it; shutting it down does."""
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(opened, socket.SHUT_RDWR)
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise RefusedError(400, "the prompt is not valid Unicode text; mend the row") from None
+
+
+def _with_tries(failure: RequestError, tries: int, sent_at: float) -> RequestError:
+    """The failure, which says how often it was tried."""
+    failure.sent_at = sent_at
+    if tries > 1:
+        head, colon, rest = str(failure).partition(": ")
+        after = f" after {tries} attempts"
+        is_refused = isinstance(failure, RefusedError)
+        failure.args = (f"{head}{after}{colon}{rest}" if is_refused else f"{failure}{after}",)
+    return failure
+
+
+def decoded(content: bytes) -> object:
+    """The JSON document in a body; ``MalformedError`` if there is none."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        reason, again = "the server's answer is nested too deeply", False
+    except ValueError:
+        reason, again = "the server's answer is not JSON", True
+    raise MalformedError(reason, again)
+
+
+def named_reason(reply: object) -> tuple[str, str]:
+    """The parameter that an error names, and its code or type; '' where it does not."""
+    error = reply.get("error") if isinstance(reply, Mapping) else None
+    error = error if isinstance(error, Mapping) else reply if isinstance(reply, Mapping) else {}
+    parameter, *codes = (error.get(name) for name in ("param", "code", "type"))
+    return (
+        parameter[:100] if isinstance(parameter, str) else "",
+        " ".join(code[:100] for code in codes if isinstance(code, str)),
+    )
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by the Retry-After header, a number or a date; None where it says nothing usable."""
-    text = headers.get("retry-after")
-    if not text:
-        return None
+    """Seconds to wait by the Retry-After header, a number or a date, infinite for a date that no clock shows; None
+    where it says nothing usable."""
+    text = (headers.get("retry-after") or "").strip()[:100]
     try:
         seconds = float(text)
     except ValueError:
+        seconds = _seconds_until(text)
+    return seconds if seconds > 0 else None  # NaN is not
+
+
+def _seconds_until(text: str) -> float:
+    try:
         parsed = email.utils.parsedate_tz(text)
-        seconds = email.utils.mktime_tz(parsed) - time.time() if parsed else -1.0
-    return seconds if seconds > 0 else None
+        if parsed is None:
+            return -1.0
+        return email.utils.mktime_tz(parsed) - time.time()
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return math.inf if any(char.isdigit() for char in text) else -1.0
