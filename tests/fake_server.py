@@ -10,7 +10,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]
+Wire = Callable[[BaseHTTPRequestHandler], None]  # writes what it likes, after which the connection is closed
+Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]] | Wire
 
 
 def chat(text: str | None, finish: str = "stop", **usage: Any) -> Reply:
@@ -20,6 +21,12 @@ def chat(text: str | None, finish: str = "stop", **usage: Any) -> Reply:
 
 def fail(status: int, message: str = "no", **headers: str) -> Reply:
     return status, {"error": {"message": message}}, {name.replace("_", "-"): text for name, text in headers.items()}
+
+
+def _body(document: Any) -> bytes:
+    if isinstance(document, bytes):
+        return document
+    return document.encode() if isinstance(document, str) else json.dumps(document).encode()
 
 
 class FakeServer:
@@ -105,8 +112,13 @@ class FakeServer:
 
             def answer(self) -> None:
                 raw = self.rfile.read(int(self.headers.get("content-length") or 0))
-                status, document, *headers = fake._route(self.path, json.loads(raw) if raw else {})
-                data = document.encode() if isinstance(document, str) else json.dumps(document).encode()
+                reply = fake._route(self.path, json.loads(raw) if raw else {})
+                if callable(reply):
+                    self.close_connection = True
+                    reply(self)
+                    return
+                status, document, *headers = reply
+                data = _body(document)
                 self.send_response(status)
                 self.send_header("content-type", "text/html" if isinstance(document, str) else "application/json")
                 self.send_header("content-length", str(len(data)))

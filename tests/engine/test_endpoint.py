@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -158,7 +158,7 @@ def test_a_refused_key_is_named_by_its_source(server: FakeServer, status: int, m
     ],
 )
 def test_bad_arguments(options: dict[str, Any]) -> None:
-    with pytest.raises(RelationalError, match=r"http://localhost:8000/v1|must be positive"):
+    with pytest.raises(RelationalError, match=r"http://localhost:8000/v1|must be positive|whole number from 1"):
         EndpointEngine(**options)
 
 
@@ -166,7 +166,7 @@ def test_the_key_is_in_no_message(server: FakeServer, caplog: pytest.LogCaptureF
     caplog.set_level(logging.DEBUG, "vllm_relational")
     asked = engine(server, api_key=KEY)
     assert KEY not in repr(vars(asked))
-    server.other().reply = lambda body: fail(400, f"bad request with {KEY}")
+    server.other().reply = but_for_row_0(fail(400, f"bad request with {KEY}"))
     assert KEY not in (ask(asked)[0].error or KEY)
     server.reply = lambda body: fail(401, f"key {KEY} has expired")
     with pytest.raises(EngineDiedError) as raised:
@@ -234,8 +234,8 @@ def test_retry_after_as_a_number_a_date_or_nonsense() -> None:
 
 
 def test_a_wait_of_an_hour_is_not_waited_for(server: FakeServer) -> None:
-    server.reply = lambda body: fail(429, "daily quota used", retry_after="3600")
-    assert ask(engine(server))[0].error == "HTTP 429: daily quota used"
+    server.reply = but_for_row_0(fail(429, "daily limit used", retry_after="3600"))
+    assert ask(engine(server))[0].error == "HTTP 429: daily limit used"
 
 
 def test_a_row_whose_retries_are_used_up_fails_alone(server: FakeServer) -> None:
@@ -243,6 +243,11 @@ def test_a_row_whose_retries_are_used_up_fails_alone(server: FakeServer) -> None
     answers = ask(engine(server, max_retries=2), 3)
     assert answers[1].error == "HTTP 500 after 3 attempts: oops"
     assert answers[0].text == answers[2].text == "yes"
+
+
+def but_for_row_0(reply: Reply) -> Callable[[dict[str, Any]], Reply]:
+    """A server that gives that reply for row 0 and works for all others."""
+    return lambda body: reply if "row 0" in server_user(body) else chat("yes")
 
 
 def server_user(body: dict[str, Any]) -> str:
@@ -316,7 +321,7 @@ def test_a_refusal_of_all_requests_ends_the_job(server: FakeServer, status: int)
     server.reply = lambda body: chat("yes") if len(server.bodies) < 3 else fail(status, "gone")
     with pytest.raises(EngineDiedError, match=rf"HTTP {status}.*after 2 answers"):
         ask(engine(server, concurrency=1), 9)
-    assert len(server.bodies) == 3
+    assert len(server.bodies) == 4  # the refused row, and the trial
 
 
 def test_an_early_close_cancels_and_leaves_the_engine_usable(server: FakeServer) -> None:
@@ -453,7 +458,8 @@ def test_cached_tokens_are_read(server: FakeServer) -> None:
         (chat('{"a": 1}', ["stop"]), "the server stopped the answer (finish reason ['stop'])"),
         ((200, {"choices": []}), "the answer is empty"),
         ((200, {"error": {"message": "upstream is down"}}), "the server answered: upstream is down"),
-        ((200, "<html>hello</html>"), "the server's answer is not a chat completion"),
+        ((200, "<html>hello</html>"), "the server's answer is not JSON after 2 attempts"),
+        ((200, ["hello"]), "the server's answer is not a chat completion"),
         ((200, {"choices": [{"message": {"refusal": "I cannot."}}]}), "the model refused: I cannot."),
         (
             (200, {"choices": [{"message": {"content": "", "reasoning": "hmm"}}]}),
@@ -464,7 +470,7 @@ def test_cached_tokens_are_read(server: FakeServer) -> None:
     ],
 )
 def test_answers_that_are_none(server: FakeServer, reply: Reply, error: str) -> None:
-    server.reply = lambda body: reply
+    server.reply = but_for_row_0(reply)
     answer = ask(engine(server), 1, JsonSchema({"type": "object"}))[0]
     assert answer.text is None and (answer.error or "").startswith(error)
 

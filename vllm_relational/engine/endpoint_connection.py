@@ -36,6 +36,7 @@ from vllm_relational.terminal import printable
 
 CONNECT_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 5.0
+MAX_OLD_CONNECTIONS = 3  # found closed in one attempt
 MAX_RETRY_DELAY_S = 8.0
 MAX_RETRY_AFTER_S = 120.0
 MAX_TIMEOUT_S = 1e6
@@ -100,8 +101,8 @@ class Connection:
     """A pool of connections to one server, as many as threads use it.
 
     ``get`` and ``post`` return the decoded JSON of the answer (``get`` a text if it is not JSON) and raise
-    ``RequestError`` or, after ``abort``, ``AbortedError``. ``abort`` may be called from any thread: it wakes the threads
-    that wait for an answer or for their next attempt, and the server sees their requests disconnect.
+    ``RequestError`` or, after ``abort``, ``AbortedError``. ``abort`` may be called from any thread: it wakes the
+    threads that wait for an answer or for their next attempt, and the server sees their requests disconnect.
     """
 
     def __init__(self, address: Address, size: int = 1) -> None:
@@ -146,7 +147,8 @@ class Connection:
 
         A time-out is tried once more, so that a dead server is noticed.
         """
-        retries = self.address.max_retries if max_retries is None else max_retries
+        allowed = self.address.max_retries
+        retries = allowed if max_retries is None else min(max_retries, allowed)
         raw, started = _encoded(body), time.monotonic()
         for attempt in range(retries + 1):
             sent_at = time.monotonic()
@@ -200,6 +202,12 @@ class Connection:
             extensions={"max_bytes": max_bytes, "method": method},
         )
         self._backend.begin(timeout_s)
+        for _ in range(MAX_OLD_CONNECTIONS):
+            try:
+                return self._client.send(request)
+            except (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError):
+                if not self._backend.used_an_old_connection or self._aborted.is_set():
+                    raise  # else the server closed it while it was idle: that is no failure of the request
         return self._client.send(request)
 
     def _translated(self, error: Exception, timeout_s: float) -> Exception:
@@ -213,7 +221,7 @@ class Connection:
             return MalformedError(f"the server redirects more than {MAX_REDIRECTS} times")
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
             return MalformedError("the server redirects to what is no web address")
-        return LostError(self.clean(str(error)) or type(error).__name__)
+        return LostError(f"the connection failed: {self.clean(str(error)) or type(error).__name__}")
 
     def _refused(self, response: httpx.Response) -> RefusedError:
         try:

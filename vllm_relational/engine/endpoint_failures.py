@@ -56,7 +56,7 @@ class RefusedError(RequestError):
 
 
 class LostError(RequestError):
-    """No answer: the server cannot be reached, broke off, or said nothing within the time. silent: the last of these."""
+    """No answer: the server cannot be reached, broke off, or was too slow (``silent``)."""
 
     def __init__(self, message: str, silent: bool = False) -> None:
         super().__init__(message)

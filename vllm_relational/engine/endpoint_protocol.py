@@ -195,10 +195,14 @@ def _usage(reply: object) -> tuple[int, int, int | None]:
 
 
 def server_message(body: object) -> str:
-    """One line from the body of an error, however the server shapes it."""
-    while isinstance(body, Mapping):
-        body = next((body[name] for name in ("error", "message", "detail") if body.get(name)), json.dumps(dict(body)))
-    return one_line(str(body)) if body else "no reason given"
+    """The reason in the body of an error, however the server shapes it: whole, as keys are hidden in whole texts."""
+    try:
+        while isinstance(body, Mapping):
+            names = ("error", "message", "detail")
+            body = next((body[name] for name in names if body.get(name)), json.dumps(dict(body)))
+        return str(body) if body else "no reason given"
+    except RecursionError:
+        return "a reason that is nested too deeply"
 
 
 def one_line(text: str) -> str:

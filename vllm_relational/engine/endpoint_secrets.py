@@ -56,7 +56,7 @@ class Secrets:
         return Secrets(tuple(values))
 
     def hide(self, text: str) -> str:
-        """The beginning of ``text`` with every form of the secrets, and every piece of ``FRAGMENT`` characters, hidden."""
+        """The beginning of ``text``, with every form and every piece of ``FRAGMENT`` characters of a secret hidden."""
         text = text[:MAX_CHARS]
         for word in self._short:
             text = word.sub(HIDDEN, text)

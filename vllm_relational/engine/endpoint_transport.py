@@ -22,6 +22,7 @@ import httpx
 
 from vllm_relational.engine.endpoint_failures import MalformedError
 from vllm_relational.records import RelationalError
+from vllm_relational.terminal import printable
 
 MAX_REDIRECTS = 5
 DEFAULT_LIMIT = 4 * 2**20  # bytes of an answer whose request does not say
@@ -43,10 +44,16 @@ class Backend(httpcore.NetworkBackend):
     def begin(self, seconds: float) -> None:
         """This thread starts an attempt that may take so long."""
         self._attempt.deadline = time.monotonic() + seconds
+        self._attempt.connected = False
+
+    @property
+    def used_an_old_connection(self) -> bool:
+        """Whether this thread's attempt opened none; the server may have closed the one it took meanwhile."""
+        return not self._attempt.connected
 
     def left(self, timeout: float | None, error: type[Exception]) -> float:
         """Seconds that the thread may still wait."""
-        seconds = self._attempt.deadline - time.monotonic()
+        seconds: float = self._attempt.deadline - time.monotonic()
         if seconds <= 0:
             raise error()
         return seconds if timeout is None else min(seconds, timeout)
@@ -60,6 +67,7 @@ class Backend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         seconds = self.left(timeout, httpcore.ConnectTimeout)
+        self._attempt.connected = True
         return self.keep(_Stream(self._inner.connect_tcp(host, port, seconds, local_address, socket_options), self))
 
     def keep(self, stream: _Stream) -> _Stream:
@@ -167,7 +175,7 @@ def unpacked(raw: bytes, encoding: str, limit: int) -> bytes:
     if encoding in _UNPACKED or not raw:
         return raw
     if encoding not in _PACKED:
-        raise MalformedError(f"the server's answer is packed ({encoding[:40]}), which was not asked for")
+        raise MalformedError(f"the server's answer is packed ({printable(encoding[:40])}), which was not asked for")
     unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
         content = unpacker.decompress(raw, limit + 1)
@@ -210,7 +218,7 @@ def proxy_of(url: str) -> httpx.URL | None:
     try:
         return httpx.URL(found if "://" in found else f"http://{found}")
     except httpx.InvalidURL:
-        raise RelationalError("the environment names a proxy that is no URL: correct HTTPS_PROXY or HTTP_PROXY") from None
+        raise RelationalError("the proxy of the environment is no URL: correct HTTPS_PROXY or HTTP_PROXY") from None
 
 
 def tls_context() -> ssl.SSLContext:
