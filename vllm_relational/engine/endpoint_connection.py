@@ -92,7 +92,13 @@ def checked_url(base_url: object) -> str:
         httpx.URL(urlunsplit(_anonymous(parts)))
     except (ValueError, httpx.InvalidURL) as error:
         raise RelationalError(f"{_URL_EXAMPLE}: {printable(str(error))}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not base_url.isprintable():
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or port == 0
+        or not base_url.isprintable()
+        or " " in base_url
+    ):
         raise RelationalError(_URL_EXAMPLE)
     return base_url.rstrip("/")
 

@@ -44,7 +44,7 @@ def _checked_choice(choices: list[Any], clean: Callable[[str], str]) -> dict[str
     finish = choice.get("finish_reason")
     message = choice.get("message")
     return {
-        **({"finish_reason": clean(finish)} if isinstance(finish, str) else {}),
+        **({"finish_reason": clean(str(finish))} if finish is not None else {}),
         "message": _checked_message(message, clean) if isinstance(message, Mapping) else {},
     }
 
