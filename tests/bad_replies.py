@@ -16,7 +16,7 @@ from fake_server import Reply, Wire, chat, fail
 SECRET = "sk-secret-3141592653"
 GOOD = json.dumps(chat("yes")[1]).encode()
 ANSWERED = ""  # in place of a reason: the row is answered "yes"
-PATIENCE_S = 3.0  # of a server that is slow on purpose; more than a client waits
+PATIENCE_S = 6.0  # of a server that is slow on purpose; more than a client waits
 Handler = BaseHTTPRequestHandler
 
 

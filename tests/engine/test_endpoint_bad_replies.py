@@ -22,7 +22,7 @@ def outcomes() -> dict[str, Completion]:
     server = FakeServer()
     server.reply = _by_row
     engine = EndpointEngine(
-        server.root + "/v1", api_key=SECRET, concurrency=16, timeout_s=1.0, max_retries=1, retry_delay_s=0.001
+        server.root + "/v1", api_key=SECRET, concurrency=16, timeout_s=2.5, max_retries=1, retry_delay_s=0.001
     )
     prompts = [Prompt(key, user=f"row {key}") for key in range(2 * len(NAMES))]
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -31,6 +31,7 @@ from vllm_relational.records import Completion, Decision, EngineDiedError, Engin
 LIST_TIMEOUT_S = 30.0
 EXPECTED_TIMEOUT_S = 2.0  # where nothing is asked: a plan can do without the server
 TRIAL_RETRIES = 2
+LAST_ANSWERS_S = 5.0  # for what is in flight when a server begins to refuse
 MAX_CONCURRENCY = 4096  # each is a thread
 
 
@@ -222,30 +223,57 @@ def _settled(
     Freed places are filled before the finished answers are handed on, so the server has work while they are read;
     while the verdict is due, none is filled.
     """
-    system = ""
-
-    def submit(count: int) -> list[Future[_Answered | Failed]]:
-        nonlocal system
-        taken = list(islice(prompts, count))
-        system = taken[-1].system if taken else system
-        return [pool.submit(_outcome, question, prompt) for prompt in taken]
-
-    def judged() -> list[Completion]:
-        return [*map(_failed, verdict.judge(lambda: question.trial(verdict.known_good, system, TRIAL_RETRIES)))]
-
-    in_flight = submit(limit)
-    while in_flight:
-        finished = wait(in_flight, return_when=FIRST_COMPLETED).done
-        ordered = [future for future in in_flight if future in finished]
-        in_flight = [future for future in in_flight if future not in finished]
-        completions = [completion for future in ordered for completion in _heard(future.result(), verdict)]
-        if verdict.is_due:
+    flight = _Flight(pool, question, prompts, limit)
+    try:
+        while flight.pending:
+            completions = [completion for outcome in flight.land() for completion in _heard(outcome, verdict)]
+            if verdict.is_due:
+                yield from completions
+                completions = _judged(verdict, flight)
+            flight.fill()
             yield from completions
-            completions = judged()
-        in_flight += submit(limit - len(in_flight))
-        yield from completions
-        if not in_flight:
-            yield from judged()
+            if not flight.pending:
+                yield from _judged(verdict, flight)
+    except ServerFailedError as failed:
+        yield from _last_answers(flight, failed.failure, verdict)
+        raise
+
+
+class _Flight:
+    """The requests in flight."""
+
+    def __init__(self, pool: ThreadPoolExecutor, question: Question, prompts: Iterator[Prompt], limit: int) -> None:
+        self.question, self.system = question, ""
+        self._pool, self._prompts, self._limit = pool, prompts, limit
+        self.pending: list[Future[_Answered | Failed]] = []
+        self.fill()
+
+    def fill(self) -> None:
+        """Send rows until the limit is reached or there are none."""
+        for prompt in islice(self._prompts, self._limit - len(self.pending)):
+            self.system = prompt.system
+            self.pending.append(self._pool.submit(_outcome, self.question, prompt))
+
+    def land(self, seconds: float | None = None) -> list[_Answered | Failed]:
+        """Wait for one of them, or for all of them so many seconds; what has finished, in the order sent."""
+        until = FIRST_COMPLETED if seconds is None else ALL_COMPLETED
+        finished = wait(self.pending, seconds, until).done
+        ordered = [future for future in self.pending if future in finished]
+        self.pending = [future for future in self.pending if future not in finished]
+        return [future.result() for future in ordered]
+
+
+def _judged(verdict: Verdict, flight: _Flight) -> list[Completion]:
+    released = verdict.judge(lambda: flight.question.trial(verdict.known_good, flight.system, TRIAL_RETRIES))
+    return [*map(_failed, released)]
+
+
+def _last_answers(flight: _Flight, failure: RequestError, verdict: Verdict) -> Iterator[Completion]:
+    """What was answered meanwhile, or is under way at a server that began to refuse after it took the row."""
+    for outcome in flight.land(LAST_ANSWERS_S if isinstance(failure, RefusedError) else 0.0):
+        if isinstance(outcome, _Answered):
+            verdict.answered(outcome.prompt, outcome.sent_at)
+            yield outcome.completion
 
 
 def _outcome(question: Question, prompt: Prompt) -> _Answered | Failed:
