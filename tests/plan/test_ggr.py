@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from random_batches import assert_valid, batch_of, batches
 
 from vllm_relational.plan import plan_fixed, plan_fixed_v2, plan_ggr
 from vllm_relational.plan.fixed import repeat_scores
-from vllm_relational.plan.ggr import GgrOptions, dependent_units
+from vllm_relational.plan.ggr import ALGORITHM_1, GgrOptions, _Recursion, dependent_units
 from vllm_relational.plan.objective import depth_first_rows, hit_tokens
 from vllm_relational.records import PlanInput
 
@@ -111,7 +113,48 @@ def test_split_tables_are_planned_part_by_part():
 
 
 def test_the_default_options_are_the_published_ones():
-    assert GgrOptions() == GgrOptions(early_stop=100_000, row_stop=4, col_stop=2, distinct_threshold=0.7)
+    published = {"early_stop": 100_000, "row_stop": 4, "col_stop": 2, "distinct_threshold": 0.7}
+    assert GgrOptions() == GgrOptions(**published, split_rows=2_000)
+    assert GgrOptions(**published, split_rows=None) == ALGORITHM_1
+
+
+def repeats_in_few_rows(num_rows: int) -> PlanInput:
+    """A key of 12 values, and beside it a long text for each 100 rows: too many for a stop after four values."""
+    rows = np.arange(num_rows)
+    few, many = rows % 12, rows // 100
+    return PlanInput(
+        np.array([few, many], np.int32), (np.full(12, 3, np.int64), np.full(num_rows // 100 + 1, 50, np.int64))
+    )
+
+
+@pytest.mark.parametrize(("num_rows", "parts"), [(2_000, 1), (2_001, 2), (4_000, 2), (4_001, 3)])
+def test_the_authors_variant_cuts_the_sorted_rows_in_halves_of_at_most_2000(num_rows, parts):
+    recursion = _Recursion(repeats_in_few_rows(num_rows), GgrOptions())
+    cut = recursion._parts()
+    assert len(cut) == parts and max(map(len, cut)) <= 2_000
+    assert sorted(np.concatenate(cut).tolist()) == list(range(num_rows))
+    if parts > 1:
+        keys = recursion.batch.codes[recursion.sorted_by][:, np.concatenate(cut)].T.tolist()
+        assert keys == sorted(keys)
+
+
+@given(batches(), options)
+def test_up_to_2000_rows_it_is_algorithm_1(batch, options):
+    whole, cut = replace(options, split_rows=None), replace(options, split_rows=2_000)
+    one, two = plan_ggr(batch, whole), plan_ggr(batch, cut)
+    assert np.array_equal(one.rows, two.rows) and np.array_equal(one.fields, two.fields)
+
+
+def test_parts_reach_the_groups_that_the_row_depth_hides_from_the_whole():
+    # 16 kinds of 1,000 rows; in even kinds the second column repeats, in odd ones the third. Row depth 4 leaves twelve
+    # kinds of the whole to one order for all; a part of at most 2,000 sorted rows holds two or three kinds.
+    kind, within = np.arange(16_000) // 1_000, np.arange(16_000) % 1_000
+    own = 20 + np.arange(16_000) % 7_000
+    second, third = (np.where(kind % 2 == odd, within % 20, own) for odd in (0, 1))
+    codes = np.array([kind, second, third], np.int32)
+    batch = PlanInput(codes, tuple(np.full(size, 60, np.int64) for size in (16, 7_020, 7_020)))
+    whole, parts = (hit_tokens(batch, plan_ggr(batch, given)) for given in (ALGORITHM_1, GgrOptions()))
+    assert parts > 1.1 * whole
 
 
 def test_different_orders_beat_one_order_for_all():

@@ -9,12 +9,13 @@ Line numbers are those of Algorithm 1. Where the text and the authors' published
 - Table statistics and early stopping follow the published Python: columns with more than 0.7 distinct values a row go
   last; recursion ends at row depth 4, column depth 2 or a hit count under 100,000, in the fixed order with the v2
   score over the rows and columns at hand. Lengths are those of ``PlanInput``: the published limit counts characters.
-- The published Python sorts the rows and splits them in halves of at most 2,000 to use many processes. Algorithm 1
-  does not; ``GgrOptions.split_rows`` does.
+- As the published Python, ``plan_ggr`` sorts the rows in the fixed order of the v2 score and cuts them in halves until
+  no part has more than 2,000 rows; each part is planned by itself. Algorithm 1 plans the table as a whole:
+  ``ALGORITHM_1``. Parts find values that matter in a few thousand rows only, which the stop at row depth 4 would hide.
 - The published Python counts a value without regard to its column. Algorithm 1 does not, nor does this.
 
-Time: one scan of the cells a chosen value. With early stopping there are few; without, their number grows with the
-distinct values, and the whole is quadratic.
+Time: a sort of the rows, and for each part one of its cells and a scan of them for each chosen value, of which early
+stopping leaves a few. Without early stopping and parts the scans grow with the distinct values: quadratic.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vllm_relational import native
 from vllm_relational.plan.constraints import in_allowed_orders
-from vllm_relational.plan.fixed import plan_fixed_v2, repeat_score
+from vllm_relational.plan.fixed import repeat_score, repeat_scores
 from vllm_relational.plan.objective import depth_first_rows
 from vllm_relational.records import Plan, PlanInput
 
@@ -40,15 +42,18 @@ class GgrOptions:
     early_stop:         least hit count, squared length x repeats, worth a recursion.
     row_stop, col_stop: depth at which the recursion over the other rows, over the remaining columns, ends.
     distinct_threshold: a column with more distinct values than this share of the rows goes last.
-    split_rows:         above this many rows, halves of the ``fixed_v2`` order are planned apart (published Python:
-                        2,000); None plans the table as a whole.
+    split_rows:         above this many rows, halves of the sorted rows are planned apart; None: never.
     """
 
     early_stop: float = 100_000
     row_stop: int = 4
     col_stop: int = 2
     distinct_threshold: float = 0.7
-    split_rows: int | None = None
+    split_rows: int | None = 2_000
+
+
+ALGORITHM_1 = GgrOptions(split_rows=None)
+"""The paper's Algorithm 1 with the published early stopping."""
 
 
 @dataclass(frozen=True)
@@ -77,35 +82,53 @@ def dependent_units(batch: PlanInput, columns: Sequence[int]) -> list[Unit]:
     """
     units: dict[bytes, list[int]] = {}
     for column in columns:
-        _, first, codes = np.unique(batch.codes[column], return_index=True, return_inverse=True)
-        ranks = np.empty(len(first), dtype=np.int32)
-        ranks[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-        units.setdefault(ranks[codes].tobytes(), []).append(column)
+        numbers = _by_first_appearance(batch.codes[column], len(batch.cell_tokens[column]))
+        units.setdefault(numbers.tobytes(), []).append(column)
     return [tuple(unit) for unit in units.values()]
 
 
+def _by_first_appearance(codes: np.ndarray, num_values: int) -> np.ndarray:
+    """int32 ``[num_rows]``: the codes renamed 0, 1, ... in the order in which they appear."""
+    first = np.full(num_values, len(codes))
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # the last assignment counts: that of the first row
+    numbers = np.empty(num_values, dtype=np.int32)
+    numbers[np.argsort(first, kind="stable")] = np.arange(num_values, dtype=np.int32)
+    renamed: np.ndarray = numbers[codes]
+    return renamed
+
+
 class _Recursion:
+    """What is the same for all parts of a batch, and the field orders found."""
+
     def __init__(self, batch: PlanInput, options: GgrOptions) -> None:
         self.batch, self.options = batch, options
         movable = [column for column in range(batch.num_columns) if column not in batch.pinned]
-        repetitive = [column for column in movable if not self._too_distinct(column)]
-        self.last = self._by_score(np.arange(batch.num_rows), [c for c in movable if c not in repetitive])
-        self.units = dependent_units(batch, repetitive)
+        scores = repeat_scores(batch)
+        by_score = sorted(movable, key=lambda column: (-scores[column], column))
+        too_distinct = {column for column in movable if self._too_distinct(column)}
+        self.last = [column for column in by_score if column in too_distinct]
+        self.sorted_by = [column for column in by_score if column not in too_distinct]
+        self.units = dependent_units(batch, [column for column in movable if column not in too_distinct])
         self.squares = {unit: self._squared_lengths(unit) for unit in self.units}
         self.orders = np.empty((batch.num_rows, len(movable)), dtype=np.int32)
 
     def paths(self) -> np.ndarray:
         """int32 ``[num_rows, movable columns]``: the field order of each row, by row number."""
-        limit = self.options.split_rows
-        for rows in (
-            [np.arange(self.batch.num_rows)] if limit is None else _halves(plan_fixed_v2(self.batch).rows, limit)
-        ):
-            self._recurse(rows, [], self.units, row_depth=0, col_depth=0)
+        for rows in self._parts():
+            part = _Part(self, rows)
+            part.recurse(np.arange(len(rows)), [], self.units, row_depth=0, col_depth=0)
+            self.orders[rows] = part.orders
         return self.orders
 
+    def _parts(self) -> list[np.ndarray]:
+        limit, num_rows = self.options.split_rows, self.batch.num_rows
+        if limit is None or num_rows <= limit:
+            return [np.arange(num_rows)]
+        return _halves(native.sort_rows(self.batch.codes, np.array(self.sorted_by, dtype=np.int32)), limit)
+
     def _too_distinct(self, column: int) -> bool:
-        cardinality = len(np.unique(self.batch.codes[column]))
-        return cardinality > self.options.distinct_threshold * self.batch.num_rows
+        cardinality = np.count_nonzero(np.bincount(self.batch.codes[column]))
+        return bool(cardinality > self.options.distinct_threshold * self.batch.num_rows)
 
     def _squared_lengths(self, unit: Unit) -> np.ndarray:
         """Line 6: the squared lengths of a value and of those it determines, by code of the unit's first column."""
@@ -116,15 +139,32 @@ class _Recursion:
             total += lengths**2
         return total
 
-    def _recurse(self, rows: np.ndarray, path: list[int], units: list[Unit], row_depth: int, col_depth: int) -> None:
+
+class _Part:
+    """The recursion over some rows of the batch, numbered from 0 here, as are the values that occur in them."""
+
+    def __init__(self, whole: _Recursion, rows: np.ndarray) -> None:
+        self.options, self.last = whole.options, whole.last
+        self.codes: dict[int, np.ndarray] = {}  # by column, int64 [rows of the part]
+        self.lengths: dict[int, np.ndarray] = {}  # by column, of its values here
+        self.squares: dict[Unit, np.ndarray] = {}
+        for unit in whole.units:
+            for column in unit:
+                values, self.codes[column] = np.unique(whole.batch.codes[column, rows], return_inverse=True)
+                self.lengths[column] = whole.batch.cell_tokens[column][values]
+                if column == unit[0]:
+                    self.squares[unit] = whole.squares[unit][values]
+        self.orders = np.empty((len(rows), whole.orders.shape[1]), dtype=np.int32)
+
+    def recurse(self, rows: np.ndarray, path: list[int], units: list[Unit], row_depth: int, col_depth: int) -> None:
         """Lines 9 to 29; the recursion over the other rows (line 25) is this loop."""
         while len(rows):
             best = self._best_group(rows, units, row_depth, col_depth)
             if best is None:
                 return self._fall_back(rows, path, units)
-            chosen = self.batch.codes[best.unit[0], rows] == best.code  # line 24
+            chosen = self.codes[best.unit[0]][rows] == best.code  # line 24
             rest = [unit for unit in units if unit != best.unit]
-            self._recurse(rows[chosen], [*path, *best.unit], rest, row_depth, col_depth + 1)  # lines 26, 29
+            self.recurse(rows[chosen], [*path, *best.unit], rest, row_depth, col_depth + 1)  # lines 26, 29
             rows, row_depth = rows[~chosen], row_depth + 1
 
     def _best_group(self, rows: np.ndarray, units: list[Unit], row_depth: int, col_depth: int) -> Group | None:
@@ -137,18 +177,16 @@ class _Recursion:
 
     def _best_value(self, rows: np.ndarray, unit: Unit) -> Group:
         """Lines 3 to 8 for all values of a unit: squared lengths x (rows with the value - 1)."""
-        counts = np.bincount(self.batch.codes[unit[0], rows], minlength=len(self.squares[unit]))
+        counts = np.bincount(self.codes[unit[0]][rows], minlength=len(self.squares[unit]))
         hit_counts = self.squares[unit] * (counts - 1)
         code = int(np.argmax(hit_counts))
         return Group(float(hit_counts[code]), unit, code)
 
     def _fall_back(self, rows: np.ndarray, path: list[int], units: list[Unit]) -> None:
-        self.orders[rows] = [*path, *self._by_score(rows, [c for unit in units for c in unit]), *self.last]
-
-    def _by_score(self, rows: np.ndarray, columns: Sequence[int]) -> list[int]:
-        """``columns`` by the v2 score over ``rows``, descending; ties as published."""
-        codes, tokens = self.batch.codes, self.batch.cell_tokens
-        return sorted(columns, key=lambda column: (-repeat_score(codes[column, rows], tokens[column]), column))
+        """The remaining columns by the v2 score over ``rows``, descending; ties as published."""
+        columns = [column for unit in units for column in unit]
+        scores = {column: repeat_score(self.codes[column][rows], self.lengths[column]) for column in columns}
+        self.orders[rows] = [*path, *sorted(columns, key=lambda column: (-scores[column], column)), *self.last]
 
 
 def _halves(rows: np.ndarray, limit: int) -> list[np.ndarray]:
