@@ -320,7 +320,7 @@ def test_plan_compares_planners_as_json(table, tokenizer_folder):
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert result.exit_code == 0 and [line["planner"] for line in lines] == ["published", "fixed"]
     assert all(line["token_counts"] == "exact" and line["rows"] == 3 for line in lines)
-    assert {"seconds", "prompt_tokens", "hit_tokens", "hit_rate", "hit_rate_chars", "ceiling", "ceiling_chars"} <= set(
+    assert {"seconds", "prompt_tokens", "hit_tokens", "hit_rate", "hit_rate_chars", "ceiling", "repeated_chars"} <= set(
         lines[0]
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from vllm_relational.config import ROW_FIRST, QueryConfig
 from vllm_relational.kv.replay import replay, replay_last
+from vllm_relational.plan.bound import Earlier, most_served
 from vllm_relational.plan.follow import backwards, follow, track
 from vllm_relational.records import (
     AskedBatch,
@@ -64,29 +65,11 @@ class Forecaster:
             return []
         return [found] if self.info.kv_cache_tokens is None else [found, backwards(found)]
 
-    def ceiling(self, codes: np.ndarray) -> float:
-        """Share of prompt tokens in headers and cells that occurred before: no order of whole cells serves more."""
-        header, tail = len(self.segments.header), len(self.segments.tail)
-        num_rows, repeated, total = codes.shape[1], 0, codes.shape[1] * (header + tail)
-        if num_rows == 0:
-            return 0.0
-        seen = [track(asked, self.table) for asked in self.config.after if asked.row_first]
-        for place, (column, cells) in enumerate(zip(codes, self.segments.cells, strict=True)):
-            here = int(cells.lengths[column].sum())
-            known = np.concatenate([earlier.codes[place] for earlier in seen] or [np.empty(0, np.int32)])
-            fresh = np.setdiff1d(column, known) if self.config.layout == ROW_FIRST else np.unique(column)
-            repeated += here - int(cells.lengths[fresh].sum())
-            total += here
-        return float((repeated + num_rows * header - self._fresh_header()) / total)
+    def ceiling(self, batch: PlanInput) -> float:
+        """Share of prompt tokens that a cache can serve at most, whatever the order (``plan/bound.py``)."""
+        before = [Earlier(asked.segments, self._known(asked)) for asked in self.config.after]
+        served, total = most_served(self.segments, batch.codes, batch.overlaps, before)
+        return served / max(total, 1)
 
-    def _fresh_header(self) -> int:
-        """Tokens of the header that no prompt before began with."""
-        shared = (_common(asked.segments.header, self.segments.header) for asked in self.config.after)
-        return len(self.segments.header) - max(shared, default=0)
-
-
-def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """Leading tokens that are equal."""
-    size = min(len(one), len(other))
-    differ = np.flatnonzero(one[:size] != other[:size])
-    return int(differ[0]) if len(differ) else size
+    def _known(self, asked: AskedBatch) -> tuple[np.ndarray, ...]:
+        return tuple(np.unique(codes[codes >= 0]) for codes in track(asked, self.table).codes)

@@ -264,7 +264,7 @@ class _Job:
             forecaster = self.forecaster(info)
             plan, predicted = forecaster.cheapest(batch, plan)
             published = forecaster.forecast(PLANNERS["published"](batch), codes)
-            ceiling, asked = forecaster.ceiling(codes), forecaster.asked(plan, codes)
+            ceiling, asked = forecaster.ceiling(batch), forecaster.asked(plan, codes)
         num_resumed = sum(row in answered and self.known.get(row) != CACHED for row in first)
         return Batch(groups, codes, keys, batch, plan, asked, predicted, published, ceiling, num_resumed)
 

@@ -16,7 +16,7 @@ from vllm_relational.llm import RelationalLLM
 from vllm_relational.plan import PLANNERS, planner
 from vllm_relational.plan.characters import character_table, hit_characters
 from vllm_relational.plan.dependencies import Dependency, find_dependencies
-from vllm_relational.plan.objective import ceiling, total_tokens
+from vllm_relational.plan.objective import repeated_share, total_tokens
 from vllm_relational.prompts import parse_template
 from vllm_relational.records import EngineInfo, PlannedQuery, RelationalError
 from vllm_relational.table import encode_columns
@@ -44,7 +44,8 @@ class PlanSummary:
     hit_rate_bound: the same with the best possible eviction (Belady); None for a cache without limit.
     hit_rate_chars: cells joined without names or separators, all rows, in characters, cache without limit. Of a plan of
                     its own, made for characters under the same constraints.
-    ceiling, ceiling_chars: share of tokens, of characters, in cells that occurred before in their column.
+    ceiling: share of tokens that no order exceeds; repeated_chars: of characters in cells that occurred before in their
+        column, which cells that begin alike can exceed.
     token_counts:   'exact', or how tokens were estimated.
     dependencies:   of the table, the same for every planner; those over most columns first.
     """
@@ -60,7 +61,7 @@ class PlanSummary:
     hit_rate_bound: float | None
     hit_rate_chars: float
     ceiling: float
-    ceiling_chars: float
+    repeated_chars: float
     token_counts: str
     field_order: tuple[str, ...]
     dependencies: tuple[NamedDependency, ...]
@@ -113,7 +114,7 @@ def compare_planners(
         dependencies = _named_dependencies(planned) if dependencies is None else dependencies
         in_characters = planner(name, budget)(prepared.constrain(characters.batch))
         hit_rate_chars = hit_characters(characters, in_characters) / max(total_tokens(characters.batch), 1)
-        summaries.append(_summary(name, planned, hit_rate_chars, ceiling(characters.batch), dependencies))
+        summaries.append(_summary(name, planned, hit_rate_chars, repeated_share(characters.batch), dependencies))
         if best_planned is None or summaries[place].hit_tokens > summaries[best].hit_tokens:
             best, best_planned = place, planned
     assert best_planned is not None  # one planner or more
@@ -138,7 +139,7 @@ def _summary(
     name: str,
     planned: PlannedQuery,
     hit_rate_chars: float,
-    ceiling_chars: float,
+    repeated_chars: float,
     dependencies: tuple[NamedDependency, ...],
 ) -> PlanSummary:
     report = planned.report
@@ -154,7 +155,7 @@ def _summary(
         hit_rate_bound=None if planned.bound is None else round(planned.bound.hit_rate, 4),
         hit_rate_chars=round(hit_rate_chars, 4),
         ceiling=round(report.ceiling, 4),
-        ceiling_chars=round(ceiling_chars, 4),
+        repeated_chars=round(repeated_chars, 4),
         token_counts=report.token_counts,
         field_order=report.field_order,
         dependencies=dependencies,

@@ -44,7 +44,8 @@ def _facts(best: PlanSummary, num_distinct: int) -> str:
     distinct = f" ({num_distinct:,} distinct)" if num_distinct < best.rows else ""
     size = f"{best.rows:,} {plural('row', best.rows)}{distinct} x {best.columns} {plural('column', best.columns)}"
     tokens = f"{best.prompt_tokens:,} prompt tokens ({best.token_counts})"
-    return f"{size}, {tokens}\nceiling {best.ceiling:.1%} of tokens, {best.ceiling_chars:.1%} of characters"
+    repeated = f"{best.repeated_chars:.1%} of the characters stand in repeated cells"
+    return f"{size}, {tokens}\nceiling of any order {best.ceiling:.1%} of tokens; {repeated}"
 
 
 def _table(summaries: Sequence[PlanSummary]) -> Table:

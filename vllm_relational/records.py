@@ -371,7 +371,7 @@ class RunReport:
     and with a text that was cut off at ``max_tokens``. ``measured_*`` are the engine's own counts over the rows asked
     (None: the engine does not report them or nothing was sent). ``predicted`` and ``published`` are forecasts over the
     same rows, in the planned and in the published field and row order. ``ceiling`` is the share of prompt tokens that
-    any order of whole cells can reach.
+    no order of rows and fields exceeds (``plan/bound.py``).
     """
 
     question: str

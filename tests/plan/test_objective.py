@@ -16,10 +16,10 @@ from vllm_relational import native
 from vllm_relational.plan import plan_fixed, plan_published
 from vllm_relational.plan.characters import character_batch, character_table, hit_characters, joined_rows
 from vllm_relational.plan.objective import (
-    ceiling,
     depth_first_rows,
     hit_tokens,
     phc,
+    repeated_share,
     row_hit_tokens,
     total_tokens,
     trie_hit_tokens,
@@ -84,14 +84,14 @@ def test_phc_equals_a_plain_count(planned):
 
 
 @given(planned_batches())
-def test_no_plan_exceeds_the_ceiling(planned):
+def test_no_plan_exceeds_the_share_of_repeated_cells(planned):
     batch, plan = planned
-    assert hit_tokens(batch, plan) <= ceiling(batch) * total_tokens(batch) + 1e-6
+    assert hit_tokens(batch, plan) <= repeated_share(batch) * total_tokens(batch) + 1e-6
 
 
-def test_ceiling_is_the_share_in_repeated_cells():
-    assert ceiling(batch_of([[0, 0, 1], [0, 1, 2]], [[4, 2], [1, 1, 1]])) == pytest.approx(4 / 13)
-    assert ceiling(batch_of([[]], [[]])) == 0.0
+def test_the_share_of_repeated_cells():
+    assert repeated_share(batch_of([[0, 0, 1], [0, 1, 2]], [[4, 2], [1, 1, 1]])) == pytest.approx(4 / 13)
+    assert repeated_share(batch_of([[]], [[]])) == 0.0
 
 
 @given(planned_batches())

@@ -2,7 +2,7 @@
 
 Two ways to count. ``objective.hit_tokens`` on a ``character_batch`` counts whole cells, which is what planners work
 on. ``hit_characters`` counts the joined texts, in which a prefix may end inside a cell, or cells that differ may
-agree: this is the prefix hit rate of published comparisons, and may exceed ``objective.ceiling``.
+agree: this is the prefix hit rate of published comparisons, and may exceed ``objective.repeated_share``.
 """
 
 from __future__ import annotations

@@ -67,10 +67,11 @@ def total_tokens(batch: PlanInput) -> int:
     )
 
 
-def ceiling(batch: PlanInput) -> float:
-    """Share of tokens in cells whose value occurred earlier in the same column: no order of whole cells serves more.
+def repeated_share(batch: PlanInput) -> float:
+    """Share of tokens in cells whose value occurred earlier in the same column: as ``hit_tokens`` counts, no plan has
+    more. Cells that begin alike can be served beyond it: ``plan/bound.py`` has the ceiling for token ids.
 
-    0 for a batch without tokens. The prompt's header, which the report's ceiling includes, is not counted.
+    0 for a batch without tokens. Headers are not counted.
     """
     repeated = 0
     for codes, tokens in zip(batch.codes, batch.cell_tokens, strict=True):

@@ -109,7 +109,7 @@ def hit_rate_chart(report: RunReport) -> Chart:
     ]
     if report.measured_hit_rate is not None:
         bars.append(("measured", report.measured_hit_rate, BLUE))
-    bars.append(("ceiling of any order\nof whole cells", report.ceiling, GREY))
+    bars.append(("ceiling of any order", report.ceiling, GREY))
 
     def draw(axes: Axes) -> None:
         names, rates, colours = zip(*bars, strict=True)

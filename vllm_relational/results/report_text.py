@@ -109,7 +109,7 @@ def prompt_rows(report: RunReport) -> list[Cells]:
     return [
         _measured_row(report),
         ("predicted", *_forecast_cells(report.predicted)),
-        ("ceiling of any order of whole cells", "", "", percent(report.ceiling)),
+        ("ceiling of any order", "", "", percent(report.ceiling)),
         ("published order, predicted", *_forecast_cells(report.published)),
     ]
 
