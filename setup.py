@@ -74,6 +74,7 @@ setup(
         "referencing>=0.30",  # finds what a schema refers to, without fetching; jsonschema needs it anyway
         "google-re2>=1.1.20240702",  # matches the patterns of a schema in linear time: no answer can hang a run
         "regex>=2024.5",  # Unicode properties in the rules of normalised deduplication; transformers needs it anyway
+        "pydantic>=2.7",  # every option typed once; openai and vLLM need it anyway
         "xxhash>=3.4",  # checksums of stored answers, at the speed of memory
         "httpx>=0.27",  # asks OpenAI-compatible servers: redirects, bodies, TLS
         "httpcore>=1.0",  # httpx's sockets, whose waits we bound; httpx needs it anyway

@@ -297,7 +297,7 @@ def test_bench_within_a_budget_reads_the_table_once_to_choose_the_rows(tmp_path,
     [
         (["--engine-arg", "tokenizer=x"], "--tokenizer"),
         (["--engine-arg", "max model=1"], "NAME=VALUE"),
-        (["--choices", '["a", null]'], "texts and numbers"),
+        (["--choices", '["a", null]'], "label 2 is None: give a text"),
         (["--report", "/nowhere/r.html"], "folder"),
         (["--base-url", "http://127.0.0.1:9/v1", "--engine-arg", "bogus=1"], "api_key"),
     ],

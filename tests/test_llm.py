@@ -142,7 +142,7 @@ def test_no_failures_no_warning(llm):
         ({"range": 5}, "two whole numbers"),
         ({"schema": {"type": "nonsense"}}, "schema is not valid"),
         ({"schema": [1]}, "give a dict"),
-        ({"schema": {}, "max_tokens": 0}, "max_tokens is 0"),
+        ({"schema": {}, "max_tokens": 0}, "max_tokens is 0: an answer needs at least 1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"order": "best"}, "no order 'best'"),
         ({"pin": "nope"}, "pin names the column 'nope'"),
@@ -158,7 +158,7 @@ def test_wrong_options_are_refused(llm, options, reason):
 
 
 def test_misspelt_options_are_refused(llm):
-    with pytest.raises(TypeError, match="chioces"):
+    with pytest.raises(RelationalError, match=r"no option 'chioces': did you mean choices\? \(options: after, audit"):
         llm.query(pd.DataFrame(ROWS), "{text}?", chioces=["a", "b"])
 
 

@@ -5,12 +5,13 @@ The newest open ``RelationalLLM`` answers; ``df.llm.using(llm)`` names another o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from vllm_relational.llm import RelationalLLM
+from vllm_relational.records import RelationalError
 
 YES, NO = "yes", "no"
 
@@ -31,23 +32,27 @@ class LLMAccessor:
 
     def map(self, prompt: str, **options: Any) -> pd.Series:
         """Free text, one answer a row."""
-        return self._ask(prompt, **options)
+        return self._ask(prompt, options)
 
     def filter(self, statement: str, **options: Any) -> pd.DataFrame:
         """The rows for which ``statement`` holds. Rows that failed are left out, with a warning."""
         question = f"Is the following true? {statement}"
-        holds = (self._ask(question, choices=(YES, NO), **options) == YES).to_numpy(dtype=bool)
+        holds = (self._ask(question, options, choices=(YES, NO)) == YES).to_numpy(dtype=bool)
         kept: pd.DataFrame = self._frame.loc[holds]
         return kept
 
     def classify(self, prompt: str, labels: Sequence[str], **options: Any) -> pd.Series:
         """One of ``labels`` for each row."""
-        return self._ask(prompt, choices=labels, **options)
+        return self._ask(prompt, options, choices=labels)
 
     def score(self, prompt: str, low: int, high: int, **options: Any) -> pd.Series:
         """A whole number from ``low`` to ``high`` for each row, as nullable ``Int64``."""
-        return self._ask(prompt, range=(low, high), **options)
+        return self._ask(prompt, options, range=(low, high))
 
-    def _ask(self, prompt: str, **options: Any) -> pd.Series:
-        answers: pd.Series = (self._llm or RelationalLLM.newest()).query(self._frame, prompt, **options)
+    def _ask(self, prompt: str, given: Mapping[str, Any], **decided: Any) -> pd.Series:
+        """given: the user's options; decided: those that the method stands for."""
+        for name in decided:
+            if given.get(name) is not None:
+                raise RelationalError(f"this method sets {name} itself: leave {name} out, or use df.llm.map")
+        answers: pd.Series = (self._llm or RelationalLLM.newest()).query(self._frame, prompt, **{**given, **decided})
         return answers

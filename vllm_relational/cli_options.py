@@ -77,7 +77,7 @@ def query_options(
 ) -> dict[str, Any]:
     """The options of ``RelationalLLM.run`` from those of the command line."""
     return {
-        "choices": parse_list(choices, "--choices") if choices is not None else None,
+        "choices": parse_labels(choices) if choices is not None else None,
         "range": parse_range(bounds) if bounds is not None else None,
         "schema": read_schema(schema) if schema is not None else None,
         "max_tokens": max_tokens,
@@ -135,11 +135,23 @@ def parse_list(text: str, option: str) -> list[str]:
         return [item.strip() for item in text.split(",")]
     try:
         items = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RelationalError(f"{option} is not a JSON list: {error}") from error
     if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in items):
         raise RelationalError(f"{option} may list texts and numbers only: {text}")
     return [str(item) for item in items]
+
+
+def parse_labels(text: str) -> tuple[str, ...]:
+    """``yes,no`` or a JSON list of texts and whole numbers."""
+    from vllm_relational.option_kinds import read_labels
+
+    if not text.lstrip().startswith("["):
+        return tuple(parse_list(text, "--choices"))
+    try:
+        return read_labels(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise RelationalError(f"--choices is not a JSON list of labels: {error}") from error
 
 
 def parse_range(text: str) -> tuple[int, int]:
@@ -155,7 +167,7 @@ def read_schema(path: Path) -> dict[str, Any]:
     """The JSON schema in a file."""
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RelationalError(f"cannot read the JSON schema {path}: {error}") from error
     if not isinstance(schema, dict):
         raise RelationalError(f"the JSON schema {path} is not a JSON object")

@@ -26,6 +26,7 @@ ROW_FIRST: Layout = "row-first"
 # The end of the reason of a row that has a null, for whoever has that option.
 KEEP_NULLS = " (keep nulls with --nulls keep)"
 MOST_WEIGHT = 1000
+MOST_SEED = 2**31 - 2
 MOST_TOKENS = 10_000_000  # of an answer: more than any context holds
 DEFAULT_SIMILARITY = 0.95
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -118,7 +119,7 @@ class QueryConfig:
         _check_weights(self.column_weights)
         if self.resume and self.checkpoint is None:
             raise RelationalError("resume needs a checkpoint: name the file with checkpoint=... or use -o with the CLI")
-        if not _whole(self.audit) or not _whole(self.seed) or self.seed >= 2**31 - 1:
+        if not _whole(self.audit) or not _whole(self.seed) or self.seed > MOST_SEED:
             raise RelationalError(
                 f"audit is {self.audit!r} and seed is {self.seed!r}: give whole numbers from 0; a seed has 31 bits"
             )

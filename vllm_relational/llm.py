@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from vllm_relational.config import (
-    DEFAULT_EMBEDDER,
-    DEFAULT_ORDER,
-    DEFAULT_SIMILARITY,
-    DEFAULT_SYSTEM_PROMPT,
-    QUESTION_FIRST,
-    DedupConfig,
-    DedupMode,
-    Layout,
-    Nulls,
-    OnError,
-    QueryConfig,
-)
-from vllm_relational.embed import Embedder
+from vllm_relational.config import DEFAULT_ORDER, QueryConfig
 from vllm_relational.engine.base import Engine
 from vllm_relational.job_record import EarlierOutput
 from vllm_relational.named_files import NamedFile, check_distinct
 from vllm_relational.pipeline import PreparedQuery, prepare, run_query
 from vllm_relational.prompts import FourByteEstimate, Tokenizer, load_tokenizer
 from vllm_relational.records import (
-    AskedBatch,
-    Choice,
     Decision,
     EngineInfo,
-    FreeText,
     IntegerRange,
     JsonSchema,
     QueryResult,
@@ -44,7 +27,7 @@ from vllm_relational.records import (
 )
 from vllm_relational.results.parse import arrow_type
 from vllm_relational.table import read_table
-from vllm_relational.terminal import is_terminal, warn
+from vllm_relational.terminal import warn
 
 # Longer reasons are cut in warnings; the whole ones are in ``last_result.errors``.
 SHOWN_REASONS = 3
@@ -84,6 +67,22 @@ class RelationalLLM:
         dipr: Mapping[str, Any] | None = None,
         **engine_args: Any,
     ) -> None:
+        from vllm_relational.options import llm_options
+
+        given = llm_options(
+            {
+                "model": model,
+                "base_url": base_url,
+                "tokenizer": tokenizer,
+                "order": order,
+                "engine": engine,
+                "quiet": quiet,
+                "scheduler": scheduler,
+                "attention": attention,
+                "dipr": dipr,
+            },
+            engine_args,
+        )
         if scheduler is not None and base_url is not None:
             raise RelationalError(
                 "a server got its scheduler when it started: give vllm-relational serve MODEL --token-exact, --eviction"
@@ -92,19 +91,18 @@ class RelationalLLM:
             raise RelationalError(
                 "a server got its attention when it started: give vllm-relational serve MODEL --attention dipr"
             )
-        self.order = order
+        self.order = given.order
         self.last_result: QueryResult | None = None
-        model = str(model) if model is not None else None
-        self._model, self._base_url, self._quiet = model, base_url, quiet
-        if tokenizer is not None and base_url is None:
-            engine_args["tokenizer"] = str(tokenizer)
+        self._model, self._base_url, self._quiet = given.model, given.base_url, given.quiet
+        if given.tokenizer is not None and base_url is None:
+            engine_args["tokenizer"] = given.tokenizer
         if scheduler is not None:
             engine_args["scheduler"] = scheduler
         if attention is not None or dipr is not None:
             engine_args |= {"attention": attention, "dipr": dipr}
         self._engine_args = engine_args
         self._engine = engine
-        self._tokenizer_name = str(tokenizer) if tokenizer else (model if base_url is None else None)
+        self._tokenizer_name = given.tokenizer or (given.model if base_url is None else None)
         self._tokenizer: Tokenizer | None = None
         RelationalLLM._newest = self
 
@@ -116,15 +114,16 @@ class RelationalLLM:
         Array for pyarrow tables and DuckDB relations, and a pandas Series for files. Failed rows are null; a
         warning counts them and ``last_result.errors`` says why. Texts cut off at max_tokens are counted likewise.
         """
-        result = self.run(table, prompt, **options)
+        config, decision = self._settings(prompt, options)
+        result = self._answered(table, prompt, config, decision)
         _warn_of_failures(result)
         _warn_of_cut_answers(result)
-        return _like(table, result, _decision(options))
+        return _like(table, result, decision)
 
     def run(self, table: Any, prompt: str, *, earlier: EarlierOutput | None = None, **options: Any) -> QueryResult:
         """Ask ``prompt`` of every row and return answers, errors and the report.
 
-        choices:       labels to choose from.
+        choices:       labels to choose from: texts, or whole numbers, which become texts.
         range:         (low, high), both included.
         schema:        a JSON schema as a dict.
         max_tokens:    longest answer, for text (64) and JSON (256).
@@ -134,9 +133,13 @@ class RelationalLLM:
                        embedder belong to it, see ``DedupConfig``.
         earlier:       the output that the caller replaces with this one, see ``job_record.EarlierOutput``.
 
-        Raises ``RelationalError`` when the query is wrong, ``EngineDiedError``, ``RowFailedError``.
+        Raises ``RelationalError`` when the query or an option is wrong, ``EngineDiedError``, ``RowFailedError``.
         """
-        config, decision = self._settings(options)
+        return self._answered(table, prompt, *self._settings(prompt, options), earlier)
+
+    def _answered(
+        self, table: Any, prompt: str, config: QueryConfig, decision: Decision, earlier: EarlierOutput | None = None
+    ) -> QueryResult:
         check_distinct(_named_files(table, config))
         arrow = read_table(table)
         engine, tokenizer = self.engine, self._load_tokenizer()
@@ -160,7 +163,7 @@ class RelationalLLM:
 
         ``prepare(...).plan(llm.expected_engine(), order)`` forecasts one order.
         """
-        config, decision = self._settings(options)
+        config, decision = self._settings(prompt, options)
         return prepare(read_table(table), prompt, decision, config, self._load_tokenizer())
 
     # ------------------------------------------------------------------------------------------------ the engine
@@ -223,60 +226,10 @@ class RelationalLLM:
             self._tokenizer = load_tokenizer(name, revision, trust) if name else FourByteEstimate()
         return self._tokenizer
 
-    def _settings(self, options: Mapping[str, Any]) -> tuple[QueryConfig, Decision]:
-        decision = _decision(options)
-        rest = {name: value for name, value in options.items() if name not in _DECISION_OPTIONS}
-        return self._config(**rest), decision
+    def _settings(self, prompt: str, options: Mapping[str, Any]) -> tuple[QueryConfig, Decision]:
+        from vllm_relational.options import query_settings
 
-    def _config(
-        self,
-        *,
-        order: str | None = None,
-        pin: str | Sequence[str] = (),
-        keep_order: Sequence[str] | Sequence[Sequence[str]] = (),
-        column_weights: Mapping[str, float] | None = None,
-        system_prompt: str = DEFAULT_SYSTEM_PROMPT,
-        on_error: OnError = "null",
-        nulls: Nulls = "error",
-        checkpoint: str | Path | None = None,
-        resume: bool = False,
-        progress: bool | None = None,
-        dedup: DedupMode = "exact",
-        normalize: Mapping[str, str | Sequence[str]] | None = None,
-        similarity: float = DEFAULT_SIMILARITY,
-        similar_columns: str | Sequence[str] = (),
-        embedder: str | Path | Embedder = DEFAULT_EMBEDDER,
-        cache: str | Path | None = None,
-        audit: int = 0,
-        seed: int = 0,
-        layout: Layout = QUESTION_FIRST,
-        after: Sequence[AskedBatch] = (),
-    ) -> QueryConfig:
-        _check_rules(normalize)
-        return QueryConfig(
-            order=order or self.order,
-            pin=_names(pin),
-            keep_order=_groups(keep_order),
-            column_weights=dict(column_weights or {}),
-            system_prompt=system_prompt,
-            on_error=on_error,
-            nulls=nulls,
-            checkpoint=Path(checkpoint) if checkpoint is not None else None,
-            resume=resume,
-            progress=is_terminal(sys.stderr) if progress is None else progress,
-            dedup=DedupConfig(
-                dedup,
-                {name: _names(rules) for name, rules in (normalize or {}).items()},
-                similarity,
-                _names(similar_columns),
-                str(embedder) if isinstance(embedder, Path) else embedder,
-            ),
-            cache=Path(cache) if cache is not None else None,
-            audit=audit,
-            seed=seed,
-            layout=layout,
-            after=tuple(after),
-        )
+        return query_settings(prompt, options, self.order)
 
 
 def _named_files(table: Any, config: QueryConfig) -> Iterator[NamedFile]:
@@ -288,63 +241,11 @@ def _named_files(table: Any, config: QueryConfig) -> Iterator[NamedFile]:
             yield NamedFile(role, Path(path), role != "table")
 
 
-_DECISION_OPTIONS = ("choices", "range", "schema", "max_tokens")
-
-
-def _check_rules(normalize: Any) -> None:
-    if normalize is not None and not isinstance(normalize, Mapping):
-        raise RelationalError(f"normalize is {normalize!r}: give rules by column, e.g. {{'*': ['default']}}")
-
-
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _groups(keep_order: Sequence[str] | Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
-    """One group of columns, or several."""
-    if isinstance(keep_order, str):
-        raise RelationalError(f"keep_order is the text {keep_order!r}: give a list of columns, or a list of such lists")
-    if all(isinstance(item, str) for item in keep_order):
-        return (tuple(map(str, keep_order)),) if keep_order else ()
-    return tuple(tuple(group) for group in keep_order)
-
-
-def _decision(options: Mapping[str, Any]) -> Decision:
-    choices, bounds, schema, max_tokens = (options.get(name) for name in _DECISION_OPTIONS)
-    if sum(option is not None for option in (choices, bounds, schema)) > 1:
-        raise RelationalError("choices, range and schema exclude each other: give one")
-    if isinstance(choices, str):
-        raise RelationalError(f"choices is the text {choices!r}: give a list of labels, e.g. ['yes', 'no']")
-    if isinstance(choices, set | frozenset):
-        raise RelationalError("choices is a set, whose order changes from run to run: give a list of labels")
-    if choices is not None:
-        return Choice(tuple(str(label) for label in choices))
-    if bounds is not None:
-        return _integer_range(bounds)
-    if schema is not None:
-        return JsonSchema(schema, JsonSchema.max_tokens if max_tokens is None else max_tokens)
-    return FreeText(FreeText.max_tokens if max_tokens is None else max_tokens)
-
-
-def _integer_range(bounds: Any) -> IntegerRange:
-    try:
-        low, high = (int(bound) for bound in bounds)
-        if [low, high] != list(bounds):
-            raise ValueError("not whole numbers")
-    except (TypeError, ValueError) as error:
-        raise RelationalError(f"range is {bounds!r}: give two whole numbers, e.g. range=(1, 5)") from error
-    return IntegerRange(low, high)
-
-
 def _make_engine(model: str | None, base_url: str | None, quiet: bool, engine_args: dict[str, Any]) -> Engine:
     if base_url is not None:
         from vllm_relational.engine.endpoint import EndpointEngine
 
-        try:
-            return EndpointEngine(base_url, model=model, **engine_args)
-        except TypeError as error:
-            known = "api_key, concurrency, timeout_s, max_retries"
-            raise RelationalError(f"a server takes the arguments {known}: {error}") from error
+        return EndpointEngine(base_url, model=model, **engine_args)
     if model is None:
         raise RelationalError("name a model (a folder or a hub name), or a server with base_url")
     from vllm_relational.engine.vllm_engine import VllmEngine

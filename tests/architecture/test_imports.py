@@ -18,7 +18,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 MAX_LINES = 500
 
 SHARED = {"records", "config", "native", "extras", "terminal"}  # what every room may import
-SHARED |= {"json_schemas", "thoughts"}  # a schema and a reply read alike everywhere
+SHARED |= {"json_schemas", "thoughts", "options", "option_kinds"}  # read alike everywhere
 SHARED |= {"atomic_file", "named_files"}  # a file is written whole, and its names are told apart, alike everywhere
 # The front doors put rooms together; native.py finds the references of its loops in two rooms.
 FRONT = {
@@ -91,6 +91,7 @@ def test_records_import_no_room():
     assert siblings(PACKAGE / "records.py") == set()
     assert siblings(PACKAGE / "json_schemas.py") <= {"records"} and siblings(PACKAGE / "thoughts.py") == set()
     assert siblings(PACKAGE / "config.py") <= {"records", "json_schemas"}
+    assert siblings(PACKAGE / "options.py") <= {"records", "json_schemas", "config", "terminal", "option_kinds"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

@@ -283,7 +283,7 @@ def test_a_side_file_that_is_open_is_named_with_the_fix(connect, tmp_path):
         connect(side=side)
     script = (
         "import sys, vllm_relational, vllm_relational.sql\n"
-        "try: vllm_relational.sql.connect(llm=None, side=sys.argv[1])\n"
+        "try: vllm_relational.sql.connect(llm=vllm_relational.RelationalLLM(), side=sys.argv[1])\n"
         "except vllm_relational.RelationalError as error: print(error)"
     )
     other = subprocess.run([sys.executable, "-c", script, str(side)], capture_output=True, text=True)

@@ -194,7 +194,7 @@ def test_an_audit_over_the_batches_of_a_limit_stays_within_its_number(open_words
         ({"dedup": "fuzzy"}, "use one of exact, normalized, semantic"),
         ({"normalize": {"text": "case"}}, "add --dedup normalized"),
         ({"dedup": "semantic", "similarity": 2}, "give a cosine"),
-        ({"audit": -1}, "whole numbers from 0"),
+        ({"audit": -1}, "whole number of rows from 0"),
         ({"similar_columns": "text"}, "add --dedup semantic"),
     ],
 )

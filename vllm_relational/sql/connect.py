@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from threading import RLock
 from types import FrameType
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
+from vllm_relational.options import Places, SqlOptions, read_options
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
 from vllm_relational.sql.interrupts import interruptible, interrupts
@@ -43,20 +44,27 @@ def connect(
              memory. They never go into ``database``.
     options: the fields of ``Settings`` but for ``merging``, whose own are options too: dedup, normalize, similarity,
              similar_columns, embedder, cache, audit, seed. ``read_only=True`` opens the database so.
-    Raises ``RelationalError`` when a file cannot be opened.
+    Raises ``RelationalError`` when an option is wrong or a file cannot be opened.
     """
-    read_only = bool(options.pop("read_only", False))
-    merging = {each.name: options.pop(each.name) for each in dataclasses.fields(Merging) if each.name in options}
-    settings = Settings(merging=Merging(**merging), **options)
+    settings, read_only = _settings(options)
+    place = read_options(Places, {"database": database, "side": side, "llm": llm})
     try:
-        opened = duckdb.connect(str(database), read_only=read_only)
+        opened = duckdb.connect(str(place.database), read_only=read_only)
     except duckdb.Error as error:
         raise RelationalError(f"cannot open the database {database}: {str(error).splitlines()[0]}") from error
     try:
-        return Connection(opened, llm, Path(side) if side is not None else None, settings)
+        return Connection(opened, llm, place.side, settings)
     except BaseException:
         opened.close()
         raise
+
+
+def _settings(options: Mapping[str, Any]) -> tuple[Settings, bool]:
+    """How SQL asks, and whether the database is opened for reading only."""
+    read = dict(read_options(SqlOptions, options))
+    merging = Merging(**{each.name: read.pop(each.name) for each in dataclasses.fields(Merging)})
+    read_only = read.pop("read_only")
+    return Settings(merging=merging, **read), read_only
 
 
 class Result:

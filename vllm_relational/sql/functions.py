@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_relational.config import check_decision
+from vllm_relational.option_kinds import read_labels
 from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
 
 YES, NO = "yes", "no"
@@ -123,9 +124,12 @@ def decision_of(function: str, literals: Sequence[Any], max_tokens: int, max_jso
 
 
 def _labels(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+    if not isinstance(value, list):
         raise RelationalError("the labels are not a list of texts: write ['positive', 'negative']")
-    return tuple(value)
+    try:
+        return read_labels(value)
+    except ValueError as error:
+        raise RelationalError(f"the labels are not a list of texts: {error}") from None
 
 
 def _whole(value: Any) -> int:
@@ -137,7 +141,7 @@ def _whole(value: Any) -> int:
 def _schema(value: Any) -> dict[str, Any]:
     try:
         schema = json.loads(value) if isinstance(value, str) else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RelationalError(f"the JSON schema is not JSON: {error}") from None
     if not isinstance(schema, dict):
         raise RelationalError('the JSON schema is not a JSON object in quotes: write \'{"type": "object", ...}\'')

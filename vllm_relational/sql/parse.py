@@ -200,6 +200,8 @@ def literal(node: exp.Expr) -> Any:
     """The value of a literal text, whole number or list of texts; None for anything else."""
     if isinstance(node, exp.Literal):
         return node.this if node.is_string else _number(node.this)
+    if isinstance(node, exp.Boolean):
+        return bool(node.this)
     if isinstance(node, exp.RawString):  # $$...$$
         return str(node.this)
     if isinstance(node, exp.Neg) and isinstance(node.this, exp.Literal) and not node.this.is_string:

@@ -1,0 +1,205 @@
+"""Kinds of values that options take: each a check that gives the value in Python's own type, or raises ``ValueError``.
+
+The text of a ``ValueError``, where there is one, is shown to the user in place of the option's description.
+"""
+
+from __future__ import annotations
+
+import enum
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from numbers import Real
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from vllm_relational.records import AskedBatch
+
+SHOWN_VALUE = 80
+MOST_ITEMS = 1_000_000  # of a list: more are an iterator without end
+
+
+def read_text(value: Any) -> str:
+    """A text that can be sent: not half a character. Of an enum that is a text, its value."""
+    if not isinstance(value, str):
+        raise ValueError
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not valid Unicode") from None
+    return str.__str__(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool | np.bool_ | enum.Enum):
+        raise ValueError
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError from None
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | np.bool_ | enum.Enum) or not isinstance(value, Real):
+        raise ValueError
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError from None
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError
+    return bool(value)
+
+
+def _items(value: Any) -> list[Any]:
+    """The items of a list, a tuple, a column of a table and the like."""
+    if isinstance(value, str | bytes | bytearray | memoryview | Mapping) or not isinstance(value, Iterable):
+        raise ValueError
+    try:
+        found = list(islice(value, MOST_ITEMS + 1))
+    except Exception as error:  # iterators are the user's code
+        raise ValueError(f"its items cannot be read ({error})") from error
+    if len(found) > MOST_ITEMS:
+        raise ValueError(f"it has more than {MOST_ITEMS:,} items")
+    return found
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """One name, or several."""
+    return (read_text(value),) if isinstance(value, str) else tuple(map(read_text, _items(value)))
+
+
+def _groups(value: Any) -> tuple[tuple[str, ...], ...]:
+    """One group of names, or several."""
+    items = _items(value)
+    if all(isinstance(item, str) for item in items):
+        return (_names(items),) if items else ()
+    return tuple(tuple(map(read_text, _items(item))) for item in items)
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError
+    found = os.fspath(value)
+    if not isinstance(found, str) or not found.strip() or "\0" in found:
+        raise ValueError
+    return Path(read_text(found))
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError
+    return value
+
+
+def _weights(value: Any) -> dict[str, float]:
+    return {read_text(name): _number(weight) for name, weight in _mapping(value).items()}
+
+
+def _rules(value: Any) -> dict[str, tuple[str, ...]]:
+    return {read_text(name): _names(rules) for name, rules in _mapping(value).items()}
+
+
+def read_labels(value: Any) -> tuple[str, ...]:
+    """Labels as texts: a whole number is its text, what has no one text (1.50, True, None, an enum) is refused by name.
+
+    Raises ``ValueError``; the text of it names the label, if one is at fault.
+    """
+    if isinstance(value, set | frozenset):
+        raise ValueError("a set has another order from run to run: give a list of labels")
+    return tuple(_label(item, place) for place, item in enumerate(_items(value), start=1))
+
+
+def _label(item: Any, place: int) -> str:
+    try:
+        return read_text(item) if isinstance(item, str) else str(_whole(item))
+    except ValueError:
+        hint = "its text, e.g. its .value" if isinstance(item, enum.Enum) else "a text, e.g. 'yes', or a whole number"
+        raise ValueError(f"label {place} is {shown(item)}: give {hint}") from None
+
+
+def _range(value: Any) -> tuple[int, int]:
+    bounds = [_whole(item) for item in _items(value)]
+    if len(bounds) != 2:
+        raise ValueError
+    return bounds[0], bounds[1]
+
+
+def _model(value: Any) -> str:
+    return str(_path(value)) if isinstance(value, Path) else read_text(value)
+
+
+def _embedder(value: Any) -> Any:
+    return value if callable(value) else read_text(os.fspath(value) if isinstance(value, Path) else value)
+
+
+def _batches(value: Any) -> tuple[AskedBatch, ...]:
+    items = tuple(_items(value))
+    if not all(isinstance(item, AskedBatch) for item in items):
+        raise ValueError
+    return items
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError
+    return text
+
+
+def _does(*methods: str) -> Callable[[Any], Any]:
+    """A check for objects of the user's that have these methods."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, type) or not all(callable(getattr(value, name, None)) for name in methods):
+            raise ValueError
+        return value
+
+    return check
+
+
+def _callable(value: Any) -> Any:
+    if not callable(value):
+        raise ValueError
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------- as types
+Text = Annotated[str, BeforeValidator(read_text)]
+Named = Annotated[str, BeforeValidator(read_text), AfterValidator(_not_blank)]
+ModelName = Annotated[str, BeforeValidator(_model), AfterValidator(_not_blank)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Groups = Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_groups)]
+Weights = Annotated[dict[str, float], BeforeValidator(_weights)]
+Rules = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_rules)]
+Settings = Annotated[Mapping[str, Any], BeforeValidator(_mapping)]
+File = Annotated[Path, BeforeValidator(_path)]
+Labels = Annotated[tuple[str, ...], BeforeValidator(read_labels)]
+Bounds = Annotated[tuple[int, int], BeforeValidator(_range)]
+Batches = Annotated[tuple[AskedBatch, ...], BeforeValidator(_batches)]
+EmbedderName = Annotated[Any, BeforeValidator(_embedder)]
+Function = Annotated[Any, BeforeValidator(_callable)]
+# Objects of the user's, known by what they do.
+AnEngine = Annotated[Any, BeforeValidator(_does("start", "ask", "close"))]
+AnLlm = Annotated[Any, BeforeValidator(_does("run", "prepare", "expected_engine"))]
+SomeRates = Annotated[Any, BeforeValidator(_does("seconds"))]
+SomePrices = Annotated[Any, BeforeValidator(_does("dollars"))]
+ARetriever = Annotated[Any, BeforeValidator(_does("identity", "passages"))]
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short, and in one line, whatever the object does when it is asked for its text."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # the user's own __repr__, or a number of thousands of digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= SHOWN_VALUE else f"{text[: SHOWN_VALUE - 3]}..."
