@@ -127,7 +127,7 @@ def test_answers_are_kept_in_a_side_database(db, engine, tmp_path):
         (("sql", QUERY, "--dedup", "fuzzy"), "use one of exact, normalized, semantic"),
         (("sql", QUERY, "--dedup", "normalized", "--normalize", "text"), "write COLUMN=rule,rule"),
         (("sql", QUERY, "--dedup", "normalized", "--normalize", "text=cases"), "no rule 'cases'"),
-        (("sql", QUERY, "--audit", "-1"), "whole numbers from 0"),
+        (("sql", QUERY, "--audit", "-1"), "whole number of rows from 0"),
         (("sql", "SELECT 1", "--rates", "fast"), "write 2 numbers"),
         (("explain", "SELECT 1"), "no LLM function"),
         (("explain", f"{QUERY}; {QUERY}"), "one by one"),
