@@ -132,6 +132,7 @@ class ServerOptions(Options):
     timeout_s: Number = Field(600.0, gt=0, le=1e8, description="give seconds above 0")
     max_retries: Whole = Field(5, ge=0, le=1_000_000, description="give a whole number from 0")
     retry_delay_s: Number = Field(0.5, ge=0, le=1e8, description="give seconds from 0")
+    served_as: Named | None = Field(None, description="give a model's name")
 
 
 class SqlOptions(MergingOptions):
