@@ -128,7 +128,7 @@ class ServerOptions(Options):
     """Arguments of ``RelationalLLM`` for a server, see ``EndpointEngine``."""
 
     api_key: Text | None = Field(None, description="give a text, or set OPENAI_API_KEY")
-    concurrency: Whole = Field(32, ge=1, le=10_000, description="give a whole number of requests from 1 to 10,000")
+    concurrency: Whole = Field(32, ge=1, le=4096, description="give a whole number of requests from 1 to 4,096")
     timeout_s: Number = Field(600.0, gt=0, le=1e8, description="give seconds above 0")
     max_retries: Whole = Field(5, ge=0, le=1_000_000, description="give a whole number from 0")
     retry_delay_s: Number = Field(0.5, ge=0, le=1e8, description="give seconds from 0")
@@ -252,11 +252,12 @@ def _decision(read: RunOptions) -> Decision:
     return decision
 
 
-def llm_options(given: Mapping[str, Any], engine_args: Mapping[str, Any]) -> LlmOptions:
-    """The arguments of ``RelationalLLM``; those for a server are checked with it, those for vLLM when it starts."""
+def llm_options(given: Mapping[str, Any], engine_args: dict[str, Any]) -> LlmOptions:
+    """The arguments of ``RelationalLLM``; ``engine_args`` for a server are read in place, vLLM reads its own."""
     read = read_options(LlmOptions, given)
     if read.base_url is not None:
-        read_options(ServerOptions, engine_args)
+        server = read_options(ServerOptions, engine_args)
+        engine_args |= {name: getattr(server, name) for name in engine_args}
         return read
     for name in engine_args:
         if name in ServerOptions.model_fields:

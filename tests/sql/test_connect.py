@@ -10,6 +10,7 @@ import sys
 import duckdb
 import pandas as pd
 import pytest
+from fake_engine import FakeEngine
 from oracle_engine import OracleEngine
 
 import vllm_relational.sql
@@ -388,3 +389,48 @@ def test_arguments_that_stand_for_several_calls_or_other_columns_are_refused(con
     ):
         con.sql(f"SELECT LLM('Sum up', {given}) FROM review r")
     assert engine.asked == []
+
+
+# ---------------------------------------------------------------------------------------------------------- cut answers
+@pytest.mark.parametrize("sided", [True, False])
+def test_a_text_that_was_cut_off_is_a_value_with_a_mark(connect, tmp_path, sided):
+    side = {"side": tmp_path / "side.duckdb"} if sided else {}
+    engine = FakeEngine(lambda row: f"on {row['id']}", cuts=[1])
+    con = connect(engine=engine, **side)
+    query = "SELECT id, LLM('On {id}', id) AS a FROM range(3) t(id) ORDER BY id"
+    assert con.sql(query).fetchall() == [(0, "on 0"), (1, "on 1"), (2, "on 2")]
+    assert "cut off: 1 answers end at max_tokens (--max-tokens), status 'cut' in llm.op_1" in con.report()
+    assert len(con.errors()) == 0
+    place = "SELECT status, count(*) FROM llm.op_1 GROUP BY ALL ORDER BY ALL"
+    assert con.sql(place).fetchall() == [("answered", 2), ("cut", 1)]
+    con.close()
+    if sided:  # it is an answer in a later session too
+        later = connect(engine=(asked := FakeEngine()), **side)
+        assert later.sql(query).fetchall()[1] == (1, "on 1") and asked.asked == []
+
+
+def test_an_aggregate_of_cut_answers_is_cut(connect):
+    con = connect(engine=FakeEngine(lambda row: "sum", cuts=[0]))
+    con.sql("SELECT g, LLM_AGG('Sum up', t) FROM (VALUES (1, 'a'), (2, 'b')) v(g, t) GROUP BY g")
+    assert sorted(con.sql("SELECT status FROM llm.op_1").fetchall()) == [("answered",), ("cut",)]
+
+
+def test_half_a_label_is_no_value(connect):
+    con = connect(engine=FakeEngine(lambda row: "yes", cuts=[0]))
+    rows = con.sql("SELECT id, LLM_FILTER('{id} is one', id) AS a FROM range(2) t(id) ORDER BY id").fetchall()
+    assert rows == [(0, None), (1, True)] and con.errors()["reason"].str.contains("cut off").all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "item"),
+    [("['a', 1.5]", "label 2 is 1.5"), ("['a', true]", "label 2 is True"), ("['a', ['b']]", r"label 2 is \['b'\]")],
+)
+def test_labels_of_other_types_are_refused_by_place(connect, labels, item):
+    con = connect(engine=FakeEngine())
+    with pytest.raises(RelationalError, match=item):
+        con.sql(f"SELECT LLM_CLASSIFY('{{id}}', {labels}, id) FROM range(2) t(id)")
+
+
+def test_labels_may_be_whole_numbers(connect):
+    con = connect(engine=FakeEngine(lambda row: str(row["id"])))
+    assert con.sql("SELECT LLM_CLASSIFY('{id}', [0, 1], id) FROM range(2) t(id)").fetchall() == [("0",), ("1",)]

@@ -18,6 +18,7 @@ from vllm_relational.sql.merging import ASKED, CACHED
 
 # Where the engine does not say how long a prompt may be.
 ASSUMED_CONTEXT = 4096
+WHOLE = "ok"  # of ``QueryResult.statuses``
 # Brackets and commas of the list, where a value begins with other tokens than alone, and the end of the prompt.
 TOKENS_A_VALUE, TOKENS_SPARE = 4, 64
 COMBINE = "Every item is an answer to this over a part of the values: combine them. "
@@ -25,18 +26,18 @@ COMBINE = "Every item is an answer to this over a part of the values: combine th
 
 def reduce_groups(
     llm: Any, records: pa.Table, question: Question, options: dict[str, Any], reports: list[RunReport]
-) -> tuple[list[Any], list[str | None], list[str]]:
+) -> tuple[list[Any], list[str | None], list[str], list[str]]:
     """One answer a group.
 
     records: one column of lists of texts, a list a group. ``reports`` gets one report a round.
-    Returns answers, errors and origins ``[num_groups]``: a group of which a part failed has the part's reason, and one
-    is 'cached' where all of its parts were.
+    Returns answers, errors, origins and statuses ``[num_groups]``: a group of which a part failed has the part's
+    reason, one is 'cached' where all of its parts were, and 'cut' where the answer over any part was.
     """
     name = records.column_names[0]
     groups: list[list[str]] = records.column(0).to_pylist()
     answers: list[Any] = [None] * len(groups)
     errors: list[str | None] = [None] * len(groups)
-    origins = [CACHED] * len(groups)
+    origins, statuses = [CACHED] * len(groups), [WHOLE] * len(groups)
     left = dict(enumerate(groups))
     template = question.template
     info = llm.start()  # a server says only then how long a prompt may be
@@ -44,16 +45,18 @@ def reduce_groups(
         parts = _parts(llm, info, left, name, template, options)
         result = llm.run(_table(name, parts), template, **options)
         reports.append(result.report)
-        for (group, _), row in zip(parts, result.source_rows.tolist(), strict=True):
+        for (group, _), row, status in zip(parts, result.source_rows.tolist(), result.statuses, strict=True):
             if row < 0 or result.origins[row] != CACHED:
                 origins[group] = ASKED
+            if status != WHOLE:
+                statuses[group] = status
         sizes = {group: len(values) for group, values in left.items()}
         left = _next_round(parts, result.answers, result.errors, answers, errors)
         for group in [group for group, values in left.items() if len(values) >= sizes[group]]:
             errors[group] = "the answers over parts of the values are too long to be combined"
             del left[group]
         template = COMBINE + question.template
-    return answers, errors, origins
+    return answers, errors, origins, statuses
 
 
 def first_parts(llm: Any, records: pa.Table, question: Question, options: dict[str, Any]) -> pa.Table:

@@ -132,6 +132,10 @@ def _run_lines(operator: Operator, settings: Settings) -> list[str]:
         seconds = sum(report.stage_seconds.get("ask", 0.0) for report in operator.reports)
         lines.append(f"measured: {_tokens(counted, settings, seconds)}")
     lines += [*merge_lines(operator.reports), *audit_lines(operator.reports)]
+    if cut := sum(report.num_cut for report in operator.reports):
+        lines.append(
+            f"cut off: {cut:,} answers end at max_tokens (--max-tokens), status 'cut' in {operator.table.place}"
+        )
     if operator.table.failed:
         lines.append(f"failed: {len(operator.table.failed):,} inputs, listed in llm_errors")
     return [*lines, *_notes(operator)]

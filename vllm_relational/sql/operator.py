@@ -19,7 +19,7 @@ from vllm_relational.sql.functions import Question
 from vllm_relational.sql.merging import ASKED, BEYOND_EXACT, CACHED, RESUMED, Merging
 from vllm_relational.sql.passes.blocking import Candidates
 from vllm_relational.sql.retrieve import Retrieval, Retrieves
-from vllm_relational.sql.store import BLOCKED, OperatorTable, Settled, Store
+from vllm_relational.sql.store import BLOCKED, CUT, OperatorTable, Settled, Store
 
 # Characters of an answer that a reason quotes.
 LONGEST_SHOWN = 80
@@ -201,12 +201,12 @@ class Operator:
     def _run(self, question: Question, llm: Asks, records: pa.Table, kept: dict[str, Any], audit: int) -> Said:
         options = {**self.options(question, records), "audit": audit}
         if question.function == "LLM_AGG":
-            answers, errors, origins = reduce_groups(llm, records, question, options, self.reports)
-            return Said(answers, errors, origins, range(len(answers)))
+            answers, errors, origins, statuses = reduce_groups(llm, records, question, options, self.reports)
+            return Said(answers, errors, origins, range(len(answers)), statuses)
         result = llm.run(records, question.template, **{**options, **kept})
         self.reports.append(result.report)
         errors = [_in_sql(reason) for reason in result.errors]
-        return Said(result.answers, errors, result.origins, result.source_rows.tolist())
+        return Said(result.answers, errors, result.origins, result.source_rows.tolist(), result.statuses)
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,7 @@ class Said:
     errors: Sequence[str | None]
     origins: Sequence[str]
     source_rows: Sequence[int]
+    statuses: Sequence[str]
 
 
 def _settled(
@@ -230,7 +231,8 @@ def _settled(
         None if error is not None else origin if origin in known else ASKED  # 'resumed' was asked, by a run before
         for origin, error in zip(said.origins, errors, strict=True)
     ]
-    return Settled(keys, _structs(records), values, [error or "" for error in errors], origins, sources)
+    cut = {key for key, status in zip(keys, said.statuses, strict=True) if status == CUT}
+    return Settled(keys, _structs(records), values, [error or "" for error in errors], origins, sources, cut)
 
 
 def _values(question: Question, said: Said, answer_type: pa.DataType) -> tuple[list[Any], list[str | None]]:

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -34,7 +34,7 @@ TAKEN_NAMES = "SELECT database_name FROM duckdb_databases() UNION SELECT schema_
 OPERATOR_NAME = re.compile(r"op_[1-9][0-9]{0,8}", re.ASCII)
 # Columns of an operator's table that files of earlier versions lack.
 ADDED_COLUMNS = ("origin", "source", "merging")
-ANSWERED, FAILED, BLOCKED = "answered", "failed", "not a candidate"
+ANSWERED, CUT, FAILED, BLOCKED = "answered", "cut", "failed", "not a candidate"
 
 
 @dataclass
@@ -75,6 +75,7 @@ class Settled:
     origins: 'asked', 'cached' (from the result cache), or the step that it was inherited by: 'exact', 'normalized',
              'semantic'; None without answer.
     sources: the key of the input whose answer it is, its own where it was asked; None without answer.
+    cut:     the keys whose answer is a text that was cut off at max_tokens; their status is 'cut'.
     """
 
     keys: Sequence[str]
@@ -83,10 +84,15 @@ class Settled:
     reasons: Sequence[str]
     origins: Sequence[str | None]
     sources: Sequence[str | None]
+    cut: Collection[str] = ()
 
     def columns(self, answer_type: pa.DataType, merging: str) -> dict[str, pa.Array]:
         """The columns of an operator's table. merging: the settings behind inherited answers."""
-        status = [reason if reason == BLOCKED else FAILED if reason else ANSWERED for reason in self.reasons]
+        said = [CUT if key in self.cut else ANSWERED for key in self.keys]
+        status = [
+            reason if reason == BLOCKED else FAILED if reason else word
+            for reason, word in zip(self.reasons, said, strict=True)
+        ]
         return {
             "key": pa.array(self.keys, pa.string()),
             "inputs": self.inputs,
@@ -207,7 +213,7 @@ class Store:
         self._cursor.execute(f"DELETE FROM {self.schema}.{table.name} WHERE status = '{BLOCKED}'")
         for column in ADDED_COLUMNS:  # a file of an earlier version
             self._cursor.execute(f"ALTER TABLE {self.schema}.{table.name} ADD COLUMN IF NOT EXISTS {column} VARCHAR")
-        query = f"SELECT key, answer, merging FROM {self.schema}.{table.name} WHERE status = '{ANSWERED}'"
+        query = f"SELECT key, answer, merging FROM {self.schema}.{table.name} WHERE status IN ('{ANSWERED}', '{CUT}')"
         kept = self._cursor.sql(query).to_arrow_table()
         keys, answers, merging = (kept[name].to_pylist() for name in ("key", "answer", "merging"))
         table.answers.update(zip(keys, answers, strict=True))
