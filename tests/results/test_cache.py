@@ -114,7 +114,8 @@ def damaged(path: Path) -> None:
         cache.add(number.to_bytes(32, "little"), "x" * 50, "m")
     cache.close()
     whole = bytearray(path.read_bytes())
-    whole[4096 : len(whole) // 2] = b"\xff" * (len(whole) // 2 - 4096)
+    start, end = 46 * 4096, 56 * 4096  # leaves of the tree
+    whole[start:end] = b"\xff" * (end - start)
     path.write_bytes(whole)
 
 
@@ -124,19 +125,122 @@ def damaged(path: Path) -> None:
         (lambda path: path.write_text("not a database " * 100), "file is not a database; name another file with"),
         (other_database, "not a result cache of this version"),
         (other_version, "not a result cache of this version"),
-        (damaged, "delete it, or name another"),
         (lambda path: path.mkdir(), "name another file"),
     ],
-    ids=["text", "other database", "other version", "damaged", "folder"],
+    ids=["text", "other database", "other version", "folder"],
 )
 def test_a_bad_file_is_refused_and_left_alone(tmp_path, make, reason):
     path = tmp_path / "c.db"
     make(path)
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(RelationalError, match=rf"c\.db.*{reason}"):
-        cache = AnswerCache(path)
-        cache.find([number.to_bytes(32, "little") for number in range(2000)])
+        AnswerCache(path)
     assert before is None or path.read_bytes() == before
+
+
+def test_a_damaged_page_loses_only_its_own_answers(tmp_path):
+    path = tmp_path / "c.db"
+    damaged(path)
+    cache = AnswerCache(path)
+    keys = [number.to_bytes(32, "little") for number in range(2000)]
+    found = texts(cache, keys)
+    assert set(found.values()) == {"x" * 50} and 200 < len(found) < 2000 and cache.damaged > 200
+    before = path.read_bytes()
+    cache.add(b"new", "y", "m")  # nothing is written into a file that is known to be damaged
+    cache.close()
+    assert path.read_bytes() == before
+
+
+def test_a_head_that_is_damaged_is_refused_with_the_fix(tmp_path):
+    path = tmp_path / "c.db"
+    damaged(path)
+    whole = bytearray(path.read_bytes())
+    whole[100:4096] = b"\xff" * 3996
+    path.write_bytes(whole)
+    with pytest.raises(RelationalError, match=r"damaged: delete it, or name another"):
+        AnswerCache(path)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER evil AFTER INSERT ON answers BEGIN UPDATE answers SET answer = 'no'; END",
+        "CREATE VIEW more AS SELECT 1",
+        "DROP TABLE answers; CREATE VIEW answers AS SELECT x'31' AS key, 'yes' AS answer",
+    ],
+)
+def test_a_cache_with_more_than_answers_in_it_is_refused(tmp_path, statement):
+    path = tmp_path / "c.db"
+    AnswerCache(path).close()
+    with sqlite3.connect(path) as database:
+        database.executescript(statement)
+    database.close()
+    with pytest.raises(RelationalError, match="not a result cache of this version"):
+        AnswerCache(path)
+
+
+def test_answers_of_the_first_format_are_kept(tmp_path):
+    path = tmp_path / "c.db"
+    with sqlite3.connect(path) as database:
+        database.execute(
+            "CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL, model TEXT NOT NULL, created REAL NOT "
+            "NULL) WITHOUT ROWID"
+        )
+        database.execute("INSERT INTO answers VALUES (x'31', 'yes', 'm', 1.5), (x'32', 'é', 'n', 2.5)")
+        database.execute(f"PRAGMA application_id = {0x764C5252}")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    for _ in range(2):
+        cache = AnswerCache(path)
+        assert texts(cache, [b"1", b"2"]) == {b"1": "yes", b"2": "é"} and cache.damaged == 0
+        assert cache.sizes() == [("m", 1, 3), ("n", 1, 1)]
+        cache.close()
+
+
+def test_a_cache_and_its_log_are_for_their_owner_only(tmp_path):
+    cache = AnswerCache(tmp_path / "c.db")
+    cache.add(b"1", "yes", "m")
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    assert len(list(tmp_path.iterdir())) == 3
+    cache.close()
+
+
+def test_the_log_stays_small_while_another_has_the_file_open(tmp_path):
+    path, log = tmp_path / "c.db", tmp_path / "c.db-wal"
+    other, cache = AnswerCache(path), AnswerCache(path)
+    other.find([b"1"])
+    most = 0
+    for number in range(3000):
+        cache.add(number.to_bytes(32, "big"), "x" * 4000, "m")
+        most = max(most, log.stat().st_size if number % 100 == 0 else 0)
+    assert 1_000_000 < most < 5_000_000 < path.stat().st_size
+    cache.close()
+    assert log.stat().st_size == 0
+    other.close()
+
+
+@pytest.mark.timeout(20)
+def test_a_named_pipe_is_no_cache(tmp_path):
+    os.mkfifo(tmp_path / "c.db")
+    with pytest.raises(RelationalError, match=r"no regular file: name another file"):
+        AnswerCache(tmp_path / "c.db")
+
+
+def test_a_query_says_how_many_answers_were_damaged(tmp_path):
+    asked = [Prompt(key, [key]) for key in range(3)]
+    cache = AnswerCache(tmp_path / "c.db")
+    first = QueryCache(cache, SETTINGS, "m")
+    first.find(asked, lambda text: True)
+    for row in range(3):
+        first.add(row, f"answer {row}")
+    cache._database.execute("UPDATE answers SET answer = 'answer 2' WHERE answer = 'answer 1'")
+    second = QueryCache(cache, SETTINGS, "m")
+    with pytest.warns(UserWarning, match=r"c\.db: 1 damaged answers were left out"):
+        assert second.find(asked, lambda text: True) == {0: "answer 0", 2: "answer 2"}
+    second.add(1, "answer 1")
+    assert len(QueryCache(cache, SETTINGS, "m").find(asked, lambda text: True)) == 3
+    cache.close()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
 from array import array
@@ -28,6 +29,7 @@ APPLICATION_ID = 0x764C5252  # "vLRR", in the header of the file
 FORMAT = 2
 WAIT_SECONDS = 30.0  # for another process's write
 RETRY_SECONDS = 0.02  # where SQLite does not wait by itself
+LOG_PAGES, PAGE_BYTES = 1000, 4096  # the write-ahead log is written back at this size: 4 MB
 KEYS_A_QUERY = 500  # SQLite's least limit of parameters is 999
 
 _TABLE = (
@@ -68,6 +70,7 @@ class AnswerCache:
         self.path = path
         self.damaged = 0
         self._writes = True
+        _make_private(path)
         with self._explained("open"):
             self._database = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
         try:
@@ -86,13 +89,33 @@ class AnswerCache:
             self._database.execute(_TABLE)
             self._database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._database.execute(f"PRAGMA user_version = {FORMAT}")
-        elif (owner, version) != (APPLICATION_ID, FORMAT):
+        elif (owner, version) == (APPLICATION_ID, 1) and num_tables == 1:
+            self._upgrade()
+        elif (owner, version) != (APPLICATION_ID, FORMAT) or self._objects() != [_TABLE]:
             self._database.execute("ROLLBACK")
             raise RelationalError(f"{self.path} is not a result cache of this version: name another file with --cache")
         self._database.execute("COMMIT")
         self._use_log()
         self._database.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, not the file
-        self._one("SELECT count(*) FROM (SELECT key FROM answers LIMIT 1)")
+        self._database.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+        self._database.execute(f"PRAGMA journal_size_limit = {LOG_PAGES * PAGE_BYTES}")
+
+    def _objects(self) -> list[str]:
+        """What is in the file, as SQL: a view or a trigger in it would run with our statements."""
+        return [sql for (sql,) in self._database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
+
+    def _upgrade(self) -> None:
+        """Of the first format, which had no checksums."""
+        self._database.execute("ALTER TABLE answers RENAME TO before")
+        self._database.execute(_TABLE)
+        rows = self._database.execute("SELECT key, answer, model, created FROM before")
+        texts = ((key, text, model, created) for key, text, model, created in rows if isinstance(text, str))
+        self._database.executemany(
+            "INSERT INTO answers VALUES (?, ?, 0, ?, ?, ?)",
+            ((key, text, _checksum(key, text.encode(), False), model, created) for key, text, model, created in texts),
+        )
+        self._database.execute("DROP TABLE before")
+        self._database.execute(f"PRAGMA user_version = {FORMAT}")
 
     def _use_log(self) -> None:
         """Change to the write-ahead log. Where two processes do so in a new file, SQLite refuses one at once."""
@@ -107,17 +130,29 @@ class AnswerCache:
             time.sleep(RETRY_SECONDS)
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, CachedAnswer]:
-        """The answers that are there and whole."""
+        """The answers that are there and whole. Where a page of the file is damaged, the others are still read."""
         found: dict[bytes, CachedAnswer] = {}
         with self._explained("read"):
             for some in _batches(keys):
-                marks = ",".join("?" * len(some))
-                for key, raw, cut, checksum in self._database.execute(_FIND.format(marks), some):
+                for key, raw, cut, checksum in self._rows(some):
                     if isinstance(raw, bytes) and checksum == _checksum(key, raw, cut):
                         found[key] = CachedAnswer(raw.decode(), bool(cut))
                     else:
                         self.damaged += 1
         return found
+
+    def _rows(self, keys: list[bytes]) -> list[Any]:
+        try:
+            return self._database.execute(_FIND.format(",".join("?" * len(keys))), keys).fetchall()
+        except sqlite3.OperationalError:  # locked
+            raise
+        except sqlite3.DatabaseError:
+            self._writes = False  # what is written into a damaged file may be lost
+            if len(keys) == 1:
+                self.damaged += 1
+                return []
+            half = len(keys) // 2
+            return self._rows(keys[:half]) + self._rows(keys[half:])
 
     def add(self, key: bytes, answer: str, model: str, cut: bool = False) -> None:
         """Store one answer. A cache that cannot be written any more warns once and lets the run go on."""
@@ -146,6 +181,9 @@ class AnswerCache:
             return dropped
 
     def close(self) -> None:
+        with suppress(sqlite3.Error):  # another process reads: the last one empties the log
+            self._database.execute("PRAGMA busy_timeout = 0")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         with suppress(sqlite3.Error):
             self._database.close()
 
@@ -186,7 +224,13 @@ class QueryCache:
     def find(self, prompts: Iterable[Prompt], usable: Callable[[str], bool]) -> dict[int, str]:
         """Usable answers that are there, by ``Prompt.key``; remembers the keys of the others for ``add``."""
         keys = {prompt.key: answer_key(self._settings, prompt) for prompt in prompts}
+        before = self._file.damaged
         answers = self._file.find(set(keys.values()))
+        if self._file.damaged > before:
+            warn(
+                f"{self._file.path}: {self._file.damaged - before} damaged answers were left out and are asked again",
+                stacklevel=2,
+            )
         found = {row: answers[key] for row, key in keys.items() if key in answers and usable(answers[key].text)}
         self._keys = {row: key for row, key in keys.items() if row not in found}
         self.cut = {row for row, answer in found.items() if answer.cut}
@@ -196,6 +240,14 @@ class QueryCache:
         """Store the answer to a row that was looked for and not found."""
         if row in self._keys:
             self._file.add(self._keys[row], text, self._model, cut)
+
+
+def _make_private(path: Path) -> None:
+    """A new file is for its owner only, and what SQLite puts beside it likewise. Raises for what is no file."""
+    if path.exists() and not path.is_file():
+        raise RelationalError(f"{path} is no regular file: name another file with --cache")
+    with suppress(OSError):  # it is there, or SQLite will say why it cannot be
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def _checksum(key: bytes, answer: bytes, cut: int) -> bytes:
