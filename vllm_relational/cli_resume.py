@@ -1,8 +1,8 @@
 """The output of ``run``: who wrote it, and whether it is complete.
 
-Parquet and Arrow files keep the identity of their job in the metadata of their schema. Beside CSV and JSON lines it
-stands in OUTPUT.job.json, with a digest of the output, so that a file which was edited since, or comes from elsewhere,
-does not pass for it, and with a digest a row.
+Parquet and Arrow files keep the identity of their job in the metadata of their schema, with a digest of the answers.
+Beside CSV and JSON lines it stands in OUTPUT.job.json, with a digest of the whole output and one of each row. An output
+that was edited or damaged since, or that comes from elsewhere, does not pass for the job's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from vllm_relational.atomic_file import write_whole
 from vllm_relational.cli_files import holds_something
 from vllm_relational.job_record import EarlierOutput, row_digests
 from vllm_relational.records import JobRecord, RelationalError
+from vllm_relational.results.outcome import CUT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,6 +53,7 @@ def write(
     facts = {"format": FORMAT, "job": record.job, "used": record.table.names, "answer": answer, "status": status}
     metadata = {name: text for name, text in (answered.schema.metadata or {}).items() if name != KEY}
     if keeps_metadata(output):
+        facts["answers"] = _answers_digest(*_texts_and_cut(answered, answer, status))
         write_table(answered.replace_schema_metadata({**metadata, KEY: json.dumps(facts).encode()}), output)
         return
     facts["digests"] = base64.b64encode(row_digests(record.table).astype("<u8").tobytes()).decode()
@@ -106,18 +108,25 @@ def _read(output: Path, resume: bool, overwrite: bool) -> EarlierOutput | None:
             facts = next(known for known in _known(output) if known["output"] == there)
             digests = np.frombuffer(base64.b64decode(facts["digests"]), "<u8").astype(np.uint64)
             table = read_table(output)
-        texts = [None if value is None else str(value) for value in table[facts["answer"]].to_pylist()]
-        cut = _cut_rows(table, facts["status"])
+        texts, cut = _texts_and_cut(table, facts["answer"], facts["status"])
         if facts["format"] != FORMAT or len(digests) != len(texts):
+            return None
+        if keeps_metadata(output) and facts["answers"] != _answers_digest(texts, cut):
             return None
         return EarlierOutput(output, dict(facts["job"]), digests, texts, cut, resume, overwrite)
     except (RelationalError, OSError, ValueError, KeyError, TypeError, StopIteration):
         return None
 
 
-def _cut_rows(table: pa.Table, status: str | None) -> frozenset[int]:
+def _texts_and_cut(table: pa.Table, answer: str, status: str | None) -> tuple[list[str | None], frozenset[int]]:
+    """The answers of an output as texts, and the rows whose answers end at max_tokens."""
+    texts = [None if value is None else str(value) for value in table[answer].to_pylist()]
     values: Sequence[Any] = table[status].to_pylist() if status is not None else ()
-    return frozenset(row for row, value in enumerate(values) if value == "cut")
+    return texts, frozenset(row for row, value in enumerate(values) if value == CUT)
+
+
+def _answers_digest(texts: list[str | None], cut: frozenset[int]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps([texts, sorted(cut)]).encode())
 
 
 def _known(output: Path) -> list[dict[str, Any]]:

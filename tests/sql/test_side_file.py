@@ -134,3 +134,12 @@ def test_a_damaged_side_file_is_refused_or_right(side, engine, place):
         assert ask(side, engine, query) == whole
     except (RelationalError, duckdb.Error) as error:
         assert str(error)
+
+
+def test_one_file_is_not_two(side, engine, tmp_path):
+    llm = RelationalLLM(engine=engine)
+    with pytest.raises(RelationalError, match="side and cache are one file"):
+        connect(llm=llm, side=side, cache=tmp_path / "x" / ".." / "side.db")
+    with pytest.raises(RelationalError, match="the database and side are one file"):
+        connect(side, llm=llm, side=side)
+    assert not side.exists()

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import RLock
 from types import FrameType
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
+from vllm_relational.named_files import NamedFile, check_distinct
 from vllm_relational.options import Places, SqlOptions, read_options
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
@@ -48,6 +49,7 @@ def connect(
     """
     settings, read_only = _settings(options)
     place = read_options(Places, {"database": database, "side": side, "llm": llm})
+    check_distinct(_named_files(database, side, settings.merging.cache))
     try:
         opened = duckdb.connect(str(place.database), read_only=read_only)
     except duckdb.Error as error:
@@ -65,6 +67,11 @@ def _settings(options: Mapping[str, Any]) -> tuple[Settings, bool]:
     merging = Merging(**{each.name: read.pop(each.name) for each in dataclasses.fields(Merging)})
     read_only = read.pop("read_only")
     return Settings(merging=merging, **read), read_only
+
+
+def _named_files(database: str | Path, side: str | Path | None, cache: str | Path | None) -> Iterator[NamedFile]:
+    names = {"the database": None if str(database).startswith(":memory:") else database, "side": side, "cache": cache}
+    return (NamedFile(role, Path(name), True) for role, name in names.items() if name is not None)
 
 
 class Result:
