@@ -146,6 +146,19 @@ def test_two_names_that_are_only_read_may_be_one(folder, monkeypatch, cli_engine
     assert "exists already" in error_of("retrieve", "b.csv", "text", "--index", "p.index", "-o", "q.csv", "-k", 1)
 
 
+def test_standard_output_is_a_file_too(folder):
+    def status(*arguments: str, **streams: object) -> tuple[int, bytes]:
+        command = [sys.executable, "-m", "vllm_relational.cli", "plan", "b.csv", *arguments]
+        done = subprocess.run(command, **streams)
+        return done.returncode, done.stderr
+
+    with open("out.txt", "wb") as out:
+        assert status("--planner", "published", stdout=out, stderr=subprocess.STDOUT)[0] == 0
+    with open("page.html", "wb") as out:
+        ended, said = status("--html", "page.html", stdout=out, stderr=subprocess.PIPE)
+    assert ended == 2 and b"--html and standard output are one file" in said
+
+
 def test_python_names_no_file_twice(folder, fake_llm):
     for options in ({"checkpoint": "b.csv"}, {"cache": "sub/../b.csv"}, {"checkpoint": "c", "cache": "./c"}):
         with pytest.raises(RelationalError, match="are one file"):

@@ -48,7 +48,9 @@ def check_files(
     """
     reads, outputs, stores, pages = reads or {}, outputs or {}, stores or {}, pages or {}
     written = list(_named({**outputs, **stores, **pages}, True))
-    check_distinct([*_named(reads, False), *written, *standard_streams()])
+    check_distinct([*_named(reads, False), *written])
+    for stream in standard_streams():  # one by one: > FILE 2>&1 is no harm
+        check_distinct([*_named(reads, False), *written, stream])
     for path in filter(None, {**outputs, **pages}.values()):
         check_writable(path)
     for file in written:
