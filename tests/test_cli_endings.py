@@ -65,6 +65,13 @@ def test_answers_that_standard_output_cannot_take(table: Path, fake_server: Fake
     assert len(fake_server.bodies) == 2  # of the first run alone
 
 
+@pytest.mark.parametrize("command", [["plan", "TABLE"], ["sql", "SELECT 1"], ["explain", "SELECT 1"]])
+def test_a_closed_standard_output_is_found_first(table: Path, command: list[str]) -> None:
+    done = shell(">&-", *(str(table) if word == "TABLE" else word for word in command))
+    assert done.returncode == 2 and b"standard output is closed: name a file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("command", [["plan", "TABLE", "--json"], ["--help"]])
 def test_other_output_that_cannot_be_delivered_is_status_2(table: Path, command: list[str]) -> None:
     done = shell(">/dev/full", *(str(table) if word == "TABLE" else word for word in command))

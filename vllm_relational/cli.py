@@ -171,8 +171,8 @@ def run(
     origins = (explain_dedup, f"{explain_dedup}_how") if explain_dedup is not None else ()
     new_columns = [answer_column, error_column, status_column, *origins]
     cli_output.check_result_place(data, None if dry_run else output, *new_columns)
-    if output is None and not dry_run:
-        cli_errors.check_standard_output()
+    if not dry_run:
+        cli_errors.check_standard_output(output)
     if capacity is not None and not dry_run:
         raise RelationalError("--capacity is for --dry-run: a running engine has a KV cache of its own size")
     if retrieve is not None or index is not None:
@@ -306,6 +306,7 @@ def plan(
     overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Compare planners on TABLE: what each would serve from the KV cache, and why. Starts no engine."""
+    cli_errors.check_standard_output()
     import dataclasses
 
     from vllm_relational.planning import compare_planners, template_of

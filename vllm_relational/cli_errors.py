@@ -88,7 +88,7 @@ def _ended(app: Callable[[], Any]) -> int:
     return OK
 
 
-def check_standard_output() -> None:
-    """Before anything is asked: is there a standard output to write answers to?"""
-    if sys.stdout is None or getattr(sys.stdout, "closed", False):
+def check_standard_output(output: object = None) -> None:
+    """Before anything is asked: is there a standard output to write to? output: the file that is written instead."""
+    if output is None and (sys.stdout is None or getattr(sys.stdout, "closed", False)):
         raise RelationalError("standard output is closed: name a file for the answers with -o")

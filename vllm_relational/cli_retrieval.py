@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_relational import cli_files, cli_options, retrieving
+from vllm_relational import cli_errors, cli_files, cli_options, cli_output, retrieving
 from vllm_relational.records import RelationalError
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def retrieve(
     overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Add the passages nearest to each QUESTION to TABLE, as columns that every other command takes."""
-    from vllm_relational.table.formats import write_json_lines
-    from vllm_relational.table.write import check_output, write_table
+    from vllm_relational.table.write import check_output
 
     cli_files.check_files(
         reads={"TABLE": table, **index_files(None if rebuild else index), "--passage-table": passage_table},
@@ -79,6 +78,7 @@ def retrieve(
         stores={"--index": index if rebuild else None},
         overwrite=overwrite,
     )
+    cli_errors.check_standard_output(output)
     if output is not None:
         check_output(output)
     found = with_passages(
@@ -92,10 +92,7 @@ def retrieve(
         embedder=embedder,
         rebuild=rebuild,
     )
-    if output is None:
-        write_json_lines(found)
-    else:
-        write_table(found, output)
+    cli_output.write(found, output)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_relational import cli_files, cli_options
+from vllm_relational import cli_errors, cli_files, cli_options
 from vllm_relational.cli_options import (
     Audit,
     BaseUrl,
@@ -88,6 +88,7 @@ def sql(
 
     text = command.statement_text(statement, file)
     command.check_target(output)
+    cli_errors.check_standard_output(output)
     cli_files.check_files(
         reads={"--file": file, **cli_files.files_in_sql(text)},
         outputs={"--output": output},
@@ -136,6 +137,7 @@ def explain(
     engine_arg: EngineArg = None,
 ) -> int:
     """Show what a statement would ask, operator by operator, with tokens and cost. Sends nothing to a model."""
+    cli_errors.check_standard_output()
     _check_installed()
     from vllm_relational.sql import command
 

@@ -45,7 +45,7 @@ class RelationalLLM:
     attention:   with vLLM in this process, ``"dipr"`` decodes long contexts by sparse attention (docs/dipr.md), with
                  the settings ``dipr``, as ``{"alpha": 0.001}``. None keeps vLLM's own.
     engine_args: with vLLM in this process, any argument of ``vllm.LLM``; with ``base_url``, those of
-                 ``EndpointEngine`` (api_key, concurrency, timeout_s, max_retries).
+                 ``EndpointEngine`` (api_key, concurrency, timeout_s...).
 
     The engine starts at the first question and stays until ``close()``. The newest object, until it is closed, also
     serves the ``df.llm`` accessor.

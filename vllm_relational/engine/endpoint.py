@@ -32,7 +32,7 @@ LIST_TIMEOUT_S = 30.0
 EXPECTED_TIMEOUT_S = 2.0  # where nothing is asked: a plan can do without the server
 TRIAL_RETRIES = 2
 LAST_ANSWERS_S = 5.0  # for what is in flight when a server begins to refuse
-MAX_CONCURRENCY = 4096  # each is a thread
+MAX_CONCURRENCY = 10_000  # each is a thread
 
 
 @dataclass(frozen=True)

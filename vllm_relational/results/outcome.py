@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vllm_relational.records import Completion
 from vllm_relational.results.parse import Parser, UnparsableAnswer, answer_text
+from vllm_relational.terminal import printable
 
 # A failed row's reason begins with one of these; the report counts by them.
 NULL_CELL, TOO_LONG, UNPARSABLE, REFUSED = "null cell", "prompt too long", "unusable answer", "failed request"
@@ -34,14 +35,14 @@ class Measured:
 def checked(completion: Completion, parse: Parser) -> Completion:
     """The completion without thought, with an error in place of a text that the decision does not admit."""
     if completion.error is not None:
-        return dataclasses.replace(completion, text=None, error=f"{REFUSED}: {completion.error}")
+        return dataclasses.replace(completion, text=None, error=printable(f"{REFUSED}: {completion.error}"))
     try:
         text = answer_text(completion.text or "")
         if completion.cut and not parse.takes_cut:
             raise UnparsableAnswer(f"{_cut_off(completion)}: half an answer is none; raise --max-tokens (max_tokens=)")
         parse(text)
     except UnparsableAnswer as error:
-        return dataclasses.replace(completion, text=None, error=f"{UNPARSABLE}: {error}")
+        return dataclasses.replace(completion, text=None, error=printable(f"{UNPARSABLE}: {error}"))
     return dataclasses.replace(completion, text=text)
 
 
