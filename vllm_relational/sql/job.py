@@ -67,7 +67,7 @@ class Job:
         """As ``fetch``, with cells as ``run`` reads them from a relation."""
         try:
             with interruptible(self.connection):
-                return arrow_of_relation(self.connection.sql(text))
+                return arrow_of_relation(self.connection.called(self.connection.relation(text).materialize))
         except duckdb.Error as error:
             raise engine_error(self.sql, error) from error
 

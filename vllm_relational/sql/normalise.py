@@ -25,7 +25,6 @@ def normalise(tree: exp.Expr, sql: str, name_of: Callable[[exp.Expr], str] = sql
 
     name_of: what DuckDB calls a column without alias.
     """
-    _refuse_volatile(tree, sql)
     for query in tree.find_all(exp.Select):
         _join_behind_from(query)
     for call in calls(tree):
@@ -74,7 +73,7 @@ def _without_braces(name: str) -> str:
     return name.replace("{", "(").replace("}", ")")
 
 
-def _refuse_volatile(tree: exp.Expr, sql: str) -> None:
+def refuse_volatile(tree: exp.Expr, sql: str) -> None:
     """The parts of a plan read the same rows one after the other: what changes in between cannot be joined back."""
     for node in tree.walk():
         sampled = isinstance(node, exp.TableSample)

@@ -34,7 +34,10 @@ _INSTEAD: tuple[tuple[Any, str], ...] = (
 )
 
 
-CHANGED = "this cannot be planned, as its meaning would be lost: put the LLM function into a subquery without it"
+CHANGED = (
+    "a plan would have to write this anew and lose its meaning: CREATE TEMP TABLE rows AS SELECT ... without the LLM "
+    "function first, then ask about those rows"
+)
 
 
 class SQLError(RelationalError):

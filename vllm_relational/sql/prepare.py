@@ -12,7 +12,7 @@ from vllm_relational.sql.blocks import Aggregates, sql_of
 from vllm_relational.sql.faithful import check_meaning, name_of
 from vllm_relational.sql.functions import Question
 from vllm_relational.sql.job import Job
-from vllm_relational.sql.normalise import normalise
+from vllm_relational.sql.normalise import normalise, refuse_volatile
 from vllm_relational.sql.operator import Operator
 from vllm_relational.sql.parameters import spell_literals
 from vllm_relational.sql.parse import engine_error, misplaced, parse
@@ -30,6 +30,7 @@ def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
     tree = parse(job.sql)
     if not _may_ask(tree):
         raise misplaced(job.sql, tree)
+    refuse_volatile(tree, job.sql)
     check_meaning(job.connection, tree, job.sql)
     spell_literals(tree, job.connection.values)
     normalise(tree, job.sql, lambda item: name_of(job.connection, item))

@@ -9,7 +9,7 @@ by sqlglot. Whether that keeps the meaning is checked before (``faithful``).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -332,9 +332,19 @@ class _SourceGenerator(DuckDBGenerator):
         if not _is_as_read(node, source.shape, held):
             return None
         texts = [self.sql(held[place]).lstrip() for place in source.order]
-        return source.pieces[0] + "".join(
-            f"{text}{piece}" for text, piece in zip(texts, source.pieces[1:], strict=True)
-        )
+        return _spliced(source.pieces, texts)
+
+
+def _spliced(pieces: Sequence[str], texts: Sequence[str]) -> str:
+    """The pieces with the texts in their holes; words that would run together are kept apart."""
+    whole = pieces[0]
+    for part in (part for pair in zip(texts, pieces[1:], strict=True) for part in pair):
+        whole += f" {part}" if _is_word(whole[-1:]) and _is_word(part[:1]) else part
+    return whole
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or (character != "" and character in "_$")
 
 
 def _bracketed(node: exp.Expr, text: str) -> str:
