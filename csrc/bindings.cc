@@ -378,7 +378,7 @@ void raise_pending_signal() {
 nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned,
                     const Array& before, const std::vector<Array>& ranks, const std::vector<Array>& shared,
                     const std::vector<Array>& others, int64_t header_tokens, int64_t block_size, double budget,
-                    uint64_t seed, int num_threads, const Limits& limits) {
+                    uint64_t seed, int num_threads, double least_gain, const Limits& limits) {
   if (!(budget >= 0)) fail("budget_seconds must be 0 or more, not " + std::to_string(budget));
   vr::PlanRequest request = plan_request(codes, cell_tokens, pinned, before, header_tokens, block_size);
   request.limits = limits_of(limits);
@@ -392,7 +392,7 @@ nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, c
       check_codes(request.codes, c, static_cast<int64_t>(request.lengths[static_cast<size_t>(c)].size()));
     }
     vr::Workers workers(num_threads, raise_pending_signal);
-    plan = vr::plan_tree(request, {budget, seed}, std::move(plans), workers);
+    plan = vr::plan_tree(request, {budget, seed, least_gain}, std::move(plans), workers);
   }
   return nb::make_tuple(to_numpy(std::move(plan.rows)), to_numpy(std::move(plan.fields)));
 }
@@ -424,6 +424,6 @@ NB_MODULE(_native, m) {
   m.def("plan_tree", &plan_tree, nb::arg("codes"), nb::arg("cell_tokens"), nb::arg("pinned"),
         nb::arg("before"), nb::arg("ranks"), nb::arg("shared"), nb::arg("others"), nb::arg("header_tokens"),
         nb::arg("block_size"), nb::arg("budget_seconds"), nb::arg("seed"), nb::arg("num_threads"),
-        nb::arg("limits") = Limits(),
+        nb::arg("least_gain") = 0.0, nb::arg("limits") = Limits(),
         "The tree planner: (rows int64 [num_rows], fields int32 [num_rows * num_columns]).");
 }

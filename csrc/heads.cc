@@ -1,9 +1,11 @@
 #include "heads.h"
 
 #include <algorithm>
-#include <numeric>
+#include <span>
+#include <utility>
 
 #include "cluster.h"
+#include "rank_pool.h"
 
 namespace vllm_relational {
 namespace {
@@ -22,17 +24,6 @@ HeadColumn make_head(const PlanRequest& request, const PlanTable& table, int32_t
   return head;
 }
 
-// What rows with these ranks save when sorted.
-int64_t saved_by_sorting(const HeadColumn& head, std::vector<int32_t>& ranks) {
-  std::sort(ranks.begin(), ranks.end());
-  int64_t sum = 0;
-  for (size_t i = 1; i < ranks.size(); ++i) {
-    const bool equal = ranks[i - 1] == ranks[i];
-    sum += equal ? head.length_of_rank[at(ranks[i])] : head.overlaps.between(ranks[i - 1], ranks[i]);
-  }
-  return sum;
-}
-
 // How the values alone begin alike, each once.
 bool any_alike(const ValueOverlaps& overlaps) {
   return std::any_of(overlaps.shared.begin(), overlaps.shared.end(), [](int64_t shared) { return shared > 0; });
@@ -42,71 +33,95 @@ class HeadSearch {
  public:
   HeadSearch(PrefixTree& tree, const std::vector<HeadColumn>& columns, bool branches_count, Workers& workers)
       : tree_(tree), columns_(columns), branches_count_(branches_count), workers_(workers),
-        counts_(make_counts(tree.table())) {}
+        counts_(make_counts(tree.table())) {
+    const int64_t values_per_rank = tree.table().limits.values_per_rank;
+    for (const HeadColumn& head : columns) pools_.emplace_back(head.overlaps, head.length_of_rank, values_per_rank);
+  }
 
   Heads run() {
-    std::vector<int32_t> rows;
-    const int64_t saved = visit(tree_.root(), true, rows);
+    const int64_t saved = settle(tree_.root(), true).saved;
     return {std::move(column_of_node_), saved};
   }
 
  private:
-  // An inner child with the rows below it, and what its settled subtree saves.
+  // A settled inner node: its rows, in rows_, and what its subtree saves.
   struct Branch {
     int32_t node;
-    std::vector<int32_t> rows;
+    size_t begin, end;
     int64_t saved;
   };
 
-  struct Best {
-    const HeadColumn* head = nullptr;
-    int64_t saved = 0;
+  // A node on the way down: its children, and those of them that are settled.
+  struct Open {
+    int32_t node;
+    size_t begin;  // where its rows will start
+    std::vector<int32_t> leaves, inner;
+    std::vector<Branch> branches;
   };
 
-  // Settles the subtree; appends its rows. Returns what it saves in all: sharing below and at the node, and heads.
-  int64_t visit(int32_t node, bool may_dissolve, std::vector<int32_t>& rows) {
-    workers_.check();
-    std::vector<int32_t> leaves;
-    std::vector<Branch> branches;
-    for (const int32_t child : tree_.children(node)) {
-      if (tree_.is_leaf(child)) {
-        leaves.push_back(child);
-      } else {
-        branches.push_back(settled(child, may_dissolve));
+  struct Best {
+    int64_t saved = 0;
+    size_t head = kNoHead;
+  };
+  static constexpr size_t kNoHead = ~size_t{0};
+
+  // Settles the subtree, the lowest nodes first. On a stack of its own: trees may be as deep as rows have columns.
+  Branch settle(int32_t node, bool may_dissolve) {
+    std::vector<Open> stack;
+    stack.push_back(open(node));
+    for (;;) {
+      workers_.check();
+      Open& top = stack.back();
+      if (top.branches.size() < top.inner.size()) {
+        stack.push_back(open(top.inner[top.branches.size()]));
+        continue;
       }
+      const Branch settled = close(top, may_dissolve);
+      stack.pop_back();
+      if (stack.empty()) return settled;
+      stack.back().branches.push_back(settled);
     }
-    Best best = best_head(node, leaves, branches);
-    if (may_dissolve && !branches.empty() && dissolve_branches(node, best, leaves, branches)) {
-      cluster_anew(node, *best.head, leaves, branches);
-      best.saved = saved_as_head(*best.head, leaves, branches);
-    }
-    set_head(node, best);
-    int64_t saved = (tree_.num_children(node) - 1) * tree_.weight(node) + best.saved;
-    rows.insert(rows.end(), leaves.begin(), leaves.end());
-    for (const Branch& branch : branches) {
-      rows.insert(rows.end(), branch.rows.begin(), branch.rows.end());
-      saved += branch.saved;
-    }
-    return saved;
   }
 
-  Branch settled(int32_t node, bool may_dissolve) {
-    Branch branch{node, {}, 0};
-    branch.saved = visit(node, may_dissolve, branch.rows);
-    return branch;
+  Open open(int32_t node) const {
+    Open result{node, rows_.size(), {}, {}, {}};
+    for (const int32_t child : tree_.children(node)) {
+      (tree_.is_leaf(child) ? result.leaves : result.inner).push_back(child);
+    }
+    return result;
+  }
+
+  // What a node saves in all whose branches are settled: sharing below and at it, and heads.
+  Branch close(Open& node, bool may_dissolve) {
+    rows_.insert(rows_.end(), node.leaves.begin(), node.leaves.end());
+    const size_t end = rows_.size();
+    Best best = best_head(node.node, node.leaves, node.branches);
+    if (may_dissolve && !node.branches.empty() && dissolve_branches(node.node, best, node.leaves, node.branches)) {
+      cluster_anew(node.node, best.head, node.leaves, node.branches);
+      best.saved = saved_as_head(best.head, node.leaves, node.branches);
+      rows_.resize(end);  // the same rows as before, grouped anew
+    }
+    set_head(node.node, best);
+    int64_t saved = (tree_.num_children(node.node) - 1) * tree_.weight(node.node) + best.saved;
+    for (const Branch& branch : node.branches) saved += branch.saved;
+    return {node.node, node.begin, end, saved};
+  }
+
+  std::span<const int32_t> rows_of(const Branch& branch) const {
+    return std::span(rows_).subspan(branch.begin, branch.end - branch.begin);
   }
 
   void set_head(int32_t node, const Best& best) {
     if (column_of_node_.size() <= at(node)) column_of_node_.resize(at(node) + 1, -1);
-    column_of_node_[at(node)] = best.head == nullptr ? -1 : best.head->column;
+    column_of_node_[at(node)] = best.head == kNoHead ? -1 : columns_[best.head].column;
   }
 
   Best best_head(int32_t node, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
     Best best;
-    for (const HeadColumn& head : columns_) {
-      if (!may_be_head(head, node)) continue;
+    for (size_t head = 0; head < columns_.size(); ++head) {
+      if (!may_be_head(columns_[head], node)) continue;
       const int64_t saved = saved_as_head(head, leaves, branches);
-      if (saved > best.saved) best = {&head, saved};
+      if (saved > best.saved) best = {saved, head};
     }
     return best;
   }
@@ -121,32 +136,33 @@ class HeadSearch {
   }
 
   // A branch that shares the column can start with it too, but then not with what its siblings start with.
-  int64_t saved_as_head(const HeadColumn& head, const std::vector<int32_t>& leaves,
-                        const std::vector<Branch>& branches) {
-    ranks_.clear();
-    for (const int32_t row : leaves) ranks_.push_back(head.rank_of_row[at(row)]);
+  int64_t saved_as_head(size_t head, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
+    const HeadColumn& column = columns_[head];
+    ranks_of(column, leaves);
     for (const Branch& branch : branches) {
-      const int32_t* codes = tree_.codes(branch.node);
-      if (!branches_count_) break;
-      if (head.factor < 0 || codes[head.factor] < 0) continue;
-      ranks_.push_back(head.rank_of_row[at(branch.rows.front())]);
+      if (!branches_count_ || column.factor < 0) break;
+      if (tree_.codes(branch.node)[column.factor] < 0) continue;
+      ranks_.push_back(column.rank_of_row[at(rows_[branch.begin])]);
     }
-    return saved_by_sorting(head, ranks_);
+    return pools_[head].saved(ranks_);
+  }
+
+  void ranks_of(const HeadColumn& column, const std::vector<int32_t>& rows) {
+    ranks_.clear();
+    for (const int32_t row : rows) ranks_.push_back(column.rank_of_row[at(row)]);
   }
 
   // Moves the rows of branches that save more so directly below the node, into `leaves`. Returns whether any did.
   bool dissolve_branches(int32_t node, Best& best, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
     std::vector<int32_t> pool = pool_of(leaves, branches);
     const Best all = best_head(node, pool, {});
-    if (all.head == nullptr) return false;
-    std::vector<Branch> moving = branches;
-    while (keep_worthwhile(node, *all.head, pool, moving)) pool = pool_of(leaves, moving);
-    if (moving.empty()) return false;
-    std::vector<Branch> staying;
-    for (const Branch& branch : branches) {
-      const auto is_it = [&](const Branch& other) { return other.node == branch.node; };
-      if (std::none_of(moving.begin(), moving.end(), is_it)) staying.push_back(branch);
+    if (all.head == kNoHead) return false;
+    std::vector<Branch> moving = branches, staying;
+    for (int64_t round = 0; round < tree_.table().limits.dissolving_rounds; ++round) {
+      if (!keep_worthwhile(node, all.head, pool, moving, staying)) break;
+      pool = pool_of(leaves, moving);
     }
+    if (moving.empty()) return false;
     const Best after = best_head(node, pool, staying);
     int64_t gain = after.saved - best.saved;
     for (const Branch& branch : moving) gain += gain_without(node, branch);
@@ -161,43 +177,40 @@ class HeadSearch {
     return true;
   }
 
-  static std::vector<int32_t> pool_of(const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
+  std::vector<int32_t> pool_of(const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) const {
     std::vector<int32_t> pool = leaves;
-    for (const Branch& branch : branches) pool.insert(pool.end(), branch.rows.begin(), branch.rows.end());
+    for (const Branch& branch : branches) pool.insert(pool.end(), rows_of(branch).begin(), rows_of(branch).end());
     return pool;
   }
 
   // What the sharing at the node gains less what the branch loses when its rows move up, heads not counted.
   int64_t gain_without(int32_t node, const Branch& branch) const {
-    return (static_cast<int64_t>(branch.rows.size()) - 1) * tree_.weight(node) - branch.saved;
+    return static_cast<int64_t>(branch.end - branch.begin - 1) * tree_.weight(node) - branch.saved;
   }
 
-  // Drops branches that lose by moving even among all of the pool. Returns whether any went: a smaller pool gains less.
-  bool keep_worthwhile(int32_t node, const HeadColumn& head, const std::vector<int32_t>& pool,
-                       std::vector<Branch>& moving) {
-    ranks_.clear();
-    for (const int32_t row : pool) ranks_.push_back(head.rank_of_row[at(row)]);
-    std::sort(ranks_.begin(), ranks_.end());
-    return std::erase_if(moving, [&](const Branch& branch) {
-             int64_t gain = gain_without(node, branch);
-             for (const int32_t row : branch.rows) gain += gain_among_ranks(head, head.rank_of_row[at(row)]);
-             return gain <= 0;
-           }) > 0;
-  }
-
-  // What a rank adds to the neighbours in ranks_: the greater of its overlaps with the two beside it.
-  int64_t gain_among_ranks(const HeadColumn& head, int32_t rank) const {
-    const auto here = std::lower_bound(ranks_.begin(), ranks_.end(), rank);
-    const auto next = here + 1;
-    if (next != ranks_.end() && *next == rank) return head.length_of_rank[at(rank)];
-    const int64_t above = next == ranks_.end() ? 0 : head.overlaps.between(rank, *next);
-    return here == ranks_.begin() ? above : std::max(above, head.overlaps.between(*(here - 1), rank));
+  // Branches that lose by moving even among all of the pool go from `moving` to `staying`. Returns whether any did: a
+  // smaller pool gains less.
+  bool keep_worthwhile(int32_t node, size_t head, const std::vector<int32_t>& pool, std::vector<Branch>& moving,
+                       std::vector<Branch>& staying) {
+    const HeadColumn& column = columns_[head];
+    ranks_of(column, pool);
+    pools_[head].fill(ranks_);
+    const auto first_staying = std::stable_partition(moving.begin(), moving.end(), [&](const Branch& branch) {
+      int64_t gain = gain_without(node, branch);
+      for (const int32_t row : rows_of(branch)) gain += pools_[head].gain(column.rank_of_row[at(row)]);
+      return gain > 0;
+    });
+    const bool any = first_staying != moving.end();
+    staying.insert(staying.end(), first_staying, moving.end());
+    moving.erase(first_staying, moving.end());
+    return any;
   }
 
   // Leaves with the same first cell share it, and may share more: they become branches.
-  void cluster_anew(int32_t node, const HeadColumn& head, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
-    if (head.factor < 0) return;
-    const auto code = [&](int32_t row) { return tree_.codes(row)[head.factor]; };
+  void cluster_anew(int32_t node, size_t head, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
+    const int32_t factor = columns_[head].factor;
+    if (factor < 0) return;
+    const auto code = [&](int32_t row) { return tree_.codes(row)[factor]; };
     std::stable_sort(leaves.begin(), leaves.end(), [&](int32_t a, int32_t b) { return code(a) < code(b); });
     std::vector<int32_t> alone;
     for (size_t begin = 0, end = 0; begin < leaves.size(); begin = end) {
@@ -210,7 +223,7 @@ class HeadSearch {
       }
       const int32_t joined = tree_.join(members);
       cluster_below(tree_, joined, Choice::kGreatestGain, counts_, workers_);
-      branches.push_back(settled(joined, false));
+      branches.push_back(settle(joined, false));
     }
     leaves = std::move(alone);
   }
@@ -220,8 +233,10 @@ class HeadSearch {
   bool branches_count_;
   Workers& workers_;
   CodeCounts counts_;
+  std::vector<RankPool> pools_;  // by head
+  std::vector<int32_t> rows_;    // those of settled nodes: below each of them side by side
   std::vector<int32_t> column_of_node_;
-  std::vector<int32_t> ranks_;
+  std::vector<int32_t> ranks_;  // scratch
 };
 
 }  // namespace
@@ -235,7 +250,7 @@ std::vector<HeadColumn> head_columns(const PlanRequest& request, const PlanTable
     if (!any_alike(request.overlaps[c])) return;
     const HeadColumn head = make_head(request, table, column);
     std::vector<int32_t> ranks = head.rank_of_row;
-    worth[c].first = -saved_by_sorting(head, ranks);
+    worth[c].first = -RankPool(head.overlaps, head.length_of_rank, table.limits.values_per_rank).saved(ranks);
   });
   std::erase_if(worth, [](const auto& entry) { return entry.first == 0; });
   std::sort(worth.begin(), worth.end());

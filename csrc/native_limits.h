@@ -26,14 +26,19 @@ struct Limits {
   // Local search.
   int64_t partners = 8;              // rows tried per value of a node: all where there are so few, ...
   int64_t partners_of_frequent = 2;  // ... so many of a frequent one
+  int64_t children_looked_at = 256;  // of one node; of more, none
   int64_t cells_in_cache = 1'000'000;  // of the table: above, a row tried counts as fetched from memory
   int64_t nodes_at_a_time = 4'096;   // places are looked for before any of them moves
   int64_t nodes_per_task = 32;
   int64_t most_passes = 64;
-  int64_t most_restarts_in_vain = 32;
+  int64_t siblings_touched = 8;      // looked at again when a child comes or goes
+  int64_t most_restarts_in_vain = 64;
+  int64_t restarts_between_looks = 64;  // at whether they gain enough
   int64_t rows_per_random_move = 200;
   // Heads, shared orders, and what is counted row by row.
   int64_t most_heads = 8;            // columns tried as the first cell of the unshared rest
+  int64_t values_per_rank = 16;      // values are counted, not their ranks sorted, for so many a rank or fewer
+  int64_t dissolving_rounds = 16;    // in which branches that lose by dissolving drop out
   int64_t sampled_rows = 4'096;      // that a climb over shared orders looks at
   int64_t rows_at_a_time = 4'096;    // a task
   // Sums of a row's lengths stay below; lengths are cut where they would not.
@@ -64,13 +69,18 @@ inline constexpr std::array kLimits{
     NamedLimit{"many_children", &Limits::many_children, 0},
     NamedLimit{"partners", &Limits::partners, 1},
     NamedLimit{"partners_of_frequent", &Limits::partners_of_frequent, 1},
+    NamedLimit{"children_looked_at", &Limits::children_looked_at, 0},
     NamedLimit{"cells_in_cache", &Limits::cells_in_cache, 0},
     NamedLimit{"nodes_at_a_time", &Limits::nodes_at_a_time, 1},
     NamedLimit{"nodes_per_task", &Limits::nodes_per_task, 1},
     NamedLimit{"most_passes", &Limits::most_passes, 0},
+    NamedLimit{"siblings_touched", &Limits::siblings_touched, 0},
     NamedLimit{"most_restarts_in_vain", &Limits::most_restarts_in_vain, 0},
+    NamedLimit{"restarts_between_looks", &Limits::restarts_between_looks, 1},
     NamedLimit{"rows_per_random_move", &Limits::rows_per_random_move, 1},
     NamedLimit{"most_heads", &Limits::most_heads, 0},
+    NamedLimit{"values_per_rank", &Limits::values_per_rank, 0},
+    NamedLimit{"dissolving_rounds", &Limits::dissolving_rounds, 0},
     NamedLimit{"sampled_rows", &Limits::sampled_rows, 1},
     NamedLimit{"rows_at_a_time", &Limits::rows_at_a_time, 1},
     NamedLimit{"longest_row", &Limits::longest_row, 0},

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <numeric>
+#include <span>
+#include <utility>
 
 #include "random.h"
 
@@ -48,6 +50,7 @@ class PlaceFinder {
         try_partner(node, rows.first[next], best);
       }
     }
+    descend(node, best);
     return best;
   }
 
@@ -64,6 +67,23 @@ class PlaceFinder {
     if (place < 0) return;
     const int64_t weight = weight_at(tree_, node, place);
     if (weight > best.weight) best = {place, weight};
+  }
+
+  // Looks at all children of the root, and again at those of the heaviest child whose prefix the node has, as long as
+  // there are few: where all values are frequent, rows tried at random seldom are the ones that share most.
+  void descend(int32_t node, Place& best) {
+    for (int32_t above = tree_.root(); above >= 0 && tree_.num_children(above) <= limits_.children_looked_at;) {
+      int32_t below = -1;
+      for (int32_t c = tree_.first_child(above); c >= 0; c = tree_.next_sibling(c)) {
+        if (c == node) continue;
+        work_ += work_per_comparison_;
+        const int64_t weight = weight_at(tree_, node, c);
+        if (weight > best.weight) best = {c, weight};
+        const bool heavier = below < 0 || tree_.weight(c) > tree_.weight(below);
+        if (!tree_.is_leaf(c) && heavier && contains(tree_.codes(node), tree_.codes(c), width_)) below = c;
+      }
+      above = below;
+    }
   }
 
   // The lowest ancestor of `row` (or the row) whose parent's prefix `node` has; -1 inside the subtree of `node`.
@@ -95,38 +115,60 @@ int32_t deepest_open_place(const PrefixTree& tree, int32_t node, int32_t place) 
   return place;
 }
 
+// The node, its parent and some of its siblings.
+void touch_around(const PrefixTree& tree, int32_t node, std::vector<int32_t>& touched) {
+  const int32_t parent = tree.parent(node);
+  if (parent < 0) return;
+  touched.insert(touched.end(), {node, parent});
+  int64_t left = tree.table().limits.siblings_touched;
+  for (int32_t c = tree.first_child(parent); c >= 0 && left > 0; c = tree.next_sibling(c), --left) touched.push_back(c);
+}
+
 class Regrafter {
  public:
   Regrafter(PrefixTree& tree, const ValueIndex& index, uint64_t seed, Workers& workers)
       : tree_(tree), index_(index), limits_(tree.table().limits), seed_(seed), workers_(workers) {}
 
+  // New nodes may take the numbers of dissolved ones; a node is visited at most once a pass by its number.
   void run(int64_t& work) {
-    // New nodes may take the numbers of dissolved ones; a node is visited at most once a pass by its number.
-    const int32_t num_nodes = tree_.num_nodes();
-    const auto at_a_time = static_cast<int32_t>(std::min<int64_t>(limits_.nodes_at_a_time, num_nodes));
-    for (int32_t begin = 0, end = 0; begin < num_nodes && work > 0; begin = end) {
-      end = begin + std::min(at_a_time, num_nodes - begin);
-      work -= find_places(begin, end);
-      for (int32_t node = begin; node < end; ++node) move_if_better(node, places_[at(node - begin)].node);
+    std::vector<int32_t> nodes(at(tree_.num_nodes()));
+    std::iota(nodes.begin(), nodes.end(), 0);
+    pass(nodes, work);
+  }
+
+  void run_around(std::vector<int32_t> nodes, int64_t& work) {
+    for (int64_t round = 0; round < limits_.most_passes && work > 0 && !nodes.empty(); ++round, ++seed_) {
+      std::sort(nodes.begin(), nodes.end());
+      nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
+      touched_.clear();
+      pass(nodes, work);
+      nodes.swap(touched_);
     }
   }
 
  private:
   bool is_in_use(int32_t node) const { return node != tree_.root() && tree_.parent(node) >= 0; }
 
+  void pass(std::span<const int32_t> nodes, int64_t& work) {
+    const auto at_a_time = static_cast<size_t>(limits_.nodes_at_a_time);
+    for (size_t begin = 0; begin < nodes.size() && work > 0; begin += std::min(at_a_time, nodes.size() - begin)) {
+      const auto some = nodes.subspan(begin, std::min(at_a_time, nodes.size() - begin));
+      work -= find_places(some);
+      for (size_t i = 0; i < some.size(); ++i) move_if_better(some[i], places_[i].node);
+    }
+  }
+
   // Returns the work done.
-  int64_t find_places(int32_t begin, int32_t end) {
-    places_.assign(at(end - begin), {});
-    const auto per_task = static_cast<int32_t>(std::min<int64_t>(limits_.nodes_per_task, end - begin));
-    const int32_t num_tasks = (end - begin - 1) / per_task + 1;
-    std::vector<int64_t> work(at(num_tasks), 0);
+  int64_t find_places(std::span<const int32_t> nodes) {
+    places_.assign(nodes.size(), {});
+    const size_t per_task = std::min(static_cast<size_t>(limits_.nodes_per_task), nodes.size());
+    std::vector<int64_t> work((nodes.size() - 1) / per_task + 1, 0);
     workers_.for_each(work.size(), [&](size_t task) {
       PlaceFinder finder(tree_, index_);
-      const int32_t first = begin + static_cast<int32_t>(task) * per_task;
-      for (int32_t node = first; node < first + std::min(per_task, end - first); ++node) {
-        if (!is_in_use(node)) continue;
-        const uint64_t random = seed_ ^ (static_cast<uint64_t>(node) << 32);
-        places_[at(node - begin)] = finder.best_place(node, weight_now(node), random);
+      for (size_t i = task * per_task; i < std::min((task + 1) * per_task, nodes.size()); ++i) {
+        if (!is_in_use(nodes[i])) continue;
+        const uint64_t random = seed_ ^ (static_cast<uint64_t>(nodes[i]) << 32);
+        places_[i] = finder.best_place(nodes[i], weight_now(nodes[i]), random);
       }
       work[task] = finder.work();
     });
@@ -143,6 +185,7 @@ class Regrafter {
     const int32_t there = deepest_open_place(tree_, node, place);
     const int32_t back = deepest_open_place(tree_, node, sibling);
     tree_.attach(node, weight_at(tree_, node, there) > weight_at(tree_, node, back) ? there : back);
+    for (const int32_t beside : {node, sibling}) touch_around(tree_, beside, touched_);
   }
 
   int64_t weight_now(int32_t node) const { return tree_.weight(tree_.parent(node)); }
@@ -162,7 +205,8 @@ class Regrafter {
   const Limits& limits_;
   uint64_t seed_;
   Workers& workers_;
-  std::vector<Place> places_;  // of the nodes at hand
+  std::vector<Place> places_;     // of the nodes at hand
+  std::vector<int32_t> touched_;  // nodes beside which others came or went
 };
 
 }  // namespace
@@ -182,8 +226,14 @@ ValueIndex::ValueIndex(const PlanTable& table) {
   }
   std::partial_sum(start_.begin(), start_.end(), start_.begin());
   rows_.resize(table.codes.size());
+  std::vector<bool> seen(static_cast<size_t>(num_values), false);
   for (int32_t row = 0; row < table.num_rows; ++row) {
-    for (int32_t f = 0; f < table.num_factors; ++f) rows_[static_cast<size_t>(start_[value_of(row, f) + 1]++)] = row;
+    for (int32_t f = 0; f < table.num_factors; ++f) {
+      const size_t value = value_of(row, f);
+      rows_[static_cast<size_t>(start_[value + 1]++)] = row;
+      if (seen[value]) most_saved_ += table.lengths_of(row)[f];
+      seen[value] = true;
+    }
   }
 }
 
@@ -192,19 +242,31 @@ int64_t regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_
   return tree.saved();
 }
 
-void move_at_random(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
+int64_t regraft_around(PrefixTree& tree, const ValueIndex& index, std::vector<int32_t> nodes, uint64_t seed,
+                       int64_t& work, Workers& workers) {
+  Regrafter(tree, index, seed, workers).run_around(std::move(nodes), work);
+  return tree.saved();
+}
+
+std::vector<int32_t> move_at_random(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
   const PlanTable& table = tree.table();
   const int64_t num_moves = table.num_rows / table.limits.rows_per_random_move + 1;
-  work -= static_cast<int64_t>(table.codes.size()) + int64_t{tree.num_nodes()} * kFixedWork;  // for the tree's copy
+  const int64_t num_inner = tree.num_nodes() - table.num_rows;
+  work -= num_inner * table.num_factors + int64_t{tree.num_nodes()} * kFixedWork;  // for the tree's copy
+  std::vector<int32_t> touched;
   for (int64_t i = 0; i < num_moves; ++i) {
     const auto row = static_cast<int32_t>(next_random(seed) % static_cast<uint64_t>(table.num_rows));
     const auto factor = static_cast<int32_t>(next_random(seed) % static_cast<uint64_t>(table.num_factors));
     const ValueIndex::Rows rows = index.rows_of(factor, table.codes_of(row)[factor]);
     const int32_t partner = rows.first[next_random(seed) % static_cast<uint64_t>(rows.size)];
     if (partner == row) continue;
+    const int32_t beside = tree.next_sibling(row);
     tree.detach(row);
+    if (beside >= 0) touch_around(tree, beside, touched);
     tree.attach(row, deepest_open_place(tree, row, partner));
+    touch_around(tree, row, touched);
   }
+  return touched;
 }
 
 }  // namespace vllm_relational

@@ -13,6 +13,9 @@ class ValueIndex {
  public:
   explicit ValueIndex(const PlanTable& table);
 
+  // No tree saves more: each value once, and once more whatever repeats.
+  int64_t most_saved() const { return most_saved_; }
+
   struct Rows {
     const int32_t* first;
     int32_t size;
@@ -26,6 +29,7 @@ class ValueIndex {
   std::vector<int64_t> first_value_;  // [num_factors]
   std::vector<int64_t> start_;        // [num_values + 1]
   std::vector<int32_t> rows_;         // ascending per value
+  int64_t most_saved_ = 0;
 };
 
 // One pass over all nodes below the root; every move saves more than it costs. Returns what the tree saves then. `work`
@@ -34,6 +38,12 @@ class ValueIndex {
 int64_t regraft(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work, Workers& workers);
 
 // Moves one row in limits.rows_per_random_move beside a random row with a value of its own: a start for another search.
-void move_at_random(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work);
+// Returns these rows and what stood beside them.
+std::vector<int32_t> move_at_random(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work);
+
+// The same as `regraft`, but looks at some nodes only, and then at those beside which others came or went: what a few
+// moves have changed costs no pass over all nodes.
+int64_t regraft_around(PrefixTree& tree, const ValueIndex& index, std::vector<int32_t> nodes, uint64_t seed,
+                       int64_t& work, Workers& workers);
 
 }  // namespace vllm_relational

@@ -17,6 +17,8 @@ namespace {
 
 // What one second of budget buys, measured: about 1,600 million units of regraft's work a second on one core.
 constexpr double kWorkPerSecond = 1.6e9;
+// How often at least a search of restarts looks at whether it still pays.
+constexpr int64_t kLooks = 16;
 
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
@@ -173,26 +175,45 @@ class TreeSearch {
     int64_t work = work_of(budget_seconds, kWorkPerSecond);
     if (work <= 0 || table_.codes.empty()) return;
     const ValueIndex index(table_);
+    const int64_t most_saved = index.most_saved(), work_between_looks = work / kLooks;
     settle(tree, index, options_.seed, work);
     int64_t in_vain = 0;  // restarts in a row that gain nothing
+    Progress progress{tree.saved(), work};
     for (uint64_t restart = 1; work > 0 && in_vain < limits().most_restarts_in_vain; ++restart, ++in_vain) {
+      if (tree.saved() >= most_saved) break;
+      const bool look = restart % restarts_between_looks() == 0 || progress.work_left - work > work_between_looks;
+      if (look && !pays(progress, {tree.saved(), work})) break;
       const uint64_t seed = options_.seed + (restart << 32);
       PrefixTree other = tree;
-      move_at_random(other, index, seed, work);
-      settle(other, index, seed, work);
+      std::vector<int32_t> moved = move_at_random(other, index, seed, work);
+      regraft_around(other, index, std::move(moved), seed, work, workers_);
       if (other.saved() <= tree.saved()) continue;
       tree = std::move(other);
       in_vain = 0;
     }
   }
 
+  // Of the search so far.
+  struct Progress {
+    int64_t saved, work_left;
+  };
+
+  // Whether what was gained since `before` was worth the work; then `before` is now.
+  bool pays(Progress& before, const Progress& now) const {
+    const double seconds = static_cast<double>(before.work_left - now.work_left) / kWorkPerSecond;
+    const auto gain = static_cast<double>(now.saved - before.saved);
+    before = now;
+    return gain >= options_.least_gain * seconds;
+  }
+  uint64_t restarts_between_looks() const { return static_cast<uint64_t>(limits().restarts_between_looks); }
+
   void settle(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
     constexpr int64_t kWorthAnotherPass = 20000;  // a pass that gains less than this share of the savings is the last
-    int64_t saved = tree.saved();
+    Progress before{tree.saved(), work};
     const auto most_passes = static_cast<uint64_t>(limits().most_passes);
     for (uint64_t pass = 0; pass < most_passes && work > 0; ++pass) {
-      const int64_t before = std::exchange(saved, regraft(tree, index, seed + pass, work, workers_));
-      if (saved - before <= saved / kWorthAnotherPass) break;
+      const int64_t saved = regraft(tree, index, seed + pass, work, workers_);
+      if (saved - before.saved <= saved / kWorthAnotherPass || !pays(before, {saved, work})) break;
     }
   }
 

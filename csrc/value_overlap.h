@@ -24,6 +24,8 @@ class OverlapOfRanks {
   // Needs low < high, both ranks.
   int64_t between(int32_t low, int32_t high) const;
 
+  std::span<const int64_t> shared() const { return shared_; }
+
  private:
   int64_t least(size_t begin, size_t end) const;  // of shared_[begin .. end), not empty
 

@@ -222,6 +222,7 @@ def plan_tree(
     seed: int,
     others: Sequence[Plan] = (),
     num_threads: int = 0,
+    least_gain: float = 0.0,
     limits: Mapping[str, int] = NO_LIMITS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tree planner (csrc/tree_planner.h). There is no reference in Python: ask ``AVAILABLE`` first.
@@ -232,6 +233,7 @@ def plan_tree(
         seed: of the local search. The same arguments give the same plan on every machine.
         others: plans of the same batch; the result saves no less than any of them.
         num_threads: 0 for all cores; the plan does not depend on it.
+        least_gain: the local search ends early where it gains fewer tokens than this a second of the budget.
         limits: for tests, see ``NO_LIMITS``.
 
     Returns:
@@ -259,6 +261,7 @@ def plan_tree(
         budget_seconds=budget_seconds,
         seed=seed,
         num_threads=num_threads,
+        least_gain=least_gain,
         limits=dict(limits),
     )
     return rows, fields.reshape(batch.num_rows, batch.num_columns)

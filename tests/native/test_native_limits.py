@@ -57,7 +57,7 @@ def limits_around(batch: PlanInput) -> st.SearchStrategy[dict[str, int]]:
 
 
 def planned(batch: PlanInput, limits: dict[str, int], num_threads: int = 2, budget: float = 0.0005) -> Plan:
-    rows, fields = native.plan_tree(batch, budget, 1, [plan_ggr(batch)], num_threads, limits)
+    rows, fields = native.plan_tree(batch, budget, 1, [plan_ggr(batch)], num_threads, limits=limits)
     return Plan("tree", rows, fields)
 
 
