@@ -44,6 +44,7 @@ from vllm_relational.engine.endpoint_transport import unpacked
 from vllm_relational.records import Choice, Completion, FreeText, IntegerRange, JsonSchema, Prompt, RelationalError
 from vllm_relational.results.outcome import checked
 from vllm_relational.results.parse import parser
+from vllm_relational.terminal import printable
 
 MAX_REASON, MAX_CASE_S = 1000, 1.0
 DECISIONS = [Choice(("yes", "no")), IntegerRange(1, 5), FreeText(64), JsonSchema({"type": "object"})]
@@ -189,7 +190,7 @@ class Reader:
             )
             assert info.model and (info.max_model_len is None or 0 < info.max_model_len < 2**31)
         except (RequestError, RelationalError) as error:
-            assert str(error).isprintable(), error
+            assert printable(str(error)) == str(error), error
 
 
 def _check(completion: Completion) -> str:
@@ -200,7 +201,7 @@ def _check(completion: Completion) -> str:
         completion.text.encode("utf-8")
         return "answer"
     reason = completion.error or ""
-    assert reason.isprintable() and 0 < len(reason) <= MAX_REASON, reason
+    assert printable(reason) == reason and 0 < len(reason) <= MAX_REASON, reason
     if not reason.startswith("unusable answer"):  # which quotes the model, not the server
         assert SECRET[:8] not in reason and SECRET[-8:] not in reason, reason
     return re.sub(r"[^a-zA-Z ].*", "", reason.partition(": ")[2])[:40]
@@ -258,7 +259,7 @@ def kind_problem(name: str, completion: Completion) -> str | None:
         return None if (completion.text, completion.error) == ("yes", None) else f"not answered: {error}"
     if completion.text is not None or not re.search(expected, error):
         return f"expected {expected!r}, found {error or completion.text!r}"
-    if len(error) > MAX_REASON or not error.isprintable() or SECRET[:8] in error:
+    if len(error) > MAX_REASON or printable(error) != error or SECRET[:8] in error:
         return f"a reason that must not be shown: {error!r}"
     return None
 

@@ -509,6 +509,8 @@ def test_the_wrapping_behind_a_thought_is_taken_off(dialect: Any, thought: str) 
         ("4", "4"),
         ('{"reply": 1}', '{"reply": 1}'),
         ('{"answer": null}', "null"),
+        ("[" * 100_000, "[" * 100_000),
+        ('{"answer": ' * 50_000, ('{"answer": ' * 50_000).strip()),
     ],
 )
 def test_wrapped_answers_are_unwrapped(content: str, text: str) -> None:

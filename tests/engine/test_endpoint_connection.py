@@ -6,9 +6,11 @@ import gzip
 import logging
 import math
 import socket
+import ssl
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -134,6 +136,24 @@ def test_the_proxy_of_the_environment(
         monkeypatch.setenv(name, value)
     found = proxy_of("https://api.example.org/v1")
     assert (str(found) if found is not None else None) == proxy
+
+
+def test_rows_go_through_the_proxy(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    route, seen = fake_server._route, []
+
+    def through(path: str, body: dict[str, Any]) -> Reply:
+        seen.append(path)
+        return route(path.removeprefix("http://model.invalid:81"), body)
+
+    fake_server._route = through  # type: ignore[method-assign]
+    monkeypatch.setenv("http_proxy", fake_server.root)
+    monkeypatch.delenv("NO_PROXY")
+    asked = EndpointEngine("http://model.invalid:81/v1")
+    assert [answer.text for answer in asked.ask(rows(3), YES_NO)] == ["yes"] * 3
+    assert seen[0] == "http://model.invalid:81/v1/models"
+    monkeypatch.setenv("http_proxy", "http://[::1")
+    with pytest.raises(RelationalError, match="proxy of the environment"):
+        EndpointEngine("http://model.invalid:81/v1").start()
 
 
 # ----------------------------------------------------------------------------------------------------------- keys
@@ -267,6 +287,30 @@ def test_nothing_is_sent_to_another_origin(fake_server: FakeServer) -> None:
         EndpointEngine(fake_server.root + "/v1", api_key=KEY).start()
     other.close()
     assert reached == []
+
+
+# ------------------------------------------------------------------------------------------------------------ TLS
+CERTIFICATE = Path(__file__).parents[1] / "fixtures" / "localhost.pem"  # of 127.0.0.1, with its key, signed by itself
+
+
+@pytest.fixture
+def secure_server(fake_server: FakeServer) -> str:
+    """The URL of the fake server, which speaks TLS now."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    fake_server.http.socket = context.wrap_socket(fake_server.http.socket, server_side=True)
+    return fake_server.root.replace("http:", "https:") + "/v1"
+
+
+def test_a_server_with_tls(secure_server: str, fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RelationalError, match="certificate verify failed"):
+        EndpointEngine(secure_server).start()
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    fake_server.reply = lambda body: trickle(page(b" " * 200)) if "row 1" in str(body) else chat("yes")
+    asked = EndpointEngine(secure_server, concurrency=2, timeout_s=1.0, max_retries=0)
+    answers = {answer.key: answer for answer in asked.ask(rows(6), YES_NO)}
+    assert [answers[key].text for key in range(6)] == ["yes", None, "yes", "yes", "yes", "yes"]
+    assert answers[1].error == "no answer in 1 s"
 
 
 # --------------------------------------------------------------------------------------------------------- bounds

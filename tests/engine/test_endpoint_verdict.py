@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from vllm_relational.cli import app
 from vllm_relational.engine.endpoint import EndpointEngine
 from vllm_relational.engine.endpoint_failures import LostError, RefusedError, RequestError
+from vllm_relational.engine.endpoint_protocol import read_completion
 from vllm_relational.engine.endpoint_question import TINY
 from vllm_relational.engine.endpoint_verdict import Failed, ServerFailedError, Verdict
 from vllm_relational.records import Choice, EngineDiedError, FreeText, Prompt
@@ -142,6 +143,20 @@ def test_a_bad_row_is_in_the_output_and_the_others_too(fake_server: FakeServer, 
     assert result.exit_code == 1
     lines = (tmp_path / "o.csv").read_text().splitlines()
     assert len(lines) == 21 and sum("failed request: the connection failed" in line for line in lines) == 1
+
+
+def test_a_defect_of_ours_in_reading_a_reply_is_the_rows_too(
+    fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reader(key: int, *others: Any) -> Any:
+        if key == 1:
+            raise KeyError("a \x1b[2J")
+        return read_completion(key, *others)
+
+    monkeypatch.setattr("vllm_relational.engine.endpoint_question.read_completion", reader)
+    answers = {answer.key: answer for answer in engine(fake_server, concurrency=2).ask(prompts(4), YES_NO)}
+    assert answers[1].error == "the server's answer could not be read (KeyError: 'a \\x1b[2J')"
+    assert answers[3].text == "yes"
 
 
 # ------------------------------------------------------------------------------------------ one refusal for all rows

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from vllm_relational.engine.base import PromptForm
 from vllm_relational.engine.endpoint_connection import MAX_TIMEOUT_S, Address, Connection, checked_url
-from vllm_relational.engine.endpoint_failures import LostError, RefusedError, RequestError
+from vllm_relational.engine.endpoint_failures import AbortedError, LostError, MalformedError, RefusedError, RequestError
 from vllm_relational.engine.endpoint_models import (
     Card,
     ExpectedModel,
@@ -27,11 +27,13 @@ from vllm_relational.engine.endpoint_question import Learned, Question
 from vllm_relational.engine.endpoint_secrets import ApiKey
 from vllm_relational.engine.endpoint_verdict import Failed, ServerFailedError, Verdict
 from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, RelationalError
+from vllm_relational.terminal import printable
 
 LIST_TIMEOUT_S = 30.0
 EXPECTED_TIMEOUT_S = 2.0  # where nothing is asked: a plan can do without the server
 TRIAL_RETRIES = 2
 LAST_ANSWERS_S = 5.0  # for what is in flight when a server begins to refuse
+MAX_DEFECT_CHARS = 200
 MAX_CONCURRENCY = 10_000  # each is a thread
 
 
@@ -281,6 +283,11 @@ def _outcome(question: Question, prompt: Prompt) -> _Answered | Failed:
         return _Answered(prompt, *question.ask(prompt))
     except RequestError as failure:
         return Failed(prompt, failure)
+    except AbortedError:
+        raise
+    except Exception as error:  # a defect in reading one reply: the row's, if others can be read
+        what = printable(" ".join(f"{type(error).__name__}: {error}".split())[:MAX_DEFECT_CHARS])
+        return Failed(prompt, MalformedError(f"the server's answer could not be read ({what})"))
 
 
 def _heard(outcome: _Answered | Failed, verdict: Verdict) -> list[Completion]:

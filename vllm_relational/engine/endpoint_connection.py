@@ -10,6 +10,7 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import os
 import random
 import threading
 import time
@@ -39,6 +40,7 @@ PROBE_TIMEOUT_S = 5.0
 MAX_OLD_CONNECTIONS = 3  # found closed in one attempt
 MAX_RETRY_DELAY_S = 8.0
 MAX_RETRY_AFTER_S = 120.0
+OPENAI_HEADERS = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
 MAX_TIMEOUT_S = 1e8
 _URL_EXAMPLE = "base_url must be a URL such as http://localhost:8000/v1"
 
@@ -120,6 +122,10 @@ class Connection:
 
     def _make_client(self, size: int) -> httpx.Client:
         headers = {"accept-encoding": "identity", "user-agent": "vllm-relational"}
+        for header, variable in OPENAI_HEADERS.items():
+            value = os.environ.get(variable, "")
+            if value and value.isascii() and value.isprintable():
+                headers[header] = value
         if self.address.user is None:
             headers["authorization"] = f"Bearer {self.address.api_key.value}"
         return httpx.Client(

@@ -131,7 +131,7 @@ def plain_text(content: str, decision: Decision, dialect: Dialect) -> str:
 def _unwrapped(text: str) -> str:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text  # a server that takes response_format and ignores it
     if not isinstance(document, dict) or "answer" not in document:
         return text

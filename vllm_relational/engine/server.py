@@ -113,7 +113,7 @@ def _take_config(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             break
     try:
         parsed = json.loads(config)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RelationalError(f"{CONFIG_OPTION} is not JSON ({error}): {config}") from error
     if not isinstance(parsed, dict) or not isinstance(parsed.get(KEY, {}), dict):
         raise RelationalError(f'{CONFIG_OPTION} must be an object such as {{"{KEY}": {{"order": "arrival"}}}}')
