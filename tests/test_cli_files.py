@@ -57,7 +57,7 @@ def other_name(way: str, name: str) -> str:
     )
 
 
-WAYS = ["same", "..", "./", "absolute", "folder link"]
+WAYS = ["same", "..", "folder link"]
 PAIRS = [
     ("run", "--report", "o.jsonl", "-o"),
     ("run", "--cache", "o.jsonl", "-o"),

@@ -1,0 +1,49 @@
+"""Short forms of the robustness runs over files: damaged ones, and jobs that are killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "scripts" / "robustness"
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.timeout(300)
+def test_damaged_files_give_no_wrong_answer_and_lose_no_row(capsys):
+    pytest.importorskip("faiss")
+    assert script("damaged_files").run_cases(range(7000, 7040)) == []
+    counts = capsys.readouterr().out
+    assert all(
+        kind in counts for kind in ("checkpoint: went on", "cache: went on", "output parquet", "index", "side file")
+    )
+
+
+@pytest.mark.timeout(300)
+def test_a_damage_that_is_not_found_is_found_by_the_script(monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    damaged_files = script("damaged_files")
+    from vllm_relational.results import checkpoint_lines
+
+    monkeypatch.setattr(checkpoint_lines, "_checksum", lambda data, seed: b"0" * 16)
+    assert any("wrong answers" in line for line in damaged_files.run_cases(range(0, 300, 10)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks and /proc")
+@pytest.mark.timeout(300)
+def test_killed_jobs_lose_no_row_and_ask_nothing_twice():
+    command = [sys.executable, str(FOLDER / "kill_points.py"), "3", "--start", "500"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 points: 0 wrong" in done.stdout and "0 kills" not in done.stdout.splitlines()
