@@ -106,7 +106,7 @@ def test_kill_9_then_resume_answers_every_row_once(table: Path, tiny_model: Path
     assert re.search(rf"resumed from the checkpoint +{len(before)}\n", resumed.stderr)
     assert re.search(rf"asked in this run +{120 - len(before)}\n", resumed.stderr)
     assert not checkpoint.exists()
-    kept = {key: text.strip() for key, text in before}
+    kept = {key: text.strip() for key, text, *_ in before}
     assert {key: answered["answer"][key] for key in kept} == kept
 
 
