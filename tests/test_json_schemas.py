@@ -104,6 +104,7 @@ ENDLESS["not"] = ENDLESS
         ({"$dynamicRef": "http://e.org/#n"}, r"at \$.\$dynamicRef"),
         ({"$id": "http://e.org/a/", "$ref": "../b.json"}, "nothing is fetched"),
         ({"$id": "http://[", "$ref": "#/a"}, "JSON schema"),
+        ({"$id": "http://e.org/", "properties": {"a": {"$id": "http://["}}}, "an .id that cannot be read"),
         ({"$ref": "#"}, "refers to itself"),
         ({"anyOf": [{"type": "string"}, {"$ref": "#"}]}, "refers to itself"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "refers to itself"),

@@ -103,7 +103,10 @@ def _validator(schema: dict[str, Any]) -> Any:
     dialect = _dialect(schema)
     _check_valid(dialect, schema)
     root = {name: value for name, value in schema.items() if name != "$schema"}
-    parts = dict(_parts(root, dialect))
+    try:
+        parts = dict(_parts(root, dialect))
+    except ValueError as error:  # of urllib, for an address that is none
+        raise RelationalError(f"the JSON schema has an $id that cannot be read: {error}") from error
     for path, part in parts.items():
         _check_part(path, part)
     _check_unevaluated(parts)
@@ -150,10 +153,7 @@ def _parts(root: dict[str, Any], dialect: Any) -> Iterator[tuple[str, Mapping[st
 
     draft = jsonschema.specification_with(dialect.ID_OF(dialect.META_SCHEMA) or "")
     resource = draft.create_resource(root)
-    try:
-        resolver = Registry().resolver_with_root(resource)
-    except Exception as error:  # referencing raises what a broken $id makes urllib raise
-        raise RelationalError(f"the JSON schema has an $id that cannot be read: {error}") from error
+    resolver = Registry().resolver_with_root(resource)
     seen: set[int] = set()
     todo = [("$", resource, resolver)]
     while todo:
