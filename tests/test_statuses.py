@@ -164,6 +164,10 @@ def test_a_thinking_server_is_read_behind_its_thought(fake_server, vllm):
     with RelationalLLM("tiny", base_url=fake_server.root) as llm:
         assert llm.run(FRAME[:1], "On {text}?").answers == ["good"]
         assert llm.run(FRAME[:1], "On {text}?", choices=["bad", "good"]).answers == ["good"]
+    with RelationalLLM("tiny", base_url=fake_server.root) as llm:  # room for the thought
+        llm.run(FRAME[:1], "On {text}?", choices=["bad", "good"], max_tokens=512)
+        llm.run(FRAME[:1], "On {text}?", choices=["bad", "good"])
+        assert fake_server.bodies[-2]["max_tokens"] == 512 and fake_server.bodies[-1]["max_tokens"] < 64
     fake_server.reply = lambda body: chat("<think>\nbad?", "length")
     with RelationalLLM("tiny", base_url=fake_server.root) as llm:
         for options in ({}, {"choices": ["bad", "good"]}):

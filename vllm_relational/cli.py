@@ -56,7 +56,10 @@ Prompt = Annotated[str, typer.Option("--prompt", "-p", help="Question per row: {
 Choices = Annotated[str | None, typer.Option(help="Labels to choose from: yes,no or a JSON list.")]
 Range = Annotated[str | None, typer.Option("--range", help="Answer with a whole number: 1,5.")]
 Schema = Annotated[Path | None, typer.Option(help="JSON schema file that every answer follows.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens: text 64, JSON 256 by default.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(help="Longest answer in tokens, thought included: text 64, JSON 256."),
+]
 SystemPrompt = Annotated[str, typer.Option(help="First message of every prompt; '' for none.", show_default=False)]
 Pin = Annotated[str | None, typer.Option(help="Columns that keep their published position: a,b.")]
 KeepOrder = Annotated[

@@ -158,6 +158,8 @@ def _check_weights(weights: Mapping[str, float]) -> None:
 
 def check_decision(decision: Decision) -> None:
     """Raise ``RelationalError`` with the fix when no answer could satisfy the decision."""
+    if decision.max_tokens is not None or isinstance(decision, FreeText | JsonSchema):
+        _check_max_tokens(decision.max_tokens)
     match decision:
         case Choice(labels):
             _check_labels(labels)
@@ -165,11 +167,8 @@ def check_decision(decision: Decision) -> None:
             raise RelationalError(f"the range {low} to {high} leaves nothing to decide: low must be below high")
         case IntegerRange(low, high) if low < -(2**63) or high >= 2**63:
             raise RelationalError(f"the range {low} to {high} does not fit into 64 bits: narrow it")
-        case JsonSchema(schema, max_tokens):
+        case JsonSchema(schema):
             schema_check(schema)
-            _check_max_tokens(max_tokens)
-        case FreeText(max_tokens):
-            _check_max_tokens(max_tokens)
 
 
 def _check_labels(labels: tuple[str, ...]) -> None:

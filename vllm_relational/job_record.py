@@ -42,7 +42,8 @@ def job_identity(
 
 def answer_form(decision: Decision) -> dict[str, Any]:
     """The decision as JSON values."""
-    return {"kind": type(decision).__name__, **dataclasses.asdict(decision)}
+    given = {name: value for name, value in dataclasses.asdict(decision).items() if value is not None}
+    return {"kind": type(decision).__name__, **given}
 
 
 def row_digests(table: EncodedTable) -> np.ndarray:

@@ -126,7 +126,8 @@ class RelationalLLM:
         choices:       labels to choose from: texts, or whole numbers, which become texts.
         range:         (low, high), both included.
         schema:        a JSON schema as a dict.
-        max_tokens:    longest answer, for text (64) and JSON (256).
+        max_tokens:    longest answer, for text (64) and JSON (256); for choices and ranges, room on a server whose
+                       model thinks first.
         order, pin, system_prompt, on_error, nulls, checkpoint, resume, progress, cache, audit, seed, layout, after:
                        see ``QueryConfig``; progress defaults to True when standard error is a terminal.
         dedup:         'exact', 'normalized' or 'semantic'; normalize (rules by column), similarity, similar_columns and

@@ -243,9 +243,9 @@ def _decision(read: RunOptions) -> Decision:
     longest = {} if read.max_tokens is None else {"max_tokens": read.max_tokens}
     decision: Decision = FreeText(**longest)
     if read.choices is not None:
-        decision = Choice(read.choices)
+        decision = Choice(read.choices, **longest)
     elif read.range is not None:
-        decision = IntegerRange(*read.range)
+        decision = IntegerRange(*read.range, **longest)
     elif read.schema_ is not None:
         decision = JsonSchema(read.schema_, **longest)
     check_decision(decision)

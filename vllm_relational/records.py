@@ -233,17 +233,19 @@ class FreeText:
 
 @dataclass(frozen=True)
 class Choice:
-    """Exactly one of the labels."""
+    """Exactly one of the labels. max_tokens: room on a server, for a model that thinks first; None for the label's."""
 
     labels: tuple[str, ...]
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class IntegerRange:
-    """A whole number, both ends included."""
+    """A whole number, both ends included. max_tokens: as for ``Choice``."""
 
     low: int
     high: int
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)

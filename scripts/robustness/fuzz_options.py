@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Options, prompts, labels, schemas and answers drawn at random: all that may come of them is a value or RelationalError.
+# ruff: noqa: E501 - tables of values
+"""Options, prompts, labels, schemas and answers drawn at random: what comes of them is a value or RelationalError.
 
     python scripts/robustness/fuzz_options.py --cases 150000 --seed 1
 
@@ -75,7 +76,18 @@ ODD: tuple[Any, ...] = (
     np.int64(3), np.float32(0.5), np.bool_(True), np.str_("s"), np.array([1, 2]), np.array(["a", "b"]), np.array(7),
     pa.array(["a", "b"]), (), [], {}, set(), {"a"}, frozenset({"a", "b"}), range(3), iter("ab"), object(), 1j, ...,
 )  # fmt: skip
-NAMES = [*RunOptions.model_fields, "schema", "temperature", "chioces", "self", "table", "prompt", "info", "", "max tokens"]
+NAMES = [
+    *RunOptions.model_fields,
+    "schema",
+    "temperature",
+    "chioces",
+    "self",
+    "table",
+    "prompt",
+    "info",
+    "",
+    "max tokens",
+]
 
 
 # Values that an option takes, so that cases reach what lies behind the first check.
@@ -155,7 +167,17 @@ def connects(draw: random.Random) -> str:
 def schema(draw: random.Random, depth: int = 0) -> Any:
     """A schema, or nearly one."""
     patterns = ("^(a+)+$", "(?=a)", "[", "a{2000}", r"\u00e9", r"\p{L}", "(a)\\1", "", "^a|b$", "\ud800", "(a*)*b")
-    references = ("#", "#/$defs/a", "#/$defs/b", "http://127.0.0.1:9/x", "file:///etc/passwd", "#a", "x.json", 5, "http://[")
+    references = (
+        "#",
+        "#/$defs/a",
+        "#/$defs/b",
+        "http://127.0.0.1:9/x",
+        "file:///etc/passwd",
+        "#a",
+        "x.json",
+        5,
+        "http://[",
+    )
     found: dict[Any, Any] = {}
     for _ in range(draw.randrange(4)):
         name = draw.choice((

@@ -100,8 +100,9 @@ def token_limit(decision: Decision) -> int:
 
     The bound counts the wrapped form with non-ASCII characters escaped, the longest in which a server may write it.
     """
-    if isinstance(decision, FreeText | JsonSchema):
+    if decision.max_tokens is not None:
         return decision.max_tokens
+    assert isinstance(decision, Choice | IntegerRange)  # the others have a limit
     ends = (decision.low, decision.high) if isinstance(decision, IntegerRange) else decision.labels
     longest = max(len(json.dumps({"answer": answer})) for answer in ends)
     return longest + WRAPPER_TOKENS + SPARE_TOKENS

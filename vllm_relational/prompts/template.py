@@ -121,7 +121,9 @@ def _columns_hint(table_columns: Sequence[str]) -> str:
 
 def answer_room(decision: Decision) -> int:
     """Tokens to keep free for the answer; constrained answers are short, and vLLM clips their bound itself."""
-    return decision.max_tokens if isinstance(decision, FreeText | JsonSchema) else _longest_label(decision)
+    if isinstance(decision, Choice | IntegerRange):
+        return decision.max_tokens or _longest_label(decision)
+    return decision.max_tokens
 
 
 def _longest_label(decision: Choice | IntegerRange) -> int:

@@ -99,7 +99,8 @@ class Question:
 
 
 def _parts(decision: Decision) -> list[Any]:
-    return [value if not isinstance(value, Mapping) else dict(value) for value in vars(decision).values()]
+    values = [value for value in vars(decision).values() if value is not None]
+    return [value if not isinstance(value, Mapping) else dict(value) for value in values]
 
 
 # ------------------------------------------------------------------------------------------------------- decisions
