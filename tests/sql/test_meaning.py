@@ -120,3 +120,19 @@ def test_a_tree_that_was_not_changed_is_written_as_it_was_read(sql):
     from sqlglot import tokenize
 
     assert written(read(sql, tokenize(sql, read="duckdb"))[0]) == sql.removesuffix(" -- end")
+
+
+@pytest.mark.parametrize("query", ["SELECT LLM('x \ud800 {text}', text) FROM review", "SELECT '\ud800'"])
+def test_half_a_character_is_refused_with_its_place(con, query):
+    with pytest.raises(RelationalError, match=r"line 1, column \d+: '\\ud800' is half of a character"):
+        con.sql(query)
+    with pytest.raises(RelationalError, match="half of a character"):
+        con.explain(query)
+
+
+def test_a_compiled_sqlglot_is_named_with_the_fix(con, engine, monkeypatch):
+    monkeypatch.setattr("sqlglot.parser.__file__", "sqlglot/parser.cpython-311-x86_64-linux-gnu.so")
+    with pytest.raises(RelationalError, match="pip uninstall sqlglotc"):
+        con.sql("SELECT LLM('{text}', text) FROM review")
+    assert not engine.asked
+    assert con.sql("SELECT count(*) FROM review").fetchall() == [(40,)]

@@ -24,7 +24,7 @@ from vllm_relational.sql.job import Job
 from vllm_relational.sql.merging import Merging
 from vllm_relational.sql.operator import Settings
 from vllm_relational.sql.parameters import Parameters, numbered, values_of
-from vllm_relational.sql.parse import holds_call, names_in, parse, statements
+from vllm_relational.sql.parse import check_text, holds_call, names_in, parse, statements
 from vllm_relational.sql.session import Session, reread, variables_of
 from vllm_relational.sql.store import Store
 from vllm_relational.sql.trail import Model, Trail
@@ -178,6 +178,7 @@ class Connection:
             return self._explained(self._job(query, params, sys._getframe(1)))
 
     def _job(self, text: str, params: Parameters, frame: FrameType | None) -> Job:
+        check_text(text)
         text = numbered(text)
         session = self._session(text, frame)
         session = dataclasses.replace(

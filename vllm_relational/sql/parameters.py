@@ -50,10 +50,10 @@ def markers(text: str) -> list[Marker]:
 
 def _tokens(text: str) -> list[tuple[int, Any]]:
     """DuckDB's words of a text; it counts bytes."""
-    data, tokens = text.encode("utf-8", "surrogatepass"), duckdb.tokenize(text)
-    if len(data) == len(text):
+    tokens: list[tuple[int, Any]] = duckdb.tokenize(text)
+    if text.isascii():
         return tokens
-    starts = list(accumulate((len(character.encode("utf-8", "surrogatepass")) for character in text), initial=0))
+    starts = list(accumulate((len(character.encode()) for character in text), initial=0))
     return [(bisect_left(starts, place), kind) for place, kind in tokens]
 
 

@@ -52,8 +52,21 @@ class Statement:
     asks: bool
 
 
+def check_text(sql: str) -> None:
+    """Raise ``SQLError`` for a text that is none: DuckDB takes UTF-8."""
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        shown = f"{sql[error.start]!a} is half of a character: give the whole, or leave it out"
+        raise _error_from(sql.encode("utf-8", "replace").decode(), error.start, shown) from None
+
+
 def statements(sql: str) -> list[Statement]:
-    """The statements of a text. Text that cannot be split into words is one statement, for DuckDB to judge."""
+    """The statements of a text. Text that cannot be split into words is one statement, for DuckDB to judge.
+
+    Raises ``SQLError`` for a text that is none.
+    """
+    check_text(sql)
     try:
         tokens = sqlglot.tokenize(sql, read=DIALECT)
     except TokenError:

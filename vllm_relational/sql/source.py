@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sqlglot.parser
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.generators.duckdb import DuckDBGenerator
 from sqlglot.parser import Parser
 from sqlglot.parsers.duckdb import DuckDBParser
 from sqlglot.tokenizer_core import Token, TokenType
+
+from vllm_relational.records import RelationalError
 
 SPAN_META, END_META, SOURCE_META = "span", "end_of_text", "source"
 # Marks nodes that sqlglot is to write though their text is known.
@@ -58,6 +61,11 @@ def _tracked(method: Callable[..., Any]) -> Callable[..., Any]:
     return parse
 
 
+def _is_compiled() -> bool:
+    """Classes of sqlglotc cannot be extended."""
+    return not str(sqlglot.parser.__file__).endswith(".py")
+
+
 def _is_tracked(name: str) -> bool:
     return name.startswith("_parse_") and not name.startswith(_NOT_TRACKED) and callable(getattr(DuckDBParser, name))
 
@@ -71,6 +79,11 @@ _TrackingParser: type[Parser] = type(
 
 def read(sql: str, tokens: list[Token]) -> list[exp.Expr | None]:
     """The trees of the statements of a text, whose nodes remember their texts; raises sqlglot's ``ParseError``."""
+    if _is_compiled():
+        raise RelationalError(
+            "the compiled form of sqlglot does not say which words it has read, so SQL with LLM functions cannot be "
+            "planned: pip uninstall sqlglotc (sqlglot itself stays)"
+        )
     trees = _TrackingParser(dialect=DuckDB()).parse(_readable(tokens), sql)
     for tree in trees:
         if tree is not None:
