@@ -16,13 +16,14 @@ from typing import Any
 import sqlglot.parser
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
-from sqlglot.generators.duckdb import DuckDBGenerator
 from sqlglot.parser import Parser
-from sqlglot.parsers.duckdb import DuckDBParser
 from sqlglot.tokenizer_core import Token, TokenType
 
 from vllm_relational.records import RelationalError
 
+# Where sqlglot keeps them differs between its versions.
+_PARSER: Any = DuckDB.parser_class
+_GENERATOR: Any = DuckDB.generator_class
 SPAN_META, END_META, SOURCE_META = "span", "end_of_text", "source"
 # Marks nodes that sqlglot is to write though their text is known.
 OPENED_META = "opened"
@@ -67,13 +68,13 @@ def _is_compiled() -> bool:
 
 
 def _is_tracked(name: str) -> bool:
-    return name.startswith("_parse_") and not name.startswith(_NOT_TRACKED) and callable(getattr(DuckDBParser, name))
+    return name.startswith("_parse_") and not name.startswith(_NOT_TRACKED) and callable(getattr(_PARSER, name))
 
 
 _TrackingParser: type[Parser] = type(
     "_TrackingParser",
-    (DuckDBParser,),
-    {name: _tracked(getattr(DuckDBParser, name)) for name in dir(DuckDBParser) if _is_tracked(name)},
+    (_PARSER,),
+    {name: _tracked(getattr(_PARSER, name)) for name in dir(_PARSER) if _is_tracked(name)},
 )
 
 
@@ -322,14 +323,14 @@ class UnfaithfulError(Exception):
         self.statement, self.start = source.statement, source.start
 
 
-class _SourceGenerator(DuckDBGenerator):
+class _SourceGenerator(_GENERATOR):  # type: ignore[misc]
     """Writes nodes as they were read, but for those marked with ``OPENED_META``."""
 
     def sql(self, expression: Any, key: str | None = None, comment: bool = True) -> str:
         """The text of a node, or of its argument ``key``."""
         node = expression.args.get(key) if key and isinstance(expression, exp.Expr) else expression
         if not isinstance(node, exp.Expr):
-            return super().sql(node, None, comment)
+            return str(super().sql(node, None, comment))
         if OPENED_META in node.meta:
             return _bracketed(node, super().sql(node, None, comment))
         source = source_of(node)
@@ -338,7 +339,7 @@ class _SourceGenerator(DuckDBGenerator):
             return f" {text}" if type(node) in _CLAUSES else text
         if source is not None and not source.is_faithful:
             raise UnfaithfulError(source)
-        return super().sql(node, None, comment)
+        return str(super().sql(node, None, comment))
 
     def _as_read(self, node: exp.Expr, source: Source) -> str | None:
         held: list[exp.Expr] = []
