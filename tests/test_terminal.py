@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import warnings
 from typing import Any
 
 import pytest
 
-from vllm_relational.terminal import flush_streams, is_terminal, printable, tell, warn
+from vllm_relational.terminal import JsonForTerminals, flush_streams, is_terminal, printable, tell, warn
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,15 @@ def test_texts_of_several_lines_keep_them() -> None:
 
 def _to_standard_error(*message: Any) -> None:
     print(message[0], file=sys.stderr or closed())
+
+
+@pytest.mark.parametrize("text", ["\x9b31m\x7f", "\u202egpj", "\u2028", "é☕\u200d", '\\"\n\x1b', "plain"])
+def test_json_for_terminals_is_the_same_json(text: str) -> None:
+    out = io.BytesIO()
+    JsonForTerminals(out).write(json.dumps({text: text}, ensure_ascii=False).encode() + b"\n")
+    shown = out.getvalue().decode()
+    assert json.loads(shown) == {text: text} and printable(shown, lines=True) == shown
+    assert ("é" in shown) == ("é" in text)
 
 
 class Failing(io.TextIOBase):

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from vllm_relational.atomic_file import check_writable
 from vllm_relational.records import QueryResult, RelationalError, RunReport
-from vllm_relational.terminal import give_up_output
+from vllm_relational.terminal import JsonForTerminals, give_up_output
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,7 +119,7 @@ def write(answered: pa.Table, output: Path | None) -> None:
         write_table(answered, output)
         return
     try:
-        write_json_lines(answered)
+        write_json_lines(answered, cast("IO[bytes]", JsonForTerminals(sys.stdout.buffer)))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read it has had enough
         raise

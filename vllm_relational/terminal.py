@@ -11,7 +11,7 @@ import os
 import sys
 import unicodedata
 import warnings
-from typing import TextIO
+from typing import IO, TextIO
 
 # Format characters that reorder what is shown; the others (joiners of Indic scripts and emoji) are part of words.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -36,6 +36,23 @@ def _is_unshown(char: str) -> bool:
 
 def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
+
+
+class JsonForTerminals:
+    """A binary file of JSON lines in which no character steers a terminal: JSON has an escape for each, which readers
+    of JSON take for the character. Bytes are passed on to ``out``."""
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out = out
+
+    def write(self, line: bytes) -> int:
+        if not line.isascii() or b"\x7f" in line:
+            line = "".join(map(_json_escape, line.decode("utf-8"))).encode("utf-8")
+        return self._out.write(line)
+
+
+def _json_escape(char: str) -> str:
+    return f"\\u{ord(char):04x}" if char not in "\n\r\t" and _is_unshown(char) else char
 
 
 def tell(text: str) -> None:
