@@ -278,6 +278,41 @@ def test_a_kill_between_the_record_and_the_output_leaves_both_usable(tmp_path, t
     assert asked(engine) == [] and answers(output) == expected(*range(20))
 
 
+def test_a_kill_before_the_checkpoint_is_deleted(tmp_path, table, engine):
+    output, checkpoint = tmp_path / "o.csv", tmp_path / "o.csv.checkpoint.jsonl"
+    engine.dies_after = 15
+    run(table, *QUESTION, "-o", output)
+    left, engine.dies_after = checkpoint.read_bytes(), None
+    run(table, *QUESTION, "-o", output, "--resume")
+    checkpoint.write_bytes(left)
+    assert "nothing to resume" in run(table, *QUESTION, "-o", output, "--resume").stderr
+    assert not checkpoint.exists()
+
+
+def test_an_output_that_another_wrote_meanwhile_is_kept_and_so_are_the_answers(tmp_path, table, engine):
+    output, checkpoint = tmp_path / "o.csv", tmp_path / "o.csv.checkpoint.jsonl"
+    engine.answer = lambda row: output.write_text("another's") and "yes"
+    line = error_of_last_line(table, *QUESTION, "-o", output)
+    assert "written by another process since" in line and str(checkpoint) in line
+    assert output.read_text() == "another's"
+    asked(engine)
+    other = tmp_path / "other.csv"
+    assert run(table, *QUESTION, "-o", other, "--resume", "--checkpoint", checkpoint).exit_code == 0
+    assert asked(engine) == [] and answers(other) == ["yes"] * 20
+
+
+def error_of_last_line(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    return result.stderr.splitlines()[-1]
+
+
+def test_a_file_under_the_name_of_the_record_is_kept(tmp_path, table, engine):
+    (tmp_path / "o.csv.job.json").write_text('{"mine": 1}')
+    assert "is no record of an output" in error_of(table, *QUESTION, "-o", tmp_path / "o.csv")
+    assert (tmp_path / "o.csv.job.json").read_text() == '{"mine": 1}' and asked(engine) == []
+
+
 rename = Path.replace
 
 

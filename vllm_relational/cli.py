@@ -162,6 +162,7 @@ def run(
         outputs_by_job=True,
     )
     earlier = cli_resume.earlier_output(None if dry_run else output, resume, overwrite)
+    there = cli_resume.stamp(output)
     data = cli_options.read_rows(table, limit)
     options = cli_options.query_options(
         choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls, layout
@@ -185,6 +186,7 @@ def run(
         info = cli_options.with_capacity(llm.expected_engine(), capacity)
         return _finish(llm.plan(data, prompt, info, order=order, audit=audit, seed=seed, **options), report)
     if earlier is not None and cli_resume.is_complete(earlier, llm, model, data, prompt, options):
+        cli_resume.drop_checkpoint(checkpoint, earlier)
         _say(f"nothing to resume: {output} is complete; to ask again, run without --resume")
         return OK
     try:
@@ -204,6 +206,8 @@ def run(
         )
         answered = cli_output.with_answers(data, result, options, answer_column, error_column, status_column)
         answered = cli_output.with_origins(answered, result, *origins)
+        if not overwrite:
+            cli_resume.check_unchanged(output, there, checkpoint)
         cli_resume.write(answered, output, result.job, answer_column, status_column)
         _settle_checkpoint(checkpoint, output, result)
         return _finish(result.report, report)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from vllm_relational.atomic_file import write_whole
 from vllm_relational.cli_files import holds_something
 from vllm_relational.job_record import EarlierOutput, row_digests
 from vllm_relational.records import JobRecord, RelationalError
+from vllm_relational.results.checkpoint import Checkpoint
 from vllm_relational.results.outcome import CUT
 
 if TYPE_CHECKING:
@@ -72,7 +74,11 @@ def earlier_output(output: Path | None, resume: bool, overwrite: bool) -> Earlie
 
     Raises ``RelationalError`` for a file that no job wrote, or that was changed since.
     """
-    if output is None or not holds_something(output) or (overwrite and not resume):
+    if output is None or (overwrite and not resume):
+        return None
+    if not holds_something(output):
+        if not overwrite and holds_something(sidecar(output)) and not _known(output):
+            raise RelationalError(f"{sidecar(output)} is no record of an output: move it away, or name another output")
         return None
     found = _read(output, resume, overwrite)
     if found is None and not overwrite:
@@ -92,6 +98,31 @@ def is_complete(
     if not earlier.resumed or len(earlier.texts) != data.num_rows or None in earlier.texts:
         return False
     return earlier.is_complete(llm.prepare(data, prompt, **options).record(model or str(earlier.job.get("model"))))
+
+
+def drop_checkpoint(checkpoint: Path | None, earlier: EarlierOutput) -> None:
+    """Delete the checkpoint of a complete output: its job was killed before it did so."""
+    if checkpoint is not None and checkpoint.exists():
+        with suppress(RelationalError):  # another job's
+            Checkpoint.open(checkpoint, earlier.job, resume=True).close(delete=True)
+
+
+def stamp(output: Path | None) -> tuple[int, int, int] | None:
+    """Changes when the file is written; None where there is none."""
+    try:
+        facts = output.stat() if output is not None else None
+    except OSError:
+        return None
+    return None if facts is None else (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+def check_unchanged(output: Path | None, there: tuple[int, int, int] | None, checkpoint: Path | None) -> None:
+    """Raise ``RelationalError`` where somebody else wrote the output since: it is kept, the answers are too."""
+    if stamp(output) != there:
+        raise RelationalError(
+            f"{output} was written by another process since this one began: it is left as it is; the answers are in "
+            f"{checkpoint}; take another output with --resume --checkpoint {checkpoint}"
+        )
 
 
 def _read(output: Path, resume: bool, overwrite: bool) -> EarlierOutput | None:

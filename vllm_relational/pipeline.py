@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -291,6 +292,8 @@ class _Job:
     # ---------------------------------------------------------------------------------------- engine, results
     def check_store(self, earlier: EarlierOutput | None) -> None:
         """Refuse a checkpoint or an output that this job must not touch, before an engine is started for it."""
+        if earlier is None and self.config.checkpoint is None:
+            return
         identity = dict(self.record("").job)
         del identity["model"]  # not known yet
         if earlier is not None:
@@ -471,8 +474,8 @@ class _Job:
 
     def record(self, model: str) -> JobRecord:
         """What makes two jobs the same: a checkpoint serves only its own."""
-        question, merging = self.question.template, self.grouper.settings
-        return JobRecord(job_identity(question, self.decision, model, self.table, self.config, merging), self.table)
+        named = (self.question.template, self.decision, model, self.table, self.config, self.grouper.settings)
+        return JobRecord(functools.partial(job_identity, *named), self.table)
 
     def _cache_settings(self, info: EngineInfo, engine: Engine) -> dict[str, Any]:
         """What an answer depends on beside its prompt: an answer serves only under the same."""

@@ -7,7 +7,8 @@ is the number of a distinct value inside its column.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -436,13 +437,19 @@ class PlannedQuery:
 
 @dataclass(frozen=True, eq=False)
 class JobRecord:
-    """What tells a job from others: its question, model, table and settings, as JSON values by name.
+    """What tells a job from others.
 
-    table: the columns that the question uses.
+    identify: gives ``job``, which takes a look at every value of the table: only where somebody asks.
+    table:    the columns that the question uses.
     """
 
-    job: Mapping[str, Any]
+    identify: Callable[[], Mapping[str, Any]]
     table: EncodedTable
+
+    @functools.cached_property
+    def job(self) -> Mapping[str, Any]:
+        """The question, model, table and settings, as JSON values by name."""
+        return self.identify()
 
 
 @dataclass(frozen=True)
