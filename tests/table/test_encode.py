@@ -181,4 +181,4 @@ def test_dates_beyond_python_are_texts():
     days = pa.array([0, 2**31 - 1, -(2**31 - 1), 7_000_000, None], pa.int32()).cast(pa.date32())
     assert texts_of(days) == ['"1970-01-01"', '"infinity"', '"-infinity"', '"21135-05-09"', None]
     times = pa.array([2**63 - 1, -(2**63 - 1), 10**18], pa.int64()).cast(pa.timestamp("us"))
-    assert texts_of(times) == ['"infinity"', '"-infinity"', '"33658-09-27T01:46:40.000000"']
+    assert texts_of(times) == ['"infinity"', '"-infinity"', '"33658-09-27T01:46:40"']

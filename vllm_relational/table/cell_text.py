@@ -24,6 +24,7 @@ CELLS = b"vllm_relational.cells"
 JSON_CELLS, PRINTED_CELLS = b"json", b"printed"
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[,:]|[^\s,:"]+')
+_NO_FRACTION = re.compile(r"\.0+$")
 _SPACED = {",": ", ", ":": ": "}
 
 
@@ -161,7 +162,9 @@ def _date_or_time(cell: pa.Scalar) -> Any:
         if abs(cell.value) >= most:  # what DuckDB stores for its infinite dates
             return "infinity" if cell.value > 0 else "-infinity"
         unit = "D" if pa.types.is_date32(cell.type) else getattr(cell.type, "unit", "ms")
-        return str(np.datetime_as_string(np.array(cell.value, f"datetime64[{unit}]")))
+        moment = np.array(cell.value, f"datetime64[{unit}]")
+        text = str(np.datetime_as_string(moment.astype("datetime64[D]") if pa.types.is_date(cell.type) else moment))
+        return _NO_FRACTION.sub("", text)
 
 
 def _time_of_day(cell: pa.Scalar) -> str:

@@ -89,7 +89,7 @@ def _other_separator(path: Path, delimiter: str) -> str | None:
 
 def _found_and_fix(path: Path, delimiter: str, other: str) -> str:
     names = next(_sample(path, other))
-    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    shown = ", ".join(_shown(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
     suffix = next((suffix for suffix, known in CSV_SUFFIXES.items() if known == other), None)
     converter = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{other}'))"
     fix = (
@@ -101,6 +101,11 @@ def _found_and_fix(path: Path, delimiter: str, other: str) -> str:
         f"has {NAMES[other]} between its fields ({len(names)} columns: {shown}), where {path.suffix} means "
         f"{NAMES[delimiter]}: {fix}; if it is one column, put its name in double quotes"
     )
+
+
+def _shown(name: str) -> str:
+    short = name[:SHOWN_CHARACTERS]
+    return short if short.isprintable() else repr(short)
 
 
 def _sample(path: Path, delimiter: str) -> Iterator[list[str]]:

@@ -69,8 +69,28 @@ def _fits_csv(kind: pa.DataType) -> bool:
 
 # --------------------------------------------------------------------------------------------------------- Parquet
 def for_parquet(table: pa.Table) -> pa.Table:
-    """Parquet as Arrow writes it has no intervals of months and days, no unions and no structs without fields."""
-    return _with_texts(table, _fits_parquet, as_json=True)
+    """Parquet as Arrow writes it has no intervals of months and days, no unions, no structs without fields and no views
+    in lists."""
+    table = _with_texts(table, _fits_parquet, as_json=True)
+    for place, field in enumerate(table.schema):
+        plain = _without_views(field.type)
+        if pa.types.is_nested(field.type) and plain != field.type:
+            table = table.set_column(place, field.name, table.column(place).cast(plain))
+    return table
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    if kind in (pa.string_view(), pa.binary_view()):
+        return pa.large_string() if kind == pa.string_view() else pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_without_views(kind.key_type), _without_views(kind.item_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_without_views(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(_without_views(kind.value_type))
+    return pa.large_list(_without_views(kind.value_type)) if pa.types.is_large_list(kind) else kind
 
 
 def _fits_parquet(kind: pa.DataType) -> bool:
