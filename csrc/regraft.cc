@@ -13,7 +13,7 @@ namespace {
 // What finding a row costs beside comparing its cells, in cells: measured.
 constexpr int32_t kFixedWork = 16;
 // And on top where the table outgrows the caches, so that a row is fetched from memory.
-constexpr int32_t kFetchWork = 64;
+constexpr int32_t kFetchWork = 192;
 
 size_t at(int32_t index) { return static_cast<size_t>(index); }
 
@@ -38,6 +38,7 @@ class PlaceFinder {
   // A place where `node` shares more than `now`; its node is -1 if none was found.
   Place best_place(int32_t node, int64_t now, uint64_t random) {
     Place best{-1, now};
+    partners_.clear();
     for (int32_t f = 0; f < width_; ++f) {
       const int32_t code = tree_.codes(node)[f];
       if (code < 0) continue;
@@ -47,9 +48,11 @@ class PlaceFinder {
       const auto tries = static_cast<int32_t>(std::min<int64_t>(rows.size, most));
       auto next = rows.size == tries ? 0 : static_cast<int32_t>(next_random(random) % static_cast<uint64_t>(rows.size));
       for (int32_t i = 0; i < tries; ++i, next = next + 1 == rows.size ? 0 : next + 1) {
-        try_partner(node, rows.first[next], best);
+        partners_.push_back(rows.first[next]);
+        __builtin_prefetch(tree_.codes(partners_.back()));  // all are fetched in the time of a few
       }
     }
+    for (const int32_t row : partners_) try_partner(node, row, best);
     descend(node, best);
     return best;
   }
@@ -105,6 +108,7 @@ class PlaceFinder {
   int32_t width_;
   int32_t work_per_comparison_;
   int64_t work_ = 0;
+  std::vector<int32_t> partners_;  // rows to try
 };
 
 // The lowest ancestor of `place` (or the place) whose parent's prefix a detached `node` has.

@@ -4,6 +4,7 @@
 #include <random>
 
 #include "check.h"
+#include "rank_pool.h"
 #include "random_tables.h"
 
 using namespace vllm_relational;
@@ -65,6 +66,39 @@ void texts_know_what_they_share(std::mt19937& random) {
   }
 }
 
+// Counted or sorted, a pool is worth what its neighbours in sorted order share; so is each of its ranks.
+void pools_know_what_neighbours_share(std::mt19937& random) {
+  const auto num_values = draw(random, 1, 40);
+  std::vector<int64_t> lengths, shared;
+  for (int64_t v = 0; v < num_values; ++v) {
+    shared.push_back(v == 0 ? 0 : draw(random, 0, 9));
+    lengths.push_back(draw(random, 9, 20));
+  }
+  const OverlapOfRanks overlaps(shared);
+  std::vector<int32_t> ranks;
+  for (int64_t i = draw(random, 0, 60); i > 0; --i) ranks.push_back(static_cast<int32_t>(draw(random, 0, num_values - 1)));
+  std::vector<int32_t> sorted = ranks;
+  std::sort(sorted.begin(), sorted.end());
+  const auto share = [&](size_t i, size_t j) {
+    return sorted[i] == sorted[j] ? lengths[at(sorted[i])] : overlaps.between(sorted[i], sorted[j]);
+  };
+  int64_t expected = 0;
+  for (size_t i = 1; i < sorted.size(); ++i) expected += share(i - 1, i);
+  for (const int64_t values_per_rank : {int64_t{0}, int64_t{1}, int64_t{1000}}) {
+    RankPool pool(overlaps, lengths, values_per_rank);
+    for (int again = 0; again < 2; ++again) {  // scratch memory is clean between calls
+      std::vector<int32_t> some = ranks;
+      CHECK(pool.saved(some) == expected);
+      pool.fill(ranks);
+      for (size_t i = 0; i < sorted.size(); ++i) {
+        const int64_t before = i == 0 ? 0 : share(i - 1, i);
+        const int64_t after = i + 1 == sorted.size() ? 0 : share(i, i + 1);
+        CHECK(pool.gain(sorted[i]) == std::max(before, after));
+      }
+    }
+  }
+}
+
 void nothing_to_sort() {
   CHECK(sort_values({}, {}).rank.empty());
   CHECK(sort_values({}, std::vector<int64_t>{0}).shared.empty());
@@ -78,6 +112,7 @@ int main() {
   for (size_t num_values = 0; num_values <= 70; ++num_values) least_between_any_two(num_values, random);
   for (const size_t num_values : {127, 128, 129, 150, 1000, 4096, 5001}) least_between_any_two(num_values, random);
   for (int i = 0; i < 300; ++i) texts_know_what_they_share(random);
+  for (int i = 0; i < 300; ++i) pools_know_what_neighbours_share(random);
   nothing_to_sort();
   return 0;
 }

@@ -25,7 +25,7 @@ LEAST_SECONDS, SECONDS_PER_READ, COLUMNS_WORTH_A_ROW = 0.1, 5e-8, 16
 SECONDS, SECONDS_PER_CELL = 0.5, 7e-7
 # Others may search longer where that pays: answering 1,000 rows a second takes 1 ms a row, of which planning may take
 # 5 %, or a second where the rows are few. No search takes longer than the last.
-ALLOWED_SECONDS, ALLOWED_A_ROW, MOST_SECONDS = 1.0, 0.05e-3, 4.0
+ALLOWED_SECONDS, ALLOWED_A_ROW, MOST_SECONDS = 1.0, 0.05e-3, 3.0
 # Computing a token takes 0.1 ms (8 billion parameters on a mid-sized GPU): a search that gains less than this many a
 # second does not pay.
 TOKENS_PER_SECOND = 10_000.0
