@@ -120,6 +120,8 @@ def test_what_is_read_is_never_written(folder, cli_engine, command, option, way)
         ("run", "b.csv", *ASK, "--retrieve", "text", "--index", "p.index", "-o", "p.index.json"),
         ("sql", "-f", "q.csv", "-o", "q.csv", "--overwrite"),
         ("sql", "COPY (SELECT LLM('on {text}', text) FROM 'b.csv') TO 'o.csv'", "-o", "o.csv"),
+        ("sql", "SELECT LLM('on {text}', text) FROM '*.csv'", "-o", "q.csv", "--overwrite"),
+        ("sql", "SELECT LLM('on {text}', text) FROM 'sub/../[a-c].csv'", "--side", "b.csv"),
         ("index", "b.csv", "text", "-o", "b.csv", "--embedder", "E", "--overwrite"),
         ("index", "b.csv.json", "text", "-o", "b.csv", "--embedder", "E", "--overwrite"),
         ("retrieve", "b.csv", "text", "--index", "p.index", "-o", "b.csv", "--overwrite"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ BESIDE = {
 }
 # How a page or report of ours begins, within its first bytes.
 MARKS, MARK_BYTES = (b'<meta name="generator" content="vllm-relational">', b'{\n  "question": '), 4096
+
+LONGEST_PATTERN = 255  # characters: longer texts are prompts
 
 Paths = Mapping[str, Path | None]
 
@@ -93,9 +96,16 @@ def database(name: str | None) -> Path | None:
 
 
 def files_in_sql(text: str) -> dict[str, Path | None]:
-    """What a statement may read or write itself: every quoted text may be a name."""
+    """What a statement may read or write itself: every quoted text may be a name, or a pattern of names."""
     quoted = {one or other for one, other in re.findall(r"'([^'\n]+)'|\"([^\"\n]+)\"", text)}
-    return {f"{name!r} in the SQL": Path(name) for name in sorted(quoted) if "\0" not in name}
+    names = sorted(name for name in quoted if "\0" not in name)
+    found: dict[str, Path | None] = {f"{name!r} in the SQL": Path(name) for name in names}
+    return found | {f"{name!r} in the SQL, {path}": Path(path) for name in names for path in _matches(name)}
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files of a pattern such as ``*.csv``; none for a text that names no folder which is there."""
+    return glob.glob(pattern) if glob.has_magic(pattern) and len(pattern) <= LONGEST_PATTERN else []
 
 
 def _named(paths: Paths, written: bool) -> Iterator[NamedFile]:
