@@ -157,6 +157,11 @@ def test_an_unknown_option_is_named_with_the_known_ones(llm, options, words):
     assert words in said and "(options: after, audit, cache" in said and "\n" not in said
 
 
+def test_a_plan_is_for_an_engine(llm):
+    with pytest.raises(RelationalError, match="info is of the type str: give an EngineInfo"):
+        llm.plan(FRAME, "{text}?", "fast")
+
+
 @pytest.mark.parametrize("prompt", [5, None, ["{text}?"], b"{text}?", "{text} \ud800?"])
 def test_a_prompt_is_a_text(llm, prompt):
     with pytest.raises(RelationalError, match="the prompt is"):

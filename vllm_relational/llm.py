@@ -156,6 +156,8 @@ class RelationalLLM:
 
         info: the engine to plan for; by default this one as it will most likely be, with an unlimited KV cache.
         """
+        if info is not None and not isinstance(info, EngineInfo):
+            raise RelationalError(f"info is of the type {type(info).__name__}: give an EngineInfo, or leave it out")
         info = info or self.expected_engine()
         return self.prepare(table, prompt, **options).plan(info).report
 

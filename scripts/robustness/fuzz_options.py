@@ -135,11 +135,12 @@ def plans(draw: random.Random) -> str:
     given = options(draw, NAMES)
     if draw.random() < 0.7:  # where the dangerous ones are not looked at twice
         given.pop("embedder", None)
-    if given.get("dedup") == "semantic":
+    if isinstance(given.get("dedup"), str) and given["dedup"] == "semantic":
         given["embedder"] = lambda texts: np.ones((len(texts), 2), np.float32)
     prompt = draw.choice(("{text}?", "{*}", "{text} {id}") * 4 + (text(draw), value(draw)))
     given = {name: item for name, item in given.items() if name not in ("table", "prompt", "self", "info")}
-    RelationalLLM().plan(TABLE, prompt, INFO, **given)
+    info = INFO if draw.random() < 0.9 else value(draw)
+    RelationalLLM().plan(TABLE, prompt, info, **given)
     return "planned"
 
 

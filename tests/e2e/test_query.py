@@ -51,6 +51,19 @@ def test_planned_order_is_served_more_from_the_cache(llm: RelationalLLM, reviews
     assert rates["tree"] > rates["published"] + 0.2
 
 
+def test_texts_that_end_at_max_tokens_say_so(llm: RelationalLLM, reviews: pd.DataFrame) -> None:
+    table = reviews.head(8)
+
+    assert llm.run(table, PROMPT, max_tokens=6).statuses.count("cut") >= 6  # a random model seldom ends by itself
+    assert llm.run(table, PROMPT, choices=["yes", "no"]).statuses == ["ok"] * 8
+    half = llm.run(table, PROMPT, schema=PERSON, max_tokens=2)
+    assert half.statuses == ["failed"] * 8
+    assert {error for error in half.errors if error} == {
+        "unusable answer: the answer was cut off after 2 tokens: half an answer is none; "
+        "raise --max-tokens (max_tokens=)"
+    }
+
+
 def test_equal_rows_are_asked_once(llm: RelationalLLM, reviews: pd.DataFrame) -> None:
     twice = pd.concat([reviews.head(20), reviews.head(20)], ignore_index=True)
 

@@ -72,13 +72,14 @@ class _Counts:
     """Rows, failures and cache hits so far."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.failed = total, 0, 0
+        self.total, self.done, self.failed, self.cut = total, 0, 0, 0
         self._prompt_tokens = self._cached_tokens = 0
         self._start = time.monotonic()
 
     def add(self, completion: Completion) -> None:
         self.done += 1
         self.failed += completion.error is not None
+        self.cut += completion.cut and completion.error is None
         if completion.cached_tokens is not None:
             self._prompt_tokens += completion.prompt_tokens
             self._cached_tokens += completion.cached_tokens
@@ -98,6 +99,7 @@ class _Counts:
     @property
     def summary(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
+        failed += f", {self.cut} cut off" if self.cut else ""
         return f"{self.rows_per_second:.1f} rows/s, hit rate {self.hit_rate}{failed}"
 
 
