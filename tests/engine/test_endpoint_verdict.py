@@ -64,7 +64,7 @@ def test_an_answer_to_a_later_request_makes_it_the_rows() -> None:
     assert keys(verdict.failed(failed(4, sent_at=2.6))) == []
 
 
-@pytest.mark.parametrize(("concurrency", "most"), [(1, 1), (2, 2), (3, 2), (5, 2), (32, 16)])
+@pytest.mark.parametrize(("concurrency", "most"), [(1, 1), (2, 2), (3, 2), (11, 2), (32, 8)])
 def test_the_verdict_is_due_after_so_many_failures(concurrency: int, most: int) -> None:
     verdict = Verdict(concurrency)
     for key in range(most):

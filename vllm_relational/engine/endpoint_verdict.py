@@ -33,7 +33,7 @@ from vllm_relational.records import Prompt
 def most_pending(concurrency: int) -> int:
     """Failures that may be pending before the trial. Fewer than the limit above allows: some of the requests in flight
     when a server begins to refuse were sent before one that it answers; and one more may be asked under other terms."""
-    return max(min(concurrency, 2), concurrency // 2)
+    return max(min(concurrency, 2), concurrency // 4)
 
 
 @dataclass(frozen=True)
