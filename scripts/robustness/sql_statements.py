@@ -346,21 +346,20 @@ def _pivoted(rng: random.Random) -> str:
 def _tables(rng: random.Random) -> str:
     source = rng.choice(
         [
-            "(SELECT id, unnest(l) AS one, text, odd, n FROM d)",
-            "(SELECT id, text, odd, n FROM d TABLESAMPLE 100%)",
-            "(FROM d)",
-            "(TABLE d)",
+            "(SELECT id, unnest(l) AS one, text, odd, n FROM d) AS d",
+            "(SELECT id, text, odd, n FROM d TABLESAMPLE 100%) AS d",
+            "(FROM d) AS d",
+            "(TABLE d) AS d",
             "d AS d(id)",
             "main.d AS d",
             "memory.main.d d",
             "(d CROSS JOIN (SELECT 1 AS one))",
-            "(SELECT * FROM d ORDER BY id LIMIT 9)",
+            "(SELECT * FROM d ORDER BY id LIMIT 9) AS d",
             "(VALUES (1, 'text 1', 'o', 2), (2, 'text 2', 'p', 3)) d(id, text, odd, n)",
-            "(SELECT range::INTEGER AS id, 'text ' || range AS text, 'o' AS odd, 1 AS n FROM range(5))",
+            "(SELECT range::INTEGER AS id, 'text ' || range AS text, 'o' AS odd, 1 AS n FROM range(5)) AS d",
         ]
     )
-    name = "" if " d" in source.partition(")")[2] or source.startswith(("d", "main", "mem")) else " AS d"
-    return f"SELECT d.id, LLM('Q90', d.text) AS y FROM {source}{name} WHERE LLM_FILTER('Q91', d.text)"
+    return f"SELECT d.id, LLM('Q90', d.text) AS y FROM {source} WHERE LLM_FILTER('Q91', d.text)"
 
 
 SHAPES = [
