@@ -307,6 +307,7 @@ class FreeQueue {
 
   nb::object to_list(const std::vector<uint32_t>& ids) const {
     nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(ids.size())));
+    if (!list.is_valid()) throw nb::python_error();
     for (size_t i = 0; i < ids.size(); ++i) {
       PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), blocks_[ids[i]].inc_ref().ptr());
     }
@@ -317,6 +318,7 @@ class FreeQueue {
     const uint32_t id = blocks_.id_of(block);
     const nb::object hash = block_hash().of(block);
     if (hash.is_none()) return {id, false, 0};
+    if (!PyBytes_Check(hash.ptr())) raise(PyExc_TypeError, "a block hash must be bytes");
     return {id, true, key_of(PyBytes_AS_STRING(hash.ptr()), PyBytes_GET_SIZE(hash.ptr()) - kGroupBytes)};
   }
 

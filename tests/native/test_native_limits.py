@@ -98,6 +98,32 @@ def test_each_limit_alone(name, distance, of):
     assert hit_tokens(batch, plan) == OPTIMUM
 
 
+# ------------------------------------------------------------------------------------------------------ the search
+def many_columns_of_few_values() -> PlanInput:
+    random = np.random.default_rng(3)
+    sizes = random.integers(2, 5, size=30)
+    codes = np.array([random.integers(0, size, 400) for size in sizes], np.int32)
+    return PlanInput(codes, tuple(random.integers(2, 12, size) for size in sizes))
+
+
+def test_where_all_values_are_frequent_children_are_looked_at_on_the_way_down():
+    """Half of the budget finds more than rows tried at random."""
+    batch = many_columns_of_few_values()
+    at_random = hit_tokens(batch, planned(batch, {"children_looked_at": 0}, budget=0.2))
+    assert hit_tokens(batch, planned(batch, {}, budget=0.1)) > 1.03 * at_random
+
+
+def test_a_search_that_does_not_pay_ends_early():
+    """What no budget finds is the least, what all of it finds the most; both hold for any number of threads."""
+    batch = many_columns_of_few_values()
+    hits = []
+    for budget, least_gain in ((0.0, 0.0), (0.2, 1e12), (0.2, 0.0)):
+        plans = [native.plan_tree(batch, budget, 1, num_threads=n, least_gain=least_gain) for n in (1, 3)]
+        np.testing.assert_array_equal(plans[0][1], plans[1][1])
+        hits.append(hit_tokens(batch, Plan("tree", *plans[0])))
+    assert hits[0] < hits[1] < hits[2]
+
+
 # ------------------------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize(("limit", "most", "what"), [("most_rows", 60, "60 rows"), ("most_cells", 180, "180 cells")])
 def test_tables_too_large_to_number_are_refused(limit, most, what):
