@@ -26,6 +26,7 @@ from vllm_relational.records import (
     QueryResult,
     RelationalError,
 )
+from vllm_relational.results.checkpoint_lines import Answer, answer_line, job_digest, read_header
 
 TEXT = FreeText()
 NORMAL = normalizer(DEFAULT_RULES)
@@ -273,8 +274,9 @@ def test_a_resumed_run_ends_the_same(tmp_path_factory, rows, dedup, lived):
 def test_a_checkpoint_that_knows_rows_which_are_merged_now_does_no_harm(tmp_path):
     path = tmp_path / "c"
     whole = ask(ROWS, dedup=DedupConfig("normalized"), checkpoint=path)
-    with path.open("a") as lines:
-        lines.write('[0, "edited"]\n[99, "no such row"]\n')
+    digest = job_digest(read_header(path.read_bytes().splitlines(keepends=True)[0]))
+    with path.open("ab") as lines:
+        lines.writelines(answer_line(Answer(row, "of another time", False), digest) for row in (0, 99))
     result = ask(ROWS, dedup=DedupConfig("normalized"), checkpoint=path, resume=True)
     assert result.answers == whole.answers
     assert result.origins[0] == "normalized" and result.origins[1] == "resumed"
