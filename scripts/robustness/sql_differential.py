@@ -2,6 +2,7 @@
 
     python scripts/robustness/sql_differential.py 2000            # statements 0 to 1999
     python scripts/robustness/sql_differential.py 100 --start 40 --show
+    python scripts/robustness/sql_differential.py 1000 --demands  # statements of which little is needed
 
 In a plain DuckDB the LLM functions are volatile Python functions that give the answers of the model; they write down
 what they are called with. Prints how many statements differ, by kind; exits with 1 if any does.
@@ -37,7 +38,7 @@ def _sibling(name: str) -> Any:
     return module
 
 
-sql_statements = _sibling("sql_statements")
+sql_statements, sql_demands = _sibling("sql_statements"), _sibling("sql_demands")
 _TAG = re.compile(r"Q\d+")
 _ROW = re.compile(r"\{\n((?:\"[^\n]*,\n)*)\}")
 SHOWN = 12
@@ -217,11 +218,11 @@ class Tally:
         return sum(self.counts[kind] for kind in self.counts if kind not in ("equal", "refused", "invalid"))
 
 
-def compare(seeds: Iterable[int], **options: Any) -> Tally:
-    """Compare the statements of these numbers."""
+def compare(seeds: Iterable[int], statements: Any = sql_statements, **options: Any) -> Tally:
+    """Compare the statements of these numbers. statements: ``sql_statements`` or ``sql_demands``."""
     comparison, tally = Comparison(**options), Tally()
     for seed in seeds:
-        tally.add(comparison.run(sql_statements.statement(seed)))
+        tally.add(comparison.run(statements.statement(seed)))
     return tally
 
 
@@ -230,13 +231,17 @@ def main() -> int:
     parser.add_argument("count", type=int, nargs="?", default=2000, help="statements")
     parser.add_argument("--start", type=int, default=0, help="number of the first statement")
     parser.add_argument("--show", action="store_true", help="print every statement that is not equal")
+    parser.add_argument("--demands", action="store_true", help="statements of which little is needed")
     parser.add_argument("--sql", help="compare this statement instead")
     given = parser.parse_args()
     if given.sql:
         tally = Tally()
         tally.add(Comparison(sample_rows=3, batch_rows=4).run(given.sql))
     else:
-        tally = compare(range(given.start, given.start + given.count), sample_rows=3, batch_rows=4)
+        statements = sql_demands if given.demands else sql_statements
+        # A sample of a predicate may be asked although another one drops its rows.
+        samples = 0 if given.demands else 3
+        tally = compare(range(given.start, given.start + given.count), statements, sample_rows=samples, batch_rows=4)
     seen: Counter[str] = Counter()
     for outcome in tally.outcomes:
         seen[outcome.kind] += 1

@@ -347,11 +347,11 @@ def test_a_misspelt_question_is_found_by_its_name(con, index):
 
 def test_another_embedding_model_is_found_before_a_wrong_passage(connect, index):
     con = connect(retriever=Retriever(HashedTrigrams(512, seed=7, name="another model")))
-    with pytest.raises(SQLError, match=r"line 1, column 24: the index .* is stale: .*another model embeds its first"):
-        con.sql("SELECT id FROM review, retrieve(text, 'p.index', 1)")
+    with pytest.raises(SQLError, match=r"line 1, column 31: the index .* is stale: .*another model embeds its first"):
+        con.sql("SELECT context_1 FROM review, retrieve(text, 'p.index', 1)")
     con = connect(retriever=Retriever(HashedTrigrams(64)))
     with pytest.raises(SQLError, match=r"is stale: .* of 512 dimensions"):
-        con.sql("SELECT id FROM review, retrieve(text, 'p.index', 1)")
+        con.sql("SELECT context_1 FROM review, retrieve(text, 'p.index', 1)")
 
 
 def test_a_changed_table_or_index_is_noticed_by_the_next_statement(con, embedder, index):

@@ -23,17 +23,19 @@ from vllm_relational.sql.passes.blocking import check_pairs, check_rows, choose,
 from vllm_relational.sql.passes.limit import ROW, batches
 from vllm_relational.sql.passes.order import Estimate, by_rank
 from vllm_relational.sql.planner import Asked, Driver, Planner
+from vllm_relational.sql.probe import evaluated, is_free
 from vllm_relational.sql.retrieve import Retrieval
+from vllm_relational.sql.rounds import Demand
 
 # A predicate is sampled where it has so many times more inputs than the sample: else sampling could cost more.
 SAMPLED_FROM = 4
 
 
 class Asker(Driver):
-    """Asks the model. ``job``: the statement that is run."""
+    """Asks the model. job: the statement that is run; demand: what of it the rounds before missed."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, demand: Demand) -> None:
+        self._job, self._demand = job, demand
 
     def settle(self, asked: Asked) -> None:
         """Ask the inputs without an answer; of a semantic join, those that are likely to hold."""
@@ -41,7 +43,7 @@ class Asker(Driver):
         sides = two_sides(asked.operator.question.function, asked.columns, asked.site.block)
         if sides is not None:
             check_rows(job.count(asked.query))
-        inputs = job.distinct_inputs(asked.operator, asked.query)
+        inputs = self._inputs(asked, counts=True)
         if sides is not None and settings.candidates is None:
             check_pairs(asked.operator.pending(inputs).num_rows, settings.max_pairs)
         if sides is None or settings.candidates is None or not inputs.num_rows:
@@ -60,7 +62,12 @@ class Asker(Driver):
     # ------------------------------------------------------------------------------------------------------- limit
     def stored(self, rows: exp.Select) -> exp.Expr:
         """The rows as a temporary table."""
-        return exp.to_table(self._job.keep_rows(sql_of(rows)))
+        with self._demand.complete():
+            return exp.to_table(self._job.keep_rows(sql_of(rows)))
+
+    def is_free(self, rows: exp.Select) -> bool:
+        """By running them."""
+        return is_free(self._job, rows)
 
     def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
         """Ask in batches until enough rows pass."""
@@ -110,8 +117,14 @@ class Asker(Driver):
             _note_rank(found[number], estimates[number], f"predicate {place + 1} of {len(parts)}")
         return [parts[number] for number in places]
 
-    def _inputs(self, asked: Asked) -> pa.Table:
-        return self._job.distinct_inputs(asked.operator, asked.query, counts=False)
+    def _inputs(self, asked: Asked, counts: bool = False) -> pa.Table:
+        """The inputs that the block of the call has and that the statement evaluates."""
+        needed, table = evaluated(self._job, asked), asked.operator.table
+        missed, left_out = self._demand.of(table)
+        only = needed | missed if needed is not None else None
+        inputs = self._job.distinct_inputs(asked.operator, asked.query, counts, only, left_out)
+        self._job.store.lacks(table, bool(left_out))
+        return inputs
 
     def _estimate(
         self, planner: Planner, block: exp.Select, part: exp.Expr, found: Sequence[Asked], inputs: Sequence[pa.Table]

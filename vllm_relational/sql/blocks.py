@@ -7,13 +7,13 @@ become lookups: callers go through a block in the order in which SQL evaluates i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import sqlglot
 from sqlglot import exp
 
-from vllm_relational.sql.parse import DIALECT, holds_call
+from vllm_relational.sql.parse import DIALECT, calls, holds_call
 from vllm_relational.sql.parse import sql_of as sql_of
 
 LOOKUP = "__llm_"
@@ -29,7 +29,8 @@ class Site:
 
     block:   its SELECT.
     clause:  'from', 'where', 'group', 'having' or 'select' (the list, QUALIFY, ORDER BY, DISTINCT ON).
-    join:    the place of its join in the block, for the clause 'from'.
+    join:    the place of its join in the block, for the clause 'from'; -1 for the first table.
+    within:  it is part of a table of the FROM, as in unnest([...]) or VALUES, and not of a join's condition.
     grouped: it is computed once a group, not once a row.
     """
 
@@ -37,6 +38,7 @@ class Site:
     clause: str
     join: int = -1
     grouped: bool = False
+    within: bool = False
 
 
 class Aggregates:
@@ -47,7 +49,7 @@ class Aggregates:
 
     def is_aggregate(self, node: exp.Expr) -> bool:
         """Whether the node aggregates the rows of a group; over a window it does not."""
-        known = isinstance(node, exp.AggFunc | exp.Filter)
+        known = isinstance(node, exp.AggFunc | exp.Filter | exp.WithinGroup)
         named = isinstance(node, exp.Anonymous) and node.name.casefold() in self._names
         return (known or named) and not _windowed(node)
 
@@ -77,10 +79,10 @@ def own_nodes(tree: exp.Expr) -> Iterator[exp.Expr]:
 
 def site_of(call: exp.Expr, aggregates: Aggregates) -> Site:
     """Where a call stands; raises ``LookupError`` when it stands in no SELECT."""
-    node, inside = call, False
+    node, below, inside = call, call, False
     while node.parent is not None and not isinstance(node.parent, exp.Select):
         inside = inside or (node is not call and aggregates.is_aggregate(node))
-        node = node.parent
+        node, below = node.parent, node
     block = node.parent
     inside = inside or (node is not call and aggregates.is_aggregate(node))
     if block is None:
@@ -89,7 +91,8 @@ def site_of(call: exp.Expr, aggregates: Aggregates) -> Site:
     clause = clause if clause in ("from", "where", "group", "having") else "select"
     grouped = clause in ("having", "select") and not inside and aggregates.groups(block)
     join = block.args["joins"].index(node) if isinstance(node, exp.Join) else -1
-    return Site(block, clause, join, grouped)
+    within = clause == "from" and not (isinstance(node, exp.Join) and below.arg_key == "on")
+    return Site(block, clause, join, grouped, within)
 
 
 # ------------------------------------------------------------------------------------------------------ conjunctions
@@ -119,6 +122,52 @@ def set_condition(block: exp.Select, clause: str, parts: Sequence[exp.Expr]) -> 
     kinds = {"where": exp.Where, "having": exp.Having, "qualify": exp.Qualify}
     whole = conjunction(parts)
     block.set(clause, kinds[clause](this=whole) if whole is not None else None)
+
+
+Instead = Callable[[exp.Expr, exp.Expr], exp.Expr]
+
+
+def relaxed(
+    condition: exp.Expr,
+    waits: Callable[[exp.Expr], bool],
+    holds: bool = True,
+    instead: Instead = lambda _, value: value,
+) -> exp.Expr:
+    """A copy of a condition of WHERE that is TRUE wherever it may come out TRUE, whatever the parts that wait say.
+
+    waits: whether a part depends on answers that nobody has. holds: False under a NOT: FALSE where it may be.
+    instead: of a part that waits and the truth value that it is taken to have, what stands in its place.
+    """
+    match condition:
+        case exp.And() | exp.Or():
+            sides = (relaxed(side, waits, holds, instead) for side in (condition.this, condition.expression))
+            return type(condition)(this=next(sides), expression=next(sides))
+        case exp.Not() | exp.Paren():
+            inner = relaxed(condition.this, waits, holds != isinstance(condition, exp.Not), instead)
+            return type(condition)(this=inner)
+    if waits(condition):
+        return instead(condition, exp.true() if holds else exp.false())
+    return condition.copy()
+
+
+def keep_conditions(clause: exp.Expr, parts: Sequence[exp.Expr]) -> None:
+    """Leave only these of the conjuncts of a WHERE, HAVING or QUALIFY, in place.
+
+    QUALIFY needs a window somewhere in its block: without one it is a WHERE, or in a block with groups a HAVING.
+    """
+    block = clause.parent
+    whole = conjunction(parts)
+    if not isinstance(clause, exp.Qualify) or not isinstance(block, exp.Select):
+        clause.set("this", whole or exp.true())
+        return
+    clause.set("this", whole)
+    windows = (node for part in (*block.expressions, clause) for node in own_nodes(part))
+    if whole is not None and any(isinstance(node, exp.Window) for node in windows):
+        return
+    block.set("qualify", None)
+    if whole is not None:
+        other = "having" if block.args.get("group") is not None else "where"
+        set_condition(block, other, [*condition_of(block, other), whole])
 
 
 def group_keys(group: exp.Group) -> list[exp.Expr]:
@@ -179,6 +228,18 @@ def visible_ctes(block: exp.Expr) -> exp.With | None:
     return exp.With(expressions=[cte.copy() for cte in seen.values()], recursive=recursive or None)
 
 
+def recursive_call(cte: exp.CTE) -> exp.Expr | None:
+    """A call in a part of a common table expression that reads the expression itself; its first part may ask."""
+    name, held = cte.alias.casefold(), cte.parent
+    if not isinstance(held, exp.With) or not held.args.get("recursive"):
+        return None
+    for part in cte.this.find_all(exp.Select):
+        reads = any(table.name.casefold() == name and not table.db for table in part.find_all(exp.Table))
+        if reads and holds_call(part):
+            return next(calls(part))
+    return None
+
+
 def _before(held: exp.With, block: exp.Expr) -> Iterator[exp.CTE]:
     """The expressions of a WITH that the block may name: all, or those before the one that it stands in."""
     for cte in held.expressions:
@@ -231,16 +292,25 @@ def _take_rows(rows: exp.Select, site: Site, eager: bool) -> None:
         held = block.args.get(key)
         rows.set(key, [part.copy() for part in held] if isinstance(held, list) else held.copy() if held else None)
     if site.clause == "from":
-        _take_pairs(rows, site, eager)
+        if site.within:
+            _take_before(rows, site)
+        else:
+            _take_pairs(rows, site, eager)
         return
     if site.clause != "where" or not eager:
-        set_condition(rows, "where", [part for part in condition_of(block, "where") if not holds_call(part)])
+        set_condition(rows, "where", _possible(block, "where"))
     if site.grouped:
         rows.set("group", block.args["group"].copy() if block.args.get("group") else None)
         if site.clause != "having" or not eager:
-            set_condition(rows, "having", [part for part in condition_of(block, "having") if not holds_call(part)])
+            set_condition(rows, "having", _possible(block, "having"))
     if block.args.get("windows"):
         rows.set("windows", [window.copy() for window in block.args["windows"]])
+
+
+def _possible(block: exp.Select, clause: str) -> list[exp.Expr]:
+    """What rows meet that may pass a condition whatever its calls say."""
+    parts = (relaxed(part, holds_call) for part in condition_of(block, clause))
+    return [part for part in parts if part.unnest() != exp.true()]
 
 
 def rows_before(block: exp.Select) -> exp.Select:
@@ -249,6 +319,23 @@ def rows_before(block: exp.Select) -> exp.Select:
     _take_rows(rows, Site(block, "where"), eager=False)
     rows.set("with_", visible_ctes(block))
     return rows
+
+
+def rows_read(block: exp.Select, parts: Sequence[exp.Expr]) -> exp.Select:
+    """The rows of a block before the conditions ``parts``, with all columns that these read, as one row of counts."""
+    rows = rows_before(block)
+    columns = {sql_of(column): column for part in parts for column in part.find_all(exp.Column)}
+    read = [exp.Count(this=column.copy()) for column in columns.values() if not column.is_star]
+    rows.set("expressions", [*read, exp.Count(this=exp.Star())])
+    return rows
+
+
+def _take_before(rows: exp.Select, site: Site) -> None:
+    """The rows of the tables before the one that the call is part of; one row before the first."""
+    if site.join < 0:
+        rows.set("from_", None)
+    rows.set("joins", rows.args["joins"][: site.join] if site.join > 0 else None)
+    rows.set("laterals", None)
 
 
 def _take_pairs(rows: exp.Select, site: Site, eager: bool) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.sql.aggregate import ASSUMED_CONTEXT, first_parts
-from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, condition_of, conjunction, conjuncts, lookups
+from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, condition_of, conjuncts, keep_conditions, lookups
 from vllm_relational.sql.cost import Tokens, answer_tokens
 from vllm_relational.sql.functions import Question
 from vllm_relational.sql.job import Job
@@ -23,6 +23,7 @@ from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.parse import DIALECT, calls, holds_call, parse
 from vllm_relational.sql.passes.blocking import check_rows, two_sides
 from vllm_relational.sql.planner import Asked, Driver, Planner
+from vllm_relational.sql.probe import evaluated, is_free
 from vllm_relational.sql.retrieve import Retrieval
 from vllm_relational.sql.selectivity import ASSUMED, Selectivity, product, selectivities
 from vllm_relational.sql.store import OperatorTable
@@ -151,9 +152,7 @@ class _Forecaster(Driver):
     def settle(self, asked: Asked) -> None:
         """Plan the inputs that are known, or say what they wait for."""
         found, operator = self._found, asked.operator
-        unknown = {
-            known.operator.table.lookup: known.operator.table for known in found.values() if not known.is_answered
-        }
+        unknown = self._unknown()
         query, undecided = _without(asked.query, unknown)
         entry = found.setdefault(operator.table.name, Forecast(operator))
         entry.stops_after = max(entry.stops_after, asked.site.block.meta.get(NEED_META, 0))
@@ -166,6 +165,11 @@ class _Forecaster(Driver):
             operator.rows_in += self._job.count(_rows_only(query))
         else:
             self._plan(entry, asked, query)
+
+    def _unknown(self) -> dict[str, OperatorTable]:
+        """By their lookups, the operators that lack answers."""
+        lacking = (known.operator.table for known in self._found.values() if not known.is_answered)
+        return {table.lookup: table for table in lacking}
 
     def _kept(self, conditions: Sequence[exp.Expr], unknown: Mapping[str, OperatorTable]) -> list[Selectivity]:
         """What the conditions keep; one operator counts once, as a guard repeats a condition."""
@@ -183,7 +187,9 @@ class _Forecaster(Driver):
             return
         if sides is not None:
             check_rows(self._job.count(query))
-        inputs = self._job.distinct_inputs(asked.operator, query)
+        needed, left_out = evaluated(self._job, asked, self._unknown()), set[str]()
+        inputs = self._job.distinct_inputs(asked.operator, query, only=needed, left_out=left_out)
+        self._job.store.lacks(asked.operator.table, bool(left_out))
         if isinstance(question, Retrieval):
             self._job.ask(asked.operator, inputs)
             return
@@ -197,6 +203,10 @@ class _Forecaster(Driver):
             rows = inputs.group_by(left).aggregate([]).num_rows
             entry.candidates = min(rows * settings.candidates_k, inputs.num_rows)
             entry.narrow(entry.candidates / inputs.num_rows)
+
+    def is_free(self, rows: exp.Select) -> bool:
+        """By running them."""
+        return is_free(self._job, rows)
 
     def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
         """A run stops once enough rows passed; the forecast is for all that may be asked."""
@@ -268,7 +278,7 @@ def _without(query: exp.Select, unknown: Container[str]) -> tuple[exp.Select, li
         for part in conjuncts(clause.this):
             undecided = any(node.name in unknown for node in lookups(part))
             (dropped if undecided else kept).append(part)
-        clause.set("this", conjunction(kept) or exp.true())
+        keep_conditions(clause, kept)
     for guarded in [case for case in query.find_all(exp.Case) if GUARD_META in case.meta]:
         branch = guarded.args["ifs"][0]
         if any(node.name in unknown for node in lookups(branch.this)):
@@ -282,6 +292,4 @@ def _rows_only(query: exp.Select) -> exp.Select:
     query = query.copy()
     query.set("where", None)
     query.set("expressions", [exp.alias_(exp.Literal.number(1), KEY)])
-    for node in list(lookups(query)):
-        node.replace(exp.Null())
     return query

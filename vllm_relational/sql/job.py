@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 import duckdb
@@ -98,10 +98,18 @@ class Job:
             raise engine_error(self.sql, error) from error
         return name
 
-    def distinct_inputs(self, operator: Operator, query: exp.Select, counts: bool = True) -> pa.Table:
+    def distinct_inputs(
+        self,
+        operator: Operator,
+        query: exp.Select,
+        counts: bool = True,
+        only: Container[str] | None = None,
+        left_out: set[str] | None = None,
+    ) -> pa.Table:
         """The inputs that differ, in the order of their keys, so that prompts do not change from run to run.
 
-        counts: add them to the operator's counts.
+        counts: add them to the operator's counts. only: the keys that are needed, None for all; the others go into
+        ``left_out``.
         """
         arguments = [name for name in query.named_selects if name != KEY]
         firsts = "".join(f"first({name}) AS {name}, " for name in arguments)
@@ -109,6 +117,11 @@ class Job:
         rows = f"SELECT * REPLACE ({KEY} COLLATE C AS {KEY}) FROM ({sql_of(query)})"
         text = f"SELECT {KEY}, {firsts}count(*) AS {COUNT} FROM ({rows}) GROUP BY {KEY} ORDER BY {KEY}"
         inputs = self._cells(text)
+        if only is not None:
+            needed = [key in only for key in inputs[KEY].to_pylist()]
+            if left_out is not None:
+                left_out.update(key for key, kept in zip(inputs[KEY].to_pylist(), needed, strict=True) if not kept)
+            inputs = inputs.filter(pa.array(needed, pa.bool_()))
         if counts:
             operator.rows_in += sum(inputs[COUNT].to_pylist())
             operator.distinct += inputs.num_rows

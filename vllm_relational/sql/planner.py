@@ -23,6 +23,9 @@ from vllm_relational.sql.blocks import (
     lookups,
     own_nodes,
     per_outer_row,
+    recursive_call,
+    rows_before,
+    rows_read,
     set_condition,
     site_of,
     sql_of,
@@ -33,8 +36,11 @@ from vllm_relational.sql.normalise import ARGUMENTS_META, WRITTEN_META, expand_s
 from vllm_relational.sql.operator import Operator, Settings, keeps_nulls, with_reads
 from vllm_relational.sql.parse import calls, engine_error, error_here, holds_call, is_call, is_retrieval, parts_of
 from vllm_relational.sql.passes.guards import guards_of
+from vllm_relational.sql.passes.late import apart, late_items, may_be_late, read_rows
 from vllm_relational.sql.passes.lateral import conditions_on_rows, read_from, rows_of_limit
 from vllm_relational.sql.passes.limit import split
+from vllm_relational.sql.passes.pushdown import push_answered
+from vllm_relational.sql.passes.unknown import hidden
 from vllm_relational.sql.retrieve import FROM_META, Retrieval, check_type, retrieval_of
 from vllm_relational.sql.session import Session
 from vllm_relational.sql.store import Store
@@ -49,6 +55,7 @@ CLAUSES = {"from": "ON", "where": "WHERE", "group": "GROUP BY"}
 class Asked:
     """A call as the planner found it: its operator, the query for its inputs, where it stands, what it reads."""
 
+    call: exp.Expr
     operator: Operator
     query: exp.Select
     site: Site
@@ -73,6 +80,10 @@ class Driver:
     def stored(self, rows: exp.Select) -> exp.Expr:
         """Rows without calls as something to read from, twice the same."""
         return rows.subquery(f"__rows_{id(rows)}")
+
+    def is_free(self, rows: exp.Select) -> bool:
+        """Whether rows can be computed before the calls that are hidden in them."""
+        return False
 
     def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
         """The first ``need`` rows that pass LLM predicates, as something to read from."""
@@ -106,6 +117,8 @@ class Planner:
     def plan(self, tree: exp.Expr, driver: Driver) -> None:
         """Replace every call in the tree by a lookup, settling it first."""
         self.driver = driver
+        for block in list(tree.find_all(exp.Select, bfs=True)) if self.settings.optimize else ():
+            self._visit_free_conditions(block)
         self.visit(tree)
         left = next((node for node in tree.find_all(exp.Anonymous) if is_call(node)), None)
         if left is not None:
@@ -117,8 +130,11 @@ class Planner:
         held: exp.With | None = node.args.get("with_")
         ctes: list[exp.CTE] = [] if held is None else held.expressions
         for cte in ctes:
-            if held is not None and held.args.get("recursive") and holds_call(cte):
-                raise self._error(cte, "an LLM function cannot stand in a recursive query: CREATE TABLE its rows first")
+            again = recursive_call(cte)
+            if again is not None:
+                raise self._error(
+                    again, "an LLM function cannot stand where a query reads itself: CREATE TABLE its rows first"
+                )
             self.visit(cte.this)
         if isinstance(node, exp.Select):
             self._visit_block(node)
@@ -147,15 +163,54 @@ class Planner:
         for part in ordered:
             self.visit(part)
         self._visit_groups(block)
-        for clause in ("having", "expressions", "distinct", "qualify", "windows", "order"):
-            for part in self._parts(block, clause):
+        for part in self._parts(block, "having"):
+            self.visit(part)
+        late = self._late(block) if self.settings.optimize else []
+        for part in self._parts(block, "expressions", "distinct", "qualify", "windows", "order"):
+            if not any(part is item for item in late):
                 self.visit(part)
+        if late:
+            rows, items = apart(block, late, self._aggregates, lambda item: self._name(block, item))
+            read_rows(block, self.driver.stored(rows), items)
+            for item in list(block.expressions):
+                self.visit(item)
+
+    def _late(self, block: exp.Select) -> list[exp.Expr]:
+        """The items of the select list to ask once the rows that come out are known."""
+        if not may_be_late(block):
+            return []
+        items = [
+            each for item in block.expressions for each in (self._expanded(item, block) if item.is_star else [item])
+        ]
+        block.set("expressions", items)
+        return late_items(block, self._aggregates)
 
     def _visit_cheap_calls(self, block: exp.Select) -> None:
         """Passages in WHERE, before the predicates that ask the model, which may read them."""
         for part in condition_of(block, "where"):
             for call in [node for node in calls(part) if is_retrieval(node) and len(list(calls(node))) == 1]:
                 self.visit(call)
+
+    def _visit_free_conditions(self, block: exp.Select) -> None:
+        """Conditions that read no answer of the calls in the block's FROM: these are then asked for fewer rows."""
+        parts = [part for part in condition_of(block, "where") if holds_call(part)]
+        if not parts or any(part.find(exp.Query) for part in parts):
+            return
+        with hidden(block, self._store.unknown.lookup) as is_whole:
+            if not is_whole:
+                return
+            normalise_block(block, self._aggregates, lambda name: self._is_column(block, name), self._sql)
+            parts = [part for part in condition_of(block, "where") if holds_call(part)]
+            if not self.driver.is_free(rows_read(block, parts)):
+                return
+            for part in self.driver.ordered(self, block, parts) if len(parts) > 1 else parts:
+                self.visit(part)
+        push_answered(block, self._aggregates, self._binds_inside)
+
+    def _binds_inside(self, body: exp.Select) -> bool:
+        """Whether DuckDB finds the names in the conditions of a block, those with calls aside."""
+        with hidden(body, self._store.unknown.lookup):
+            return self.stands_alone(rows_before(body))
 
     def _visit_groups(self, block: exp.Select) -> None:
         """GROUP BY, and its expressions wherever else the block has them: there they are values of the group."""
@@ -223,6 +278,11 @@ class Planner:
         join = call.find_ancestor(exp.Join, exp.Select)
         if isinstance(join, exp.Join) and join.parent is not site.block:
             raise self._error(call, "an LLM function cannot stand in a join in parentheses: put it into WHERE")
+        if isinstance(call.find_ancestor(exp.Pivot, exp.Select), exp.Pivot):
+            raise self._error(
+                call,
+                "an LLM function cannot stand in a PIVOT: write PIVOT (SELECT ..., LLM(...) AS answer ...) ON answer",
+            )
         if call.name.upper() == "LLM_AGG" and site.clause in ("from", "where", "group"):
             raise self._error(call, f"LLM_AGG cannot stand in {CLAUSES[site.clause]}: groups come after it; use HAVING")
         question, columns = self._question(call, site)
@@ -235,7 +295,7 @@ class Planner:
         operator = self._operator(call, site, question, types)
         if self.settings.optimize:
             _note_conditions(operator, site, [*guards, *query.meta.get(KEPT_META, [])])
-        return Asked(operator, query, site, columns)
+        return Asked(call, operator, query, site, columns)
 
     def _question(self, call: exp.Anonymous, site: Site) -> tuple[Question | Retrieval, list[exp.Expr]]:
         """What the call asks, and the columns that its prompt reads."""

@@ -9,6 +9,7 @@ from sqlglot import exp
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import Aggregates, sql_of
+from vllm_relational.sql.constants import constant_calls, questions, with_answers
 from vllm_relational.sql.faithful import check_meaning, name_of
 from vllm_relational.sql.functions import Question
 from vllm_relational.sql.job import Job
@@ -20,6 +21,7 @@ from vllm_relational.sql.passes.inner_limit import push_limits
 from vllm_relational.sql.passes.prune import drop_unread
 from vllm_relational.sql.passes.pushdown import push_conditions
 from vllm_relational.sql.planner import Driver, Planner, aggregate_names
+from vllm_relational.sql.probe import may_probe
 
 
 def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
@@ -27,22 +29,64 @@ def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
 
     Rewrites go by names as written; where a name means something else in its new place, the statement stays as it is.
     """
-    tree = parse(job.sql)
-    if not _may_ask(tree):
-        raise misplaced(job.sql, tree)
+    tree = as_query(parse(job.sql))
+    if not is_query(tree):
+        tree = _questions(job, tree)
     refuse_volatile(tree, job.sql)
     check_meaning(job.connection, tree, job.sql)
     spell_literals(tree, job.connection.values)
     normalise(tree, job.sql, lambda item: name_of(job.connection, item))
+    job.store.volatile = False
     if not job.settings.optimize:
         return tree, []
+    if may_probe(tree):
+        job.store.volatile = True
+        job.store.volatile = _binds(job, tree)
     rewritten = tree.copy()
     aggregates = Aggregates(aggregate_names(job.connection))
-    notes = drop_unread(rewritten) + push_conditions(rewritten, aggregates) + push_limits(rewritten, aggregates)
+    notes = drop_unread(rewritten) + push_conditions(rewritten, aggregates, lambda query: _is_whole(job, query))
+    notes += push_limits(rewritten, aggregates)
     return (rewritten, notes) if notes and _binds(job, rewritten) else (tree, [])
 
 
-def _may_ask(tree: exp.Expr) -> bool:
+def _questions(job: Job, tree: exp.Expr) -> exp.Select:
+    """The query for the answers of a statement that is none itself; raises ``SQLError`` where that is not enough."""
+    spell_literals(tree, job.connection.values)
+    found = constant_calls(tree)
+    if not found:
+        raise misplaced(job.sql, tree)
+    _check(job, with_answers(job.sql, found, {}))
+    return questions(found)
+
+
+def _is_whole(job: Job, query: exp.Expr) -> bool:
+    """Whether a query binds by itself."""
+    try:
+        job.connection.execute(f"DESCRIBE {sql_of(query.unnest())}").fetchall()
+    except (duckdb.Error, RelationalError):
+        return False
+    return True
+
+
+def _check(job: Job, text: str) -> None:
+    """Let DuckDB bind a statement that is no query, as far as it explains such statements; raises ``SQLError``."""
+    try:
+        job.connection.execute(f"EXPLAIN {text}").fetchall()
+    except (duckdb.BinderException, duckdb.CatalogException) as error:
+        raise engine_error(job.sql, error) from error
+    except duckdb.Error:
+        return  # there is no EXPLAIN for it: it fails when it runs
+
+
+def as_query(tree: exp.Expr) -> exp.Expr:
+    """``PIVOT x ON ...`` -> ``SELECT * FROM (PIVOT x ON ...)``; other statements as they are."""
+    if not isinstance(tree, exp.Pivot):
+        return tree
+    return exp.Select(expressions=[exp.Star()]).from_(exp.Subquery(this=tree))
+
+
+def is_query(tree: exp.Expr) -> bool:
+    """Whether calls may be asked over the rows of a query in the statement; else over literals, see ``constants``."""
     if isinstance(tree, exp.Create):
         return tree.kind == "TABLE" and isinstance(tree.expression, exp.Query)
     return isinstance(tree, exp.Query | exp.Copy) or (

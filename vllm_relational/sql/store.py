@@ -45,7 +45,9 @@ class OperatorTable:
     answers:  by key, what SQL sees; None for a row that failed.
     failed:   the keys that failed, with the reason.
     inherited: the keys whose answer is another input's, with the settings that merged them (``Merging.identity``).
-    lookup:   the SQL function that knows the answers; '' before there is one.
+    lookups:  the SQL functions that know the answers, a plain one and a volatile one; none before there are any.
+    lookup:   the one that statements use now, see ``Store.volatile``.
+    noted:    the keys that were looked up since somebody wanted to know; None where nobody does.
     """
 
     name: str
@@ -55,7 +57,9 @@ class OperatorTable:
     answers: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     inherited: dict[str, str] = field(default_factory=dict)
+    lookups: tuple[str, ...] = ()
     lookup: str = ""
+    noted: set[str] | None = None
 
     def is_open(self, key: str, merging: str) -> bool:
         """Whether an input is to be asked: it has no answer, or one that it inherited under other settings."""
@@ -63,8 +67,10 @@ class OperatorTable:
 
     def look_up(self, keys: pa.Array) -> pa.Array:
         """The answers to a column of keys; null for a key that was not asked."""
-        answers = self.answers
-        return pa.array([answers.get(key) for key in keys.to_pylist()], self.arrow_type)
+        answers, wanted = self.answers, keys.to_pylist()
+        if self.noted is not None:
+            self.noted.update(wanted)
+        return pa.array([answers.get(key) for key in wanted], self.arrow_type)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ class Store:
 
     side:     the database file for them; None keeps them in memory, for as long as the connection lives.
     database: what it is called in SQL, ``llm`` unless the user has a database or schema of that name.
+    volatile: whether lookups are volatile functions now. DuckDB evaluates those for no more rows than the calls that
+              they stand for, were they volatile; but it takes them in fewer places.
     Raises ``RelationalError`` when the file cannot be opened.
     """
 
@@ -120,7 +128,9 @@ class Store:
         self._attach(side)
         self._tables: dict[str, OperatorTable] = {}
         self._published: list[str] = []
+        self._unknown = OperatorTable("unknown", "", "VARCHAR", pa.string())
         self._rows = self._dropped = 0
+        self.volatile = False
         self._closed = False
 
     def _attach(self, side: Path | None) -> None:
@@ -189,6 +199,12 @@ class Store:
         self._publish(self._tables[identity])
         return self._tables[identity]
 
+    @property
+    def unknown(self) -> OperatorTable:
+        """No operator's: its lookup knows nothing, and stands for calls that were not asked yet."""
+        self._publish(self._unknown)
+        return self._unknown
+
     def _known(self, identity: str) -> str | None:
         # Not by the user's default collation, which may take two questions for one.
         query = f"SELECT name FROM {self.schema}.operators WHERE question COLLATE C = ?"
@@ -233,23 +249,34 @@ class Store:
         return self._cursor.execute(query, [self.database, name]).fetchall() != []
 
     def _publish(self, table: OperatorTable) -> None:
-        """Make the table's lookup a function of SQL, unless it is one; a rollback of the user's may have undone it."""
-        if table.lookup:
-            try:
-                self._user.execute(f"SELECT {table.lookup}(NULL)").fetchall()
-                return
-            except duckdb.CatalogException:
-                pass
+        """Make the table's lookups functions of SQL, unless they are; a rollback of the user's may have undone it."""
+        if not table.lookups or not self._is_known(table.lookups[0]):
+            table.lookups = (self._create(table, volatile=False), self._create(table, volatile=True))
+        table.lookup = table.lookups[self.volatile]
+
+    def lacks(self, table: OperatorTable, inputs: bool) -> None:
+        """Whether inputs of a table's calls were left out: only then its lookup is volatile, in volatile mode."""
+        table.lookup = table.lookups[self.volatile and inputs]
+
+    def _is_known(self, lookup: str) -> bool:
+        try:
+            self._user.execute(f"SELECT {lookup}(NULL)").fetchall()
+        except duckdb.CatalogException:
+            return False
+        return True
+
+    def _create(self, table: OperatorTable, volatile: bool) -> str:
         self._published.append(f"{LOOKUP}{table.name}_{next(_LOOKUPS)}")
-        table.lookup = self._published[-1]
         self._user.create_function(
-            table.lookup,
+            self._published[-1],
             table.look_up,
             [duckdb.sqltype("VARCHAR")],
             duckdb.sqltype(table.sql_type),
             type=PythonUDFType.ARROW,
             null_handling=FunctionNullHandling.SPECIAL,
+            side_effects=volatile,
         )
+        return self._published[-1]
 
     def new_rows(self) -> str:
         """A name for a temporary table of rows."""

@@ -23,7 +23,7 @@ INNER = "SELECT id, stars, LLM('Sum up {text}', text) AS s FROM review"
         (f"WITH x(a, b, c) AS ({INNER}) SELECT c FROM x", True),
         (f"WITH x AS ({INNER}) SELECT y.* FROM x AS y", True),
         (f"WITH x AS ({INNER}) SELECT null_percentage FROM (SUMMARIZE x)", True),
-        (f"WITH x AS ({INNER}) SELECT column_type FROM (DESCRIBE x)", True),
+        (f"WITH x AS ({INNER}) SELECT column_type FROM (DESCRIBE x)", False),
         (f"WITH x AS ({INNER}) SELECT to_json(y) FROM x AS y", True),
         (f"WITH x AS ({INNER}) SELECT c FROM x AS y(a, b, c)", True),
         (f"WITH x AS ({INNER}) SELECT count(*) FROM x PIVOT (count(*) FOR stars IN (1, 2))", True),

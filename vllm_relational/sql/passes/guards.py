@@ -46,9 +46,10 @@ def _guards(node: exp.Expr, parent: exp.Expr) -> Iterator[exp.Expr]:
     match parent:
         case exp.And():
             other = parent.expression if parent.this is node else parent.this
-            yield _is_true(other) if _decides_rows(parent) else _not(_is(other, exp.false()))
+            yield _is_true(other) if _only(parent, exp.true()) else _not(_is(other, exp.false()))
         case exp.Or():
-            yield _not_true(parent.expression if parent.this is node else parent.this)
+            other = parent.expression if parent.this is node else parent.this
+            yield _is(other, exp.false()) if _only(parent, exp.false()) else _not_true(other)
         case exp.If():
             yield from _of_branch(node, parent)
         case exp.Case():
@@ -58,12 +59,26 @@ def _guards(node: exp.Expr, parent: exp.Expr) -> Iterator[exp.Expr]:
             yield from (_is(value, exp.Null()) for value in (parent.this, *earlier))
 
 
-def _decides_rows(node: exp.Expr) -> bool:
-    """Whether a false or unknown ``node`` drops the row: it is the clause's condition, or a conjunct of it."""
+def _only(node: exp.Expr, wanted: exp.Expr) -> bool:
+    """Whether nothing but ``node IS wanted`` decides: the other truth value and NULL have the same effect there.
+
+    A condition of a clause, of CASE or of a join only ever asks what is TRUE; NOT asks it for what is FALSE. Whether
+    an AND or OR is TRUE follows from which of its parts are TRUE, and so for FALSE.
+    """
     parent = node.parent
-    while isinstance(parent, exp.And | exp.Paren):
-        parent = parent.parent
-    return isinstance(parent, ROOTS)
+    match parent:
+        case exp.And() | exp.Or() | exp.Paren():
+            return _only(parent, wanted)
+        case exp.Not():
+            return _only(parent, exp.false() if wanted.this else exp.true())
+        case exp.Is():
+            return parent.this is node and parent.expression == wanted
+        case exp.If() if node.arg_key == "this":
+            case = parent.parent
+            return bool(wanted.this) and not (isinstance(case, exp.Case) and case.this is not None)
+        case exp.Join() if node.arg_key == "on":
+            return bool(wanted.this)
+    return isinstance(parent, ROOTS) and bool(wanted.this)
 
 
 def _of_branch(node: exp.Expr, branch: exp.If) -> Iterator[exp.Expr]:

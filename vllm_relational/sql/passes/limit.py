@@ -7,10 +7,11 @@ computing them twice could give other rows where ORDER BY leaves a choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlglot import exp
+from sqlglot.optimizer.simplify import simplify
 
 from vllm_relational.sql.blocks import SOURCES, Aggregates, condition_of, conjunction, set_condition, visible_ctes
 from vllm_relational.sql.normalise import expand_stars, is_reshaped
@@ -75,13 +76,13 @@ def _put_apart(
     """The parts of a block that can be split; ``items`` and ``order`` are those of its select list, written out."""
     conditions = condition_of(block, "where")
     asking = [part for part in conditions if holds_call(part)]
-    columns = _Columns()
+    columns = Columns()
     out = [columns.over(item.copy(), name) for item in items]
     kept = [columns.moved(part.copy()) for part in asking]
     rows = _rows(block, columns.expressions, [part for part in conditions if not holds_call(part)], order)
     if not asking:
         _copy_limit(block, rows)
-    return Split(_numbered(rows, block), _limited(kept, block) if kept else None, out, need)
+    return Split(numbered(rows, block), _limited(kept, block) if kept else None, out, need)
 
 
 def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
@@ -96,7 +97,7 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
         return False
     if any(is_reshaped(item) for item in block.expressions):
         return False
-    if any(item.is_star for item in block.expressions) and _merges_columns(block):
+    if any(item.is_star for item in block.expressions) and merges_columns(block):
         return False
     return not holds_call(block.args.get("order")) and stands_alone(block)
 
@@ -107,7 +108,7 @@ def unnests(item: exp.Expr) -> bool:
     return item.find(exp.Explode, exp.Unnest) is not None or any(True for _ in named)
 
 
-def _merges_columns(block: exp.Select) -> bool:
+def merges_columns(block: exp.Select) -> bool:
     """Whether ``*`` has fewer columns than the tables together."""
     return any(join.args.get("using") or join.method == "NATURAL" for join in block.args.get("joins") or [])
 
@@ -130,26 +131,38 @@ def number_of(held: exp.Expr | None) -> int | None:
     """The number of LIMIT or OFFSET; 0 without one, None for anything but a number."""
     if held is None:
         return 0
-    value = held.expression
-    plain = isinstance(held, exp.Limit | exp.Offset) and isinstance(value, exp.Literal) and not value.is_string
-    return int(value.this) if plain and value.this.isdigit() and not held.args.get("limit_options") else None
+    given = held.args.get("count") if isinstance(held, exp.Fetch) else held.args.get("expression")
+    if given is None or held.args.get("limit_options") or not isinstance(held, exp.Limit | exp.Offset | exp.Fetch):
+        return None
+    value = simplify(given.copy(), dialect="duckdb").unnest()
+    plain = isinstance(value, exp.Literal) and not value.is_string and value.this.isdigit()
+    return int(value.this) if plain else None
 
 
 def _spelled_order(block: exp.Select, items: list[exp.Expr]) -> exp.Order | None:
     """ORDER BY without aliases and numbers of the select list; an empty one without ORDER BY, None where it asks."""
     order: exp.Order | None = block.args.get("order")
     spelled = order.copy() if order is not None else exp.Order(expressions=[])
+    is_clear = spell_keys([part.this for part in spelled.expressions], items)
+    return spelled if is_clear and not holds_call(spelled) else None
+
+
+def spell_keys(keys: Sequence[exp.Expr], items: Sequence[exp.Expr]) -> bool:
+    """Write out keys of ORDER BY or DISTINCT ON that are aliases or numbers of the select list, in place.
+
+    False where one of them reads an alias in a larger expression, or is ALL.
+    """
     aliases = {item.alias.casefold(): item.this for item in items if isinstance(item, exp.Alias)}
-    for part in spelled.expressions:
-        key = part.this
+    for key in keys:
         if isinstance(key, exp.Literal) and key.this.isdigit() and 1 <= int(key.this) <= len(items):
             key.replace(items[int(key.this) - 1].unalias().copy())
         elif isinstance(key, exp.Column) and not key.table and key.name.casefold() in aliases:
             key.replace(aliases[key.name.casefold()].copy())
-        elif any(not c.table and c.name.casefold() in aliases for c in key.find_all(exp.Column)):
-            return None
-    unclear = holds_call(spelled) or any(isinstance(part.this, exp.Var) for part in spelled.expressions)
-    return None if unclear else spelled
+        elif isinstance(key, exp.Var) or any(
+            not column.table and column.name.casefold() in aliases for column in key.find_all(exp.Column)
+        ):
+            return False
+    return True
 
 
 def _reads_alias(items: list[exp.Expr], asking: list[exp.Expr]) -> bool:
@@ -159,7 +172,7 @@ def _reads_alias(items: list[exp.Expr], asking: list[exp.Expr]) -> bool:
     return any((column.table or column.name).casefold() in aliases for column in columns)
 
 
-class _Columns:
+class Columns:
     """The columns that the parts read from ``rows``, each once."""
 
     def __init__(self) -> None:
@@ -168,8 +181,10 @@ class _Columns:
 
     def over(self, item: exp.Expr, name: Callable[[exp.Expr], str]) -> exp.Expr:
         """An item of the select list over ``rows``: computed there, unless it asks."""
-        if holds_call(item):
-            return self.moved(item)
+        return self.moved(item) if holds_call(item) else self.kept(item, name)
+
+    def kept(self, item: exp.Expr, name: Callable[[exp.Expr], str]) -> exp.Expr:
+        """An item that is computed in ``rows``, under the name that DuckDB gives it."""
         written = item.alias_or_name if isinstance(item, exp.Alias | exp.Column) else name(item)
         alias = ITEM.format(len(self.expressions))
         self.expressions.append(exp.alias_(item.unalias(), alias))
@@ -178,12 +193,16 @@ class _Columns:
     def moved(self, part: exp.Expr) -> exp.Expr:
         """The part with its columns taken from ``rows``."""
         for column in list(part.find_all(exp.Column)):
-            written = column.sql(dialect="duckdb")
-            if written not in self._names:
-                self._names[written] = COLUMN.format(len(self._names))
-                self.expressions.append(exp.alias_(column.copy(), self._names[written]))
-            column.replace(exp.column(self._names[written]))
+            column.replace(self.column(column))
         return part
+
+    def column(self, value: exp.Expr) -> exp.Column:
+        """The column of ``rows`` that holds a value."""
+        written = value.sql(dialect="duckdb")
+        if written not in self._names:
+            self._names[written] = COLUMN.format(len(self._names))
+            self.expressions.append(exp.alias_(value.copy(), self._names[written]))
+        return exp.column(self._names[written])
 
 
 def _rows(block: exp.Select, expressions: list[exp.Expr], conditions: list[exp.Expr], order: exp.Order) -> exp.Select:
@@ -196,7 +215,8 @@ def _rows(block: exp.Select, expressions: list[exp.Expr], conditions: list[exp.E
     return rows
 
 
-def _numbered(rows: exp.Select, block: exp.Select) -> exp.Select:
+def numbered(rows: exp.Select, block: exp.Select) -> exp.Select:
+    """The rows with their numbers, and what the block can name around them."""
     number = exp.Window(this=exp.RowNumber())
     query = exp.Select(expressions=[exp.Star(), exp.alias_(number, ROW)]).from_(rows.subquery("__ordered", copy=False))
     query.set("with_", visible_ctes(block))

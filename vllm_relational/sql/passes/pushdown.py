@@ -7,18 +7,18 @@ rows without a partner, so the keys of the other side are such a condition too (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sqlglot import exp
 
-from vllm_relational.sql.blocks import Aggregates, condition_of, conjuncts, set_condition, sql_of
+from vllm_relational.sql.blocks import Aggregates, condition_of, conjuncts, lookups, own_nodes, set_condition, sql_of
 from vllm_relational.sql.parse import holds_call
 from vllm_relational.sql.passes.semijoin import is_one_of, partner_keys, rejects_nulls
 
 # Joins that give a row another partner where a row of one side is gone.
 _ODD_METHODS = ("ASOF", "POSITIONAL")
-_ROWS_DEPEND = ("group", "having", "distinct", "limit", "offset", "qualify", "windows", "sample", "with_")
+_ROWS_DEPEND = ("group", "having", "limit", "offset", "qualify", "windows", "sample", "with_")
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,34 @@ class Source:
     body: exp.Select | None
 
 
-def push_conditions(tree: exp.Expr, aggregates: Aggregates) -> list[str]:
-    """Copy conditions into the subqueries that they are about, in place; returns what was done."""
+def push_conditions(tree: exp.Expr, aggregates: Aggregates, is_whole: Callable[[exp.Expr], bool]) -> list[str]:
+    """Copy conditions into the subqueries that they are about, in place; returns what was done.
+
+    is_whole: whether a query, in a condition, reads nothing of the queries around it.
+    """
     notes = []
     for block in list(tree.find_all(exp.Select, bfs=True)):
         sources = list(sources_of(tree, block, aggregates))
         for source in sources:
             if source.body is not None and _loses_rows(block, source):
-                notes += _push(block, source, sources)
+                notes += _push(block, source, sources, is_whole)
     return notes
+
+
+def push_answered(block: exp.Select, aggregates: Aggregates, binds: Callable[[exp.Select], bool]) -> None:
+    """The same for the conditions of a block that are lookups by now, as far as a body still binds with them."""
+    sources = list(sources_of(block.root(), block, aggregates))
+    for source in sources:
+        if source.body is None or not _loses_rows(block, source):
+            continue
+        held = condition_of(source.body, "where")
+        parts = _outer_conditions(block, source, len(sources) == 1, lambda _: False)
+        for part in [part for part in parts if any(lookups(part))]:
+            set_condition(source.body, "where", [*held, part])
+            if binds(source.body):
+                held = condition_of(source.body, "where")
+            else:
+                set_condition(source.body, "where", held)
 
 
 def sources_of(tree: exp.Expr, block: exp.Select, aggregates: Aggregates) -> Iterator[Source]:
@@ -73,6 +92,9 @@ def _rows_are_free(body: exp.Select, aggregates: Aggregates) -> bool:
     """Whether dropping rows of the body changes no other of its rows."""
     if any(body.args.get(key) for key in _ROWS_DEPEND) or aggregates.groups(body):
         return False
+    distinct = body.args.get("distinct")
+    if distinct is not None and distinct.args.get("on") is not None:
+        return False
     return not any(item.find(exp.Window) for item in body.expressions)
 
 
@@ -87,9 +109,9 @@ def _loses_rows(block: exp.Select, source: Source) -> bool:
     return source.join is None or (source.join.side in ("", "LEFT") and source.join.kind != "OUTER")
 
 
-def _push(block: exp.Select, source: Source, sources: list[Source]) -> list[str]:
+def _push(block: exp.Select, source: Source, sources: list[Source], is_whole: Callable[[exp.Expr], bool]) -> list[str]:
     assert source.body is not None
-    found = [*_outer_conditions(block, source, len(sources) == 1), *_partner_keys(block, source, sources)]
+    found = [*_outer_conditions(block, source, len(sources) == 1, is_whole), *_partner_keys(block, source, sources)]
     known = {sql_of(part) for part in condition_of(source.body, "where")}
     fresh = [part for part in found if sql_of(part) not in known]
     if fresh:
@@ -97,23 +119,36 @@ def _push(block: exp.Select, source: Source, sources: list[Source]) -> list[str]
     return [f"{source.alias} is asked only where {sql_of(part)}" for part in fresh]
 
 
-def _outer_conditions(block: exp.Select, source: Source, alone: bool) -> Iterator[exp.Expr]:
+def _outer_conditions(
+    block: exp.Select, source: Source, alone: bool, is_whole: Callable[[exp.Expr], bool]
+) -> Iterator[exp.Expr]:
     """Conditions on the source alone: of its own join, and of WHERE unless a LEFT JOIN keeps what they drop."""
     held = source.join.args.get("on") if source.join is not None else None
     parts = conjuncts(held)
     if source.join is None or not source.join.side or rejects_nulls(block, source):
         parts += condition_of(block, "where")
     for part in parts:
-        if not holds_call(part) and not part.find(exp.Query, exp.AggFunc, exp.Window) and part.find(exp.Column):
+        if holds_call(part) or not all(_may_move(query, is_whole) for query in part.find_all(exp.Query)):
+            continue
+        own = list(own_nodes(part))
+        if any(isinstance(node, exp.Column) for node in own) and not any(
+            isinstance(node, exp.AggFunc | exp.Window) for node in own
+        ):
             inner = mapped(part, source, alone)
             if inner is not None:
                 yield inner
 
 
+def _may_move(query: exp.Expr, is_whole: Callable[[exp.Expr], bool]) -> bool:
+    """Whether a query in a condition means the same elsewhere: it is whole, and reads no common table expression."""
+    named = {cte.alias.casefold() for cte in query.root().find_all(exp.CTE)}
+    return not any(table.name.casefold() in named for table in query.find_all(exp.Table)) and is_whole(query)
+
+
 def mapped(part: exp.Expr, source: Source, alone: bool) -> exp.Expr | None:
     """The condition in terms of the body's own columns; None where it cannot be said so."""
     copy = exp.paren(part.copy(), copy=False)
-    for column in list(copy.find_all(exp.Column)):
+    for column in [node for node in own_nodes(copy) if isinstance(node, exp.Column)]:
         mine = column.table.casefold() == source.alias.casefold() if column.table else alone
         inner = _inner(column.name, source.body) if mine and source.body is not None else None
         if inner is None:

@@ -1,0 +1,30 @@
+"""The short form of ``scripts/robustness/sql_differential.py --demands``."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "robustness" / "sql_differential.py"
+
+
+@pytest.fixture(scope="module")
+def differential():
+    spec = importlib.util.spec_from_file_location("sql_differential", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("start", [0, 500])
+def test_rows_are_duckdbs_and_nothing_is_asked_that_it_does_not_evaluate(differential, start):
+    tally = differential.compare(range(start, start + 10), differential.sql_demands, sample_rows=0, batch_rows=4)
+    assert tally.counts == {"equal": 10}, tally.outcomes
+
+
+def test_the_comparison_sees_what_is_asked_too_much(differential):
+    """Without the optimiser far more is asked."""
+    tally = differential.compare(range(10), differential.sql_demands, optimize=False)
+    assert tally.counts["asked more"] >= 3

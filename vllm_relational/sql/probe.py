@@ -1,0 +1,173 @@
+"""Which inputs of a call DuckDB evaluates when it runs the whole statement: no others are asked.
+
+The input query of a call knows the block that the call stands in. What the rest of the statement does with the block's
+rows (conditions outside, columns that nobody reads, ``count(*)``, semi-joins) DuckDB's optimiser knows: it pushes
+conditions down and drops columns before it evaluates functions. So the statement runs once with the call as a lookup
+that notes its keys, and of the block's inputs those that were noted are asked. A call whose answer is unknown is NULL
+in that run, and conditions on it are left out where they only drop rows. Where an unknown answer decides which inputs
+of its own call are evaluated, some are missing: the run that computes the result notes keys as well, and the statement
+is planned again until none is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import duckdb
+from sqlglot import exp
+
+from vllm_relational.sql.blocks import (
+    Site,
+    conjuncts,
+    keep_conditions,
+    key_of,
+    lookup,
+    lookups,
+    own_nodes,
+    relaxed,
+    sql_of,
+)
+from vllm_relational.sql.interrupts import interruptible
+from vllm_relational.sql.job import Job
+from vllm_relational.sql.parse import calls, holds_call
+from vllm_relational.sql.passes.unknown import unknown as unknown_value
+from vllm_relational.sql.planner import Asked
+from vllm_relational.sql.store import OperatorTable
+
+HERE_META = "probed"
+_DROPS_ROWS = ("having", "distinct", "qualify", "limit", "offset")
+
+
+def evaluated(job: Job, asked: Asked, unknown: Container[str] = ()) -> set[str] | None:
+    """The keys that DuckDB evaluates a call for, and perhaps more; None where its block's inputs are these.
+
+    unknown: lookups that do not have all of their answers.
+    """
+    if not job.settings.optimize or not _has_consumer(asked.site):
+        return None
+    query = _probe(job, asked, unknown)
+    if query is None:
+        return None
+    try:
+        with noted([asked.operator.table]), interruptible(job.connection):
+            _run(job, query)
+            return asked.operator.table.noted
+    except duckdb.Error:  # NULL in place of an answer may be what a function refuses
+        return None
+
+
+@contextmanager
+def noted(tables: Sequence[OperatorTable]) -> Iterator[None]:
+    """While inside, the tables note the keys that are looked up, in ``noted``."""
+    for table in tables:
+        table.noted = set()
+    try:
+        yield
+    finally:
+        for table in tables:
+            table.noted = None
+
+
+def is_free(job: Job, rows: exp.Select) -> bool:
+    """Whether DuckDB computes these rows without an answer that is unknown."""
+    unknown = job.store.unknown
+    try:
+        with noted([unknown]), interruptible(job.connection):
+            _run(job, rows)
+            return not unknown.noted
+    except duckdb.Error:  # the rows read columns of a query around them
+        return False
+
+
+def _run(job: Job, query: exp.Expr) -> None:
+    relation = job.connection.relation(sql_of(query))
+    job.connection.called(relation.materialize)
+
+
+def may_probe(tree: exp.Expr) -> bool:
+    """Whether the statement has more than one block with all of its rows and columns as its result."""
+    blocks = list(tree.find_all(exp.Query))
+    return len(blocks) > 1 or any(block.args.get(key) for block in blocks for key in (*_DROPS_ROWS, "joins"))
+
+
+def _has_consumer(site: Site) -> bool:
+    """Whether the rows that a call is computed for may be dropped, or its block's columns not read, after it."""
+    if site.clause == "from":
+        return True
+    node: exp.Expr = site.block
+    while isinstance(node, exp.Query) and not any(node.args.get(key) for key in _DROPS_ROWS):
+        if node.parent is None or isinstance(node.parent, exp.Create | exp.Insert | exp.Copy):
+            return False
+        node = node.parent
+    return True
+
+
+def query_of(tree: exp.Expr) -> exp.Expr:
+    """The query of a statement: of CREATE TABLE AS, INSERT and COPY what gives the rows."""
+    if isinstance(tree, exp.Query):
+        return tree
+    held = tree.this if isinstance(tree, exp.Copy) else tree.args.get("expression")
+    query = held.unnest() if held is not None else tree
+    if tree.args.get("with_") is not None and query.args.get("with_") is None:
+        query.set("with_", tree.args["with_"].copy())
+    return query
+
+
+def _probe(job: Job, asked: Asked, unknown: Container[str]) -> exp.Expr | None:
+    """The statement's query with a lookup in place of the call; None where another call has no type yet."""
+    asked.call.meta[HERE_META] = True
+    tree = asked.call.root().copy()
+    asked.call.meta.pop(HERE_META)
+    query = query_of(tree)
+    here = next((call for call in calls(query) if call.meta.get(HERE_META)), None)
+    if here is None or not isinstance(query, exp.Query):
+        return None
+    known = here.replace(lookup(asked.operator.table.lookup, asked.key))
+    _relax(query, known, unknown, job.store.unknown.lookup)
+    for call in reversed(list(calls(query))):  # the inner ones first
+        value = unknown_value(job.store.unknown.lookup, call)
+        if value is None:
+            return None
+        call.replace(value)
+    return query
+
+
+def _relax(query: exp.Expr, here: exp.Expr, unknown: Container[str], name: str) -> None:
+    """Let pass what conditions that wait for answers may let pass, unless the call stands in them."""
+
+    def waits(part: exp.Expr) -> bool:
+        return holds_call(part) or any(node.name in unknown for node in lookups(part))
+
+    for clause in list(query.find_all(exp.Where, exp.Having, exp.Qualify)):
+        parts = conjuncts(clause.this)
+        if not any(waits(part) and not _holds(part, here) for part in parts):
+            continue
+        kept = [part if _holds(part, here) else relaxed(part, waits, instead=partial(_open, name)) for part in parts]
+        block = clause.parent
+        keep_conditions(clause, [part for part in kept if part.unnest() != exp.true()])
+        _lift_limits(block, here)
+
+
+def _open(name: str, part: exp.Expr, value: exp.Expr) -> exp.Expr:
+    """The truth value in a way that reads what the part reads: these columns may hold the call's answers."""
+    columns = [node for node in own_nodes(part) if isinstance(node, exp.Column) and not node.is_star]
+    if not columns or part.find(exp.Query):
+        return value
+    read = lookup(name, key_of(columns, keeps_nulls=True))
+    return exp.Coalesce(this=exp.cast(read, "BOOLEAN"), expressions=[value])
+
+
+def _holds(part: exp.Expr, here: exp.Expr) -> bool:
+    return any(node is here for node in part.walk())
+
+
+def _lift_limits(block: exp.Expr | None, here: exp.Expr) -> None:
+    """With rows that a condition would have dropped, those of a LIMIT or QUALIFY around it are others."""
+    while block is not None:
+        for key in ("limit", "offset", "qualify"):
+            held = block.args.get(key)
+            if isinstance(held, exp.Expr) and not _holds(held, here):
+                block.set(key, None)
+        block = block.parent
