@@ -55,8 +55,8 @@ def hidden(block: exp.Select, name: str) -> Iterator[bool]:
     try:
         yield whole and bool(places)
     finally:
-        for value, call in reversed(places):
-            value.replace(call)
+        for shown, asked in reversed(places):
+            shown.replace(asked)
 
 
 def _read_calls(block: exp.Select) -> list[exp.Anonymous]:
