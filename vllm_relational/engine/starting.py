@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import logging
 import multiprocessing
 import os
 import sys
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,7 @@ def bind_threads() -> None:
 def import_vllm() -> Any:
     """The module, of the version that this package knows; ``RelationalError`` with the fix where it is missing."""
     try:
-        import vllm
+        vllm = _imported("vllm")
     except ImportError as error:
         raise RelationalError(
             "vLLM is not installed: pip install 'vllm-relational[cuda]' (NVIDIA GPU) or 'vllm-relational[cpu]', "
@@ -57,6 +60,30 @@ def import_vllm() -> Any:
 
     check_version(vllm.__version__)
     return vllm
+
+
+def _imported(name: str) -> Any:
+    """The module, imported in a thread of its own.
+
+    What vLLM and the libraries below catch while they are imported, some keep for ever, and with it every frame down to
+    the user's cell: an object there could never be freed, nor its engine stopped.
+    """
+    found: list[Any] = []
+
+    def load() -> None:
+        try:
+            module = importlib.import_module(name)
+            getattr(module, "LLM", None)  # imported when first named, and most of the rest with it
+            found.append(module)
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=load, name=f"import-{name}", daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
 
 
 def refuse_second_run_of_script() -> None:
@@ -107,12 +134,39 @@ def _cpu_cache_gib() -> int:
     return max(1, min(KV_CACHE_GIB_ON_CPU, int(memory_gib / 4)))
 
 
+@contextmanager
+def without_unreadable_script() -> Iterator[None]:
+    """Start processes inside as if from a prompt, where the main script cannot be read again.
+
+    A process that is spawned runs the main script again, up to its guard. One that came on standard input, or through a
+    pipe, is nowhere to be found ('<stdin>'), and no engine process could begin.
+    """
+    main = sys.modules.get("__main__")
+    script = getattr(main, "__file__", None)
+    if main is None or script is None or main.__spec__ is not None or os.path.isfile(script):
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = script
+
+
 def start_message(model: str, error: Exception) -> str:
     """Why vLLM did not start, on one line."""
     reason = first_line(error)
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    hint = f"; in a script, {_GUARD_HINT}" if script and "core initialization" in reason else ""
+    hint = f"; in a script, {_GUARD_HINT}" if "core initialization" in reason and _lacks_guard() else ""
     return f"vLLM could not start with the model {model}: {reason} (details: --verbose, or quiet=False){hint}"
+
+
+def _lacks_guard() -> bool:
+    """Whether the main script is a file that would ask again when it is run again."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    try:
+        return script is not None and "__main__" not in Path(script).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def first_line(error: BaseException) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from vllm_relational.engine.interrupts import starting_engine
+from vllm_relational.engine.release import stop_when_dropped, wait_for_stopped
 from vllm_relational.engine.starting import (
     cpu_defaults,
     import_vllm,
     prepare_environment,
     refuse_second_run_of_script,
     start_message,
+    without_unreadable_script,
 )
 from vllm_relational.records import EngineDiedError, RelationalError
 
@@ -30,6 +33,7 @@ class VllmEmbedder:
         self.model, self.name = model, f"vllm:{model}"
         self._quiet, self._args = quiet, engine_args
         self._llm: Any = None
+        self._stop_when_dropped: Any = None
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """float32 ``[len(texts), dimension]``. Raises ``EngineDiedError``; the next text then starts a new engine."""
@@ -49,9 +53,11 @@ class VllmEmbedder:
         """Stop the engine process and free its memory; the next text starts a new one."""
         from vllm_relational.vllm_ext.live_engine import shutdown
 
+        if self._stop_when_dropped is not None:
+            self._stop_when_dropped.detach()
         if self._llm is not None:
             shutdown(self._llm)
-        self._llm = None
+        self._llm = self._stop_when_dropped = None
 
     release = close  # as of ``embed.LocalEmbedder``: the memory is free, the next text takes it again
 
@@ -62,15 +68,19 @@ class VllmEmbedder:
 
     def _start_engine(self) -> Any:
         refuse_second_run_of_script()
+        wait_for_stopped()
         prepare_environment(self._quiet)
         vllm = import_vllm()
         from vllm_relational.vllm_ext.facts import is_cpu
+        from vllm_relational.vllm_ext.live_engine import shutdown
         from vllm_relational.vllm_ext.orphans import owning_children
 
         defaults = {"runner": "pooling", "use_tqdm_on_load": not self._quiet}
         defaults |= cpu_defaults(self._args) if is_cpu() else {}
         try:
-            with starting_engine(), owning_children():
-                return vllm.LLM(self.model, **{**defaults, **self._args})
+            with starting_engine(), owning_children(), without_unreadable_script():
+                llm = vllm.LLM(self.model, **{**defaults, **self._args})
         except Exception as error:  # as in VllmEngine
             raise RelationalError(start_message(self.model, error)) from error
+        self._stop_when_dropped = stop_when_dropped(self, functools.partial(shutdown, llm))
+        return llm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from vllm_relational.engine.base import PromptForm
 from vllm_relational.engine.decisions import DecisionPlan, plan_decision
 from vllm_relational.engine.interrupts import starting_engine
+from vllm_relational.engine.release import stop_when_dropped, wait_for_stopped
 from vllm_relational.engine.starting import (
     CPU_BLOCK_SIZE,
     cpu_defaults,
@@ -20,6 +22,7 @@ from vllm_relational.engine.starting import (
     prepare_environment,
     refuse_second_run_of_script,
     start_message,
+    without_unreadable_script,
 )
 from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, RelationalError
 from vllm_relational.thoughts import OPENING, opens_thought
@@ -65,6 +68,7 @@ class VllmEngine:
         self._llm: Any = None
         self._info: EngineInfo | None = None
         self._dead = False
+        self._stop_when_dropped: Any = None
 
     def start(self) -> EngineInfo:
         with self._one_start:
@@ -72,9 +76,11 @@ class VllmEngine:
 
     def _start(self) -> EngineInfo:
         refuse_second_run_of_script()
+        wait_for_stopped()
         self._prepare_environment()
         vllm = import_vllm()
         from vllm_relational.vllm_ext.facts import engine_info, is_cpu
+        from vllm_relational.vllm_ext.live_engine import shutdown
         from vllm_relational.vllm_ext.liveness import watch_engine
         from vllm_relational.vllm_ext.orphans import owning_children
         from vllm_relational.vllm_ext.settings import read_settings
@@ -83,13 +89,14 @@ class VllmEngine:
         arguments = {**DEFAULTS, **defaults, **self._args}
         read_settings(arguments.get("additional_config"))  # vLLM would hide the reason in its engine process
         try:
-            with starting_engine(), owning_children():
+            with starting_engine(), owning_children(), without_unreadable_script():
                 self._llm = vllm.LLM(self.model, **arguments)
         except KeyboardInterrupt:
             self.close()
             raise
         except Exception as error:  # vLLM raises ValueError, RuntimeError, OSError, pydantic errors and its own
             raise RelationalError(start_message(self.model, error)) from error
+        self._stop_when_dropped = stop_when_dropped(self, functools.partial(shutdown, self._llm))
         watch_engine(self._llm)
         self._info = engine_info(self._llm, self.model)
         return self._info
@@ -135,9 +142,12 @@ class VllmEngine:
         """Stop the engine process and free its memory. The engine may be started again."""
         from vllm_relational.vllm_ext.live_engine import shutdown
 
+        if self._stop_when_dropped is not None:
+            self._stop_when_dropped.detach()
         if self._llm is not None:
             shutdown(self._llm)
         self._llm = self._info = None
+        self._stop_when_dropped = None
         self._dead = False
 
     def _prepare_environment(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vllm_relational.vllm_ext.shared_memory import mapped_by, processes_of, remove_left_over
+
 
 def dead_engine_error() -> type[Exception]:
     """What vLLM raises when its engine process is gone."""
@@ -36,5 +38,8 @@ def abort(llm: Any, internal_ids: Sequence[str]) -> None:
 
 
 def shutdown(llm: Any) -> None:
-    """Stop the engine process."""
+    """Stop the engine process, and remove the shared memory that its workers leave."""
+    processes = processes_of(llm)
+    names = mapped_by(processes)
     llm.llm_engine.engine_core.shutdown()
+    remove_left_over(names, processes)
