@@ -90,3 +90,9 @@ def test_empty_braces_are_an_unknown_column():
 )
 def test_the_question_says_which_answers_there_are(decision, rule):
     assert answer_rule(decision) == rule
+
+
+def test_a_prompt_with_half_a_character_is_refused():
+    with pytest.raises(RelationalError, match="the prompt holds half a character"):
+        parse_template("Is {a} good \ud800?", ["a"])
+    assert parse_template("Is {a} good \U0001f600?", ["a"]).columns == ("a",)
