@@ -11,6 +11,7 @@ tables=${1:-100000}
 seed=${2:-0}
 source=$(cd "$(dirname "$0")/../../csrc" && pwd)
 build=${3:-$(mktemp -d)}
+mkdir -p "$build"
 cmake -S "$source" -B "$build" -DVLLM_RELATIONAL_PYTHON=OFF -DVLLM_RELATIONAL_TESTS=ON -DVLLM_RELATIONAL_ASAN=ON \
     -DCMAKE_CXX_FLAGS=-Werror >"$build/configure.log"
 cmake --build "$build" --target planner_fuzz >"$build/build.log"
