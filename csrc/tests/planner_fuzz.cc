@@ -173,7 +173,7 @@ void fuzz(uint32_t seed) {
 
 int main(int argc, char** argv) {
   const auto seed = static_cast<uint32_t>(argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 0);
-  const std::string limit = argc > 2 ? argv[2] : "200";
+  const std::string limit = argc > 2 ? argv[2] : "80";
   const auto most = std::strtoul(limit.c_str(), nullptr, 10);
   const bool in_seconds = limit.back() == 's';
   const auto start = std::chrono::steady_clock::now();

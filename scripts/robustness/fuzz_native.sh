@@ -5,7 +5,7 @@
 #   fuzz_native.sh [TABLES [SEED [BUILD_FOLDER]]]     100,000 tables from seed 0 by default
 #
 # Table number n is that of seed SEED + n: a failure is repeated with the seed last printed, and 1 table. A short form
-# (the first 200) is a test of csrc, run by tests/native/test_ctest.py.
+# (the first 80) is a test of csrc, run by tests/native/test_ctest.py.
 set -eu
 tables=${1:-100000}
 seed=${2:-0}
