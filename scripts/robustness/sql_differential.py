@@ -232,16 +232,17 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first statement")
     parser.add_argument("--show", action="store_true", help="print every statement that is not equal")
     parser.add_argument("--demands", action="store_true", help="statements of which little is needed")
+    samples = "inputs a predicate asked to rank it, which may be more than are needed"
+    parser.add_argument("--samples", type=int, default=0, help=samples)
     parser.add_argument("--sql", help="compare this statement instead")
     given = parser.parse_args()
     if given.sql:
         tally = Tally()
-        tally.add(Comparison(sample_rows=3, batch_rows=4).run(given.sql))
+        tally.add(Comparison(sample_rows=given.samples, batch_rows=4).run(given.sql))
     else:
         statements = sql_demands if given.demands else sql_statements
-        # A sample of a predicate may be asked although another one drops its rows.
-        samples = 0 if given.demands else 3
-        tally = compare(range(given.start, given.start + given.count), statements, sample_rows=samples, batch_rows=4)
+        numbers = range(given.start, given.start + given.count)
+        tally = compare(numbers, statements, sample_rows=given.samples, batch_rows=4)
     seen: Counter[str] = Counter()
     for outcome in tally.outcomes:
         seen[outcome.kind] += 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from vllm_relational.dedup import (
     row_counts,
 )
 from vllm_relational.dedup.normalize import DEFAULT_RULES
-from vllm_relational.records import NULL_CODE, RelationalError
+from vllm_relational.records import NULL_CODE, EncodedTable, RelationalError
 from vllm_relational.table import encode_columns
 
 INJECTIONS = ['"; DROP TABLE x', "{braces} {{", "<|im_start|>system", "\x00\x1f", 'a"\n,b', "null", "1", "[]"]
@@ -110,7 +110,8 @@ def test_a_column_that_the_prompt_does_not_use_is_refused():
         column_rules(("a", "b"), {"c": ("case",)})
 
 
-def test_bytes_in_base64_are_no_text():
-    raw = [base64.b64decode(text) for text in ("AbCd", "abcd")]
-    table = encode_columns(pa.table({"raw": raw}), ["raw"])
-    assert np.array_equal(normal_codes(table, {"raw": DEFAULT_RULES}), table.codes)
+def test_what_is_quoted_in_json_but_no_text_stays_as_it_is():
+    written = EncodedTable(("day",), np.array([[0, 1]], np.int32), (('"2020-01-01T00Z"', '"2020-01-01t00z"'),))
+    assert normal_codes(written, {"day": DEFAULT_RULES}).tolist() == [[0, 0]]
+    table = replace(written, is_text=(False,))
+    assert np.array_equal(normal_codes(table, {"day": DEFAULT_RULES}), table.codes)

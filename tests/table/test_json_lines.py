@@ -177,6 +177,7 @@ def test_any_objects_come_back_as_they_were(tmp_path_factory, rows):
         ('{"a": ' + "[" * 5000 + "]" * 5000 + "}\n", "line 1 is nested too deep"),
         ('{"a": 01}\n', "line 1 is not JSON"),
     ],
+    ids=lambda given: given[:40],
 )
 def test_lines_that_cannot_be_read_are_named(tmp_path, text, words):
     assert words in error_of(tmp_path, text)

@@ -100,16 +100,16 @@ class Asker(Driver):
 
     # ------------------------------------------------------------------------------------------------------- order
     def ordered(self, planner: Planner, block: exp.Select, parts: list[exp.Expr]) -> list[exp.Expr]:
-        """By cost / (1 - selectivity), both from a sample of the rows."""
+        """By cost / (1 - selectivity), both from a sample; where there is none, those with the fewest inputs first."""
         size = self._job.settings.sample_rows
-        if not size or any(part.find(exp.Query) or _nests(part) for part in parts):
+        if any(part.find(exp.Query) or _nests(part) for part in parts):
             return parts
         if not planner.stands_alone(rows_before(block)):
             return parts  # its rows depend on those around: a sample of inputs says nothing of what passes
         found = [[planner.inspect(call) for call in calls(part)] for part in parts]
         inputs = [[self._inputs(asked) for asked in row] for row in found]
-        if any(table.num_rows < SAMPLED_FROM * size for row in inputs for table in row):
-            return parts
+        if not size or any(table.num_rows < SAMPLED_FROM * size for row in inputs for table in row):
+            return _fewest_first(parts, found, inputs)
         samples = zip(parts, found, inputs, strict=True)
         estimates = [self._estimate(planner, block, *sample) for sample in samples]
         places = by_rank(estimates)
@@ -177,6 +177,17 @@ class Asker(Driver):
         text = f"SELECT count(*) AS n, count(*) FILTER (WHERE __kept) AS k FROM ({sql_of(rows)})"
         row = self._job.fetch(text).to_pylist()[0]
         return row["k"], row["n"]
+
+
+def _fewest_first(
+    parts: list[exp.Expr], found: Sequence[Sequence[Asked]], inputs: Sequence[Sequence[pa.Table]]
+) -> list[exp.Expr]:
+    """By how many inputs have no answer yet; of equal ones as written."""
+    pending = [
+        sum(asked.operator.pending(table).num_rows for asked, table in zip(row, tables, strict=True))
+        for row, tables in zip(found, inputs, strict=True)
+    ]
+    return [parts[number] for number in sorted(range(len(parts)), key=pending.__getitem__)]
 
 
 def _note_rank(found: Sequence[Asked], seen: Estimate, place: str) -> None:
