@@ -62,8 +62,9 @@ class EndpointEngine:
     base_url:      as for any OpenAI client, e.g. ``http://localhost:8000/v1``.
     model:         a name the server lists; None for the only one it lists.
     api_key:       None: OPENAI_API_KEY, or no key. It is never shown.
-    concurrency:   requests in flight at most. They are handed over in the order the prompts come; the server may
-                   see requests that leave within the same millisecond in another order.
+    concurrency:   requests in flight at most, with those whose answers were not taken yet. They are handed over in
+                   the order the prompts come; the server may see those that leave within the same millisecond in
+                   another order.
     timeout_s:     seconds for the whole answer to one attempt.
     max_retries:   further attempts after connection errors, time-outs and broken answers (once), 408, 409, 425, 429
                    and 5xx.
@@ -222,8 +223,9 @@ def _settled(
 ) -> Iterator[Completion]:
     """Submits prompts in order, ``limit`` in flight, and yields answers, and failures once it is known whose they are.
 
-    Freed places are filled before the finished answers are handed on, so the server has work while they are read;
-    while the verdict is due, none is filled.
+    A place is free once its answer was taken: the consumer has stored it when it wants the next one. So ``limit``
+    answers at most are not stored at any moment, and a job that is killed asks no more of them again. While the
+    verdict is due, no place is filled.
     """
     flight = _Flight(pool, question, prompts, limit)
     try:
@@ -232,13 +234,20 @@ def _settled(
             if verdict.is_due:
                 yield from completions
                 completions = _judged(verdict, flight)
-            flight.fill()
-            yield from completions
+            yield from _taken(completions, flight)
             if not flight.pending:
                 yield from _judged(verdict, flight)
     except ServerFailedError as failed:
         yield from _last_answers(flight, failed.failure, verdict)
         raise
+
+
+def _taken(completions: Sequence[Completion], flight: _Flight) -> Iterator[Completion]:
+    """The completions; each place is filled when its completion was taken."""
+    flight.fill(len(completions))
+    for number, completion in enumerate(completions, 1):
+        yield completion
+        flight.fill(len(completions) - number)
 
 
 class _Flight:
@@ -250,9 +259,9 @@ class _Flight:
         self.pending: list[Future[_Answered | Failed]] = []
         self.fill()
 
-    def fill(self) -> None:
-        """Send rows until the limit is reached or there are none."""
-        for prompt in islice(self._prompts, self._limit - len(self.pending)):
+    def fill(self, untaken: int = 0) -> None:
+        """Send rows until the limit is reached or there are none. untaken: completions that hold a place still."""
+        for prompt in islice(self._prompts, max(self._limit - untaken - len(self.pending), 0)):
             self.system = prompt.system
             self.pending.append(self._pool.submit(_outcome, self.question, prompt))
 
