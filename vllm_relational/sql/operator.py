@@ -171,10 +171,11 @@ class Operator:
     ) -> None:
         with store.checkpoint(self.table, [*keys, self.merging] if self.merging else keys, self.layout) as kept:
             try:
-                said = self._run(question, llm, records, kept, audit)
+                said = self._run(question, llm, records, kept.options, audit)
             except EngineDiedError as error:
-                raise EngineDiedError(_how_to_go_on(error, bool(kept))) from error
-            store.add(self.table, _settled(question, keys, records, said, self.table.arrow_type), self.merging)
+                raise EngineDiedError(_how_to_go_on(error, kept.name is not None)) from error
+            settled = _settled(question, keys, records, said, self.table.arrow_type)
+            store.add(self.table, settled, self.merging, kept)
         self._count(said.origins)
 
     def _count(self, origins: Sequence[str]) -> None:

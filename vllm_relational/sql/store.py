@@ -8,14 +8,13 @@ transaction anyway. Writing goes through a connection of its own, so a rollback 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -24,6 +23,7 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 from vllm_relational.config import Layout
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import LOOKUP
+from vllm_relational.sql.checkpoints import NOT_KEPT, Checkpoints, Kept
 from vllm_relational.sql.merging import BEYOND_EXACT
 
 # What the database of answers is called: the first name that the user has no database or schema of.
@@ -125,6 +125,7 @@ class Store:
         self._user, self._side = connection, side
         self._cursor = connection.cursor()
         self.database = self.schema = ""
+        self._checkpoints: Checkpoints | None = None
         self._attach(side)
         self._tables: dict[str, OperatorTable] = {}
         self._published: list[str] = []
@@ -145,10 +146,14 @@ class Store:
             self._cursor.execute(
                 f"CREATE TABLE IF NOT EXISTS {self.schema}.llm_errors(operator VARCHAR, inputs VARCHAR, reason VARCHAR)"
             )
+            if side is not None:
+                self._checkpoints = Checkpoints(self._cursor, self.schema, side)
             if side is not None and new:
                 side.chmod(0o600)  # answers are for its owner only
             self._keep_private()
             self._check_operators()
+            if self._checkpoints is not None:
+                self._checkpoints.sweep()
         except duckdb.Error as error:
             self._cursor.close()
             raise RelationalError(_cannot_open(str(side or place), error)) from error
@@ -291,29 +296,26 @@ class Store:
 
     # ---------------------------------------------------------------------------------------------------- answers
     @contextlib.contextmanager
-    def checkpoint(self, table: OperatorTable, keys: Sequence[str], layout: Layout) -> Iterator[dict[str, Any]]:
+    def checkpoint(self, table: OperatorTable, keys: Sequence[str], layout: Layout) -> Iterator[Kept]:
         """Options of ``RelationalLLM.run`` that keep answers as they come, beside the file of a named store.
 
         A run over the same keys goes on from them after a crash, in the layout that it had then: what is left to ask
-        may be too little to choose that layout again. The file goes when the run's answers are stored.
+        may be too little to choose that layout again. The file goes when ``add`` has stored the run's answers.
         """
-        if self._side is None:
-            yield {}
+        if self._checkpoints is None:
+            yield NOT_KEPT
             return
-        digest = hashlib.blake2b("\n".join(keys).encode("utf-8", "replace"), digest_size=8).hexdigest()
-        paths: dict[Layout, Path] = {
-            name: self._side.with_name(f"{self._side.name}.{table.name}.{digest}.{name}.checkpoint.jsonl")
-            for name in (layout, *get_args(Layout))
-        }
-        begun = next((name for name, path in paths.items() if path.exists()), None)
-        path = paths[begun or layout]
-        yield {"checkpoint": path, "resume": begun is not None, "layout": begun or layout}
-        path.unlink(missing_ok=True)
+        self._checkpoints.sweep()
+        yield self._checkpoints.of(table.name, keys, layout)
+        self._checkpoints.sweep()
 
-    def add(self, table: OperatorTable, settled: Settled, merging: str = "") -> None:
-        """Keep what became of some inputs, in memory and in the table. merging: the settings that merged them."""
+    def add(self, table: OperatorTable, settled: Settled, merging: str = "", kept: Kept = NOT_KEPT) -> None:
+        """Keep what became of some inputs, in memory and in the table.
+
+        merging: the settings that merged them; kept: the checkpoint that is not needed any more.
+        """
         rows = pa.table(settled.columns(table.arrow_type, merging))
-        self._append(table, rows)
+        self._append(table, rows, kept)
         statuses, made = rows["status"].to_pylist(), rows["merging"].to_pylist()
         for key, answer, reason, status, settings in zip(
             settled.keys, settled.answers, settled.reasons, statuses, made, strict=True
@@ -325,7 +327,7 @@ class Store:
             if settings is not None:
                 table.inherited[key] = settings
 
-    def _append(self, table: OperatorTable, rows: pa.Table) -> None:
+    def _append(self, table: OperatorTable, rows: pa.Table, kept: Kept) -> None:
         place = f"{self.schema}.{table.name}"
         self._cursor.register("__rows", rows)
         try:
@@ -338,6 +340,8 @@ class Store:
                 f"WHERE status = '{FAILED}'",
                 [table.name],
             )
+            if self._checkpoints is not None and kept.name is not None:
+                self._checkpoints.finish(kept.name)
             self._cursor.execute("COMMIT")
             self._keep_private()
         except BaseException:  # Ctrl-C too: a batch is stored whole or not at all
