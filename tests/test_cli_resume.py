@@ -85,7 +85,13 @@ def test_answers_go_by_the_cells_not_by_the_place(tmp_path, table, engine, kind,
     run(table, *QUESTION, "-o", output)
     asked(engine)
     write_rows(table, *rows)
-    assert run(table, *QUESTION, "-o", output, "--resume").exit_code == 0
+    lost = sum(row not in rows for row in range(20))
+    if lost:
+        line = error_of(table, *QUESTION, "-o", output, "--resume")
+        assert f"answers {lost} rows that this table does not have" in line and "--overwrite" in line
+        assert answers(output) == expected(*range(20)) and asked(engine) == []
+    drop = ["--overwrite"] if lost else []
+    assert run(table, *QUESTION, "-o", output, "--resume", *drop).exit_code == 0
     assert len(asked(engine)) == sum(row not in range(20) for row in rows)
     assert answers(output) == expected(*rows)
 
@@ -330,3 +336,12 @@ def test_an_output_that_is_read_as_a_table_gives_no_record_away(tmp_path, table,
     assert RelationalLLM  # the record is the second job's
     record = json.loads(pq.read_schema(second).metadata[b"vllm_relational.job"])
     assert record["job"]["prompt"] == "sure about {first}?" and record["used"] == ["first"]
+
+
+def test_a_limit_does_not_drop_the_answers_of_the_other_rows(tmp_path, table, engine):
+    output = tmp_path / "o.csv"
+    assert run(table, *QUESTION, "-o", output).exit_code == 0
+    before, _ = output.read_bytes(), asked(engine)
+    line = error_of(table, *QUESTION, "-o", output, "--limit", 5, "--resume")
+    assert "answers 15 rows that this table does not have" in line
+    assert output.read_bytes() == before and asked(engine) == []

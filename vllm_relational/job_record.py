@@ -79,6 +79,7 @@ def take_over(
     """
     if not earlier.check(record.job):
         return
+    earlier.check_kept(record.table)
     for row, text, cut in earlier.answers(record.table, [row for row in rows if row not in store.answers]):
         store.add(row, text, cut)
 
@@ -117,6 +118,18 @@ class EarlierOutput:
                 "output, or replace it with --overwrite"
             )
         return not changed
+
+    def check_kept(self, table: EncodedTable) -> None:
+        """Raise ``RelationalError`` where a resumed job over this table would drop answers of other rows."""
+        if not self.resumed or self.overwrite:
+            return
+        answered = np.array([text is not None for text in self.texts], bool)
+        lost = int((~np.isin(self.digests[answered], row_digests(table))).sum())
+        if lost:
+            raise RelationalError(
+                f"{self.path} answers {lost} rows that this table does not have (an input with fewer rows, or "
+                "--limit): name another output, or let these answers go with --overwrite"
+            )
 
     def is_complete(self, record: JobRecord) -> bool:
         """Whether it answers every row of that job, and no others."""

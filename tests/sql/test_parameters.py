@@ -25,6 +25,10 @@ from vllm_relational.sql.parameters import markers, numbered
          [2, "never"], [0, 1]),
         ("WITH x AS (FROM review WHERE id < $n) SELECT id FROM x WHERE LLM('{1} {2}', text, $n) <> '' ORDER BY 1",
          {"n": 2}, [0, 1]),
+        ("SELECT id FROM review WHERE id IN (?,?) AND LLM('{text}', text)<>''", [3, 4], [3, 4]),
+        ("SELECT id FROM review WHERE id IN ($1,$2)AND LLM('{text}', text)<>''", [3, 4], [3, 4]),
+        ("SELECT id FROM review WHERE id > ?::INT+1 AND LLM('{1}', ?::VARCHAR) <> '' AND id < 5", [2, "x"], [4]),
+        ("SELECT id FROM review WHERE id in [$a,$b] AND LLM('{text}', text) <> ''", {"a": 1, "b": 2}, [1, 2]),
     ],
 )  # fmt: skip
 def test_values_stand_for_parameters(con, query, params, ids):
@@ -96,3 +100,9 @@ def test_marks_in_texts_names_and_comments_are_no_parameters():
     assert numbered(text) == text.replace("ü + ?, ?", "ü + $1, $2")
     assert [marker.name for marker in markers(text)] == ["", "", "name"]
     assert numbered("SELECT $3, ?") == "SELECT $3, $4"
+
+
+@pytest.mark.parametrize("params", [5, "3", b"3"])
+def test_params_that_are_no_list_are_refused(con, params):
+    with pytest.raises(RelationalError, match="give a list for"):
+        con.sql("SELECT ?, LLM('{text}', text) FROM review", params)

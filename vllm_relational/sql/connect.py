@@ -23,7 +23,7 @@ from vllm_relational.sql.interrupts import interruptible, interrupts
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.merging import Merging
 from vllm_relational.sql.operator import Settings
-from vllm_relational.sql.parameters import Parameters, numbered, values_of
+from vllm_relational.sql.parameters import Parameters, numbered, set_apart, values_of
 from vllm_relational.sql.parse import check_text, holds_call, names_in, parse, statements
 from vllm_relational.sql.session import Session, reread, variables_of
 from vllm_relational.sql.store import Store
@@ -138,7 +138,8 @@ class Connection:
 
     def run(self, query: str, params: Parameters = None, frame: FrameType | None = None) -> Result | None:
         """``sql`` with the variables of a frame; None for no variables."""
-        result, parts = None, statements(query)
+        check_text(query)
+        result, parts = None, statements(set_apart(query))
         with self._lock, interrupts():
             for place, part in enumerate(parts, 1):
                 given = params if place == len(parts) else None
@@ -156,7 +157,7 @@ class Connection:
             return self._result(
                 self.duckdb.from_arrow(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]}))
             )
-        if not holds_call(parse(text)):  # a table or macro of the user's has the name
+        if not holds_call(parse(numbered(text))):  # a table or macro of the user's has the name
             return self._pass_on(text, params, frame)
         self.last_run = execute(self._job(text, params, frame))
         rows = self.last_run.rows

@@ -10,12 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import sqlglot
 from sqlglot import exp
 from sqlglot.tokenizer_core import TokenType
 
 from vllm_relational.sql.blocks import sql_of
-from vllm_relational.sql.parse import DIALECT, calls
+from vllm_relational.sql.parse import DIALECT, calls, tokens_of
 from vllm_relational.sql.passes.unknown import type_of
 
 NAME = "__v{}"
@@ -56,7 +55,7 @@ def _literal(value: Any, kind: str) -> str:
 def _end(sql: str, start: int) -> int:
     """Where the call that begins at ``start`` ends."""
     depth = 0
-    for token in sqlglot.tokenize(sql, read=DIALECT):
+    for token in tokens_of(sql):
         if token.start >= start:
             depth += (token.token_type == TokenType.L_PAREN) - (token.token_type == TokenType.R_PAREN)
             if depth == 0 and token.token_type == TokenType.R_PAREN:

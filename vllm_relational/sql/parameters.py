@@ -7,8 +7,9 @@ into the tree.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -22,6 +23,9 @@ from vllm_relational.sql.functions import LITERALS
 from vllm_relational.sql.parse import calls, is_retrieval
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
+
+
+_UP_TO_A_DOLLAR = re.compile(r"[^\s$]*\$")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,16 @@ def numbered(text: str) -> str:
         if text[marker.start] == "?":
             pieces += [text[position : marker.start], f"${number}"]
             position = marker.end
+    return set_apart("".join([*pieces, text[position:]]))
+
+
+def set_apart(text: str) -> str:
+    """With a space behind ``$1`` in ``$1,$2``: sqlglot takes ``$1,$`` for the start of a dollar quote."""
+    pieces, position = [], 0
+    for marker in markers(text):
+        if text[marker.start] == "$" and _UP_TO_A_DOLLAR.match(text, marker.end):
+            pieces += [text[position : marker.end], " "]
+            position = marker.end
     return "".join([*pieces, text[position:]])
 
 
@@ -74,6 +88,8 @@ def values_of(text: str, given: Parameters) -> dict[str, Any]:
     wanted = list(dict.fromkeys(marker.name for marker in markers(text)))
     if given is None:
         given = {}
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise RelationalError(f"params is {given!r}: give a list for ? and $1, or a dict for $name")
     is_named = isinstance(given, Mapping)
     pairs = given.items() if isinstance(given, Mapping) else enumerate(given, 1)
     values = {str(name): value for name, value in pairs}

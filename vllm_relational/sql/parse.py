@@ -44,6 +44,11 @@ class SQLError(RelationalError):
     """The SQL is wrong: the first line says where, what and how to mend it; then the line of SQL and a caret."""
 
 
+def tokens_of(sql: str) -> list[Token]:
+    """sqlglot's words of a text. With something behind it: else ``$1 ... ''`` is a dollar quote without end to it."""
+    return sqlglot.tokenize(f"{sql} ", read=DIALECT)
+
+
 @dataclass(frozen=True)
 class Statement:
     """One statement of a text, exactly as written. ``asks``: it calls an LLM function or ``retrieve``."""
@@ -68,7 +73,7 @@ def statements(sql: str) -> list[Statement]:
     """
     check_text(sql)
     try:
-        tokens = sqlglot.tokenize(sql, read=DIALECT)
+        tokens = tokens_of(sql)
     except TokenError:
         return [Statement(sql, asks=False)]
     found, start, words = [], 0, []
@@ -88,7 +93,7 @@ def _behind_command(tokens: list[Token]) -> list[Token]:
     if len(tokens) != 2 or tokens[0].token_type != TokenType.COMMAND:
         return tokens
     try:
-        return sqlglot.tokenize(tokens[1].text, read=DIALECT)
+        return tokens_of(tokens[1].text)
     except TokenError:
         return tokens
 
@@ -106,7 +111,7 @@ def _is_function(name: Token, after: Token) -> bool:
 def names_in(sql: str) -> set[str]:
     """The words of a text that may name a table, keywords among them: all but texts and numbers."""
     try:
-        tokens = sqlglot.tokenize(sql, read=DIALECT)
+        tokens = tokens_of(sql)
     except TokenError:
         return set()
     if tokens and tokens[0].token_type == TokenType.COMMAND:
@@ -118,7 +123,7 @@ def parse(sql: str) -> exp.Expr:
     """The syntax tree of one statement; raises ``SQLError`` at the place that cannot be read."""
     try:
         with _quiet():
-            tree = read(sql, sqlglot.tokenize(sql, read=DIALECT))[0]
+            tree = read(sql, tokens_of(sql))[0]
     except ParseError as error:
         first = error.errors[0]
         line, column = first.get("line") or 1, max((first.get("col") or 1) - len(first.get("highlight") or ""), 0)
@@ -274,7 +279,7 @@ def engine_error(sql: str, error: Exception) -> SQLError:
 def _first_call(sql: str) -> int:
     """Where the first LLM function stands; sqlglot does not split commands into words: there what looks like one."""
     try:
-        tokens = sqlglot.tokenize(sql, read=DIALECT)
+        tokens = tokens_of(sql)
     except TokenError:
         tokens = []
     places = (token.start for token, after in pairwise(tokens) if _is_function(token, after))
@@ -284,7 +289,7 @@ def _first_call(sql: str) -> int:
 
 def _first_token(sql: str, name: str) -> Token | None:
     try:
-        tokens = sqlglot.tokenize(sql, read=DIALECT)
+        tokens = tokens_of(sql)
     except TokenError:
         return None
     folded = name.casefold()

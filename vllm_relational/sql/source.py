@@ -71,10 +71,26 @@ def _is_tracked(name: str) -> bool:
     return name.startswith("_parse_") and not name.startswith(_NOT_TRACKED) and callable(getattr(_PARSER, name))
 
 
+def _untold(parser: Callable[..., Any]) -> Callable[..., Any]:
+    """The parser of what stands behind a function's name, which is not all of the function's text."""
+
+    def parse(self: Any) -> Any:
+        node = parser(self)
+        if isinstance(node, exp.Expr):
+            node.meta.pop(SPAN_META, None)
+        return node
+
+    return parse
+
+
 _TrackingParser: type[Parser] = type(
     "_TrackingParser",
     (_PARSER,),
-    {name: _tracked(getattr(_PARSER, name)) for name in dir(_PARSER) if _is_tracked(name)},
+    {name: _tracked(getattr(_PARSER, name)) for name in dir(_PARSER) if _is_tracked(name)}
+    | {
+        table: {name: _untold(parser) for name, parser in getattr(_PARSER, table).items()}
+        for table in ("FUNCTION_PARSERS", "NO_PAREN_FUNCTION_PARSERS")
+    },
 )
 
 
