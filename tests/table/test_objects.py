@@ -168,3 +168,27 @@ def test_a_table_with_a_broken_text_is_refused():
     )
     with pytest.raises(RelationalError, match="cannot turn the table into Arrow"):
         read_table(pa.table({"c": broken}))
+
+
+def test_a_cell_that_holds_itself_is_refused():
+    """Arrow alone ends the process with a segmentation fault."""
+    ring: list = []
+    ring.append(ring)
+    loop: dict = {"a": 1}
+    loop["b"] = (loop,)
+    for cell in (ring, loop):
+        with pytest.raises(RelationalError, match=r"column 'c', row 1 .* holds itself"):
+            read_table(pd.DataFrame({"c": ["x", cell]}))
+
+
+@pytest.mark.parametrize(("levels", "fits"), [(100, True), (101, False), (5000, False)])
+def test_cells_are_nested_to_a_limit(levels, fits):
+    cell: list = []
+    for _ in range(levels - 1):
+        cell = [cell]
+    frame = pd.DataFrame({"c": [cell, "x"]})
+    if fits:
+        assert read_table(frame).num_rows == 2
+    else:
+        with pytest.raises(RelationalError, match="nested more than 100 levels deep"):
+            read_table(frame)

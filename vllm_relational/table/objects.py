@@ -15,6 +15,8 @@ from vllm_relational.table.cell_text import NANOSECONDS, json_text, one_line
 from vllm_relational.table.duckdb_cells import arrow_of_relation
 from vllm_relational.table.json_cells import column_type, nested_column
 
+CONTAINERS = (list, tuple, set, frozenset, Mapping)
+MAX_LEVELS = 100  # of lists and dicts in a cell
 OBJECT_FIX = "give the column one type, e.g. df[c] = df[c].astype(str)"
 # DuckDB's reader of pandas frames counts months of 30 days.
 NANOSECONDS_A_DAY = 86_400_000_000_000
@@ -66,6 +68,8 @@ def _column(name: str, cells: Any) -> pa.Array | pa.ChunkedArray:
     if isinstance(kind, special) or isinstance(getattr(getattr(kind, "categories", None), "dtype", None), special):
         cells = cells.astype(str).where(cells.notna(), None)  # Arrow would store a period (2020-01) as its number
     of_objects = kind == np.dtype(object)
+    if of_objects:
+        _check_nesting(name, cells)
     try:
         column = pa.Array.from_pandas(cells)
         if not of_objects or not pa.types.is_nested(column.type):
@@ -74,6 +78,23 @@ def _column(name: str, cells: Any) -> pa.Array | pa.ChunkedArray:
         if not of_objects and not isinstance(kind, pandas.CategoricalDtype):
             raise RelationalError(f"cannot turn column {name!r} into Arrow: {error}: {OBJECT_FIX}") from error
     return _objects(name, cells)
+
+
+def _check_nesting(name: str, cells: Any) -> None:
+    """Refuse what holds itself, or nearly so: Arrow follows it until the process has no stack left."""
+    for row, cell in enumerate(cells):
+        if isinstance(cell, CONTAINERS) and not _ends_within(cell, MAX_LEVELS):
+            raise RelationalError(
+                f"column {name!r}, row {row} (counted from 0) is nested more than {MAX_LEVELS} levels deep, or holds "
+                "itself: store the inner part as text, e.g. json.dumps(part)"
+            )
+
+
+def _ends_within(value: Any, levels: int) -> bool:
+    if not isinstance(value, CONTAINERS):
+        return True
+    parts = value.values() if isinstance(value, Mapping) else value
+    return levels > 0 and all(_ends_within(part, levels - 1) for part in parts)
 
 
 def _spans(cells: np.ndarray) -> pa.Array:
