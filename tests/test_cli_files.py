@@ -122,6 +122,8 @@ def test_what_is_read_is_never_written(folder, cli_engine, command, option, way)
         ("sql", "COPY (SELECT LLM('on {text}', text) FROM 'b.csv') TO 'o.csv'", "-o", "o.csv"),
         ("sql", "SELECT LLM('on {text}', text) FROM '*.csv'", "-o", "q.csv", "--overwrite"),
         ("sql", "SELECT LLM('on {text}', text) FROM 'sub/../[a-c].csv'", "--side", "b.csv"),
+        ("sql", "FROM read_csv($$b.csv$$)", "-o", "b.csv", "--overwrite"),
+        ("sql", "SELECT LLM('on {text}', text) FROM 'o''x.csv'", "-o", "o'x.csv", "--overwrite"),
         ("index", "b.csv", "text", "-o", "b.csv", "--embedder", "E", "--overwrite"),
         ("index", "b.csv.json", "text", "-o", "b.csv", "--embedder", "E", "--overwrite"),
         ("retrieve", "b.csv", "text", "--index", "p.index", "-o", "b.csv", "--overwrite"),
@@ -131,7 +133,7 @@ def test_what_is_read_is_never_written(folder, cli_engine, command, option, way)
     ids=lambda arguments: " ".join(arguments[:1] + arguments[-3:]),
 )
 def test_files_that_a_command_derives_count(folder, cli_engine, arguments):
-    for name in ("s.json", "q.csv"):
+    for name in ("s.json", "q.csv", "o'x.csv"):
         (folder / name).write_text("SELECT LLM('on {text}', text) FROM 'b.csv'")
     before = content(folder)
     assert "are one file" in error_of(*arguments)

@@ -32,6 +32,11 @@ LONGEST_PATTERN = 255  # characters: longer texts are prompts
 
 Paths = Mapping[str, Path | None]
 
+# A text, a quoted name and a dollar-quoted text of SQL.
+_QUOTED = re.compile(
+    r"""'(?P<text>(?:[^'\n]|'')+)'|"(?P<name>(?:[^"\n]|"")+)"|\$(?P<tag>\w*)\$(?P<dollar>[^\n]+?)\$(?P=tag)\$"""
+)
+
 
 def check_files(
     *,
@@ -96,8 +101,12 @@ def database(name: str | None) -> Path | None:
 
 
 def files_in_sql(text: str) -> dict[str, Path | None]:
-    """What a statement may read or write itself: every quoted text may be a name, or a pattern of names."""
-    quoted = {one or other for one, other in re.findall(r"'([^'\n]+)'|\"([^\"\n]+)\"", text)}
+    """What a statement may read or write itself: every quoted text may be a name, or a pattern of names.
+
+    A name that SQL puts together (``'b.c' || 'sv'``), or that a view of the database holds, is not seen.
+    """
+    parts = (match.groupdict(default="") for match in _QUOTED.finditer(text))
+    quoted = {part["text"].replace("''", "'") or part["name"].replace('""', '"') or part["dollar"] for part in parts}
     names = sorted(name for name in quoted if "\0" not in name)
     found: dict[str, Path | None] = {f"{name!r} in the SQL": Path(name) for name in names}
     return found | {f"{name!r} in the SQL, {path}": Path(path) for name in names for path in _matches(name)}

@@ -182,3 +182,10 @@ def test_dates_beyond_python_are_texts():
     assert texts_of(days) == ['"1970-01-01"', '"infinity"', '"-infinity"', '"21135-05-09"', None]
     times = pa.array([2**63 - 1, -(2**63 - 1), 10**18], pa.int64()).cast(pa.timestamp("us"))
     assert texts_of(times) == ['"infinity"', '"-infinity"', '"33658-09-27T01:46:40"']
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
+def test_infinity_is_a_value_and_nan_is_none(kind):
+    table = encode_columns(pa.table({"a": pa.array([float("inf"), float("-inf"), float("nan"), 1.5], kind)}), ["a"])
+    assert table.values == (['"inf"', '"-inf"', "1.5"],)
+    assert table.codes.tolist() == [[0, 1, NULL_CODE, 2]]

@@ -6,6 +6,7 @@ Everything after this room works on integers; a value is turned into text once, 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def _refuse_bytes(name: str, kind: pa.DataType) -> None:
 
 def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     column = _plain(column)
-    render: Callable[[Any], str] = json_text
+    render: Callable[[Any], str] = _cell_text
     try:
         encoded = column.dictionary_encode()
     except pa.ArrowNotImplementedError:  # lists, structs and other nested values
@@ -90,6 +91,11 @@ def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     codes = [chunk.indices.fill_null(NULL_CODE).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
     texts = [render(value) for value in python_values(encoded.chunk(0).dictionary)]
     return np.concatenate(codes).astype(np.int32, copy=False), texts
+
+
+def _cell_text(value: Any) -> str:
+    """JSON of a cell; infinity, for which JSON has no number, as the text that DuckDB prints."""
+    return json_text(str(value)) if isinstance(value, float) and math.isinf(value) else json_text(value)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
