@@ -202,7 +202,9 @@ def test_a_server_that_begins_to_refuse_ends_the_job(
         for answer in engine(fake_server, concurrency=concurrency).ask(prompts(rows), YES_NO):
             answers.append(answer)
     assert sum(answer.text == "yes" for answer in answers) == 40
-    assert len(refused) <= 2 * concurrency
+    # Those in flight at the first refusal, those that follow until the verdict, and the trial. On a busy machine an
+    # answer that comes late can make a row fail alone first, whose place is filled once more.
+    assert len(refused) <= 3 * concurrency + 1
 
 
 def test_slow_answers_to_earlier_requests_do_not_hide_that_all_later_ones_are_refused(fake_server: FakeServer) -> None:

@@ -45,8 +45,8 @@ class SQLError(RelationalError):
 
 
 def tokens_of(sql: str) -> list[Token]:
-    """sqlglot's words of a text. With something behind it: else ``$1 ... ''`` is a dollar quote without end to it."""
-    return sqlglot.tokenize(f"{sql} ", read=DIALECT)
+    """sqlglot's words of a text. Before an empty text at its end ``$1`` would begin an endless quote."""
+    return sqlglot.tokenize(f"{sql} " if sql.endswith("''") else sql, read=DIALECT)
 
 
 @dataclass(frozen=True)
