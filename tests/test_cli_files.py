@@ -244,7 +244,40 @@ def test_a_linked_output_writes_through_to_its_target(folder, cli_engine):
         assert call("run", "b.csv", *ASK, "-o", name).exit_code == 0
         assert (folder / name).is_symlink()
         assert read_table(folder / name)["answer"].to_pylist() == ["hello", "world"]
-    assert sorted(path.name for path in (folder / "sub").iterdir()) == ["new.csv", "real.csv"]
+    files = ["new.csv", "new.csv.job.json", "real.csv", "real.csv.job.json"]
+    assert sorted(path.name for path in (folder / "sub").iterdir()) == files
+    assert not list(folder.glob("*.job.json"))
+
+
+@pytest.mark.parametrize("first", ["link.csv", "sub/real.csv"])
+def test_all_names_of_an_output_share_its_record_and_its_checkpoint(folder, cli_engine, first):
+    (folder / "link.csv").symlink_to("sub/real.csv")
+    cli_engine.fails = {1}
+    assert call("run", "b.csv", *ASK, "-o", first).exit_code == 1
+    assert sorted(path.name for path in (folder / "sub").glob("*.json*")) == [
+        "real.csv.checkpoint.jsonl",
+        "real.csv.job.json",
+    ]
+    cli_engine.fails = set()
+    cli_engine.asked.clear()
+    (second,) = {"link.csv", "sub/real.csv"} - {first}
+    assert call("run", "b.csv", *ASK, "-o", second, "--resume").exit_code == 0
+    assert [prompt.key for prompt in cli_engine.asked] == [1]
+    assert read_table(folder / first)["answer"].to_pylist() == ["hello", "world"]
+
+
+@pytest.mark.parametrize("derived", ["sub/real.csv.job.json", "sub/real.csv.checkpoint.jsonl"])
+def test_what_stands_beside_the_target_of_a_link_is_no_second_output(folder, cli_engine, derived):
+    (folder / "link.csv").symlink_to("sub/real.csv")
+    assert "are one file" in error_of("run", "b.csv", *ASK, "-o", "link.csv", "--report", derived)
+    assert not cli_engine.asked
+
+
+def test_the_record_of_an_output_is_for_its_owner_only(folder, cli_engine):
+    (folder / "o.csv.job.json").touch(0o644)
+    for _ in range(2):
+        assert call("run", "b.csv", *ASK, "-o", "o.csv").exit_code == 0
+        assert stat.S_IMODE((folder / "o.csv.job.json").stat().st_mode) == 0o600
 
 
 def test_a_planted_link_is_not_followed(folder):

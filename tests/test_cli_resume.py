@@ -345,3 +345,118 @@ def test_a_limit_does_not_drop_the_answers_of_the_other_rows(tmp_path, table, en
     line = error_of(table, *QUESTION, "-o", output, "--limit", 5, "--resume")
     assert "answers 15 rows that this table does not have" in line
     assert output.read_bytes() == before and asked(engine) == []
+
+
+# ---------------------------------------------------------------------------------------- complete, but to be written
+@pytest.fixture
+def no_engine(engine, monkeypatch):
+    """Called once the first run is over: from then on no engine can be made."""
+
+    def forbid() -> None:
+        asked(engine)
+        monkeypatch.setattr("vllm_relational.llm._make_engine", lambda *_: pytest.fail("an engine was made"))
+
+    return forbid
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        (("--answer-column", "verdict"), ["verdict", "error", "status"]),
+        (("--error-column", "why"), ["answer", "why", "status"]),
+        (("--status-column", "state"), ["answer", "error", "state"]),
+        (("--explain-dedup", "source"), ["answer", "error", "status", "source", "source_how"]),
+    ],
+)
+def test_a_complete_output_gets_the_columns_of_this_run_without_a_question(
+    tmp_path, table, engine, no_engine, kind, options, columns
+):
+    output = tmp_path / f"o.{kind}"
+    run(table, *QUESTION, "-o", output)
+    no_engine()
+    again = run(table, *QUESTION, *options, "-o", output, "--resume")
+    assert again.exit_code == 0 and f"{output} answers every row" in again.stderr and asked(engine) == []
+    written = read_table(output)
+    assert written.column_names == ["text", "id", *columns] and written[columns[0]].to_pylist() == expected(*range(20))
+    if "--explain-dedup" in options:
+        assert set(written["source_how"].to_pylist()) == {"resumed"}
+    back = run(table, *QUESTION, "-o", output, "--resume")
+    assert back.exit_code == 0 and answers(output) == expected(*range(20)) and asked(engine) == []
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_other_columns_of_the_table_are_written_as_they_are_now(tmp_path, table, engine, no_engine, kind):
+    output = tmp_path / f"o.{kind}"
+    run(table, *QUESTION, "-o", output)
+    no_engine()
+    table.write_text("".join(f"{line},new{place}\n" for place, line in enumerate(table.read_text().splitlines())))
+    assert run(table, *QUESTION, "-o", output, "--resume").exit_code == 0
+    assert read_table(output)["new0"].to_pylist() == [f"new{row}" for row in range(1, 21)]
+    write_rows(table, *range(20))
+    table.write_text(table.read_text().replace(",7\n", ",700\n"))
+    assert run(table, *QUESTION, "-o", output, "--resume").exit_code == 0
+    written = read_table(output)
+    assert written.column_names == ["text", "id", "answer", "error", "status"]
+    assert str(written["id"][7].as_py()) == "700" and answers(output) == expected(*range(20))
+
+
+def test_rows_in_another_order_need_no_engine(tmp_path, table, engine, no_engine):
+    output = tmp_path / "o.csv"
+    run(table, *QUESTION, "-o", output)
+    no_engine()
+    write_rows(table, *range(19, -1, -1))
+    assert run(table, *QUESTION, "-o", output, "--resume").exit_code == 0
+    assert answers(output) == expected(*range(19, -1, -1))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_report_of_a_complete_output_is_written_and_the_output_left_alone(tmp_path, table, engine, no_engine, kind):
+    output, report = tmp_path / f"o.{kind}", tmp_path / "r.json"
+    run(table, *QUESTION, "-o", output)
+    no_engine()
+    before = (output.read_bytes(), output.stat().st_ino)
+    again = run(table, *QUESTION, "-o", output, "--resume", "--report", report)
+    assert again.exit_code == 0 and "nothing to resume" in again.stderr
+    found = json.loads(report.read_text())
+    assert found["num_asked"] == 0 and found["num_resumed"] == found["num_rows"] == 20 and found["model"] == "fake"
+    assert (output.read_bytes(), output.stat().st_ino) == before
+
+
+def test_an_audit_of_a_complete_output_asks_for_the_audit_alone(tmp_path, table, engine):
+    output = tmp_path / "o.csv"
+    run(table, *QUESTION, "-o", output)
+    asked(engine)
+    assert run(table, *QUESTION, "-o", output, "--resume", "--audit", 3).exit_code == 0
+    assert len(asked(engine)) == 3 and answers(output) == expected(*range(20))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_cut_answers_and_objects_keep_their_marks_in_new_columns(tmp_path, table, engine, no_engine, kind):
+    output, schema = tmp_path / f"o.{kind}", tmp_path / "s.json"
+    schema.write_text('{"type": "object"}')
+    engine.answer = lambda row: '{"n": [1, 2.5, "é"]}'
+    question = ("-p", "good {text}?", "--schema", schema)
+    run(table, *question, "-o", output)
+    before = answers(output)
+    assert run(table, *question, "-o", output, "--resume", "--answer-column", "a").exit_code == 0
+    assert read_table(output)["a"].to_pylist() == before
+    engine.answer, engine.cuts = (lambda row: "half a"), {4}
+    assert run(table, "-p", "{text}?", "-o", output, "--overwrite").exit_code == 0
+    no_engine()
+    assert run(table, "-p", "{text}?", "-o", output, "--resume", "--status-column", "s").exit_code == 0
+    assert [row for row, state in enumerate(read_table(output)["s"].to_pylist()) if state == "cut"] == [4]
+
+
+def test_a_run_without_an_answer_leaves_no_checkpoint_and_names_none(tmp_path, table, engine):
+    output = tmp_path / "o.csv"
+    engine.dies_after = 0
+    line = error_of_last_line(table, *QUESTION, "-o", output)
+    assert "no row was answered" in line and "checkpoint" not in line
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+    engine.dies_after, engine.fails = None, set(range(20))
+    result = run(table, *QUESTION, "-o", output)
+    assert result.exit_code == 1 and "answers are kept" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.csv", "o.csv.job.json", "t.csv"]
+    engine.fails = set()
+    assert run(table, *QUESTION, "-o", output, "--resume").exit_code == 0 and answers(output) == expected(*range(20))

@@ -21,6 +21,7 @@ from vllm_relational.records import RelationalError
 
 _PREFIX = ".vllm-relational-"  # of a file that is being written; short, whatever the target is called
 _SUFFIX = ".partial"
+PRIVATE = 0o600  # the mode of files of ours that hold answers, or say what was asked
 
 
 def check_writable(path: Path) -> None:
@@ -46,12 +47,19 @@ def real_place(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def followed(path: Path) -> Path:
+    """The name itself, or of a symbolic link the file: what stands beside a file has one place for all its names."""
+    return real_place(path) if path.is_symlink() else path
+
+
 @contextmanager
-def replacing(path: Path, before: Callable[[Path], None] = lambda partial: None) -> Iterator[IO[bytes]]:
+def replacing(
+    path: Path, before: Callable[[Path], None] = lambda partial: None, private: bool = False
+) -> Iterator[IO[bytes]]:
     """A file to write, which takes the place of ``path`` when the block ends well; else ``path`` stays as it was.
 
     before: called with the complete file, just before it takes its place.
-    The mode is that of the file it replaces, or of a new file. Raises ``OSError``.
+    private: for its owner only; else the mode is that of the file it replaces, or of a new file. Raises ``OSError``.
     """
     target = real_place(path)
     _remove_left_over(target)
@@ -60,7 +68,7 @@ def replacing(path: Path, before: Callable[[Path], None] = lambda partial: None)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that its writer lives
             with suppress(FileNotFoundError):
-                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+                os.fchmod(file.fileno(), PRIVATE if private else stat.S_IMODE(target.stat().st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -72,10 +80,13 @@ def replacing(path: Path, before: Callable[[Path], None] = lambda partial: None)
             raise
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file of these bytes. Raises ``RelationalError`` where that fails; ``path`` then stays as it was."""
+def write_whole(path: Path, data: bytes, private: bool = False) -> None:
+    """Write a file of these bytes. Raises ``RelationalError`` where that fails; ``path`` then stays as it was.
+
+    private: see ``replacing``.
+    """
     try:
-        with replacing(path) as file:
+        with replacing(path, private=private) as file:
             file.write(data)
     except OSError as error:
         raise RelationalError(f"cannot write {path}: {error.strerror or error}") from error

@@ -40,7 +40,7 @@ from vllm_relational.config import (
     DEFAULT_SYSTEM_PROMPT,
     QUESTION_FIRST,
 )
-from vllm_relational.records import QueryResult, RelationalError, RunReport
+from vllm_relational.records import RelationalError, RunReport
 
 COLUMNS = ("answer", "error", "status")  # that are added to a table, by default
 
@@ -182,23 +182,22 @@ def run(
     if retrieve is not None or index is not None:
         data = cli_retrieval.retrieved(data, prompt, retrieve, index, passages)
         cli_output.check_result_place(data, None, *new_columns)
+    finished = None
     if dry_run:
         info = cli_options.with_capacity(llm.expected_engine(), capacity)
         return _finish(llm.plan(data, prompt, info, order=order, audit=audit, seed=seed, **options), report)
-    if earlier is not None and cli_resume.is_complete(earlier, llm, model, data, prompt, options):
-        cli_resume.drop_checkpoint(checkpoint, earlier)
-        _say(f"nothing to resume: {output} is complete; to ask again, run without --resume")
-        return OK
+    if earlier is not None and not audit and cli_resume.is_complete(earlier, llm, model, data, prompt, options):
+        finished, llm = earlier, llm.without_engine(str(earlier.job.get("model")))
     try:
         result = llm.run(
             data,
             prompt,
             order=order,
             on_error=on_error,
-            checkpoint=checkpoint,
-            resume=resume,
+            checkpoint=None if finished else checkpoint,
+            resume=resume and not finished,
             progress=True,
-            cache=cache,
+            cache=None if finished else cache,
             audit=audit,
             seed=seed,
             earlier=earlier,
@@ -207,12 +206,16 @@ def run(
         answered = cli_output.with_answers(data, result, options, answer_column, error_column, status_column)
         answered = cli_output.with_origins(answered, result, *origins)
         if not overwrite:
-            cli_resume.check_unchanged(output, there, checkpoint)
-        cli_resume.write(answered, output, result.job, answer_column, status_column)
-        _settle_checkpoint(checkpoint, output, result)
+            cli_resume.check_unchanged(output, there, None if finished else checkpoint)
+        same = not cli_resume.write(answered, output, result.job, answer_column, status_column, bool(finished))
+        if finished:
+            cli_resume.drop_checkpoint(checkpoint, finished)
+            _say(cli_resume.complete_message(output, same))
+            return _write_report(result.report, report)
+        cli_resume.settle_checkpoint(checkpoint, output, result)
         return _finish(result.report, report)
     except KeyboardInterrupt:
-        _say_interrupted(checkpoint)
+        cli_resume.say_interrupted(checkpoint)
         raise
     finally:
         llm.close()
@@ -406,39 +409,19 @@ _command(cli_retrieval.retrieve)
 cli_sql.add_commands(_command)
 
 
-def _settle_checkpoint(checkpoint: Path | None, output: Path | None, result: QueryResult) -> None:
-    """Delete the checkpoint once the output holds everything; keep it while rows failed, for ``--resume``."""
-    if checkpoint is None:
-        return
-    if result.num_failed:
-        _say(f"answers are kept in {checkpoint}: run again with --resume to ask the failed rows once more")
-    elif output is None:
-        _say(f"answers are kept in {checkpoint}")
-    else:
-        checkpoint.unlink(missing_ok=True)
-
-
-def _say_interrupted(checkpoint: Path | None) -> None:
-    if checkpoint is None:
-        _say("interrupted: nothing was kept; with -o or --checkpoint a run can be resumed")
-    elif not checkpoint.exists():
-        _say("interrupted before the first answer")
-    else:
-        with checkpoint.open("rb") as lines:
-            answers = sum(1 for _ in lines) - 1
-        _say(f"interrupted: {max(answers, 0)} answers are in {checkpoint}; continue with --resume")
-
-
 def _finish(report: RunReport, page: Path | None) -> int:
     from vllm_relational.results.report_text import render_text
 
     _say(render_text(report))
-    status = SOME_ROWS_FAILED if report.num_failed else OK
-    if page is None:
-        return status
-    problem = cli_output.write_report(report, page)
-    _say(f"error: the report could not be written to {page}: {problem}" if problem else f"report: {page}")
-    return COULD_NOT_RUN if problem else status
+    return _write_report(report, page)
+
+
+def _write_report(report: RunReport, page: Path | None) -> int:
+    """Where one is wanted; returns the exit status."""
+    problem = cli_output.write_report(report, page) if page is not None else None
+    if page is not None:
+        _say(f"error: the report could not be written to {page}: {problem}" if problem else f"report: {page}")
+    return COULD_NOT_RUN if problem else SOME_ROWS_FAILED if report.num_failed else OK
 
 
 _say = cli_options.say

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_relational.atomic_file import check_writable
+from vllm_relational.atomic_file import check_writable, followed
 from vllm_relational.named_files import NamedFile, check_distinct, check_usable, standard_streams
 from vllm_relational.records import RelationalError
 
@@ -91,8 +91,9 @@ def is_report(path: Path) -> bool:
 
 
 def default_checkpoint(output: Path | None) -> Path | None:
-    """Where the answers of ``-o output`` are kept until it is written."""
-    return output.with_name(f"{output.name}.checkpoint.jsonl") if output is not None else None
+    """Where the answers of ``-o output`` are kept until it is written: one place for all links to a file."""
+    place = followed(output) if output is not None else None
+    return place.with_name(f"{place.name}.checkpoint.jsonl") if place is not None else None
 
 
 def database(name: str | None) -> Path | None:
@@ -122,5 +123,6 @@ def _named(paths: Paths, written: bool) -> Iterator[NamedFile]:
         if path is None:
             continue
         yield NamedFile(role, path, written)
-        for suffix in BESIDE.get(role, ()):
-            yield NamedFile(f"{role}'s {path.name}{suffix}", path.with_name(path.name + suffix), written)
+        for place in dict.fromkeys([path, followed(path)]):  # beside a link, or where it leads
+            for suffix in BESIDE.get(role, ()):
+                yield NamedFile(f"{role}'s {place.name}{suffix}", place.with_name(place.name + suffix), written)

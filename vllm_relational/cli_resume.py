@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,13 @@ import numpy as np
 import xxhash
 
 from vllm_relational import cli_output
-from vllm_relational.atomic_file import write_whole
+from vllm_relational.atomic_file import followed, write_whole
 from vllm_relational.cli_files import holds_something
 from vllm_relational.job_record import EarlierOutput, row_digests
-from vllm_relational.records import JobRecord, RelationalError
+from vllm_relational.records import JobRecord, QueryResult, RelationalError
 from vllm_relational.results.checkpoint import Checkpoint
 from vllm_relational.results.outcome import CUT
+from vllm_relational.terminal import tell
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,17 +37,49 @@ BLOCK_BYTES = 1 << 20
 
 
 def sidecar(output: Path) -> Path:
-    """Where the record of an output stands that has no place for it."""
-    return output.with_name(f"{output.name}.job.json")
+    """Where the record of an output stands that has no place for it: beside the file, not beside a link to it."""
+    place = followed(output)
+    return place.with_name(f"{place.name}.job.json")
+
+
+class _SameError(Exception):
+    """What was to be written is there already, to the byte."""
 
 
 def write(
-    answered: pa.Table, output: Path | None, record: JobRecord | None, answer: str, status: str | None = None
-) -> None:
+    answered: pa.Table,
+    output: Path | None,
+    record: JobRecord | None,
+    answer: str,
+    status: str | None = None,
+    keep_same: bool = False,
+) -> bool:
     """The answered table with the record of its job, or without one as JSON lines on standard output.
 
     answer, status: the columns of the answers and of what became of each row.
+    keep_same: an output that holds the same already is not touched. Returns whether something was written.
     """
+    before = _digest(output) if keep_same and output is not None else ""
+
+    def compare(partial: Path) -> None:
+        if before and _digest(partial) == before:
+            raise _SameError
+
+    try:
+        _write(answered, output, record, answer, status, compare)
+    except _SameError:
+        return False
+    return True
+
+
+def _write(
+    answered: pa.Table,
+    output: Path | None,
+    record: JobRecord | None,
+    answer: str,
+    status: str | None,
+    compare: Callable[[Path], None],
+) -> None:
     from vllm_relational.table.write import keeps_metadata, write_table
 
     if output is None or record is None:
@@ -56,12 +89,13 @@ def write(
     metadata = {name: text for name, text in (answered.schema.metadata or {}).items() if name != KEY}
     if keeps_metadata(output):
         facts["answers"] = _answers_digest(*_texts_and_cut(answered, answer, status))
-        write_table(answered.replace_schema_metadata({**metadata, KEY: json.dumps(facts).encode()}), output)
+        write_table(answered.replace_schema_metadata({**metadata, KEY: json.dumps(facts).encode()}), output, compare)
         return
     facts["digests"] = base64.b64encode(row_digests(record.table).astype("<u8").tobytes()).decode()
 
     def describe(partial: Path) -> None:
         """A kill before the output takes its place leaves the one that was there, and what was said of it."""
+        compare(partial)
         before = [known for known in _known(output) if known["output"] == _digest(output)]
         _say_of(output, [{**facts, "output": _digest(partial)}, *before])
 
@@ -93,7 +127,8 @@ def is_complete(
 ) -> bool:
     """Whether a resumed job has nothing left to ask. Starts no engine; a model that was not named is taken for its own.
 
-    Found out only where the output has as many rows, all answered: it costs a look at the whole table.
+    Found out only where the output has as many rows, all answered: it costs a look at the whole table. What the output
+    should hold beside the answers (columns, a report) may have changed: it is written without asking.
     """
     if not earlier.resumed or len(earlier.texts) != data.num_rows or None in earlier.texts:
         return False
@@ -105,6 +140,37 @@ def drop_checkpoint(checkpoint: Path | None, earlier: EarlierOutput) -> None:
     if checkpoint is not None and checkpoint.exists():
         with suppress(RelationalError):  # another job's
             Checkpoint.open(checkpoint, earlier.job, resume=True).close(delete=True)
+
+
+def complete_message(output: Path | None, same: bool) -> str:
+    """What to say of a resumed output that answers every row. same: it holds already what this run would write."""
+    if same:
+        return f"nothing to resume: {output} is complete; to ask again, run without --resume"
+    return f"nothing to ask: {output} answers every row; it was written anew as this run wants it, with those answers"
+
+
+def settle_checkpoint(checkpoint: Path | None, output: Path | None, result: QueryResult) -> None:
+    """Delete the checkpoint once the output holds everything; keep it while rows failed, for ``--resume``."""
+    if checkpoint is None or not checkpoint.exists():
+        return
+    if result.num_failed:
+        tell(f"answers are kept in {checkpoint}: run again with --resume to ask the failed rows once more")
+    elif output is None:
+        tell(f"answers are kept in {checkpoint}")
+    else:
+        checkpoint.unlink(missing_ok=True)
+
+
+def say_interrupted(checkpoint: Path | None) -> None:
+    """After Ctrl-C: where the answers are."""
+    if checkpoint is None:
+        tell("interrupted: nothing was kept; with -o or --checkpoint a run can be resumed")
+    elif not checkpoint.exists():
+        tell("interrupted before the first answer")
+    else:
+        with checkpoint.open("rb") as lines:
+            answers = sum(1 for _ in lines) - 1
+        tell(f"interrupted: {max(answers, 0)} answers are in {checkpoint}; continue with --resume")
 
 
 def stamp(output: Path | None) -> tuple[int, int, int] | None:
@@ -119,9 +185,10 @@ def stamp(output: Path | None) -> tuple[int, int, int] | None:
 def check_unchanged(output: Path | None, there: tuple[int, int, int] | None, checkpoint: Path | None) -> None:
     """Raise ``RelationalError`` where somebody else wrote the output since: it is kept, the answers are too."""
     if stamp(output) != there:
+        kept = f"; the answers are in {checkpoint}; take another output with --resume --checkpoint {checkpoint}"
         raise RelationalError(
-            f"{output} was written by another process since this one began: it is left as it is; the answers are in "
-            f"{checkpoint}; take another output with --resume --checkpoint {checkpoint}"
+            f"{output} was written by another process since this one began: it is left as it is"
+            f"{kept if checkpoint is not None else ', run again'}"
         )
 
 
@@ -172,7 +239,8 @@ def _known(output: Path) -> list[dict[str, Any]]:
 
 
 def _say_of(output: Path, outputs: list[dict[str, Any]]) -> None:
-    write_whole(sidecar(output), json.dumps({"outputs": outputs}, ensure_ascii=False).encode("utf-8", "replace"))
+    text = json.dumps({"outputs": outputs}, ensure_ascii=False)
+    write_whole(sidecar(output), text.encode("utf-8", "replace"), private=True)
 
 
 def _digest(file: Path) -> str:

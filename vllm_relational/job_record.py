@@ -132,10 +132,11 @@ class EarlierOutput:
             )
 
     def is_complete(self, record: JobRecord) -> bool:
-        """Whether it answers every row of that job, and no others."""
-        if None in self.texts or self.job != json.loads(json.dumps(record.job)):
+        """Whether it answers every row of that job, and no others. Rows may have moved."""
+        now, rows = json.loads(json.dumps(record.job)), row_digests(record.table)
+        if None in self.texts or {**self.job, "table": None} != {**now, "table": None}:
             return False
-        return np.array_equal(self.digests, row_digests(record.table))
+        return np.array_equal(np.unique(self.digests), np.unique(rows))
 
     def answers(self, table: EncodedTable, rows: Sequence[int]) -> Iterator[tuple[int, str, bool]]:
         """Of those rows the ones that it answers: row, answer, whether that was cut. Only equal cells count."""

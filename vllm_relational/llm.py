@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from vllm_relational.records import (
 from vllm_relational.results.parse import arrow_type
 from vllm_relational.table import read_table
 from vllm_relational.terminal import warn
+from vllm_relational.unasked import NoEngine
 
 # Longer reasons are cut in warnings; the whole ones are in ``last_result.errors``.
 SHOWN_REASONS = 3
@@ -176,6 +178,12 @@ class RelationalLLM:
         if self._engine is None:
             self._engine = _make_engine(self._model, self._base_url, self._quiet, self._engine_args)
         return self._engine
+
+    def without_engine(self, model: str) -> RelationalLLM:
+        """This object for queries whose answers are all there: it starts no engine, and names that model's answers."""
+        made = copy.copy(self)
+        made._engine = NoEngine(model)
+        return made
 
     def start(self) -> EngineInfo:
         """Start the engine, unless it runs; what it says of itself."""

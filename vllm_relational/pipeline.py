@@ -364,6 +364,8 @@ class _Job:
     def _saved(self, store: Checkpoint | MemoryAnswers) -> str:
         if self.config.checkpoint is None:
             return "name a checkpoint to keep the answers of such a run"
+        if not store.answers:
+            return "no row was answered"
         return f"{len(store.answers)} answers are in {self.config.checkpoint}: continue with --resume (resume=True)"
 
     def _settle(self, completion: Completion, group: int, store: Checkpoint | MemoryAnswers) -> None:

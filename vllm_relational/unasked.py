@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vllm_relational.engine.base import Engine
-from vllm_relational.records import EngineInfo, QueryResult
+from vllm_relational.engine.base import Engine, PromptForm
+from vllm_relational.records import Completion, Decision, EngineInfo, Prompt, QueryResult
 from vllm_relational.results.checkpoint import Checkpoint, MemoryAnswers
 
 if TYPE_CHECKING:
@@ -17,6 +17,27 @@ if TYPE_CHECKING:
 INTERRUPTED = "interrupted"
 
 Keep = Callable[[QueryResult], None]
+
+
+class NoEngine:
+    """An ``Engine`` in the place of one that need not start: all answers are there. model: the one that gave them."""
+
+    prompt_form: PromptForm = "messages"
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def start(self) -> EngineInfo:
+        return EngineInfo(self.model)
+
+    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]:
+        """Says of each prompt that nobody answers it, should there be one."""
+        return (Completion(prompt.key, None, "refused: no engine was started") for prompt in prompts)
+
+    def reset_cache(self) -> bool:
+        return True
+
+    def close(self) -> None: ...
 
 
 def nothing_asked(job: _Job, engine: Engine) -> QueryResult:

@@ -48,9 +48,12 @@ def test_answers_come_back_as_they_were(path):
     assert resumed(path) == ANSWERS
 
 
-def test_resuming_without_a_file_starts_one(path):
-    assert resumed(path) == {}
-    assert path.exists()
+def test_resuming_without_a_file_starts_one_which_stays_only_with_an_answer_in_it(path):
+    assert resumed(path) == {} and not path.exists()
+    with contextlib.closing(Checkpoint.open(path, JOB, resume=True)) as store:
+        assert path.exists()
+        store.add(3, "yes")
+    assert resumed(path) == {3: "yes"} and path.exists()
 
 
 def test_every_answer_reaches_the_file_at_once(path):

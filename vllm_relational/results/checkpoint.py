@@ -64,6 +64,7 @@ class Checkpoint:
         self.cut: set[int] = set()
         self.damaged = 0
         self._file, self._digest = file, digest
+        self._is_empty = True  # but for the first line
         self._synced = time.monotonic()
 
     @classmethod
@@ -112,19 +113,20 @@ class Checkpoint:
         self._synced = time.monotonic()
 
     def close(self, delete: bool = False) -> None:
-        """Close, and delete once the answers are stored elsewhere. May be called twice."""
+        """Close, and delete once the answers are stored elsewhere, or where there are none. May be called twice."""
         if self._file.closed:
             return
         try:
             with suppress(OSError):  # a full disk was reported when the answer was added
                 self.sync()
-            if delete:
+            if delete or self._is_empty:
                 self.path.unlink(missing_ok=True)
         finally:
             with suppress(OSError):
                 self._file.close()
 
     def _keep(self, answer: Answer) -> None:
+        self._is_empty = False
         self.answers[answer.key] = answer.text
         (self.cut.add if answer.cut else self.cut.discard)(answer.key)
 
@@ -149,6 +151,7 @@ class Checkpoint:
                 self._keep(answer)
             else:
                 self.damaged += 1
+                self._is_empty = False
         if not has_header and not self.answers:
             raise RelationalError(
                 f"the first line of {self.path} is damaged, and none of its answers is known to be of this job: run "
