@@ -39,7 +39,7 @@ def test_no_more_than_the_limit_are_asked_and_not_taken(fake_server: FakeServer,
 
 @pytest.mark.parametrize("bad", [0, 3, ROWS - 1])
 def test_a_row_that_fails_alone_gives_its_place_back(fake_server: FakeServer, bad: int) -> None:
-    """Its failure may wait for the verdict, and is asked again after a kill anyway: it holds no place meanwhile."""
+    """Once it is known that the failure is the row's and not the server's."""
 
     def reply(body: dict) -> Reply:
         return fail(400, "too long") if body["messages"][-1]["content"] == f"row {bad}" else chat("good")

@@ -202,18 +202,52 @@ def test_a_server_that_begins_to_refuse_ends_the_job(
         for answer in engine(fake_server, concurrency=concurrency).ask(prompts(rows), YES_NO):
             answers.append(answer)
     assert sum(answer.text == "yes" for answer in answers) == 40
-    # Those in flight at the first refusal, those that follow until the verdict, and the trial. On a busy machine an
-    # answer that comes late can make a row fail alone first, whose place is filled once more.
-    assert len(refused) <= 3 * concurrency + 1
+    assert len(refused) <= 2 * concurrency  # the trial among them
+
+
+@pytest.mark.parametrize("concurrency", [2, 4, 9, 32])
+def test_the_most_requests_that_a_server_sees_after_it_began_to_refuse(
+    fake_server: FakeServer, concurrency: int
+) -> None:
+    """All but one of those in flight at that moment were sent before a request that was answered, so they are decided
+    and their places filled; as many as there are places follow, and the trial."""
+
+    def reply(body: dict[str, Any]) -> Reply:
+        with fake_server.lock:
+            number = next(count)
+        if number in (concurrency - 1, concurrency):  # the second one is sent when the first one was answered
+            wait_for(lambda: len(fake_server.bodies) >= concurrency)
+            return chat("yes")
+        if number < concurrency:
+            wait_for(lambda: len(fake_server.bodies) >= concurrency + 2)  # both answers were taken
+        with fake_server.lock:
+            refused.append(number)
+        if number > concurrency + 1:  # the first one that follows is refused at once: nothing takes its place
+            wait_for(lambda: len(refused) >= 2 * concurrency - 1)
+        return fail(403, "no")
+
+    count, refused = itertools.count(), []
+    fake_server.reply = reply
+    with pytest.raises(EngineDiedError, match="after 2 answers"):
+        list(engine(fake_server, concurrency=concurrency).ask(prompts(200), YES_NO))
+    assert len(refused) == 2 * concurrency
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    patience = time.monotonic() + 4
+    while not condition() and time.monotonic() < patience:
+        time.sleep(0.001)
 
 
 def test_slow_answers_to_earlier_requests_do_not_hide_that_all_later_ones_are_refused(fake_server: FakeServer) -> None:
     def reply(body: dict[str, Any]) -> Reply:
-        if user(body) in ("row 0.", "row 1.", "row 2."):
+        if user(body) in slow:
+            slow.remove(user(body))
             time.sleep(0.3)
             return chat("yes")
         return fail(403, "no")
 
+    slow = ["row 0.", "row 1.", "row 2."]
     fake_server.reply = reply
     with pytest.raises(EngineDiedError):
         list(engine(fake_server, concurrency=4).ask(prompts(1000), YES_NO))

@@ -224,10 +224,10 @@ def _settled(
     """Submits prompts in order, ``limit`` in flight, and yields answers, and failures once it is known whose they are.
 
     A place is free once its answer was taken: the consumer has stored it when it wants the next one. So ``limit``
-    answers at most are not stored at any moment, and a job that is killed asks no more of them again. While the
-    verdict is due, no place is filled.
+    answers at most are not stored at any moment, and a job that is killed asks no more of them again. A failure keeps
+    its place while it is pending: see ``endpoint_verdict`` for how few requests a server that refuses sees by that.
     """
-    flight = _Flight(pool, question, prompts, limit)
+    flight = _Flight(pool, question, prompts, limit, verdict)
     try:
         while flight.pending:
             completions = [completion for outcome in flight.land() for completion in _heard(outcome, verdict)]
@@ -251,17 +251,20 @@ def _taken(completions: Sequence[Completion], flight: _Flight) -> Iterator[Compl
 
 
 class _Flight:
-    """The requests in flight."""
+    """The requests in flight. With pending failures and completions that were not taken, they are ``limit`` at most."""
 
-    def __init__(self, pool: ThreadPoolExecutor, question: Question, prompts: Iterator[Prompt], limit: int) -> None:
+    def __init__(
+        self, pool: ThreadPoolExecutor, question: Question, prompts: Iterator[Prompt], limit: int, verdict: Verdict
+    ) -> None:
         self.question, self.system = question, ""
-        self._pool, self._prompts, self._limit = pool, prompts, limit
+        self._pool, self._prompts, self._limit, self._verdict = pool, prompts, limit, verdict
         self.pending: list[Future[_Answered | Failed]] = []
         self.fill()
 
     def fill(self, untaken: int = 0) -> None:
         """Send rows until the limit is reached or there are none. untaken: completions that hold a place still."""
-        for prompt in islice(self._prompts, max(self._limit - untaken - len(self.pending), 0)):
+        taken = untaken + self._verdict.num_pending + len(self.pending)
+        for prompt in islice(self._prompts, max(self._limit - taken, 0)):
             self.system = prompt.system
             self.pending.append(self._pool.submit(_outcome, self.question, prompt))
 

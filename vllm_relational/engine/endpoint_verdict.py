@@ -16,9 +16,15 @@ the same, and the trial request fails                                           
 The trial repeats the row that was answered last; where none was, it is a tiny question under the same parameters. An
 answer that the model gave and that is of no use (empty, cut off, refused) is an answer here: the server works.
 
-So a job whose every request is refused sends at most ``2 * concurrency`` of them, retries not counted: those in
-flight, those sent while fewer than ``most_pending`` were pending, the trial, and one under other terms
-(``endpoint_question``).
+So a server that refuses everything, from the start or from some moment on, gets at most ``2 * concurrency`` requests
+after that moment, the trial among them; further attempts and what is asked under other terms (``endpoint_question``) are
+not counted. A request holds one of ``concurrency`` places until its answer was taken or its failure was decided:
+
+- Those in flight at that moment may fail and be decided, as an answer to a request that was sent after them comes from
+  before that moment. At least one of the places holds such an answer: ``concurrency - 1``.
+- Those that follow in the same places were sent after that moment: no answer decides them, so each keeps its place, and
+  they are ``concurrency`` at most.
+- One trial.
 """
 
 from __future__ import annotations
@@ -31,8 +37,7 @@ from vllm_relational.records import Prompt
 
 
 def most_pending(concurrency: int) -> int:
-    """Failures that may be pending before the trial. Fewer than the limit above allows: some of the requests in flight
-    when a server begins to refuse were sent before one that it answers; and one more may be asked under other terms."""
+    """Failures that may be pending before the trial; each holds a place meanwhile, so that they are few."""
     return max(min(concurrency, 2), concurrency // 4)
 
 
@@ -64,6 +69,11 @@ class Verdict:
         self._most_pending = most_pending(concurrency)
         self._pending: list[Failed] = []
         self._last_sent = float("-inf")
+
+    @property
+    def num_pending(self) -> int:
+        """Failures of which it is not known yet whose they are."""
+        return len(self._pending)
 
     @property
     def is_due(self) -> bool:
