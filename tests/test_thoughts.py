@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_relational.thoughts import opens_thought, without_thought
+from vllm_relational.thoughts import thought_opening, without_thought
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,13 @@ from vllm_relational.thoughts import opens_thought, without_thought
         ("[THINK]hm[/THINK]yes", "yes"),
         ("<seed:think>hm</seed:think>yes", "yes"),
         ("<|START_THINKING|>hm<|END_THINKING|>yes", "yes"),
+        ("◁think▷hm◁/think▷yes", "yes"),
+        ("<mm:think>hm</mm:think>yes", "yes"),
+        ("<ifm|think_fast>hm</ifm|think_fast>yes", "yes"),
+        ("<think:opensource>hm</think:opensource>yes", "yes"),
+        ("<|begin_of_thought|>hm<|end_of_thought|>\n\nyes", "yes"),
+        ("<|open|>think<|sep|>hm<|close|>think<|sep|>yes", "yes"),
+        ("<|channel>thought\nhm<channel|>yes", "yes"),
         # Several thoughts, and thoughts about the mark.
         ("<think>a</think><think>b</think>yes", "yes"),
         ("<think>a <think>b</think> c</think>yes", "yes"),
@@ -28,7 +35,32 @@ from vllm_relational.thoughts import opens_thought, without_thought
         ("hm</think>yes", "yes"),
         ("</think>yes", "yes"),
         ("hm</think>Write <think>x</think> first.", "Write <think>x</think> first."),
+        ('he says "no"</think>"yes"', '"yes"'),
+        ("the mark `</think>` is not the end</think>yes", "yes"),
+        # Channels.
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes", "yes"),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|> yes<|return|>", "yes"),
+        ("<|start|>assistant<|channel|>final <|constrain|>json<|message|>{}<|end|>", "{}"),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|>"
+            "<|start|>assistant<|channel|>final<|message|>yes",
+            "yes",
+        ),
+        ("<|channel|>final<|message|>yes", "yes"),
+        ("<|channel|>final<|message|><|return|>", ""),
+        ("analysisWe need it. Yes.assistantfinalyes", "yes"),
+        ("<|channel|>analysisWe need it.assistantfinalyes", "yes"),
+        ("<|channel|>finalyes", "yes"),
+        ("<|channel|>finalYes, final.", "Yes, final."),
         # Marks inside the answer are part of it.
+        ("Close it with `</think>`, not with '[/THINK]'.", "Close it with `</think>`, not with '[/THINK]'."),
+        ('{"note": "close it with </think> here"}', '{"note": "close it with </think> here"}'),
+        ('"</think>" closes a thought.', '"</think>" closes a thought.'),
+        ("The mark <|channel|>final<|message|> is no answer.", "The mark <|channel|>final<|message|> is no answer."),
+        ("<|channel|>final<|message|>Write <think>x</think>.", "Write <think>x</think>."),
+        ("analysis of the text: it is final", "analysis of the text: it is final"),
+        ("analysisWe is a word, assistant final not", "analysisWe is a word, assistant final not"),
+        ("the analysisX.assistantfinal mark", "the analysisX.assistantfinal mark"),
         ("Write <think>x</think> first.", "Write <think>x</think> first."),
         ("<think>hm</think>Write <think> first.", "Write <think> first."),
         ("The mark <think> opens it.", "The mark <think> opens it."),
@@ -40,6 +72,10 @@ from vllm_relational.thoughts import opens_thought, without_thought
         ("<think>is it", None),
         ("  <think>", None),
         ("<think>a</think> <think>b", None),
+        ("<|channel|>analysis<|message|>is it", None),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant", None),
+        ("<|channel|>analysisWe need", None),
+        ("<|channel>thought\nis it", None),
     ],
 )
 def test_the_answer_behind_the_thought(reply, answer):
@@ -47,14 +83,17 @@ def test_the_answer_behind_the_thought(reply, answer):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "opens"),
+    ("prompt", "mark"),
     [
-        ("<|assistant|>\n<think>\n", True),
-        ("<think>", True),
-        ("<|assistant|>\n<think>\n\n</think>\n\n", False),
-        ("the text <think>\n<|assistant|>\n", False),
-        ("<|assistant|>\n", False),
+        ("<|assistant|>\n<think>\n", "<think>"),
+        ("<think>", "<think>"),
+        ("<|assistant|>\n<think>\n\n</think>\n\n", ""),
+        ("the text <think>\n<|assistant|>\n", ""),
+        ("<|end|><|start|>assistant", "<|channel|>"),
+        ("write <|start|>assistant, please\n<|assistant|>\n", ""),
+        ("[THINK]", "<think>"),
+        ("<|assistant|>\n", ""),
     ],
 )
-def test_a_prompt_that_ends_inside_a_thought(prompt, opens):
-    assert opens_thought(prompt) is opens
+def test_a_prompt_that_ends_inside_a_thought(prompt, mark):
+    assert thought_opening(prompt) == mark

@@ -17,8 +17,8 @@ The trial repeats the row that was answered last; where none was, it is a tiny q
 answer that the model gave and that is of no use (empty, cut off, refused) is an answer here: the server works.
 
 So a server that refuses everything, from the start or from some moment on, gets at most ``2 * concurrency`` requests
-after that moment, the trial among them; further attempts and what is asked under other terms (``endpoint_question``) are
-not counted. A request holds one of ``concurrency`` places until its answer was taken or its failure was decided:
+after that moment, the trial among them; further attempts and what is asked under other terms (``endpoint_question``)
+are not counted. A request holds one of ``concurrency`` places until its answer was taken or its failure was decided:
 
 - Those in flight at that moment may fail and be decided, as an answer to a request that was sent after them comes from
   before that moment. At least one of the places holds such an answer: ``concurrency - 1``.

@@ -25,7 +25,7 @@ from vllm_relational.engine.starting import (
     without_unreadable_script,
 )
 from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, RelationalError
-from vllm_relational.thoughts import OPENING, opens_thought
+from vllm_relational.thoughts import thought_opening
 
 # Requests waiting inside vLLM beyond those it runs: enough that its scheduler never starves between two feeds.
 QUEUE_FACTOR = 2
@@ -167,7 +167,7 @@ class _Session:
         self._plan = plan
         self._prompts = prompts
         self._in_flight: dict[str, tuple[Prompt, str]] = {}
-        self._ends: dict[tuple[int, ...], bool] = {}
+        self._ends: dict[tuple[int, ...], str] = {}
         self._limit = (1 + QUEUE_FACTOR) * max_num_seqs(self._llm)
 
     def run(self) -> Iterator[Completion]:
@@ -222,7 +222,7 @@ class _Session:
         said = self._plan.read(answer)
         return Completion(
             key=prompt.key,
-            text=OPENING + said.text if said.text is not None and self._opens_thought(prompt) else said.text,
+            text=self._opening(prompt) + said.text if said.text else said.text,
             error=said.error,
             cut=said.cut,
             prompt_tokens=len(prompt.token_ids),
@@ -230,13 +230,13 @@ class _Session:
             cached_tokens=output.num_cached_tokens or 0,
         )
 
-    def _opens_thought(self, prompt: Prompt) -> bool:
-        """Whether the chat template left the reply inside a thought: a text that never closes it is no answer."""
+    def _opening(self, prompt: Prompt) -> str:
+        """Where the chat template left the reply inside a thought, its mark: a text that never ends it is no answer."""
         if not self._plan.free:
-            return False
+            return ""
         end = tuple(prompt.token_ids[-THOUGHT_TOKENS:])  # the same for all rows, unless the row stands there
         if end not in self._ends:
-            self._ends = {end: opens_thought(self._llm.get_tokenizer().decode([int(token) for token in end]))}
+            self._ends = {end: thought_opening(self._llm.get_tokenizer().decode([int(token) for token in end]))}
         return self._ends[end]
 
     def _abort(self) -> None:
