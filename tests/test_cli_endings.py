@@ -80,6 +80,22 @@ def test_other_output_that_cannot_be_delivered_is_status_2(table: Path, command:
     assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
 
 
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "env", "fix"),
+    [
+        (b"caf\xe9 {text}?", {"LC_ALL": "C"}, b"it was given in bytes that are no UTF-8: write them in UTF-8"),
+        ("café {text}?".encode(), ASCII, b"no ascii, which the locale asks for: set LC_ALL=C.UTF-8"),
+    ],
+)
+def test_a_prompt_in_bytes_that_are_no_text(table: Path, prompt: bytes, env: dict[str, str], fix: bytes) -> None:
+    command = [*PROGRAM, "run", str(table), "-m", "no", "-p", prompt]
+    ended = subprocess.run(command, capture_output=True, env=os.environ | env, timeout=60)
+    assert ended.returncode == 2 and ended.stderr.startswith(b"error: the prompt is 'caf\\udc") and fix in ended.stderr
+
+
 def test_a_locale_without_the_characters_shows_escapes(table: Path) -> None:
     table.write_text("té☕xt,id\nhello,1\nworld,2\n", encoding="utf-8")
     done = shell("", "plan", table, PYTHONIOENCODING="ascii:strict")

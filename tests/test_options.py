@@ -40,6 +40,19 @@ class Number(enum.IntEnum):
     TWO = 2
 
 
+class Bit(enum.IntFlag):
+    READ = 1
+    WRITE = 2
+
+
+class Half(float, enum.Enum):
+    ONE = 0.5
+
+
+class Wild(str, enum.Enum):  # noqa: UP042 - as before StrEnum
+    pass
+
+
 class Rude:
     def __repr__(self) -> str:
         raise RuntimeError("no")
@@ -113,7 +126,13 @@ WRONG = [
     ({"choices": {"yes": 1, "no": 2}}, "choices is .*: give a list of labels"),
     ({"choices": {"yes"}}, "a set has another order from run to run"),
     ({"choices": Plain}, "label 1 is .*Plain.POS.*: give its text, e.g. its .value"),
-    ({"choices": ["a", Number.ONE]}, "label 2 is .*Number.ONE.*: give its text"),
+    ({"choices": ["a", Half.ONE]}, "label 2 is .*Half.ONE.*: give its text"),
+    ({"choices": ["a", "b\ud800"]}, r"label 2 is 'b\\ud800': it is not valid Unicode: give the whole character"),
+    ({"choices": ["caf\udce9"]}, r"label 1 is 'caf\\udce9': it is not valid Unicode: it was given in bytes"),
+    ({"choices": Wild("WILD", {"A": "a\udfff"})}, r"label 1 is .*: it is not valid Unicode"),
+    ({"max_tokens": Plain.POS}, "max_tokens is .*Plain.POS"),
+    ({"max_tokens": Half.ONE}, "max_tokens is .*Half.ONE"),
+    ({"similarity": Plain.POS}, "similarity is .*Plain.POS"),
     ({"choices": ["a", None]}, "label 2 is None: give a text"),
     ({"choices": [True, False]}, "label 1 is True"),
     ({"choices": ["a", 1.5]}, "label 2 is 1.5"),
@@ -178,6 +197,9 @@ def test_a_prompt_is_a_text(llm, prompt):
         (("yes", "no"), ("yes", "no")),
         (Sent, ("pos", "neg")),
         ([Sent.POS, "neg"], ("pos", "neg")),
+        (Number, ("1", "2")),
+        ([Number.TWO, 3, "x"], ("2", "3", "x")),
+        ([Bit.READ, Bit.READ | Bit.WRITE], ("1", "3")),
         ([1, 2], ("1", "2")),
         ([np.int64(3), np.str_("four")], ("3", "four")),
         (np.array(["a", "b"]), ("a", "b")),
@@ -217,6 +239,9 @@ def test_labels_of_an_enum_are_answers():
         ({"seed": 2**31 - 2}, "seed", 2**31 - 2),
         ({"resume": np.True_}, "resume", True),
         ({"system_prompt": Sent.POS}, "system_prompt", "pos"),
+        ({"max_tokens": Number.TWO}, "max_tokens", 2),
+        ({"range": (Number.ONE, Number.TWO)}, "range", (1, 2)),
+        ({"similarity": Half.ONE}, "similarity", 0.5),
         ({"progress": None}, "progress", None),
     ],
 )

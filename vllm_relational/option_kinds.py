@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import operator
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from numbers import Real
@@ -30,12 +31,27 @@ def read_text(value: Any) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError("it is not valid Unicode") from None
+        raise ValueError(f"it is not valid Unicode: {half_character(value)}") from None
     return str.__str__(value)
 
 
+def half_character(text: str) -> str:
+    """How to mend a text that cannot be encoded. U+DC80 to U+DCFF are bytes of the command line that are no text."""
+    if not any("\udc80" <= character <= "\udcff" for character in text):
+        return "give the whole character, or leave it out"
+    encoding = sys.getfilesystemencoding()
+    if encoding.lower() == "utf-8":
+        return "it was given in bytes that are no UTF-8: write them in UTF-8"
+    return f"it was given in bytes that are no {encoding}, which the locale asks for: set LC_ALL=C.UTF-8"
+
+
+def _is_no_number(value: Any) -> bool:
+    """Truth values, and members of enums; but a member that is a number itself, as of an IntEnum, is its value."""
+    return isinstance(value, bool | np.bool_) or (isinstance(value, enum.Enum) and not isinstance(value, Real))
+
+
 def _whole(value: Any) -> int:
-    if isinstance(value, bool | np.bool_ | enum.Enum):
+    if _is_no_number(value):
         raise ValueError
     try:
         return operator.index(value)
@@ -44,7 +60,7 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool | np.bool_ | enum.Enum) or not isinstance(value, Real):
+    if _is_no_number(value) or not isinstance(value, Real):
         raise ValueError
     try:
         return float(value)
@@ -108,7 +124,8 @@ def _rules(value: Any) -> dict[str, tuple[str, ...]]:
 
 
 def read_labels(value: Any) -> tuple[str, ...]:
-    """Labels as texts: a whole number is its text, what has no one text (1.50, True, None, an enum) is refused by name.
+    """Labels as texts: a whole number is its text, and so is a member of an IntEnum or a StrEnum by its value. What has
+    no one text (1.50, True, None, a member of another enum) is refused by name.
 
     Raises ``ValueError``; the text of it names the label, if one is at fault.
     """
@@ -120,7 +137,9 @@ def read_labels(value: Any) -> tuple[str, ...]:
 def _label(item: Any, place: int) -> str:
     try:
         return read_text(item) if isinstance(item, str) else str(_whole(item))
-    except ValueError:
+    except ValueError as error:
+        if isinstance(item, str):
+            raise ValueError(f"label {place} is {shown(item)}: {error}") from None
         hint = "its text, e.g. its .value" if isinstance(item, enum.Enum) else "a text, e.g. 'yes', or a whole number"
         raise ValueError(f"label {place} is {shown(item)}: give {hint}") from None
 

@@ -15,6 +15,7 @@ from sqlglot import exp
 from sqlglot.errors import ParseError, TokenError
 from sqlglot.tokenizer_core import Token, TokenType
 
+from vllm_relational.option_kinds import half_character
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.functions import LITERALS, RETRIEVE, USAGE
 from vllm_relational.sql.source import UnfaithfulError, read, written
@@ -62,7 +63,7 @@ def check_text(sql: str) -> None:
     try:
         sql.encode()
     except UnicodeEncodeError as error:
-        shown = f"{sql[error.start]!a} is half of a character: give the whole, or leave it out"
+        shown = f"{sql[error.start]!a} is half of a character: {half_character(sql)}"
         raise _error_from(sql.encode("utf-8", "replace").decode(), error.start, shown) from None
 
 
