@@ -74,6 +74,26 @@ def test_columns_whose_cells_hold_other_separators_are_read(tmp_path, text, name
     assert read_table(write(tmp_path / "t.csv", text)).column_names == names
 
 
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(("separator", "end"), [(",", "\n"), (";", "\r\n"), ("|", "\n"), ("\t", "\r\n"), ("^", "\n")])
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_a_first_line_for_excel_is_refused_and_the_fix_mends_it(tmp_path, name, separator, end, mark, quote):
+    hint = f"{quote}sep={separator}{quote}"
+    rows = (hint, separator.join("ab"), separator.join("12"))
+    message = error_of(tmp_path / name, mark + "".join(row + end for row in rows))
+    assert f"begins with the line {hint!r}, which is for Excel" in message
+    command = message.rsplit(": ", 1)[1] if "tail" in message else message[message.index("python") :]
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, cwd=tmp_path, check=True)
+    (mended,) = tmp_path.glob("t-table.*")
+    assert read_table(mended).to_pylist() == [{"a": "1", "b": "2"}]
+
+
+def test_a_column_that_is_called_like_a_line_for_excel_is_read(tmp_path):
+    for header in ("sep=,x", "sep=1", "Sep=a;b"):
+        assert read_table(write(tmp_path / "t.csv", f"{header}\n1{',2' * header.count(',')}\n")).num_rows == 1
+
+
 # ------------------------------------------------------------------------------------------------------ rows, quotes
 @pytest.mark.parametrize(
     ("text", "words"),

@@ -7,6 +7,7 @@ Arrow found a fault.
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ CSV_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 # Records that are looked at to tell what stands between the fields.
 SAMPLE_RECORDS = 50
+# A first line that tells Excel what stands between the fields.
+EXCEL_HINT = re.compile(r'(?:sep=([^\w"])|"sep=([^\w"])")\s*', re.IGNORECASE)
 SHOWN_CHARACTERS = 40
 QUOTE_BLOCK = 1 << 26  # bytes looked at together
 
@@ -38,6 +41,7 @@ def read_csv(path: Path) -> pa.Table:
     check_text(path)
     delimiter = CSV_SUFFIXES[path.suffix.lower()]
     try:
+        _refuse_excel_hint(path, delimiter)
         _check_separator(path, delimiter)
         _check_quotes(path, delimiter)
         table = _read(path, delimiter)
@@ -66,6 +70,29 @@ def _read(path: Path, delimiter: str) -> pa.Table:
 
 
 # ------------------------------------------------------------------------------------------------------- separators
+def _refuse_excel_hint(path: Path, delimiter: str) -> None:
+    """``sep=;`` would be the name of a column, and the names a row."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        first = file.readline(2 * SHOWN_CHARACTERS).rstrip("\r\n")
+    hint = EXCEL_HINT.fullmatch(first)
+    if hint is None:
+        return
+    other = hint[1] or hint[2]
+    suffix = next((suffix for suffix, known in CSV_SUFFIXES.items() if known == other), None)
+    without = f"{path.stem}-table{suffix or '.csv'}"
+    fix = f"tail -n +2 {path.name} > {without}" if suffix else _conversion(path, other, without, "next(sys.stdin); ")
+    raise RelationalError(
+        f"{path} begins with the line {first!r}, which is for Excel and no part of the table: leave it out"
+        f"{'' if suffix else ' and write commas between the fields'}: {fix}"
+    )
+
+
+def _conversion(path: Path, separator: str, to: str, first: str = "") -> str:
+    """The command that writes commas; first: what it does before."""
+    writer = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={separator!r}))"
+    return f'python -c "import csv, sys; {first}{writer}" < {path.name} > {to}'
+
+
 def _check_separator(path: Path, delimiter: str) -> None:
     """A file of one column whose name and rows hold another separator is a file of that separator."""
     header = next(_sample(path, delimiter), None)
@@ -91,11 +118,10 @@ def _found_and_fix(path: Path, delimiter: str, other: str) -> str:
     names = next(_sample(path, other))
     shown = ", ".join(_shown(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
     suffix = next((suffix for suffix, known in CSV_SUFFIXES.items() if known == other), None)
-    converter = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{other}'))"
     fix = (
         f"rename it to {path.stem}{suffix}"
         if suffix
-        else f'convert it: python -c "import csv, sys; {converter}" < {path.name} > {path.stem}-commas.csv'
+        else f"convert it: {_conversion(path, other, f'{path.stem}-commas.csv')}"
     )
     return (
         f"has {NAMES[other]} between its fields ({len(names)} columns: {shown}), where {path.suffix} means "
