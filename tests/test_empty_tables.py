@@ -113,6 +113,15 @@ def test_run_into_every_format(folder, name):
     assert table.num_rows == 0 and [table.schema.field(column.name) for column in expected] == list(expected)
 
 
+@pytest.mark.parametrize("name", ["o.parquet", "o.arrow", "o.csv", "o.tsv", "o.jsonl", "o.ndjson"])
+def test_an_output_without_rows_is_an_input(folder, name):
+    command("run", "t.csv", "-p", "{text}?", "-o", name)
+    columns = ["--answer-column", "second", "--error-column", "e", "--status-column", "s"]
+    command("run", name, "-p", "{text} {n} {answer}?", "-o", f"next-{name}", *columns)
+    names = read_table(folder / f"next-{name}").column_names
+    assert names == [*read_table(folder / name).column_names, "second", "e", "s"]
+
+
 def test_run_keeps_the_types_of_its_input(folder):
     write_table(
         pa.table({"text": pa.array([], pa.string()), "l": pa.array([], pa.list_(pa.int8()))}), folder / "t.parquet"

@@ -91,6 +91,7 @@ def _write(
         facts["answers"] = _answers_digest(*_texts_and_cut(answered, answer, status))
         write_table(answered.replace_schema_metadata({**metadata, KEY: json.dumps(facts).encode()}), output, compare)
         return
+    facts["columns"] = answered.column_names  # JSON lines without rows have no place for them
     facts["digests"] = base64.b64encode(row_digests(record.table).astype("<u8").tobytes()).decode()
 
     def describe(partial: Path) -> None:

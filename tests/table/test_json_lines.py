@@ -138,9 +138,9 @@ def test_escapes_are_read_and_layout_is_made_alike(tmp_path):
     assert prompts(table, "c") == ['{"k": "é 😀", "l": [1, 2]}', '{"m": "\\"\\\\\\n"}']
 
 
-def test_numbers_that_json_has_not_are_null(tmp_path):
-    table = read(tmp_path, '{"a": NaN, "b": {"c": [-Infinity, "NaN"]}}\n')
-    assert table.to_pylist() == [{"a": None, "b": {"c": [None, "NaN"]}}]
+def test_of_numbers_that_json_has_not_nan_is_null_and_infinity_a_text(tmp_path):
+    table = read(tmp_path, '{"a": NaN, "b": {"c": [-Infinity, "NaN", NaN]}, "d": Infinity, "e": "Infinity"}\n')
+    assert table.to_pylist() == [{"a": None, "b": {"c": ["-inf", "NaN", None]}, "d": "inf", "e": "Infinity"}]
 
 
 def test_blank_lines_only(tmp_path):

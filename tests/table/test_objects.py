@@ -40,18 +40,90 @@ def column(values: object, dtype: object = None) -> pd.DataFrame:
             ['{"when": "2020-01-02", "cost": "1.10"}'],
         ),
         ([{1: "x"}, {2: np.float64(0.5)}], ['{"1": "x"}', '{"2": 0.5}']),
+        ([{None: 1, True: 2, (1, 2): 3}], ['{"null": 1, "true": 2, "(1, 2)": 3}']),
+        ([{"a": np.inf, "b": [np.nan, 1.5]}, [-np.inf]], ['{"a": "inf", "b": [null, 1.5]}', '["-inf"]']),
+        ([np.inf, "x", -np.inf], ['"inf"', '"x"', '"-inf"']),
+        ([np.ma.masked, np.array(1)], [None, "1"]),
     ],
 )
 def test_objects_keep_their_own_keys_and_types(values, texts):
     assert texts_of(column(values, object)) == texts
 
 
+PLUS_2 = datetime.timezone(datetime.timedelta(hours=2))
+NOON, NOON_UTC = datetime.datetime(2020, 1, 1, 12), datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC)
+NOON_2, DAY = NOON.replace(tzinfo=PLUS_2), datetime.date(2020, 1, 1)
+NANO = np.datetime64("2020-01-01T00:00:00.123456789")
+SPAN = datetime.timedelta(days=31, hours=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([NOON, NOON_UTC], ["2020-01-01T12:00:00", "2020-01-01T12:00:00+00:00"]),
+        ([NOON_UTC, NOON], ["2020-01-01T12:00:00+00:00", "2020-01-01T12:00:00"]),
+        ([NOON_UTC, None, NOON_2], ["2020-01-01T12:00:00+00:00", None, "2020-01-01T12:00:00+02:00"]),
+        ([DAY, NOON], ["2020-01-01", "2020-01-01T12:00:00"]),
+        ([pd.Timestamp(NOON_2), DAY, pd.NaT], ["2020-01-01T12:00:00+02:00", "2020-01-01", None]),
+        ([NOON.time(), NOON_2.timetz()], ["12:00:00", "12:00:00+02:00"]),
+        ([NANO, "x"], ["2020-01-01T00:00:00.123456789", "x"]),
+        ([pd.Timestamp(NANO)], ["2020-01-01T00:00:00.123456789"]),
+        ([SPAN, None], ["1 month 1 day 01:00:00", None]),
+        ([SPAN, "x", pd.Timedelta(1, "ns")], ["1 month 1 day 01:00:00", "x", "00:00:00.000000001"]),
+        ([np.timedelta64(36, "h"), "x"], ["1 day 12:00:00", "x"]),
+    ],
+)
+@pytest.mark.parametrize("kind", [object, "category"])
+def test_times_of_several_kinds_keep_their_zones_clocks_and_digits(values, texts, kind):
+    frame = pd.DataFrame({"c": pd.Series(values, dtype=object).astype(kind)})
+    assert texts_of(frame) == [None if text is None else f'"{text}"' for text in texts]
+
+
+def test_times_inside_of_cells_read_as_those_outside():
+    cells = [{"t": np.array([NANO]), "s": [SPAN, np.timedelta64(1, "D")], "z": NOON_2, "n": pd.NaT}]
+    assert texts_of(column(cells, object)) == [
+        '{"t": ["2020-01-01T00:00:00.123456789"], "s": ["1 month 1 day 01:00:00", "1 day"], '
+        '"z": "2020-01-01T12:00:00+02:00", "n": null}'
+    ]
+
+
+@pytest.mark.parametrize("spans", [[SPAN], [SPAN, datetime.timedelta(days=-1)], [datetime.timedelta(0)]])
+def test_spans_are_what_duckdb_prints_of_the_same_objects(spans):
+    frame = pd.DataFrame({"c": pd.Series(spans, dtype=object)})
+    printed = duckdb.from_df(frame.astype("timedelta64[ns]")).project("CAST(c AS VARCHAR)").fetchall()
+    assert texts_of(frame) == [f'"{text}"' for (text,) in printed]
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("1E+30", "1" + "0" * 30),
+        ("1E-10", "0.0000000001"),
+        ("1E+76", "1" + "0" * 76),
+        ("1E+77", "1E+77"),
+        ("1E+999999", "1E+999999"),
+        ("-0.10", "-0.10"),
+        ("Infinity", "inf"),
+        ("-Infinity", "-inf"),
+    ],
+)
+def test_decimals_are_read_in_digits_wherever_they_stand(written, text):
+    value = decimal.Decimal(written)
+    assert texts_of(column([value], object)) == [f'"{text}"']
+    assert texts_of(column([value, "x"], object)) == [f'"{text}"', '"x"']
+    assert texts_of(column([{"d": [value]}], object)) == [f'{{"d": ["{text}"]}}']
+    assert texts_of(column([value, decimal.Decimal("NaN")], object))[1] is None
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ([object()], "a object has no text"),
+        ([object()], "row 0 (counted from 0) into Arrow: an object has no text"),
         (["x", 1 + 2j], "a complex has no text"),
-        ([{"a": b"x"}, {"b": 1}], "a bytes has no text"),
+        ([{"a": 1}, {"a": b"x"}], "row 1 (counted from 0) holds bytes"),
+        ([{b"a": 1}], "row 0 (counted from 0) holds bytes (in a key of a dict)"),
+        ([[1], [{"a": (bytearray(b"x"), 1)}]], "row 1 (counted from 0) holds bytes"),
+        ([{1: "x", "1": "y"}], "a dict has two keys that read '1'"),
         ([{1, 2}], "a set has no text"),
         (["fine", "half \ud800"], "row 1 (counted from 0) holds half a character"),
         ([{"a": "\ud800"}], "row 0 (counted from 0) holds half a character"),
@@ -76,10 +148,16 @@ def test_objects_without_a_text_are_refused_by_column_and_row(values, words):
         (column(pd.Categorical([1, "x", None])), ["1", '"x"', None]),
         (column(pd.to_datetime(["2020-01-02 03:04:05.123456789"])), ['"2020-01-02T03:04:05.123456789"']),
         (column(pd.to_timedelta([np.nan])), [None]),
+        (column(pd.Categorical([(1, 2), None])), ["[1, 2]", None]),
+        (column(pd.Categorical(pd.to_timedelta(["40 days"]))), ['"1 month 10 days"']),
+        (column([1.5, np.inf, None], "Float64"), ["1.5", '"inf"', None]),
+        (column([0.1, np.nan, np.inf], "float16"), ["0.1", None, '"inf"']),
+        (column(pd.to_datetime(["2020-10-25 01:30"], utc=True).tz_convert("Europe/Paris")), None),
+        (column([[1, None], None], pd.ArrowDtype(pa.list_(pa.int64()))), ["[1, null]", None]),
     ],
 )
 def test_special_columns_of_pandas(frame, texts):
-    assert texts_of(frame) == texts
+    assert texts_of(frame) == (texts or ['"2020-10-25T02:30:00+01:00"'])
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -136,9 +214,20 @@ def test_types_of_duckdb_are_what_it_prints(value, text):
     assert found == text or (text is None and len(found) == 38)
 
 
+@pytest.mark.parametrize("value", ["'inf'::DOUBLE", "['inf'::DOUBLE, 'nan'::DOUBLE]", "{'a': '-inf'::FLOAT}"])
+def test_infinity_of_duckdb_is_what_it_prints_at_any_depth(value):
+    expected = {"'": '"inf"', "[": '["inf", null]', "{": '{"a": "-inf"}'}
+    assert texts_of(duckdb.sql(f"SELECT {value} AS c")) == [expected[value[0]]]
+
+
+def test_small_decimals_of_duckdb_are_what_it_prints():
+    relation = duckdb.sql("SELECT '1e-10'::DECIMAL(20, 12) AS c")
+    assert texts_of(relation) == [f'"{relation.project("c::VARCHAR").fetchall()[0][0]}"']
+
+
 def test_blobs_of_duckdb_are_refused_where_they_are_asked_about():
     table = read_table(duckdb.sql("SELECT 'x'::BLOB AS photo, 'y' AS t"))
-    with pytest.raises(RelationalError, match="column 'photo' holds bytes"):
+    with pytest.raises(RelationalError, match=r"column 'photo', row 0 \(counted from 0\) holds bytes"):
         encode_columns(table, ["t", "photo"])
     assert encode_columns(table, ["t"]).values == (['"y"'],)
 
@@ -155,6 +244,11 @@ def test_types_of_polars():
     )
     encoded = encode_columns(read_table(frame), frame.columns)
     assert encoded.values == (['"24:00:01"'], ['"01:02:03"'], ['"x"'], ['{"a": 1, "b": null}'])
+
+
+def test_types_of_polars_that_arrow_has_not_are_refused_by_column():
+    with pytest.raises(RelationalError, match=r"column 'c' \(Int128\) into Arrow: .*cast\(pl.String\)"):
+        read_table(pl.DataFrame({"a": [1], "c": pl.Series([2**70], dtype=pl.Int128)}))
 
 
 def test_objects_of_polars_inside_of_lists_are_refused():
@@ -176,7 +270,9 @@ def test_a_cell_that_holds_itself_is_refused():
     ring.append(ring)
     loop: dict = {"a": 1}
     loop["b"] = (loop,)
-    for cell in (ring, loop):
+    array, inner = np.empty(1, object), np.empty(1, object)
+    array[0], inner[0] = array, [inner]
+    for cell in (ring, loop, array, inner):
         with pytest.raises(RelationalError, match=r"column 'c', row 1 .* holds itself"):
             read_table(pd.DataFrame({"c": ["x", cell]}))
 
@@ -192,3 +288,32 @@ def test_cells_are_nested_to_a_limit(levels, fits):
     else:
         with pytest.raises(RelationalError, match="nested more than 100 levels deep"):
             read_table(frame)
+
+
+def test_a_view_of_a_dict_that_holds_itself_is_refused():
+    loop: dict = {}
+    loop["values"] = loop.values()
+    for cell in (loop, loop["values"], loop.items()):
+        with pytest.raises(RelationalError, match=r"column 'c', row 1 .*(has no text of its own|holds itself)"):
+            read_table(pd.DataFrame({"c": pd.Series(["x", cell], dtype=object)}))
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "row"),
+    [
+        ([None, {"path": "p", "bytes": b"x"}], "struct", 1),
+        ([{"a": [1]}, {"a": [2]}, b"x"], None, 2),
+        ([[], [bytearray(b"x")]], "list", 1),
+        ([(1,), memoryview(b"x")], None, 1),
+        ([None, b"x"], "binary", 1),
+        ([np.bytes_(b"x")], "binary", 0),
+    ],
+)
+def test_cells_with_bytes_pass_through_where_arrow_holds_them_and_are_refused_where_asked_about(cells, kind, row):
+    frame = pd.DataFrame({"t": ["x"] * len(cells), "photo": pd.Series(cells, dtype=object)})
+    with pytest.raises(RelationalError, match=rf"column 'photo', row {row} \(counted from 0\) holds bytes"):
+        encode_columns(read_table(frame), ["t", "photo"])
+    if kind is not None:
+        table = read_table(frame)
+        assert kind in str(table.field("photo").type) and table["photo"].to_pylist() == cells
+        assert encode_columns(table, ["t"]).values == (['"x"'],)

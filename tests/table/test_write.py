@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import io
 import json
 from pathlib import Path
@@ -167,8 +168,50 @@ def test_an_output_in_the_current_folder(tmp_path, monkeypatch):
     assert (tmp_path / "t.csv").exists()
 
 
-def test_json_lines_have_no_nan(tmp_path):
+def test_json_lines_have_no_nan_and_infinity_as_text(tmp_path):
     table = pa.table({"f": [1.5, float("nan"), float("inf")], "l": [[float("-inf")], [2.0], None]})
     write_table(table, tmp_path / "t.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
-    assert rows == [{"f": 1.5, "l": [None]}, {"f": None, "l": [2.0]}, {"f": None, "l": None}]
+    assert rows == [{"f": 1.5, "l": ["-inf"]}, {"f": None, "l": [2.0]}, {"f": "inf", "l": None}]
+
+
+def test_nan_in_csv_is_an_empty_cell(tmp_path):
+    floats = [1.5, float("nan"), float("-inf"), None]
+    kinds = {"double": pa.float64(), "single": pa.float32(), "half": pa.float16(), "listed": pa.list_(pa.float64())}
+    cells = {name: [[cell] for cell in floats] if name == "listed" else floats for name in kinds}
+    write_table(pa.table({name: pa.array(cells[name], kind) for name, kind in kinds.items()}), tmp_path / "t.csv")
+    columns = read_table(tmp_path / "t.csv").to_pydict()
+    assert columns.pop("listed") == ["[1.5]", "[null]", '["-inf"]', "[null]"]
+    assert set(map(tuple, columns.values())) == {("1.5", None, "-inf", None)}
+
+
+def test_decimals_are_written_in_digits(tmp_path):
+    small = pa.array([decimal.Decimal("1E-10"), None, decimal.Decimal(0)], pa.decimal128(20, 12))
+    for name in ("t.csv", "t.jsonl"):
+        write_table(pa.table({"d": small, "x": ["a", "b", "c"]}), tmp_path / name)
+        assert read_table(tmp_path / name)["d"].to_pylist() == ["0.000000000100", None, "0.000000000000"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".pq", ".arrow", ".feather", ".csv", ".tsv"])
+def test_a_table_without_rows_reads_back_with_its_columns(tmp_path, suffix):
+    write_table(TEXTS[:0], tmp_path / f"t{suffix}")
+    back = read_table(tmp_path / f"t{suffix}")
+    assert (back.num_rows, back.column_names) == (0, TEXTS.column_names)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson"])
+@pytest.mark.parametrize(
+    ("record", "names"),
+    [
+        (None, []),
+        ('{"outputs": [{"columns": ["a", "b"]}]}', ["a", "b"]),
+        ('{"outputs": []}', []),
+        ('{"outputs": [{"columns": "ab"}]}', []),
+        ("damaged", []),
+    ],
+)
+def test_the_record_beside_json_lines_without_rows_names_their_columns(tmp_path, suffix, record, names):
+    write_table(TEXTS[:0], tmp_path / f"t{suffix}")
+    if record is not None:
+        (tmp_path / f"t{suffix}.job.json").write_text(record)
+    assert read_table(tmp_path / f"t{suffix}").to_pydict() == {name: [] for name in names}

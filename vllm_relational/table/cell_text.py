@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import decimal
 import json
 import math
 import re
@@ -23,6 +24,8 @@ NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 CELLS = b"vllm_relational.cells"
 JSON_CELLS, PRINTED_CELLS = b"json", b"printed"
 
+MOST_DIGITS = 76  # of Arrow's widest decimal
+
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[,:]|[^\s,:"]+')
 _NO_FRACTION = re.compile(r"\.0+$")
 _SPACED = {",": ", ", ":": ": "}
@@ -30,9 +33,9 @@ _SPACED = {",": ", ", ":": ": "}
 
 # --------------------------------------------------------------------------------------------------- JSON of values
 def json_text(value: Any) -> str:
-    """JSON of one cell on one line: non-ASCII characters kept, dates in ISO 8601, bytes in base64.
+    """JSON of one cell on one line: non-ASCII characters kept, dates in ISO 8601, decimals in digits, bytes in base64.
 
-    JSON has no NaN and no infinity: null stands for them, as in JavaScript.
+    JSON has no NaN and no infinity: at any depth NaN is null and infinity the text that DuckDB prints, ``inf``.
     """
     try:
         return _ENCODER.encode(value)
@@ -44,6 +47,8 @@ def plain_value(value: Any) -> Any:
     """``default`` of ``json.dumps`` for what a table may hold and JSON has no type for."""
     if isinstance(value, datetime.date | datetime.time | datetime.datetime):
         return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return decimal_text(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     return str(value)
@@ -71,7 +76,20 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return str(value) if math.isinf(value) else None
+
+
+def decimal_text(value: decimal.Decimal) -> str | None:
+    """All digits without an exponent, as DuckDB prints a DECIMAL; beyond what any decimal type holds, as written.
+
+    NaN is None and infinity ``inf``, as for floats.
+    """
+    if not value.is_finite():
+        return None if value.is_nan() else str(float(value))
+    zeros = max(abs(value.adjusted()), abs(int(value.as_tuple().exponent)))
+    return f"{value:f}" if zeros <= MOST_DIGITS else str(value)
 
 
 # --------------------------------------------------------------------------------------------------- Arrow columns

@@ -6,7 +6,6 @@ Everything after this room works on integers; a value is turned into text once, 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ def encode_columns(table: pa.Table, names: Sequence[str]) -> EncodedTable:
     for position, name in enumerate(names):
         column = table.column(name)
         cells = (table.field(name).metadata or {}).get(CELLS)
-        _refuse_bytes(name, column.type)
+        _refuse_bytes(name, column)
         try:
             codes[position], texts = _encode(column.cast(pa.json_()) if cells == JSON_CELLS else column)
         except (pa.ArrowException, ValueError, OverflowError) as error:
@@ -69,17 +68,26 @@ def fingerprint(table: EncodedTable) -> str:
     return digest.hexdigest()
 
 
-def _refuse_bytes(name: str, kind: pa.DataType) -> None:
-    if holds_bytes(kind):
-        raise RelationalError(
-            f"column {name!r} holds bytes ({kind}), which a model cannot read: name only other columns in the prompt "
-            "(instead of {*}), or store it as text first, e.g. decoded or described"
-        )
+def _refuse_bytes(name: str, column: pa.ChunkedArray) -> None:
+    if not holds_bytes(column.type):
+        return
+    first = next((row for row, cell in enumerate(column) if _with_bytes(cell.as_py())), None)
+    place = "" if first is None else f", row {first} (counted from 0)"
+    raise RelationalError(
+        f"column {name!r}{place} holds bytes ({column.type}), which a model cannot read: name only other columns in "
+        "the prompt (instead of {*}), or store it as text first, e.g. decoded or described"
+    )
+
+
+def _with_bytes(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return any(_with_bytes(part) for part in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, bytes)
 
 
 def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     column = _plain(column)
-    render: Callable[[Any], str] = _cell_text
+    render: Callable[[Any], str] = json_text
     try:
         encoded = column.dictionary_encode()
     except pa.ArrowNotImplementedError:  # lists, structs and other nested values
@@ -93,16 +101,11 @@ def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     return np.concatenate(codes).astype(np.int32, copy=False), texts
 
 
-def _cell_text(value: Any) -> str:
-    """JSON of a cell; infinity, for which JSON has no number, as the text that DuckDB prints."""
-    return json_text(str(value)) if isinstance(value, float) and math.isinf(value) else json_text(value)
-
-
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Drop encodings that only concern storage, and make NaN null."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _plain(column.cast(kind.value_type))
+        return _plain(pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind.value_type))
     if pa.types.is_run_end_encoded(kind):
         return _plain(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
     if isinstance(kind, pa.BaseExtensionType) and not is_json(kind) and not isinstance(kind, pa.UuidType):
@@ -115,7 +118,10 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _nan_to_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if column.type != pa.float64():
-        # By way of text: 0.1 in single precision is 0.1 to its owner, not 0.10000000149011612.
-        column = column.cast(pa.float32()).cast(pa.string()).cast(pa.float64())
+    # By way of text: 0.1 in single precision is 0.1 to its owner, not 0.10000000149011612.
+    if column.type == pa.float16():
+        cells = column.to_numpy().astype(str)  # Arrow prints it with the digits of a double
+        column = pa.chunked_array([pa.array(cells, pa.string())]).cast(pa.float64())
+    if column.type == pa.float32():
+        column = column.cast(pa.string()).cast(pa.float64())
     return pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
@@ -20,6 +22,7 @@ from vllm_relational.table.read import ARROW_SUFFIXES, JSON_LINES_SUFFIXES, PARQ
 
 Writer = Callable[[pa.Table, IO[bytes]], None]
 BATCH_ROWS = 1024
+MOST_PLAIN_DECIMALS = 6  # with more, Arrow writes small numbers with an exponent
 JSON_TYPES = (dict, list, tuple, bool, int, float)
 
 
@@ -56,13 +59,22 @@ def _csv_writer(delimiter: str) -> Writer:
 
 def for_csv(table: pa.Table) -> pa.Table:
     """CSV knows no lists, structs, bytes or spans of time: JSON, base64 and their texts stand for them."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_float32(field.type) or pa.types.is_float64(
+            field.type
+        ):  # NaN would be read again as the text nan
+            column = table.column(place)
+            missing = pa.scalar(None, field.type)
+            table = table.set_column(place, field.name, pc.if_else(pc.is_nan(column), missing, column))
     return _with_texts(table, _fits_csv, as_json=False)
 
 
 def _fits_csv(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _fits_csv(kind.value_type)
-    known = [pa.types.is_integer, pa.types.is_boolean, pa.types.is_float32, pa.types.is_float64, pa.types.is_decimal128]
+    if pa.types.is_decimal128(kind):
+        return bool(0 <= kind.scale <= MOST_PLAIN_DECIMALS)
+    known = [pa.types.is_integer, pa.types.is_boolean, pa.types.is_float32, pa.types.is_float64]
     known += [pa.types.is_string, pa.types.is_large_string, pa.types.is_date, pa.types.is_timestamp, pa.types.is_null]
     return any(is_kind(kind) for is_kind in known)
 
@@ -125,4 +137,6 @@ def _text_column(column: pa.ChunkedArray, as_json: bool) -> pa.Array:
 def _text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value) if math.isinf(value) else None
     return json_text(value) if isinstance(value, JSON_TYPES) else str(plain_value(value))

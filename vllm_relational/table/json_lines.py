@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vllm_relational.records import RelationalError
-from vllm_relational.table.cell_text import is_json, one_line
+from vllm_relational.table.cell_text import is_json, json_text, one_line
 from vllm_relational.table.content import BYTE_ORDER_MARK, wrong_encoding
 from vllm_relational.table.json_cells import column_type, json_column, nested_column
 
@@ -28,6 +28,8 @@ from vllm_relational.table.json_cells import column_type, json_column, nested_co
 CHUNK_LINES = 16384
 # More keys than this are values that stand in the place of keys.
 MOST_KEYS = 10_000
+# Of the record that ``run`` keeps beside an output, see ``cli_resume.sidecar``.
+RECORD_SUFFIX = ".job.json"
 MOST_EXACT = 2**53  # beyond, not every whole number is a double
 TEXT, BOOL, NUMBER, NESTED = "text", "bool", "number", "nested"
 KINDS = {b'"': TEXT, b"t": BOOL, b"f": BOOL, b"[": NESTED, b"{": NESTED}
@@ -40,7 +42,8 @@ def read_json_lines(path: Path) -> pa.Table:
     """The table of a file with one JSON object a line; keys are columns, a missing key is null.
 
     A column has the type of its values: text, bool, int64, float64, or a nested type that gives every cell back as it
-    was written. Where no such type does, it is a column of JSON texts. Raises ``RelationalError`` naming the line.
+    was written. Where no such type does, it is a column of JSON texts. Of an output of ours without rows the record
+    beside it names the columns, another file without rows has none. Raises ``RelationalError`` naming the line.
     """
     columns: dict[str, list[pa.Array]] = {}
     sizes: list[int] = []
@@ -55,7 +58,18 @@ def read_json_lines(path: Path) -> pa.Table:
         sizes.append(len(batch))
         for name, chunks in columns.items():
             chunks.append(pa.array([_cell(row, name) for row in batch], pa.large_binary()))
+    if not sizes:
+        return pa.table({name: pa.nulls(0) for name in _names_in_record(path)})
     return pa.table({name: _column(chunks) for name, chunks in columns.items()})
+
+
+def _names_in_record(path: Path) -> list[str]:
+    """Lines have no place for the names of the columns of a table without rows."""
+    try:
+        names = json.loads(path.with_name(path.name + RECORD_SUFFIX).read_bytes())["outputs"][0]["columns"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return list(dict.fromkeys(map(str, names))) if isinstance(names, list) else []
 
 
 def _cell(row: dict[str, bytes], name: str) -> bytes | None:
@@ -93,10 +107,17 @@ def _split(line: bytes) -> dict[str, msgspec.Raw]:
         return _LINE.decode(line)
     except msgspec.MsgspecError:
         text = line.decode()
-        finite = _NOT_FINITE.sub(lambda found: found[0] if found[0].startswith('"') else "null", text)
+        finite = _NOT_FINITE.sub(_finite, text)
         if finite == text:
             raise
-        return _LINE.decode(finite)  # JSON has no NaN; some write it, and it is null
+        return _LINE.decode(finite)
+
+
+def _finite(found: re.Match[str]) -> str:
+    """JSON has no NaN and no infinity; some write them: as ``cell_text.json_text``."""
+    if found[0].startswith('"'):
+        return found[0]
+    return "null" if found[0].endswith("NaN") else json_text(float(found[0]))
 
 
 def _refuse_repeated_key(path: Path, number: int, line: bytes) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import decimal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,18 @@ from vllm_relational.records import RelationalError
 from vllm_relational.table.cell_text import NANOSECONDS, json_text, one_line
 from vllm_relational.table.duckdb_cells import arrow_of_relation
 from vllm_relational.table.json_cells import column_type, nested_column
+from vllm_relational.table.python_cells import (
+    MAX_LEVELS,
+    BytesError,
+    NestingError,
+    is_container,
+    is_null,
+    json_ready,
+    months_days_rest,
+    nanoseconds,
+)
 
-CONTAINERS = (list, tuple, set, frozenset, Mapping)
-MAX_LEVELS = 100  # of lists and dicts in a cell
 OBJECT_FIX = "give the column one type, e.g. df[c] = df[c].astype(str)"
-# DuckDB's reader of pandas frames counts months of 30 days.
-NANOSECONDS_A_DAY = 86_400_000_000_000
-DAYS_A_MONTH = 30
 
 
 def arrow_of(source: Any, readable: str) -> pa.Table:
@@ -62,111 +66,114 @@ def _column(name: str, cells: Any) -> pa.Array | pa.ChunkedArray:
     kind = cells.dtype
     if isinstance(kind, pandas.SparseDtype):
         return _column(name, cells.sparse.to_dense())
+    if isinstance(kind, pandas.CategoricalDtype) and not _fits_dictionary(kind.categories):
+        return _column(name, cells.astype(kind.categories.dtype))
     if isinstance(kind, np.dtype) and kind.kind == "m":
         return _spans(cells.to_numpy())
-    special = pandas.PeriodDtype | pandas.IntervalDtype
-    if isinstance(kind, special) or isinstance(getattr(getattr(kind, "categories", None), "dtype", None), special):
+    if isinstance(kind, pandas.PeriodDtype | pandas.IntervalDtype):
         cells = cells.astype(str).where(cells.notna(), None)  # Arrow would store a period (2020-01) as its number
-    of_objects = kind == np.dtype(object)
-    if of_objects:
-        _check_nesting(name, cells)
+    if kind == np.dtype(object):
+        return _objects(name, cells)
     try:
-        column = pa.Array.from_pandas(cells)
-        if not of_objects or not pa.types.is_nested(column.type):
-            return column
+        return pa.Array.from_pandas(cells)
     except (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError) as error:
-        if not of_objects and not isinstance(kind, pandas.CategoricalDtype):
-            raise RelationalError(f"cannot turn column {name!r} into Arrow: {error}: {OBJECT_FIX}") from error
-    return _objects(name, cells)
+        raise RelationalError(f"cannot turn column {name!r} into Arrow: {error}: {OBJECT_FIX}") from error
 
 
-def _check_nesting(name: str, cells: Any) -> None:
-    """Refuse what holds itself, or nearly so: Arrow follows it until the process has no stack left."""
-    for row, cell in enumerate(cells):
-        if isinstance(cell, CONTAINERS) and not _ends_within(cell, MAX_LEVELS):
-            raise RelationalError(
-                f"column {name!r}, row {row} (counted from 0) is nested more than {MAX_LEVELS} levels deep, or holds "
-                "itself: store the inner part as text, e.g. json.dumps(part)"
-            )
+def _fits_dictionary(categories: Any) -> bool:
+    """Whether Arrow keeps these categories as they are: of objects that are no texts it makes one type."""
+    import pandas
 
-
-def _ends_within(value: Any, levels: int) -> bool:
-    if not isinstance(value, CONTAINERS):
-        return True
-    parts = value.values() if isinstance(value, Mapping) else value
-    return levels > 0 and all(_ends_within(part, levels - 1) for part in parts)
+    kind = categories.dtype
+    if kind == np.dtype(object):
+        return all(isinstance(category, str) for category in categories)
+    return not isinstance(kind, pandas.PeriodDtype | pandas.IntervalDtype) and kind.kind != "m"
 
 
 def _spans(cells: np.ndarray) -> pa.Array:
-    """Timedeltas as DuckDB takes them from a frame: months of 30 days, days, and the rest."""
+    """Timedeltas as DuckDB takes them from a frame."""
     unit = NANOSECONDS[np.datetime_data(cells.dtype)[0]]
-    missing = np.isnat(cells)
     spans = (number * unit for number in cells.astype(np.int64).tolist())
+    rows = zip(spans, np.isnat(cells), strict=True)
     return pa.array(
-        [None if gone else _months_days_rest(span) for span, gone in zip(spans, missing, strict=True)],
+        [None if gone else months_days_rest(span) for span, gone in rows],
         pa.month_day_nano_interval(),
     )
 
 
-def _months_days_rest(nanoseconds: int) -> tuple[int, int, int]:
-    sign, rest = (-1, -nanoseconds) if nanoseconds < 0 else (1, nanoseconds)
-    days, rest = divmod(rest, NANOSECONDS_A_DAY)
-    months, days = divmod(days, DAYS_A_MONTH)
-    return sign * months, sign * days, sign * rest
-
-
-def _objects(name: str, cells: Any) -> pa.Array:
-    """Python objects of several kinds, dicts or lists: each cell keeps its own keys and type."""
+# --------------------------------------------------------------------------------------- Python objects of any kind
+def _objects(name: str, cells: Any) -> pa.Array | pa.ChunkedArray:
+    """One type of Arrow where it gives every cell back, else JSON texts: each cell keeps its own keys and type."""
+    if not any(is_container(kind) for kind in set(map(type, cells))):
+        with suppress(pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError):
+            column = pa.Array.from_pandas(cells)
+            if pa.types.is_duration(column.type):
+                return _spans_of_objects(cells)
+            if not pa.types.is_nested(column.type) and _same_times(column, cells):
+                return column
     texts = []
     for row, cell in enumerate(cells):
         try:
-            text = None if _is_null(cell) else one_line(json_text(json_ready(cell)))
-            if text is not None:
-                text.encode()
-        except UnicodeEncodeError as error:
-            raise RelationalError(
-                f"column {name!r}, row {row} (counted from 0) holds half a character (a lone surrogate), which is no "
-                "valid Unicode: mend or remove it, e.g. text.encode('utf-8', 'replace').decode()"
-            ) from error
-        except (TypeError, ValueError, RecursionError) as error:
-            raise RelationalError(
-                f"cannot turn column {name!r} into Arrow: row {row} (counted from 0): {error}: {OBJECT_FIX}"
-            ) from error
-        texts.append(text)
+            texts.append(_text(cell))
+        except BytesError as error:
+            return _with_bytes(name, cells, row, error)
+        except (UnicodeEncodeError, TypeError, ValueError, RecursionError) as error:
+            raise _no_text(name, row, error) from error
     return nested_column(texts, column_type(texts))
 
 
-def _is_null(cell: Any) -> bool:
-    import pandas
+def _same_times(column: pa.Array, cells: Any) -> bool:
+    """Whether times kept their zones and clocks: Arrow gives all of a column the kind of the first."""
+    if not pa.types.is_temporal(column.type):
+        return True
+    kept = (None if cell is None else cell.isoformat() for cell in column.to_pylist())
+    return all(text is None or text == _iso(cell) for text, cell in zip(kept, cells, strict=True))
 
-    return cell is None or cell is pandas.NA or cell is pandas.NaT or (isinstance(cell, float) and cell != cell)
+
+def _iso(cell: Any) -> str:
+    return str(json_ready(cell))
 
 
-def json_ready(value: Any) -> Any:
-    """A Python object as values of JSON; ``TypeError`` for one that JSON has no form for."""
-    if isinstance(value, Mapping):
-        return {_key(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return [json_ready(item) for item in value.tolist()]
-    if isinstance(value, np.generic):
-        return json_ready(value.item())
-    if isinstance(value, datetime.timedelta):
-        raise TypeError("a span of time beside values of other types")
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
-        return value.isoformat() if not isinstance(value, decimal.Decimal) else str(value)
-    if _is_null(value):
+def _spans_of_objects(cells: Any) -> pa.Array:
+    spans = [None if is_null(cell) else months_days_rest(nanoseconds(cell)) for cell in cells]
+    return pa.array(spans, pa.month_day_nano_interval())
+
+
+def _text(cell: Any) -> str | None:
+    value = json_ready(cell)
+    if value is None or value != value:
         return None
-    raise TypeError(f"a {type(value).__name__} has no text of its own")
+    text = one_line(json_text(value))
+    text.encode()
+    return text
 
 
-def _key(key: Any) -> str:
-    if isinstance(key, bytes):
-        raise TypeError("a dict has bytes as a key")
-    return str(key)
+def _with_bytes(name: str, cells: Any, row: int, error: Exception) -> pa.Array:
+    """Cells with bytes in them: no model reads them, but a column that no prompt names passes through to the output."""
+    with suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
+        plain = [json_ready(cell, keep_bytes=True) for cell in cells]
+        column = pa.array(plain)
+        if column.to_pylist() == plain:
+            return column
+    raise RelationalError(
+        f"column {name!r}, row {row} (counted from 0) holds bytes ({error}), which a model cannot read: drop the "
+        "column, or store the bytes as text first, e.g. decoded or described"
+    ) from error
+
+
+def _no_text(name: str, row: int, error: Exception) -> RelationalError:
+    place = f"column {name!r}, row {row} (counted from 0)"
+    if isinstance(error, NestingError | RecursionError):
+        return RelationalError(
+            f"{place} is nested more than {MAX_LEVELS} levels deep, or holds itself: store the inner part as text, "
+            "e.g. json.dumps(part)"
+        )
+    if isinstance(error, UnicodeEncodeError):
+        return RelationalError(
+            f"{place} holds half a character (a lone surrogate), which is no valid Unicode: mend or remove it, e.g. "
+            "text.encode('utf-8', 'replace').decode()"
+        )
+    return RelationalError(f"cannot turn {place} into Arrow: {error}: {OBJECT_FIX}")
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -185,4 +192,14 @@ def _from_polars(frame: Any) -> pa.Table:
     for name, kind in frame.schema.items():
         if "Object" in str(kind):  # Arrow would hold the addresses of the objects
             raise RelationalError(f"column {name!r} holds Python objects: turn them into text or numbers first")
-    return frame.to_arrow()
+    return pa.table({name: _polars_column(name, frame.get_column(name)) for name in frame.columns})
+
+
+def _polars_column(name: str, cells: Any) -> pa.Array:
+    try:
+        return cells.to_arrow()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise RelationalError(
+            f"cannot turn column {name!r} ({cells.dtype}) into Arrow: {error}: cast it first, e.g. "
+            f"df.with_columns(pl.col({name!r}).cast(pl.String))"
+        ) from error

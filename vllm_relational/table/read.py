@@ -26,8 +26,8 @@ def read_table(source: Any) -> pa.Table:
 
     CSV cells are read as text exactly as written (``007`` stays ``007``); an empty unquoted cell is null, a quoted
     empty cell is the empty string. Cells of JSON lines and Python objects keep their own keys and types, see
-    ``json_cells``. Raises ``RelationalError`` with the fix when the source cannot be read, is a file of 0 bytes, or has
-    two columns of one name.
+    ``json_cells``. Raises ``RelationalError`` with the fix when the source cannot be read, is a file of 0 bytes that is
+    not JSON lines, or has two columns of one name.
     """
     table = _read_file(Path(source)) if isinstance(source, str | Path) else _from_object(source)
     check_names(table.column_names)
@@ -39,7 +39,7 @@ def _read_file(path: Path) -> pa.Table:
         raise RelationalError(f"{path} does not exist: check the path (current folder: {Path.cwd()})")
     if path.is_dir():
         raise RelationalError(f"{path} is a folder: name one file")
-    if path.is_file() and path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0 and path.suffix.lower() not in JSON_LINES_SUFFIXES:
         raise RelationalError(f"{path} is empty (0 bytes): even a table without rows names its columns")
     if not path.is_file():
         raise RelationalError(f"{path} is not a file that can be read twice: store the table in a file first")
@@ -67,7 +67,8 @@ def _reader_of(path: Path) -> Any:
 
 
 def _read_json_lines(path: Path) -> pa.Table:
-    check_text(path)
+    if path.stat().st_size:
+        check_text(path)
     return read_json_lines(path)
 
 
