@@ -3,6 +3,10 @@
     python scripts/robustness/sql_differential.py 2000            # statements 0 to 1999
     python scripts/robustness/sql_differential.py 100 --start 40 --show
     python scripts/robustness/sql_differential.py 1000 --demands  # statements of which little is needed
+    python scripts/robustness/sql_differential.py 2000 --samples 32  # as connect() does: predicates ordered by cost
+
+Without --samples predicates go in DuckDB's own order, and nothing may be asked that it does not evaluate. The order by
+cost may ask a little more in a statement, and should ask less in all: the last line has both sums.
 
 In a plain DuckDB the LLM functions are volatile Python functions that give the answers of the model; they write down
 what they are called with. Prints how many statements differ, by kind; exits with 1 if any does.
@@ -90,7 +94,8 @@ def _labels(decision: Decision) -> Sequence[str]:
 
 
 class Plain:
-    """DuckDB with the LLM functions as volatile Python functions. ``called``: what they were called with."""
+    """DuckDB with the LLM functions as volatile Python functions of the types that they have with us, as it evaluates a
+    comparison with a constant later than a truth value. ``called``: what they were called with."""
 
     def __init__(self) -> None:
         self.connection = duckdb.connect()
@@ -98,12 +103,14 @@ class Plain:
         self.connection.execute(sql_statements.TABLES)
         create = self.connection.create_function
         create("__llm", self._llm, ["VARCHAR", "VARCHAR[]"], "VARCHAR", side_effects=True)
+        create("__holds", self._holds, ["VARCHAR", "VARCHAR[]"], "BOOLEAN", side_effects=True)
         create("__pick", self._pick, ["VARCHAR", "VARCHAR[]", "VARCHAR[]"], "VARCHAR", side_effects=True)
+        create("__score", self._score, ["VARCHAR", "BIGINT", "BIGINT", "VARCHAR[]"], "BIGINT", side_effects=True)
         for name, parameters, body in (
             ("LLM", "", "__llm(p, {})"),
-            ("LLM_FILTER", "", "__pick(p, ['yes', 'no'], {}) = 'yes'"),
+            ("LLM_FILTER", "", "__holds(p, {})"),
             ("LLM_CLASSIFY", "o, ", "__pick(p, o, {})"),
-            ("LLM_SCORE", "l, h, ", "__pick(p, range(l, h + 1)::VARCHAR[], {})::BIGINT"),
+            ("LLM_SCORE", "l, h, ", "__score(p, l, h, {})"),
         ):
             whole = ", ".join(
                 f"(p, {parameters}{', '.join(names)}) AS {body.format(self._not_null(names))}"
@@ -120,6 +127,12 @@ class Plain:
 
     def _llm(self, prompt: str, values: list[str]) -> str:
         return self._pick(prompt, ["yes", "no", "maybe"], values)
+
+    def _holds(self, prompt: str, values: list[str]) -> bool:
+        return self._pick(prompt, ["yes", "no"], values) == "yes"
+
+    def _score(self, prompt: str, low: int, high: int, values: list[str]) -> int:
+        return int(self._pick(prompt, [str(number) for number in range(low, high + 1)], values))
 
     def _pick(self, prompt: str, labels: list[str], values: list[str]) -> str:
         found = _TAG.search(prompt)
@@ -202,13 +215,16 @@ def _line(error: Exception) -> str:
 
 @dataclass
 class Tally:
-    """How many statements of each kind, and some of each kind that is not 'equal'."""
+    """How many statements of each kind, those that are not 'equal', and how many inputs both sides asked in all."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    asked: int = 0
+    needed: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         self.counts[outcome.kind] += 1
+        self.asked, self.needed = self.asked + outcome.asked, self.needed + outcome.needed
         if outcome.kind != "equal":
             self.outcomes.append(outcome)
 
@@ -232,7 +248,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first statement")
     parser.add_argument("--show", action="store_true", help="print every statement that is not equal")
     parser.add_argument("--demands", action="store_true", help="statements of which little is needed")
-    samples = "inputs a predicate asked to rank it, which may be more than are needed"
+    samples = "order predicates by cost, with so many inputs each to sample; 0: in DuckDB's own order"
     parser.add_argument("--samples", type=int, default=0, help=samples)
     parser.add_argument("--sql", help="compare this statement instead")
     given = parser.parse_args()
@@ -249,6 +265,7 @@ def main() -> int:
         if given.show or seen[outcome.kind] <= SHOWN:
             print(f"--- {outcome.kind}\n{outcome.sql}\n    {outcome.detail}")
     print(", ".join(f"{count} {kind}" for kind, count in tally.counts.most_common()))
+    print(f"{tally.asked} inputs asked in all, {tally.needed} by a volatile function")
     return 1 if tally.failed else 0
 
 

@@ -119,7 +119,7 @@ PLAIN_AGGREGATES = [
     "first(d.text ORDER BY d.id)",
     "arg_min(d.text, d.id)",
     "histogram(d.n)",
-    "mode(d.yes)",
+    "mode(d.id >= 0)",
     "median(d.n)",
     "quantile_cont(d.dbl, [0.25, 0.5])",
     "bit_or(d.n)",

@@ -13,9 +13,9 @@ _spec = importlib.util.spec_from_file_location("sql_differential", SCRIPT)
 sql_differential = importlib.util.module_from_spec(_spec)
 sys.modules["sql_differential"] = sql_differential
 _spec.loader.exec_module(sql_differential)
-# One layout: choosing one asks nothing and takes half of the time.
-OPTIONS = {"sample_rows": 3, "batch_rows": 4, "layout": "question-first"}
-WRONG = ("wrong rows", "wrong types", "wrong names", "broken")
+# One layout: choosing one asks nothing and takes half of the time. No samples: predicates go in DuckDB's own order.
+OPTIONS = {"sample_rows": 0, "batch_rows": 4, "layout": "question-first"}
+WRONG = ("wrong rows", "wrong types", "wrong names", "broken", "asked more")
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +24,50 @@ def comparison():
 
 
 @pytest.mark.parametrize("first", range(0, 60, 10))
-def test_rows_types_and_names_are_those_of_plain_duckdb(comparison, first):
+def test_rows_types_and_names_are_those_of_plain_duckdb_and_no_more_is_asked(comparison, first):
     outcomes = [comparison.run(sql_differential.sql_statements.statement(first + place)) for place in range(10)]
     assert [outcome for outcome in outcomes if outcome.kind in WRONG] == []
     assert sum(outcome.kind in ("refused", "invalid") for outcome in outcomes) <= 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        # DuckDB evaluates what is compared with a constant last, wherever it is written.
+        "SELECT d.id FROM d WHERE LLM_CLASSIFY('Q1', ['a', 'b'], d.text) <> 'b' AND LLM_FILTER('Q2 {1}', d.odd || d.n)",
+        "SELECT d.id FROM d WHERE LLM_FILTER('Q1', d.odd || d.n) AND NOT LLM_FILTER('Q2', d.text)",
+        "SELECT d.id FROM d WHERE (d.kid IN (SELECT id FROM k) OR LLM_SCORE('Q1', 1, 5, d.text || d.n) > 2) "
+        "AND NOT LLM_FILTER('Q3', d.text)",
+        "SELECT d.id FROM d JOIN k ON k.id = d.kid WHERE LLM_FILTER('Q1 {1} {2}', d.text, k.kind) AND "
+        "LLM_FILTER('Q2', d.text)",
+    ],
+)
+def test_predicates_are_evaluated_in_duckdbs_own_order(comparison, query):
+    outcome = comparison.run(query)
+    assert (outcome.kind, outcome.asked) == ("equal", outcome.needed)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "WITH x AS MATERIALIZED (SELECT d.*, LLM('Q1', d.odd) AS z FROM d WHERE d.stars IS NULL AND NOT "
+        "LLM_FILTER('Q2', d.text)) FROM x SELECT id, z WHERE kid = 2",
+        "WITH x AS MATERIALIZED (SELECT d.*, 1 AS one, LLM('Q1', d.odd) AS z FROM d WHERE LLM_FILTER('Q2', d.text)) "
+        "SELECT id, z FROM x AS y WHERE y.n > 5",
+        "SELECT id FROM (SELECT *, LLM('Q1', odd) AS kind FROM d WHERE LLM_FILTER('Q2', text)) WHERE n > 5",
+        # What DuckDB drops because of a constant, with calls in it or around it.
+        "SELECT id FROM (SELECT id, kid AS g, text AS t FROM d WHERE LLM_FILTER('Q1', odd)) x "
+        "WHERE CASE WHEN 1 = 0 AND LLM_FILTER('Q2', t) THEN g > 1 ELSE g = 9 END",
+        "SELECT id FROM (SELECT id, kid AS g, text AS t FROM d WHERE LLM_FILTER('Q1', odd)) x "
+        "WHERE if(2 > 1 AND TRUE, g = 9, LLM_FILTER('Q2', t))",
+        "SELECT id FROM (SELECT id, LLM('Q1', text) AS a FROM d WHERE LLM_FILTER('Q2', odd) ORDER BY id LIMIT 3) "
+        "WHERE 1 = 0",
+        "SELECT n FROM (SELECT 1 AS n, LLM('Q1', text) AS a FROM d ORDER BY id LIMIT 3) WHERE n = 2",
+    ],
+)
+def test_rows_that_duckdb_drops_first_are_not_asked(comparison, query):
+    outcome = comparison.run(query)
+    assert outcome.kind == "equal" and outcome.asked <= outcome.needed, outcome
 
 
 def test_the_comparison_sees_what_differs(comparison, monkeypatch):

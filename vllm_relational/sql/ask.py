@@ -21,9 +21,9 @@ from vllm_relational.sql.operator import Operator
 from vllm_relational.sql.parse import calls, is_call
 from vllm_relational.sql.passes.blocking import check_pairs, check_rows, choose, recall_note, two_sides
 from vllm_relational.sql.passes.limit import ROW, batches
-from vllm_relational.sql.passes.order import Estimate, by_rank
+from vllm_relational.sql.passes.order import Estimate, by_inputs, by_rank
 from vllm_relational.sql.planner import Asked, Driver, Planner
-from vllm_relational.sql.probe import evaluated, is_free
+from vllm_relational.sql.probe import evaluated, is_free, own_order
 from vllm_relational.sql.retrieve import Retrieval
 from vllm_relational.sql.rounds import Demand
 
@@ -69,6 +69,14 @@ class Asker(Driver):
         """By running them."""
         return is_free(self._job, rows)
 
+    def is_read(self, planner: Planner, block: exp.Select) -> bool:
+        """By a probe for each call that reads no other's answer, where a query around the block may drop its rows."""
+        found = [call for part in condition_of(block, "where") for call in calls(part) if not _nests(call)]
+        if not isinstance(block.parent, exp.CTE | exp.Subquery) or not found:
+            return True
+        needed = (evaluated(self._job, planner.inspect(call)) for call in found)
+        return any(keys is None or keys for keys in needed)
+
     def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
         """Ask in batches until enough rows pass."""
         table = kept.args["from_"].this
@@ -100,16 +108,18 @@ class Asker(Driver):
 
     # ------------------------------------------------------------------------------------------------------- order
     def ordered(self, planner: Planner, block: exp.Select, parts: list[exp.Expr]) -> list[exp.Expr]:
-        """By cost / (1 - selectivity), both from a sample; where there is none, those with the fewest inputs first."""
+        """By cost / (1 - selectivity), both from a sample; without one DuckDB's own order, but for far fewer inputs."""
         size = self._job.settings.sample_rows
-        if any(part.find(exp.Query) or _nests(part) for part in parts):
+        if any(_nests(part) or _asks_inside(part, block) for part in parts):
             return parts
-        if not planner.stands_alone(rows_before(block)):
-            return parts  # its rows depend on those around: a sample of inputs says nothing of what passes
         found = [[planner.inspect(call) for call in calls(part)] for part in parts]
+        own = own_order(self._job, found)
+        parts, found = [parts[number] for number in own], [found[number] for number in own]
+        if not size or any(part.find(exp.Query) for part in parts) or not planner.stands_alone(rows_before(block)):
+            return parts  # rows that depend on those around: a sample of inputs says nothing of what passes
         inputs = [[self._inputs(asked) for asked in row] for row in found]
-        if not size or any(table.num_rows < SAMPLED_FROM * size for row in inputs for table in row):
-            return _fewest_first(parts, found, inputs)
+        if any(table.num_rows < SAMPLED_FROM * size for row in inputs for table in row):
+            return [parts[number] for number in by_inputs(_pending(found, inputs))]
         samples = zip(parts, found, inputs, strict=True)
         estimates = [self._estimate(planner, block, *sample) for sample in samples]
         places = by_rank(estimates)
@@ -179,21 +189,23 @@ class Asker(Driver):
         return row["k"], row["n"]
 
 
-def _fewest_first(
-    parts: list[exp.Expr], found: Sequence[Sequence[Asked]], inputs: Sequence[Sequence[pa.Table]]
-) -> list[exp.Expr]:
-    """By how many inputs have no answer yet; of equal ones as written."""
-    pending = [
+def _pending(found: Sequence[Sequence[Asked]], inputs: Sequence[Sequence[pa.Table]]) -> list[int]:
+    """How many inputs of each predicate have no answer yet."""
+    return [
         sum(asked.operator.pending(table).num_rows for asked, table in zip(row, tables, strict=True))
         for row, tables in zip(found, inputs, strict=True)
     ]
-    return [parts[number] for number in sorted(range(len(parts)), key=pending.__getitem__)]
 
 
 def _note_rank(found: Sequence[Asked], seen: Estimate, place: str) -> None:
     for asked in found:
         kept = f"keeps {seen.selectivity:.0%} of {seen.rows} rows sampled"
         asked.operator.notes.append(f"{place}: {kept}, {seen.cost:.0f} tokens a row")
+
+
+def _asks_inside(part: exp.Expr, block: exp.Select) -> bool:
+    """Whether a call stands in a subquery of the part."""
+    return any(call.find_ancestor(exp.Select) is not block for call in calls(part))
 
 
 def _nests(part: exp.Expr) -> bool:

@@ -20,7 +20,6 @@ from vllm_relational.sql.blocks import (
     input_query,
     key_of,
     lookup,
-    lookups,
     own_nodes,
     per_outer_row,
     recursive_call,
@@ -35,10 +34,10 @@ from vllm_relational.sql.functions import Argument, Question, canonical_template
 from vllm_relational.sql.normalise import ARGUMENTS_META, WRITTEN_META, expand_stars, normalise_block
 from vllm_relational.sql.operator import Operator, Settings, keeps_nulls, with_reads
 from vllm_relational.sql.parse import calls, engine_error, error_here, holds_call, is_call, is_retrieval, parts_of
-from vllm_relational.sql.passes.guards import guards_of
+from vllm_relational.sql.passes.guards import guards_of, note_conditions
 from vllm_relational.sql.passes.late import apart, late_items, may_be_late, read_rows
 from vllm_relational.sql.passes.lateral import conditions_on_rows, read_from, rows_of_limit
-from vllm_relational.sql.passes.limit import split
+from vllm_relational.sql.passes.limit import is_cut, split
 from vllm_relational.sql.passes.pushdown import push_answered
 from vllm_relational.sql.passes.unknown import hidden
 from vllm_relational.sql.retrieve import FROM_META, Retrieval, check_type, retrieval_of
@@ -84,6 +83,10 @@ class Driver:
     def is_free(self, rows: exp.Select) -> bool:
         """Whether rows can be computed before the calls that are hidden in them."""
         return False
+
+    def is_read(self, planner: Planner, block: exp.Select) -> bool:
+        """Whether the statement may evaluate a call in the WHERE of a block."""
+        return True
 
     def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
         """The first ``need`` rows that pass LLM predicates, as something to read from."""
@@ -154,7 +157,9 @@ class Planner:
         for part in self._parts(block, "from_", "joins", "laterals"):
             self.visit(part)
         normalise_block(block, self._aggregates, lambda name: self._is_column(block, name), self._sql)
-        if self.settings.optimize and self._split(block):
+        # Rows are computed apart only where the statement needs them at all.
+        may_store = self.settings.optimize and (not is_cut(block) or self.driver.is_read(self, block))
+        if may_store and self._split(block):
             return
         if self.settings.optimize:
             self._visit_cheap_calls(block)
@@ -165,7 +170,7 @@ class Planner:
         self._visit_groups(block)
         for part in self._parts(block, "having"):
             self.visit(part)
-        late = self._late(block) if self.settings.optimize else []
+        late = self._late(block) if may_store else []
         for part in self._parts(block, "expressions", "distinct", "qualify", "windows", "order"):
             if not any(part is item for item in late):
                 self.visit(part)
@@ -294,7 +299,7 @@ class Planner:
             check_type(call, self._sql, types[0])
         operator = self._operator(call, site, question, types)
         if self.settings.optimize:
-            _note_conditions(operator, site, [*guards, *query.meta.get(KEPT_META, [])])
+            note_conditions(operator.notes, site, [*guards, *query.meta.get(KEPT_META, [])])
         return Asked(call, operator, query, site, columns)
 
     def _question(self, call: exp.Anonymous, site: Site) -> tuple[Question | Retrieval, list[exp.Expr]]:
@@ -440,18 +445,6 @@ def _at(held: exp.Expr | None, key: str | None, index: int | None) -> exp.Expr:
     found = held.args[key]
     settled: exp.Expr = found if index is None else found[index]
     return settled
-
-
-def _note_conditions(operator: Operator, site: Site, guards: Sequence[exp.Expr]) -> None:
-    """Say which conditions spare questions; answers that they depend on show in the tree of operators."""
-    parts = [part for part in condition_of(site.block, "where") if not holds_call(part)]
-    cheap = [sql_of(part) for part in (*parts, *guards) if not any(lookups(part))]
-    cheap = [text for text in cheap if f"({text}) IS TRUE" not in cheap and not text.startswith("__row")]
-    plain = dict.fromkeys(text.removesuffix(" IS TRUE") if text.endswith(") IS TRUE") else text for text in cheap)
-    if plain and (site.clause == "where" or guards):
-        note = f"cheap conditions first: asked only where {' AND '.join(plain)}"
-        if note not in operator.notes:
-            operator.notes.append(note)
 
 
 def aggregate_names(connection: Session) -> list[str]:

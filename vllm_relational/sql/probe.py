@@ -11,9 +11,11 @@ is planned again until none is missing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import duckdb
 from sqlglot import exp
@@ -115,17 +117,61 @@ def query_of(tree: exp.Expr) -> exp.Expr:
     return query
 
 
+def own_order(job: Job, found: Sequence[Sequence[Asked]]) -> list[int]:
+    """The order in which DuckDB evaluates predicates of a block, given by their calls; as written where it hides that.
+
+    It moves comparisons with constants behind other conditions, and some conditions below joins.
+    """
+    plan = _plan(job, [asked for row in found for asked in row])
+    places = [min(plan.find(f"{asked.operator.table.lookups[1]}(") for asked in row) for row in found]
+    return sorted(range(len(found)), key=places.__getitem__) if min(places) >= 0 else list(range(len(found)))
+
+
+def _plan(job: Job, found: Sequence[Asked]) -> str:
+    """What DuckDB computes for the statement with volatile lookups in place of calls, in order; '' if it cannot say."""
+    query, here = _marked(found)
+    for call, asked in zip(here, found, strict=False):
+        call.replace(lookup(asked.operator.table.lookups[1], asked.key))
+    query = _without_calls(job, query) if query is not None else None
+    try:
+        text = f"EXPLAIN (FORMAT json) {sql_of(query)}" if query is not None else "SELECT '', '[]'"
+        return "".join(_conditions(json.loads(job.connection.execute(text).fetchall()[0][1])))
+    except duckdb.Error:
+        return ""
+
+
+def _conditions(nodes: Sequence[Any]) -> Iterator[str]:
+    """What the operators of a plan compute, in the order of execution."""
+    for node in nodes:
+        yield from _conditions(node["children"])
+        yield json.dumps(node["extra_info"])
+
+
 def _probe(job: Job, asked: Asked, unknown: Container[str]) -> exp.Expr | None:
     """The statement's query with a lookup in place of the call; None where another call has no type yet."""
-    asked.call.meta[HERE_META] = True
-    tree = asked.call.root().copy()
-    asked.call.meta.pop(HERE_META)
-    query = query_of(tree)
-    here = next((call for call in calls(query) if call.meta.get(HERE_META)), None)
-    if here is None or not isinstance(query, exp.Query):
+    query, here = _marked([asked])
+    if query is None:
         return None
-    known = here.replace(lookup(asked.operator.table.lookup, asked.key))
+    known = here[0].replace(lookup(asked.operator.table.lookup, asked.key))
     _relax(query, known, unknown, job.store.unknown.lookup)
+    return _without_calls(job, query)
+
+
+def _marked(found: Sequence[Asked]) -> tuple[exp.Expr | None, list[exp.Expr]]:
+    """A copy of the statement's query and these calls in it; None where one does not stand in it."""
+    for number, asked in enumerate(found):
+        asked.call.meta[HERE_META] = number
+    query = query_of(found[0].call.root().copy())
+    for asked in found:
+        asked.call.meta.pop(HERE_META)
+    here = {call.meta[HERE_META]: call for call in calls(query) if HERE_META in call.meta}
+    if len(here) < len(found) or not isinstance(query, exp.Query):
+        return None, []
+    return query, [here[number] for number in range(len(found))]
+
+
+def _without_calls(job: Job, query: exp.Expr) -> exp.Expr | None:
+    """The query with its calls unknown; None where one has no type yet."""
     for call in reversed(list(calls(query))):  # the inner ones first
         value = unknown_value(job.store.unknown.lookup, call)
         if value is None:

@@ -7,11 +7,11 @@ a condition on the same row outside of which the answer does not matter. Guards 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sqlglot import exp
 
-from vllm_relational.sql.blocks import Aggregates
+from vllm_relational.sql.blocks import Aggregates, Site, condition_of, lookups, sql_of
 from vllm_relational.sql.parse import holds_call
 
 ROOTS = (exp.Where, exp.Having, exp.Qualify)
@@ -33,6 +33,18 @@ def guards_of(call: exp.Expr, aggregates: Aggregates) -> list[exp.Expr]:
         found = [*(guard for guard in _guards(node, parent) if not holds_call(guard)), *found]
         node = parent
     return [guard.copy() for guard in found]
+
+
+def note_conditions(notes: list[str], site: Site, guards: Sequence[exp.Expr]) -> None:
+    """Say which conditions spare questions; answers that they depend on show in the tree of operators."""
+    parts = [part for part in condition_of(site.block, "where") if not holds_call(part)]
+    cheap = [sql_of(part) for part in (*parts, *guards) if not any(lookups(part))]
+    cheap = [text for text in cheap if f"({text}) IS TRUE" not in cheap and not text.startswith("__row")]
+    plain = dict.fromkeys(text.removesuffix(" IS TRUE") if text.endswith(") IS TRUE") else text for text in cheap)
+    if plain and (site.clause == "where" or guards):
+        note = f"cheap conditions first: asked only where {' AND '.join(plain)}"
+        if note not in notes:
+            notes.append(note)
 
 
 def _changes_rows(node: exp.Expr, aggregates: Aggregates) -> bool:

@@ -85,6 +85,11 @@ def _put_apart(
     return Split(numbered(rows, block), _limited(kept, block) if kept else None, out, need)
 
 
+def is_cut(block: exp.Select) -> bool:
+    """Whether some of the block's rows may be left out by their place: LIMIT, FETCH, DISTINCT ON."""
+    return block.args.get("limit") is not None or block.args.get("distinct") is not None
+
+
 def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
     """Whether each row that comes out is one row of the block's FROM, and the FROM can be computed by itself."""
     if any(block.args.get(key) for key in _GROUPS) or aggregates.groups(block) or not block.args.get("from_"):

@@ -160,15 +160,20 @@ def mapped(part: exp.Expr, source: Source, alone: bool) -> exp.Expr | None:
 def _inner(name: str, body: exp.Select) -> exp.Expr | None:
     """What the body's column of that name is; None where that takes an answer or is not plain to see."""
     items = [item for item in body.expressions if item.alias_or_name.casefold() == name.casefold()]
-    if items and any(item.is_star or isinstance(item, exp.Columns) for item in body.expressions):
-        return None  # the star may have a column of that name, which then comes first
-    if len(items) == 1:
+    if len(items) == 1 and not any(item.is_star or isinstance(item, exp.Columns) for item in body.expressions):
         inner = items[0].unalias()
         return inner if not holds_call(inner) and not inner.find(exp.Query) else None
-    stars = [item for item in body.expressions if isinstance(item, exp.Star)]
-    alone = len(stars) == 1 and not items and not body.args.get("joins") and not body.args.get("laterals")
-    changed = alone and any(stars[0].args.get(key) for key in ("except_", "replace", "rename"))
-    return exp.column(name) if alone and not changed else None
+    # Beside a star that has a column of that name this would come first.
+    return exp.column(name) if not items and _is_all_of_one_table(body) else None
+
+
+def _is_all_of_one_table(body: exp.Select) -> bool:
+    """Whether ``*`` or ``t.*`` stands for the columns of the only table, as they are; other items may stand beside."""
+    stars = [item for item in body.expressions if item.is_star]
+    if len(stars) != 1 or body.args.get("joins") or body.args.get("laterals") or body.find(exp.Columns):
+        return False
+    star = stars[0].this if isinstance(stars[0], exp.Column) else stars[0]
+    return isinstance(star, exp.Star) and not any(star.args.get(key) for key in ("except_", "replace", "rename"))
 
 
 def _partner_keys(block: exp.Select, source: Source, sources: list[Source]) -> Iterator[exp.Expr]:
