@@ -17,6 +17,7 @@ from vllm_relational.sql.normalise import normalise, refuse_volatile
 from vllm_relational.sql.operator import Operator
 from vllm_relational.sql.parameters import spell_literals
 from vllm_relational.sql.parse import engine_error, misplaced, parse
+from vllm_relational.sql.passes.dead import bury, dead_calls
 from vllm_relational.sql.passes.inner_limit import push_limits
 from vllm_relational.sql.passes.prune import drop_unread
 from vllm_relational.sql.passes.pushdown import push_conditions
@@ -42,11 +43,29 @@ def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
     if may_probe(tree):
         job.store.volatile = True
         job.store.volatile = _binds(job, tree)
-    rewritten = tree.copy()
     aggregates = Aggregates(aggregate_names(job.connection))
+    buried = _bury_dead(job, tree, aggregates)
+    rewritten = tree.copy()
     notes = drop_unread(rewritten) + push_conditions(rewritten, aggregates, lambda query: _is_whole(job, query))
     notes += push_limits(rewritten, aggregates)
-    return (rewritten, notes) if notes and _binds(job, rewritten) else (tree, [])
+    return (rewritten, [*buried, *notes]) if notes and _binds(job, rewritten) else (tree, buried)
+
+
+def _bury_dead(job: Job, tree: exp.Expr, aggregates: Aggregates) -> list[str]:
+    """Take out calls that no row evaluates, once it is clear that they are right; returns what was done."""
+    dead = dead_calls(tree, aggregates, lambda condition: _holds(job, condition))
+    if dead:
+        bind(job, rehearse(job.planner(), tree))
+    return bury(dead)
+
+
+def _holds(job: Job, condition: str) -> bool:
+    """Whether a condition of constants is TRUE, or DuckDB cannot compute it, which binding will say."""
+    try:
+        found = job.connection.execute(f"SELECT ({condition}) IS TRUE").fetchall()
+    except duckdb.Error:
+        return True
+    return bool(found[0][0])
 
 
 def _questions(job: Job, tree: exp.Expr) -> exp.Select:
