@@ -27,9 +27,12 @@ from vllm_relational.cli_options import (
     EngineArg,
     Model,
     Normalize,
+    Retries,
     Seed,
+    ServedAs,
     Similar,
     Similarity,
+    Timeout,
     Tokenizer,
     Verbose,
 )
@@ -103,6 +106,9 @@ def run(
     max_tokens: MaxTokens = None,
     base_url: BaseUrl = None,
     concurrency: Concurrency = 32,
+    timeout: Timeout = None,
+    retries: Retries = None,
+    served_as: ServedAs = None,
     order: Annotated[
         str, typer.Option(help="Field and row order: tree, fixed, fixed_v2, ggr, published.")
     ] = DEFAULT_ORDER,
@@ -168,7 +174,7 @@ def run(
         choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls, layout
     )
     options |= cli_options.dedup_options(dedup, normalize, similarity, similar, embedder)
-    arguments = cli_options.engine_arguments(engine_arg)
+    arguments = cli_options.engine_arguments(engine_arg) | cli_options.server_arguments(timeout, retries, served_as)
     scheduler = cli_options.scheduler_settings(eviction, token_exact)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments, scheduler)
     cli_output.check_page(report)
@@ -234,6 +240,9 @@ def bench(
     max_tokens: MaxTokens = None,
     base_url: BaseUrl = None,
     concurrency: Concurrency = 32,
+    timeout: Timeout = None,
+    retries: Retries = None,
+    served_as: ServedAs = None,
     pin: Pin = None,
     keep_order: KeepOrder = None,
     weight: Weight = None,
@@ -263,7 +272,7 @@ def bench(
     options = cli_options.query_options(
         choices, bounds, schema, max_tokens, pin, keep_order, weight, system_prompt, nulls, layout
     )
-    arguments = cli_options.engine_arguments(engine_arg)
+    arguments = cli_options.engine_arguments(engine_arg) | cli_options.server_arguments(timeout, retries, served_as)
     cli_output.check_result_place(data, output, *COLUMNS)
     cli_output.check_page(report)
     cli_output.check_csv(csv, FIELDS)

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub name.")]
 BaseUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server, e.g. http://localhost:8000/v1.")]
 Concurrency = Annotated[int, typer.Option(help="With --base-url: requests in flight.")]
+Timeout = Annotated[
+    float | None, typer.Option(help="With --base-url: seconds for the whole answer to one attempt; 600 by default.")
+]
+Retries = Annotated[
+    int | None, typer.Option(help="With --base-url: further attempts after a failed request; 5 by default.")
+]
+ServedAs = Annotated[
+    str | None, typer.Option(help="With --base-url: the model's name in replies, where it is unlike the one asked.")
+]
 EngineArg = Annotated[list[str] | None, typer.Option(help="vLLM engine argument NAME=VALUE, repeatable.")]
 Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer folder or hub name, if not the model's.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show vLLM's log.")]
@@ -187,6 +196,12 @@ def engine_arguments(pairs: list[str] | None, option: str = "--engine-arg") -> d
             raise RelationalError(f"{option} {name}=...: use the option --{name.replace('_', '-')} instead")
         arguments[name] = _json_or_text(value)
     return arguments
+
+
+def server_arguments(timeout: float | None, retries: int | None, served_as: str | None) -> dict[str, Any]:
+    """Those options of a server that were given, as ``RelationalLLM`` names them."""
+    given = {"timeout_s": timeout, "max_retries": retries, "served_as": served_as}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def make_llm(

@@ -19,9 +19,12 @@ from vllm_relational.cli_options import (
     EngineArg,
     Model,
     Normalize,
+    Retries,
     Seed,
+    ServedAs,
     Similar,
     Similarity,
+    Timeout,
     Tokenizer,
     Verbose,
 )
@@ -64,6 +67,9 @@ def sql(
     optimize: Optimize = True,
     base_url: BaseUrl = None,
     concurrency: Concurrency = 32,
+    timeout: Timeout = None,
+    retries: Retries = None,
+    served_as: ServedAs = None,
     order: Order = DEFAULT_ORDER,
     layout: Layout = None,
     dedup: Dedup = "exact",
@@ -97,9 +103,8 @@ def sql(
     )
     options = _settings(max_tokens, optimize, order, layout, embedder, candidates)
     options |= _merging(dedup, normalize, similarity, similar, embedder, seed) | {"cache": cache, "audit": audit}
-    llm = cli_options.make_llm(
-        model, base_url, tokenizer, verbose, concurrency, cli_options.engine_arguments(engine_arg)
-    )
+    arguments = cli_options.engine_arguments(engine_arg) | cli_options.server_arguments(timeout, retries, served_as)
+    llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
         with command.opened(llm, db, side, rates, prices, **options) as connection:
             command.run_sql(connection, text, output)

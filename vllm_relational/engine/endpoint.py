@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from vllm_relational.engine.base import PromptForm
 from vllm_relational.engine.endpoint_connection import MAX_TIMEOUT_S, Address, Connection, checked_url
-from vllm_relational.engine.endpoint_failures import AbortedError, LostError, MalformedError, RefusedError, RequestError
+from vllm_relational.engine.endpoint_failures import AbortedError, MalformedError, RefusedError, RequestError
+from vllm_relational.engine.endpoint_fixes import death, refusal
 from vllm_relational.engine.endpoint_models import (
     Card,
     ExpectedModel,
@@ -26,7 +27,7 @@ from vllm_relational.engine.endpoint_protocol import Dialect
 from vllm_relational.engine.endpoint_question import Learned, Question
 from vllm_relational.engine.endpoint_secrets import ApiKey
 from vllm_relational.engine.endpoint_verdict import Failed, ServerFailedError, Verdict
-from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, RelationalError
+from vllm_relational.records import Completion, Decision, EngineInfo, Prompt, RelationalError
 from vllm_relational.terminal import printable
 
 LIST_TIMEOUT_S = 30.0
@@ -146,7 +147,7 @@ class EndpointEngine:
             return read_cards(connection.get("/models", timeout_s), self._address.shown)
         except RefusedError as error:
             if error.status != 404:
-                raise RelationalError(_refusal(self._address, error)) from None
+                raise RelationalError(refusal(self._address, error)) from None
         except RequestError as error:
             fix = "start the server or correct base_url"
             raise RelationalError(f"cannot reach the server at {self._address.shown}: {error}; {fix}") from None
@@ -159,7 +160,7 @@ class EndpointEngine:
         except RefusedError as error:
             if error.status == 404:
                 return None
-            raise RelationalError(_refusal(address, error)) from None
+            raise RelationalError(refusal(address, error)) from None
         except RequestError:
             return None
         self._address = address
@@ -179,7 +180,7 @@ class EndpointEngine:
             with _workers(connection, self.concurrency) as pool:
                 yield from _settled(pool, question, prompts, self.concurrency, verdict)
         except ServerFailedError as failed:
-            raise _death(self._address, failed.failure, verdict.num_answers) from None
+            raise death(self._address, failed.failure, verdict.num_answers) from None
 
     def reset_cache(self) -> bool:
         """True if the server is vLLM in development mode (VLLM_SERVER_DEV_MODE=1) and has dropped its prefix cache."""
@@ -311,27 +312,6 @@ def _heard(outcome: _Answered | Failed, verdict: Verdict) -> list[Completion]:
 
 def _failed(failed: Failed) -> Completion:
     return Completion(failed.prompt.key, None, str(failed.failure))
-
-
-# --------------------------------------------------------------------------------------------------------- errors
-def _death(address: Address, failure: RequestError, num_answers: int) -> EngineDiedError:
-    """The end of the job: the reason once, and the fix."""
-    after = f"after {num_answers} answers"
-    if isinstance(failure, RefusedError):
-        return EngineDiedError(f"{_refusal(address, failure)} ({after})")
-    if isinstance(failure, LostError):
-        return EngineDiedError(f"the server at {address.shown} stopped answering {after}: {failure}; start it again")
-    return EngineDiedError(f"the server at {address.shown} answers no row: {failure} ({after})")
-
-
-def _refusal(address: Address, error: RefusedError) -> str:
-    """Why the server refuses every request alike, and the fix. The server's words on a key may quote it: left out."""
-    refused = f"the server at {address.shown} refused the request"
-    if error.status in (401, 403):
-        key = address.api_key.source
-        used = "no API key was given" if key == "none" else f"the API key came from {key}"
-        return f"{refused} (HTTP {error.status}): {used}; give a valid one with api_key or OPENAI_API_KEY"
-    return f"{refused}: {error}; check base_url, the model and the account"
 
 
 # -------------------------------------------------------------------------------------------------------- options

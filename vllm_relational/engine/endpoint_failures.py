@@ -7,6 +7,10 @@ import re
 # A refusal that may well be about one row: a prompt too long, a text that the server cannot take.
 ROW_STATUSES = frozenset({200, 400, 413, 422})
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})
+_TOO_LARGE = re.compile(
+    r"too (large|long|many|big)|exceed|maximum|greater than|at most|supported range|context (length|window)",
+    re.IGNORECASE,
+)
 _QUOTA = re.compile(r"quota|billing|credit|balance|payment", re.IGNORECASE)
 
 
@@ -48,10 +52,20 @@ class RefusedError(RequestError):
         return self.status in ROW_STATUSES
 
     @property
+    def is_about_money(self) -> bool:
+        """Whether the account has used up what it may."""
+        return _QUOTA.search(f"{self.code} {self}") is not None
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether the prompt, or the answer that was asked for, is longer than the model takes."""
+        return self.status == 413 or (self.status in ROW_STATUSES and _TOO_LARGE.search(str(self)) is not None)
+
+    @property
     def is_passing(self) -> bool:
         """Whether a later attempt may fare better. Money that is used up does not come back in seconds."""
         if self.status == 429 and self.retry_after_s is None:
-            return not _QUOTA.search(f"{self.code} {self}")
+            return not self.is_about_money
         return self.status in RETRIED_STATUSES or self.status >= 500
 
 

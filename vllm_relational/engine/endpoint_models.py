@@ -45,7 +45,7 @@ def choose_card(cards: Sequence[Card] | None, model: str | None, shown: str) -> 
     if cards is None:
         if model is None:
             raise RelationalError(
-                f"the server at {shown} has no /models; give the name with model=, or correct base_url"
+                f"the server at {shown} has no /models; give the name with --model (model=), or correct base_url"
             )
         return {"id": model}
     if model is None and len(cards) == 1:
@@ -60,9 +60,9 @@ def _no_such_model(names: list[str], model: str | None, shown: str) -> str:
     more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
     listed = (", ".join(map(_shown, names[:MAX_NAMES_SHOWN])) + more) or "no model"
     if model is None:
-        return f"the server at {shown} serves {listed}; choose one with model="
+        return f"the server at {shown} serves {listed}; choose one with --model (model=)"
     close = get_close_matches(model, names[:MAX_NAMES_COMPARED], cutoff=0.4)
-    hint = f"; did you mean {' or '.join(map(_shown, close))}?" if close else "; choose another with model="
+    hint = f"; did you mean {' or '.join(map(_shown, close))}?" if close else "; choose another with --model (model=)"
     return f"the server at {shown} does not serve {model!r}, it serves {listed}{hint}"
 
 

@@ -22,6 +22,7 @@ Dialect = Literal["vllm", "response_format", "words"]
 
 WRAPPER_TOKENS = 16  # line breaks and indentation around a wrapped answer
 MAX_MESSAGE_CHARS = 200
+MORE_TOKENS = "raise --max-tokens (max_tokens=)"
 # Finish reasons, in the words of OpenAI and of servers that pass on others'. With none of them (content_filter, abort,
 # error, tool_calls) the answer is not what the model wanted to say; a server that gives none has said all.
 FINISHED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn", "complete", "completed"})
@@ -152,6 +153,8 @@ def _text_or_error(reply: object) -> tuple[str | None, str | None]:
     if reply.get("error"):
         return None, f"the server answered: {server_message(reply['error'])}"
     choice = _first_choice(reply)
+    if not choice:
+        return None, "the server gives no answer: its list of choices is empty"
     message = choice.get("message")
     message = message if isinstance(message, Mapping) else {}
     if message.get("refusal") and not message.get("content"):
@@ -159,10 +162,10 @@ def _text_or_error(reply: object) -> tuple[str | None, str | None]:
     finish = choice.get("finish_reason")
     if finish is not None and str(finish).casefold() not in FINISHED | CUT_OFF:
         return None, f"the server stopped the answer (finish reason {one_line(str(finish))})"
-    content = message.get("content")
-    if isinstance(content, str) and (content.strip() or not _why_empty(message)):
-        return content, None
-    return None, _why_empty(message) or "the answer is empty"
+    content, why = message.get("content"), _why_empty(message)
+    if isinstance(content, str) and (content.strip() or not why):
+        return content, None  # an empty text is for whoever reads the answer, as from every engine
+    return None, why or "the server gives no text"
 
 
 def _is_cut(reply: object) -> bool:
@@ -181,7 +184,7 @@ def _why_empty(message: Mapping[str, Any]) -> str:
     if message.get("refusal"):
         return f"the model refused: {one_line(str(message['refusal']))}"
     if message.get("reasoning") or message.get("reasoning_content"):
-        return "the answer is empty: the model spent its tokens on reasoning; turn reasoning off or raise max_tokens"
+        return f"the answer is empty: the model spent its tokens on reasoning; turn reasoning off or {MORE_TOKENS}"
     return ""
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from shlex import quote
 from typing import Any
 
 from vllm_relational.engine.endpoint_connection import Connection
@@ -36,7 +37,6 @@ _UNSUPPORTED = re.compile(
     r"deprecated|instead",
     re.IGNORECASE,
 )
-_TOO_LARGE = re.compile(r"too (large|long|many)|exceed|maximum context", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -106,20 +106,23 @@ class Question:
 
     def _negotiate(self, prompt: Prompt, used: Terms, refused: RefusedError) -> tuple[Completion, float]:
         """Ask the row again under other terms, until it is answered or nothing is left to try."""
+        steps: list[tuple[Terms, Terms, RefusedError]] = []  # from, to, and why
         with self._learned.lock:
             now = self._terms()
+            tried, last = used, refused
             terms = now if now != used else self._other_terms(used, refused)
-            last = refused
             while terms is not None:
+                if terms != now:
+                    steps.append((tried, terms, last))
                 try:
                     answer = self._post(prompt, terms, None)
                 except RefusedError as error:
                     if error.status not in TERMS_REFUSED:
                         raise
-                    last, tried = error, terms
-                    terms = self._other_terms(tried, error)
+                    tried, last = terms, error
+                    terms = self._other_terms(tried, last)
                 else:
-                    self._learn(now, terms, refused)
+                    self._learn(steps)
                     return answer
             if _kind(last) == _kind(refused) or any(_names(last, name) for name in _OURS):
                 self._no_help.add(_kind(refused))
@@ -140,20 +143,22 @@ class Question:
     def _unsupported(self, terms: Terms, refused: RefusedError) -> str | None:
         """The parameter of ours that the server names as one that it does not take, and that was not changed yet."""
         text = str(refused)
-        if _TOO_LARGE.search(text) or not _UNSUPPORTED.search(f"{text} {refused.code}"):
+        if refused.is_too_large or not _UNSUPPORTED.search(f"{text} {refused.code}"):
             return None
         changed = dict(terms.changes)
         named = [name for name in CHANGES if name not in changed and _names(refused, name)]
         return min(named, key=text.find) if named else None
 
-    def _learn(self, before: Terms, terms: Terms, refused: RefusedError) -> None:
-        self._learned.changes = terms.changes
-        for name, other in terms.changes[len(before.changes) :]:
-            sent = f"sending {other} instead" if other else "leaving it out"
-            _note(f"the server does not take {name} ({refused}): {sent}")
-        if terms.dialect == "words" and before.dialect != "words":
-            self._learned.refused_constraints.add(self._constraint)
-            _note(f"the server does not take response_format ({refused}): asking in words, without a constraint")
+    def _learn(self, steps: list[tuple[Terms, Terms, RefusedError]]) -> None:
+        """Keep the terms that led to an answer, and say why each was changed."""
+        for before, terms, refused in steps:
+            self._learned.changes = terms.changes
+            for name, other in terms.changes[len(before.changes) :]:
+                sent = f"sending {other} instead" if other else "leaving it out"
+                _note(f"the server does not take {name} ({refused}): {sent}")
+            if terms.dialect == "words" and before.dialect != "words":
+                self._learned.refused_constraints.add(self._constraint)
+                _note(f"the server does not take response_format ({refused}): asking in words, without a constraint")
 
     # -------------------------------------------------------------------------------------------------- answer
     def _post(self, prompt: Prompt, terms: Terms, max_retries: int | None) -> tuple[Completion, float]:
@@ -175,7 +180,7 @@ class Question:
             shown = self._connection.clean(str(name))
             raise MalformedError(
                 f"the server answered with the model {shown!r}, not {self._model.asked!r}; if that is its name for it, "
-                f"give served_as={shown!r}"
+                f"give --served-as {quote(shown)} (served_as={shown!r})"
             )
         checked = checked_reply(reply, self._connection.clean)
         return read_completion(key, checked, self._decision, dialect)

@@ -55,7 +55,10 @@ def _checked_message(message: Mapping[str, Any], clean: Callable[[str], str]) ->
 
 
 def _text(content: object) -> str | None:
-    """The text of a message, which some servers give in parts; thoughts are no part of it."""
+    """The text of a message, which some servers give in parts; thoughts are no part of it. Null is an empty text; None
+    for what is none."""
+    if content is None:
+        return ""
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
         content = "".join(part for part in parts if isinstance(part, str))
