@@ -138,17 +138,132 @@ def test_a_bad_file_is_refused_and_left_alone(tmp_path, make, reason):
     assert before is None or path.read_bytes() == before
 
 
-def test_a_damaged_page_loses_only_its_own_answers(tmp_path):
+KEYS = [number.to_bytes(32, "little") for number in range(2000)]
+
+
+def set_aside(folder: Path) -> list[Path]:
+    return list(folder.glob("*.damaged"))
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_damaged_page_loses_only_its_own_answers_and_the_file_goes_on(tmp_path, linked):
+    path, name = tmp_path / "c.db", tmp_path / "name.db"
+    damaged(path)
+    before = path.read_bytes()
+    name.symlink_to(path)
+    cache = AnswerCache(name if linked else path)
+    with pytest.warns(UserWarning, match=r"is damaged: 1,\d\d\d answers that are whole were taken over") as told:
+        found = texts(cache, KEYS)
+    assert set(found.values()) == {"x" * 50} and 1500 < len(found) < 2000 and len(told) == 1
+    (aside,) = set_aside(tmp_path)
+    assert aside.read_bytes()[100:] == before[100:] and str(aside) in str(told[0].message)
+    for key in set(KEYS) - found.keys():
+        cache.add(key, "x" * 50, "m")
+    cache.close()
+    assert name.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+    again = AnswerCache(path)
+    assert len(texts(again, KEYS)) == 2000 and set_aside(tmp_path) == [aside]
+    again.close()
+
+
+def test_a_page_that_is_damaged_where_nothing_was_looked_for_is_mended_when_an_answer_is_added(tmp_path):
     path = tmp_path / "c.db"
     damaged(path)
     cache = AnswerCache(path)
-    keys = [number.to_bytes(32, "little") for number in range(2000)]
-    found = texts(cache, keys)
-    assert set(found.values()) == {"x" * 50} and 200 < len(found) < 2000 and cache.damaged > 200
+    lost = [key for key in KEYS if not readable(cache, key)]
+    with pytest.warns(UserWarning, match="is damaged: 1,"):
+        cache.add(lost[0], "new", "m")
+    cache.add(b"more", "new", "m")
+    assert texts(cache, [lost[0], lost[1], b"more", KEYS[0]]) == {lost[0]: "new", b"more": "new", KEYS[0]: "x" * 50}
+    cache.close()
+
+
+def readable(cache: AnswerCache, key: bytes) -> bool:
+    try:
+        return bool(cache._database.execute("SELECT 1 FROM answers WHERE key = ?", [key]).fetchall())
+    except sqlite3.DatabaseError:
+        return False
+
+
+def flip_key(path: Path, key: bytes) -> None:
+    whole = bytearray(path.read_bytes())
+    assert whole.count(key) == 1
+    whole[whole.index(key)] ^= 0x80
+    path.write_bytes(whole)
+
+
+def test_a_flipped_key_is_found_out_and_hides_no_others(tmp_path):
+    path = tmp_path / "c.db"
+    keys = [number.to_bytes(2, "big") * 16 for number in range(200)]
+    cache = AnswerCache(path)
+    for key in keys:
+        cache.add(key, "yes", "m")
+    cache.close()
+    flip_key(path, keys[100])
+    cache = AnswerCache(path)
+    with pytest.warns(UserWarning, match=r"c\.db is damaged: 199 answers that are whole"):
+        found = texts(cache, keys)
+    assert found == {key: "yes" for key in keys if key != keys[100]}
+    assert len(set_aside(tmp_path)) == 1
+    cache.close()
+
+
+def test_a_file_with_far_more_entries_than_are_missing_is_not_looked_through(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr("vllm_relational.results.cache.ENTRIES_A_MISS", 5)
+    monkeypatch.setattr("vllm_relational.results.cache.FEW_ENTRIES", 9)
+    path = tmp_path / "c.db"
+    keys = [number.to_bytes(2, "big") * 16 for number in range(11)]
+    cache = AnswerCache(path)
+    for key in keys[:10]:
+        cache.add(key, "yes", "m")
+    cache.close()
+    flip_key(path, keys[9])
+    cache = AnswerCache(path)
+    assert texts(cache, [keys[0], keys[10]]) == {keys[0]: "yes"} and not recwarn
+    with pytest.warns(UserWarning, match="9 answers that are whole"):
+        texts(cache, [keys[9], keys[10]])
+    cache.close()
+
+
+def test_a_damaged_file_that_another_has_open_stays_as_it_is_and_says_the_fix(tmp_path):
+    path = tmp_path / "c.db"
+    damaged(path)
+    other, cache = AnswerCache(path), AnswerCache(path)
+    other.find([KEYS[0]])
     before = path.read_bytes()
+    with pytest.warns(UserWarning, match="end other runs that use it and run again, or name another file") as told:
+        found = texts(cache, KEYS)
+    assert 1500 < len(found) < 2000 and cache.damaged > 200 and len(told) == 1
     cache.add(b"new", "y", "m")  # nothing is written into a file that is known to be damaged
     cache.close()
-    assert path.read_bytes() == before
+    other.close()
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["c.db"]
+
+
+def test_a_file_that_is_exchanged_while_it_is_opened_is_opened_again(tmp_path, monkeypatch):
+    path, other = tmp_path / "c.db", tmp_path / "other.db"
+    for each, text in ((path, "old"), (other, "new")):
+        made = AnswerCache(each)
+        made.add(b"1", text, "m")
+        made.close()
+    prepare = AnswerCache._prepare
+
+    def exchanged(self) -> None:
+        prepare(self)
+        if other.exists():
+            other.replace(path)
+
+    monkeypatch.setattr(AnswerCache, "_prepare", exchanged)
+    cache = AnswerCache(path)
+    assert texts(cache, [b"1"]) == {b"1": "new"}
+    cache.close()
+
+
+def test_an_empty_file_that_was_there_becomes_its_owners_only(tmp_path):
+    path = tmp_path / "c.db"
+    path.touch(0o644)
+    AnswerCache(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_head_that_is_damaged_is_refused_with_the_fix(tmp_path):

@@ -56,6 +56,12 @@ def test_resuming_without_a_file_starts_one_which_stays_only_with_an_answer_in_i
     assert resumed(path) == {3: "yes"} and path.exists()
 
 
+def test_an_empty_file_that_was_there_becomes_its_owners_only(path):
+    path.touch(0o644)
+    with contextlib.closing(Checkpoint.open(path, JOB, resume=False)):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_every_answer_reaches_the_file_at_once(path):
     with contextlib.closing(Checkpoint.open(path, JOB, resume=False)) as store:
         store.add(3, "yes")

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from vllm_relational.atomic_file import PRIVATE
 from vllm_relational.records import Prompt, RelationalError
+from vllm_relational.results.cache_repair import Row, mend
 from vllm_relational.terminal import warn
 
 APPLICATION_ID = 0x764C5252  # "vLRR", in the header of the file
@@ -30,13 +32,15 @@ FORMAT = 2
 WAIT_SECONDS = 30.0  # for another process's write
 RETRY_SECONDS = 0.02  # where SQLite does not wait by itself
 LOG_PAGES, PAGE_BYTES = 1000, 4096  # the write-ahead log is written back at this size: 4 MB
+FEW_ENTRIES = 20_000  # are looked through in some hundredths of a second
+ENTRIES_A_MISS = 100  # are looked through for each key that is not there: a small part of the time to ask for it
 KEYS_A_QUERY = 500  # SQLite's least limit of parameters is 999
 
 _TABLE = (
     "CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL, cut INTEGER NOT NULL, checksum BLOB NOT NULL, "
     "model TEXT NOT NULL, created REAL NOT NULL) WITHOUT ROWID"
 )
-_FIND = "SELECT key, CAST(answer AS BLOB), cut, checksum FROM answers WHERE key IN ({})"
+_ROWS = "SELECT key, CAST(answer AS BLOB), cut, checksum FROM answers"
 
 
 class CachedAnswer(NamedTuple):
@@ -63,22 +67,32 @@ class AnswerCache:
     """An open cache file; made where there is none.
 
     damaged: entries that were looked for and left out, because their checksum does not fit.
+    A file that is found to be damaged is set aside, and what can be read of it goes on in a new one, with a warning.
     Raises ``RelationalError`` where the file is no cache of this version, damaged, or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damaged = 0
-        self._writes = True
-        _make_private(path)
-        with self._explained("open"):
-            self._database = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
-        try:
+        self._writes, self._mended = True, False
+        self._open()
+
+    def _open(self) -> None:
+        """Open the file that stands under the name, also where another process exchanges it for a mended one."""
+        while True:
+            _make_private(self.path)
             with self._explained("open"):
-                self._prepare()
-        except BaseException:
+                self._database = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)
+            try:
+                there = _identity(self.path)
+                with self._explained("open"):
+                    self._prepare()
+                if _identity(self.path) == there:
+                    return
+            except BaseException:
+                self._database.close()
+                raise
             self._database.close()
-            raise
 
     def _prepare(self) -> None:
         """Make the table in a new file; refuse a file of something else before anything in it is changed."""
@@ -86,9 +100,7 @@ class AnswerCache:
         (owner,), (version,) = (self._one(f"PRAGMA {name}") for name in ("application_id", "user_version"))
         (num_tables,) = self._one("SELECT count(*) FROM sqlite_master")
         if (owner, version) == (0, 0) and not num_tables:
-            self._database.execute(_TABLE)
-            self._database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._database.execute(f"PRAGMA user_version = {FORMAT}")
+            _make_table(self._database)
         elif (owner, version) == (APPLICATION_ID, 1) and num_tables == 1:
             self._upgrade()
         elif (owner, version) != (APPLICATION_ID, FORMAT) or self._objects() != [_TABLE]:
@@ -131,23 +143,80 @@ class AnswerCache:
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, CachedAnswer]:
         """The answers that are there and whole. Where a page of the file is damaged, the others are still read."""
+        wanted, before, mended = list(keys), self.damaged, self._mended
+        found, missing = self._look_up(wanted)
+        if missing and not self._mended and self._has_others(wanted, max(FEW_ENTRIES, ENTRIES_A_MISS * missing)):
+            self._mend()
+        if self._mended > mended and self._writes:  # what was damaged has been told
+            self.damaged = before
+            found, _ = self._look_up(wanted)
+        return found
+
+    def _look_up(self, keys: list[bytes]) -> tuple[dict[bytes, CachedAnswer], int]:
+        """The answers that are there and whole, and how many keys are not there."""
         found: dict[bytes, CachedAnswer] = {}
+        known = set(keys)
+        missing = len(known)
         with self._explained("read"):
             for some in _batches(keys):
                 for key, raw, cut, checksum in self._rows(some):
-                    if isinstance(raw, bytes) and checksum == _checksum(key, raw, cut):
+                    if key not in known:  # a damaged one, at the place of the one that was looked for
+                        continue
+                    missing -= 1
+                    if _is_whole((key, raw, cut, checksum)):
                         found[key] = CachedAnswer(raw.decode(), bool(cut))
                     else:
                         self.damaged += 1
-        return found
+        return found, missing
+
+    def _has_others(self, wanted: list[bytes], most: int) -> bool:
+        """Whether entries that nobody looks for are damaged: a damaged key is found under no name, and may hide others.
+
+        A file with more entries than ``most`` is not looked through.
+        """
+        known = set(wanted)
+        try:
+            (entries,) = self._one(f"SELECT count(*) FROM (SELECT 1 FROM answers LIMIT {most + 1})")
+            rows = self._database.execute(_ROWS) if entries <= most else ()
+            return any(not _is_whole(row) and row[0] not in known for row in rows)
+        except sqlite3.DatabaseError as error:
+            return _is_damage(error)
+
+    def _mend(self) -> bool:
+        """Set the damaged file aside and go on with what can be read of it; False where that cannot be done."""
+        if self._mended:
+            return False
+        self._mended = True
+        self._database.close()
+        try:
+            made = mend(self.path, _make_table, _is_whole)
+        except (sqlite3.Error, OSError) as error:
+            self._open()
+            fix = "end other runs that use it and run again, or name another file with --cache"
+            self._stop_writing(f"{self.path} is damaged, and answers of this run are not kept in it ({error}): {fix}")
+            return False
+        self._open()
+        if made.aside is not None:
+            warn(
+                f"{self.path} is damaged: {made.kept:,} answers that are whole were taken over into a new file, the "
+                f"others are asked again; the damaged file is kept as {made.aside}: delete it when you like"
+            )
+        return True
+
+    def _stop_writing(self, why: str) -> None:
+        if self._writes:
+            self._writes = False
+            warn(why)
 
     def _rows(self, keys: list[bytes]) -> list[Any]:
         try:
-            return self._database.execute(_FIND.format(",".join("?" * len(keys))), keys).fetchall()
-        except sqlite3.OperationalError:  # locked
-            raise
-        except sqlite3.DatabaseError:
-            self._writes = False  # what is written into a damaged file may be lost
+            return self._database.execute(f"{_ROWS} WHERE key IN ({','.join('?' * len(keys))})", keys).fetchall()
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):  # locked
+                raise
+            if self._mend():
+                return self._rows(keys)
+            self._stop_writing(f"{self.path} is damaged: answers of this run are not kept in it")
             if len(keys) == 1:
                 self.damaged += 1
                 return []
@@ -162,8 +231,10 @@ class AnswerCache:
             row = (key, answer, cut, _checksum(key, answer.encode(), cut), model, time.time())
             self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
-            self._writes = False
-            warn(f"cannot write the result cache {self.path}: {error}; the run goes on without", stacklevel=2)
+            if _is_damage(error) and self._mend():
+                self.add(key, answer, model, cut)
+                return
+            self._stop_writing(f"cannot write the result cache {self.path}: {error}; the run goes on without")
 
     def sizes(self) -> list[tuple[str, int, int]]:
         """By model, the answers and the characters in them."""
@@ -195,7 +266,7 @@ class AnswerCache:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            raise RelationalError(f"cannot {what} the result cache {self.path}: {_fix(error)}") from error
+            raise RelationalError(f"cannot {what} the result cache {self.path}: {_fix(error, what)}") from error
 
 
 @contextmanager
@@ -246,8 +317,36 @@ def _make_private(path: Path) -> None:
     """A new file is for its owner only, and what SQLite puts beside it likewise. Raises for what is no file."""
     if path.exists() and not path.is_file():
         raise RelationalError(f"{path} is no regular file: name another file with --cache")
-    with suppress(OSError):  # it is there, or SQLite will say why it cannot be
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with suppress(OSError):  # SQLite will say why it cannot be
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+        try:
+            if not os.fstat(opened).st_size:  # also one that was there, with nothing in it
+                os.fchmod(opened, PRIVATE)
+        finally:
+            os.close(opened)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _make_table(database: sqlite3.Connection) -> None:
+    database.execute(_TABLE)
+    database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    database.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether its checksum fits an entry: key, answer in UTF-8, mark and checksum, more or not."""
+    key, answer, cut, checksum = row[:4]
+    whole = isinstance(key, bytes) and isinstance(answer, bytes) and isinstance(cut, int)
+    return whole and checksum == _checksum(key, answer, cut)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Locked, full, and the like have classes of their own."""
+    return type(error) is sqlite3.DatabaseError
 
 
 def _checksum(key: bytes, answer: bytes, cut: int) -> bytes:
@@ -255,11 +354,13 @@ def _checksum(key: bytes, answer: bytes, cut: int) -> bytes:
     return xxhash.xxh3_64_digest(len(key).to_bytes(8, "little") + key + bytes([bool(cut)]) + answer)
 
 
-def _fix(error: sqlite3.DatabaseError) -> str:
+def _fix(error: sqlite3.DatabaseError, what: str) -> str:
     if isinstance(error, sqlite3.OperationalError):  # locked, no such folder, read-only, full
         return f"{error}; check the folder and its rights, or name another file with --cache"
     if "not a database" in str(error):  # somebody's file: no word of deleting it
         return f"{error}; name another file with --cache"
+    if what != "open":
+        return f"{error}; the file is damaged: a run with this --cache takes over what can be read of it"
     return f"{error}; the file is damaged: delete it, or name another with --cache"
 
 

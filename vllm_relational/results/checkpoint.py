@@ -11,12 +11,12 @@ import json
 import os
 import stat
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from vllm_relational.atomic_file import PRIVATE
 from vllm_relational.records import RelationalError
 from vllm_relational.results.checkpoint_lines import (
     HEADER,
@@ -28,6 +28,7 @@ from vllm_relational.results.checkpoint_lines import (
     read_answer,
     read_header,
 )
+from vllm_relational.terminal import warn
 
 # Each line reaches the operating system at once; the disk is asked to catch up this often (power loss).
 SYNC_SECONDS = 2.0
@@ -82,6 +83,7 @@ class Checkpoint:
                 store._load()
             else:
                 file.truncate(0)
+                os.fchmod(file.fileno(), PRIVATE)  # an empty file may have been there
                 store._append(header_line(job))
             return store
         except BaseException:
@@ -158,7 +160,7 @@ class Checkpoint:
                 "the command that wrote it, or delete the file to start again"
             )
         if self.damaged:
-            warnings.warn(
+            warn(
                 f"{self.path}: {self.damaged} damaged lines were left out, {len(self.answers)} answers are whole; the "
                 "rows of the others are asked again",
                 stacklevel=4,
@@ -168,7 +170,7 @@ class Checkpoint:
 def _opened(path: Path, flags: int, mode: str) -> IO[bytes]:
     """The file, locked. Opened without waiting: a named pipe would wait for its other end."""
     try:
-        opened = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        opened = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, PRIVATE)
     except OSError as error:
         verb = "read" if flags == os.O_RDONLY else "write"
         raise RelationalError(f"cannot {verb} the checkpoint {path}: {error.strerror}") from error

@@ -136,7 +136,7 @@ class Store:
 
     def _attach(self, side: Path | None) -> None:
         place = str(side).replace("'", "''") if side is not None else ":memory:"
-        new = side is not None and not side.exists()
+        new = side is not None and not (side.exists() and side.stat().st_size)
         try:
             self._attach_as_free_name(place)
             self._cursor.execute(
