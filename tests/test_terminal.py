@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 import warnings
 from typing import Any
@@ -116,3 +118,13 @@ def test_output_that_was_not_delivered_is_found_at_the_end(monkeypatch: pytest.M
         assert flush_streams() is True  # nothing fails again when Python ends
     monkeypatch.setattr(sys, "stdout", None)
     assert flush_streams() is True
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"), [("ERROR", "e"), ("error", "e"), ("WARNING", "we"), ("no level", "we"), ("", "we")]
+)
+def test_processes_of_vllm_hold_to_the_level_while_they_import_it(level: str, shown: str) -> None:
+    script = "import vllm_relational, logging; log = logging.getLogger('vllm.x'); log.warning('w'); log.error('e')"
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": level}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr.split() == list(shown)

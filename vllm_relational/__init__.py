@@ -16,6 +16,9 @@ from vllm_relational.records import (
     RowFailedError,
     RunReport,
 )
+from vllm_relational.terminal import follow_log_level
+
+follow_log_level()
 
 __version__ = "0.1.0"
 

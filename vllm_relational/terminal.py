@@ -7,6 +7,7 @@ are shown or stored as reasons. Lines for the person at the terminal go through 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import unicodedata
@@ -17,6 +18,14 @@ from typing import IO, TextIO
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _UNSHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates, line and paragraph separators
 _STANDARD_DESCRIPTORS = (0, 1, 2)
+
+
+def follow_log_level() -> None:
+    """Hold vLLM to ``VLLM_LOGGING_LEVEL`` already while it is imported: its own processes read it too late, and write
+    that Triton has no CPU backend."""
+    level = logging.getLevelNamesMapping().get(os.environ.get("VLLM_LOGGING_LEVEL", "").upper())
+    if level is not None:
+        logging.getLogger("vllm").setLevel(level)
 
 
 def printable(text: str, *, lines: bool = False) -> str:
