@@ -237,6 +237,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the model goes (default: a folder in the user's cache)")
     parser.add_argument("--source", choices=["auto", *SOURCES], default="auto")
     args = parser.parse_args()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars drawn again and again fill a log
     try:
         with contextlib.redirect_stdout(sys.stderr):
             folder = ready_model(args.source, args.folder)

@@ -317,3 +317,30 @@ def test_cells_with_bytes_pass_through_where_arrow_holds_them_and_are_refused_wh
         table = read_table(frame)
         assert kind in str(table.field("photo").type) and table["photo"].to_pylist() == cells
         assert encode_columns(table, ["t"]).values == (['"x"'],)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        duckdb.connect(),
+        pl.DataFrame({"a": [1]}).group_by("a"),
+        pl.DataFrame({"a": [1]}).lazy().group_by("a"),
+        pl.col("a"),
+        pd.DataFrame({"a": [1]}).groupby("a"),
+        pd.Index([1]),
+        np.array([["x"]]),
+        pa.array([{"a": 1}]),
+        {"a": [1]},
+        None,
+    ],
+    ids=lambda source: type(source).__name__,
+)
+def test_what_is_no_table_is_refused_by_its_type(source):
+    with pytest.raises(RelationalError, match=rf"cannot read a table from {type(source).__name__}: give a pandas"):
+        read_table(source)
+
+
+def test_a_lazy_frame_and_a_stream_of_batches_are_tables():
+    stream = pa.RecordBatchReader.from_batches(pa.schema([("c", pa.int8())]), [pa.record_batch([[1]], ["c"])][:0])
+    assert read_table(pl.LazyFrame({"c": [1]})).to_pydict() == {"c": [1]}
+    assert read_table(stream).to_pydict() == {"c": []}

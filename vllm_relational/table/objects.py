@@ -41,9 +41,9 @@ def arrow_of(source: Any, readable: str) -> pa.Table:
         raise RelationalError(f"cannot read a table from a {module} {type(source).__name__}: make a DataFrame of it")
     if hasattr(source, "iloc") and hasattr(source, "dtypes"):
         return _from_pandas(source)
-    if module == "polars":
+    if module == "polars" and hasattr(type(source), "schema"):
         return _from_polars(source.collect() if hasattr(source, "collect") else source)
-    if module in {"duckdb", "_duckdb"}:
+    if module in {"duckdb", "_duckdb"} and hasattr(source, "types"):
         return arrow_of_relation(source)
     if hasattr(source, "__arrow_c_stream__"):
         return pa.table(source)
