@@ -105,3 +105,16 @@ def test_progress_that_fails_falls_silent(at, calls):
 def test_without_standard_error_nothing_is_shown(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     assert isinstance(make_progress(True), Silent)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(4, "0.5 rows/s"), (140, "0.014 rows/s"), (0.1, "20.0 rows/s")])
+def test_slow_runs_have_a_rate_too(monkeypatch, capsys, seconds, shown):
+    clock = [100.0]
+    monkeypatch.setattr(progress_room.time, "monotonic", lambda: clock[0])
+    lines = Lines()
+    lines.start(2)
+    clock[0] += seconds
+    for completion in (GOOD, BAD):
+        lines.add(completion)
+    lines.stop()
+    assert f"2/2 rows, {shown}, hit rate" in capsys.readouterr().err.splitlines()[-1]

@@ -100,7 +100,9 @@ class _Counts:
     def summary(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
         failed += f", {self.cut} cut off" if self.cut else ""
-        return f"{self.rows_per_second:.1f} rows/s, hit rate {self.hit_rate}{failed}"
+        rate = self.rows_per_second
+        speed = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"  # on a CPU a row may take many seconds
+        return f"{speed} rows/s, hit rate {self.hit_rate}{failed}"
 
 
 class Lines:
