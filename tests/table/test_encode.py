@@ -189,3 +189,17 @@ def test_infinity_is_a_value_and_nan_is_none(kind):
     table = encode_columns(pa.table({"a": pa.array([float("inf"), float("-inf"), float("nan"), 1.5], kind)}), ["a"])
     assert table.values == (['"inf"', '"-inf"', "1.5"],)
     assert table.codes.tolist() == [[0, 1, NULL_CODE, 2]]
+
+
+@pytest.mark.parametrize("row", [0, 1023, 1024, 2500])
+def test_bytes_are_refused_by_the_first_row_that_has_some(row):
+    far = {"when": 2**62, "photo": None}  # a date that Python has not
+    kind = pa.struct([("when", pa.date64()), ("photo", pa.binary())])
+    cells = pa.array([*[far] * row, {**far, "photo": b"x"}], kind)
+    with pytest.raises(RelationalError, match=rf"column 'c', row {row} \(counted from 0\) holds bytes"):
+        encode_columns(pa.table({"c": cells}), ["c"])
+
+
+def test_a_column_of_bytes_without_any_is_refused_too():
+    with pytest.raises(RelationalError, match=r"column 'c' holds bytes \(binary\)"):
+        encode_columns(pa.table({"c": pa.array([None], pa.binary())}), ["c"])

@@ -71,12 +71,22 @@ SPAN = datetime.timedelta(days=31, hours=1)
         ([SPAN, None], ["1 month 1 day 01:00:00", None]),
         ([SPAN, "x", pd.Timedelta(1, "ns")], ["1 month 1 day 01:00:00", "x", "00:00:00.000000001"]),
         ([np.timedelta64(36, "h"), "x"], ["1 day 12:00:00", "x"]),
+        ([np.timedelta64(36, "h"), SPAN], ["1 day 12:00:00", "1 month 1 day 01:00:00"]),
     ],
 )
 @pytest.mark.parametrize("kind", [object, "category"])
 def test_times_of_several_kinds_keep_their_zones_clocks_and_digits(values, texts, kind):
     frame = pd.DataFrame({"c": pd.Series(values, dtype=object).astype(kind)})
     assert texts_of(frame) == [None if text is None else f'"{text}"' for text in texts]
+
+
+@pytest.mark.parametrize("time", [SPAN, NOON, DAY, NOON.time(), NOON_UTC])
+@pytest.mark.parametrize("number", [5, 2.5, 10**18, np.int64(7), float("inf")])
+def test_numbers_beside_times_stay_numbers(time, number):
+    """Arrow takes some for microseconds."""
+    (first, second), (third, _) = (texts_of(column(cells, object)) for cells in ([time, number], [number, time]))
+    assert second == third == ('"inf"' if number == float("inf") else str(number))
+    assert first == texts_of(column([time], object))[0]
 
 
 def test_times_inside_of_cells_read_as_those_outside():

@@ -24,6 +24,8 @@ from vllm_relational.table.cell_text import (
     python_values,
 )
 
+LOOK_ROWS = 1024  # whose cells are looked at together
+
 
 def encode_columns(table: pa.Table, names: Sequence[str]) -> EncodedTable:
     """Encode the named columns of ``table``.
@@ -71,7 +73,10 @@ def fingerprint(table: EncodedTable) -> str:
 def _refuse_bytes(name: str, column: pa.ChunkedArray) -> None:
     if not holds_bytes(column.type):
         return
-    first = next((row for row, cell in enumerate(column) if _with_bytes(cell.as_py())), None)
+    cells = (
+        cell for start in range(0, len(column), LOOK_ROWS) for cell in python_values(column.slice(start, LOOK_ROWS))
+    )
+    first = next((row for row, cell in enumerate(cells) if _with_bytes(cell)), None)
     place = "" if first is None else f", row {first} (counted from 0)"
     raise RelationalError(
         f"column {name!r}{place} holds bytes ({column.type}), which a model cannot read: name only other columns in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -108,8 +109,9 @@ def _objects(name: str, cells: Any) -> pa.Array | pa.ChunkedArray:
         with suppress(pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError):
             column = pa.Array.from_pandas(cells)
             if pa.types.is_duration(column.type):
-                return _spans_of_objects(cells)
-            if not pa.types.is_nested(column.type) and _same_times(column, cells):
+                if all(isinstance(cell, datetime.timedelta) or is_null(cell) for cell in cells):
+                    return _spans_of_objects(cells)
+            elif not pa.types.is_nested(column.type) and _same_times(column, cells):
                 return column
     texts = []
     for row, cell in enumerate(cells):
@@ -130,8 +132,8 @@ def _same_times(column: pa.Array, cells: Any) -> bool:
     return all(text is None or text == _iso(cell) for text, cell in zip(kept, cells, strict=True))
 
 
-def _iso(cell: Any) -> str:
-    return str(json_ready(cell))
+def _iso(cell: Any) -> Any:
+    return cell.isoformat() if isinstance(cell, datetime.date) else str(json_ready(cell))
 
 
 def _spans_of_objects(cells: Any) -> pa.Array:
