@@ -38,6 +38,15 @@ ANSWERS = f"CREATE TABLE answers AS SELECT *, {TEXT} AS a, {GOOD} AS f, {SCORE} 
         "PIVOT (SELECT product_id, {a} AS a FROM {t}) ON a USING count(*) GROUP BY product_id",
         "PIVOT (SELECT product_id, {f} AS a FROM {t}) ON a IN (true, false) USING count(*)",
         "UNPIVOT (SELECT id, {a} AS a, text FROM {t}) ON a, text INTO NAME n VALUE v",
+        "PIVOT (SELECT product_id, {a} AS a FROM {t}) ON a USING count(*) GROUP BY product_id "
+        "ORDER BY product_id DESC LIMIT 3 OFFSET 1",
+        "PIVOT (SELECT product_id, {a} AS a FROM {t} WHERE {f}) ON a IN ('yes', 'no') USING count(*) ORDER BY ALL "
+        "FETCH FIRST 2 ROWS ONLY",
+        "WITH x AS (SELECT product_id, {a} AS a FROM {t}) PIVOT x ON a USING count(*) GROUP BY product_id LIMIT 100",
+        "FROM (PIVOT (SELECT product_id, {a} AS a FROM {t}) ON a IN ('yes', 'no') USING count(*) ORDER BY product_id "
+        "LIMIT 3) ORDER BY yes, product_id LIMIT 2",
+        "UNPIVOT (SELECT id, {a} AS a, text FROM {t}) ON a, text INTO NAME n VALUE v ORDER BY id DESC, n LIMIT 5",
+        "SELECT count(*) FROM (UNPIVOT (SELECT id, {a} AS a, text FROM {t}) ON a, text INTO NAME n VALUE v LIMIT 3)",
     ],
 )
 def test_the_rows_are_those_of_plain_duckdb(connect, query):
@@ -45,6 +54,64 @@ def test_the_rows_are_those_of_plain_duckdb(connect, query):
     con.sql(ANSWERS)
     rows = con.sql(query.format(a=TEXT, f=GOOD, n=SCORE, t="review")).fetchall()
     expected = con.sql(query.format(a="a", f="f", n="n", t="answers")).fetchall()
+    assert rows and sorted(rows, key=repr) == sorted(expected, key=repr)
+
+
+PIVOTED = "(SELECT product_id, stars, {a} AS a FROM {t}) PIVOT (count(*) FOR a IN ('yes' AS stars, 'no' AS n) "
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"SELECT * FROM {PIVOTED} GROUP BY product_id) ORDER BY product_id LIMIT 2",
+        f"SELECT * FROM {PIVOTED} GROUP BY product_id) WHERE stars = 2",
+        f"SELECT x.* FROM {PIVOTED} GROUP BY product_id) AS x JOIN product p ON p.id = x.stars AND p.kind = 2",
+        "WITH x AS (SELECT product_id, {a} AS a FROM {t}) SELECT * FROM x PIVOT (count(*) FOR a IN ('yes', 'no')) "
+        "ORDER BY product_id LIMIT 2",
+        "SELECT * FROM (SELECT id, text, {a} AS a FROM {t}) UNPIVOT (v FOR n IN (a, text)) WHERE n = 'a' AND id < 3",
+        "SELECT * FROM (SELECT id, {a} AS a FROM {t}) x UNPIVOT (v FOR n IN (a)) ORDER BY id DESC LIMIT 2",
+    ],
+)
+def test_limits_and_conditions_stay_outside_of_what_is_pivoted(connect, query):
+    con = connect()
+    con.sql(ANSWERS)
+    rows = con.sql(query.format(a=TEXT, t="review")).fetchall()
+    expected = con.sql(query.format(a="a", t="answers")).fetchall()
+    assert rows and sorted(rows, key=repr) == sorted(expected, key=repr)
+
+
+@pytest.mark.parametrize("how", ["CREATE TABLE made AS", "COPY"])
+def test_what_is_pivoted_is_kept(connect, how, tmp_path):
+    con, query = connect(), f"UNPIVOT (SELECT id, {TEXT} AS a, text FROM review) ON a, text INTO NAME n VALUE v"
+    path = tmp_path / "made.csv"
+    con.sql(f"{how} {query} ORDER BY id, n LIMIT 7" if how != "COPY" else f"COPY ({query}) TO '{path}'")
+    kept = con.sql("FROM made" if how != "COPY" else f"FROM '{path}'").fetchall()
+    assert len(kept) == (7 if how != "COPY" else 76) and sorted(kept) == sorted(con.sql(query).fetchall())[: len(kept)]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT id, {a}.upper() AS u FROM {t} ORDER BY id LIMIT 3",
+        "SELECT {a}.upper() FROM {t} LIMIT 3",
+        "SELECT {a}.upper().length() FROM {t} ORDER BY id DESC LIMIT 3",
+        "SELECT id FROM {t} WHERE {a}.upper() = 'YES' ORDER BY id LIMIT 3",
+        "SELECT DISTINCT ON (product_id) {a}.upper(), id FROM {t} ORDER BY product_id, id",
+        "SELECT {a}.upper() AS z, count(*) FROM {t} GROUP BY {a}.upper()",
+        # Conditions move into the subquery, where the columns have other names.
+        "SELECT x.b FROM (SELECT id AS k, text AS b, {a} AS a FROM {t}) x WHERE x.b.upper() = 'TEXT 3' AND a <> ''",
+        "SELECT b FROM (SELECT id AS k, text AS b, {a} AS a FROM {t}) x WHERE b.upper().length() = k",
+        "SELECT b FROM (SELECT id AS k, [id, 9] AS b, {a} AS a FROM {t}) x "
+        "WHERE b.list_transform(lambda k: k + 1).list_sum() = k + 11",
+        "SELECT struct_pack(q := id).q.abs() AS z, (SELECT max(name) FROM product p WHERE p.id = r.id).upper() AS m, "
+        "r.text[1:4].upper() AS v, {a} AS a FROM {t} r ORDER BY r.id LIMIT 4",
+    ],
+)
+def test_methods_of_calls_and_columns(connect, query):
+    con = connect()
+    con.sql(ANSWERS)
+    rows = con.sql(query.format(a=TEXT, t="review")).fetchall()
+    expected = con.sql(query.format(a="a", t="answers")).fetchall()
     assert rows and sorted(rows, key=repr) == sorted(expected, key=repr)
 
 

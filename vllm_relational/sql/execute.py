@@ -16,7 +16,7 @@ from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator
 from vllm_relational.sql.parse import engine_error, parse, quoted
 from vllm_relational.sql.passes.layout import choose_layouts
-from vllm_relational.sql.prepare import as_query, bind, is_query, prepared, rehearse, unread
+from vllm_relational.sql.prepare import bind, is_query, prepared, rehearse, unread
 from vllm_relational.sql.probe import query_of
 from vllm_relational.sql.rounds import AnswersMissingError, Demand
 
@@ -45,7 +45,7 @@ class Execution:
 
 def execute(job: Job) -> Execution:
     """Run one statement with LLM functions; raises ``SQLError`` before anything is asked when it is wrong."""
-    tree = as_query(parse(job.sql))
+    tree = parse(job.sql)
     answered = _answered(job)
     if is_query(tree) or answered.rows is None:
         return answered

@@ -30,7 +30,6 @@ _INSTEAD: tuple[tuple[Any, str], ...] = (
     (exp.Update | exp.Delete | exp.Merge, "CREATE TEMP TABLE answers AS SELECT ... first, then go by that table"),
     (exp.Insert, "write INSERT INTO ... SELECT in place of VALUES"),
     (exp.Values, "write SELECT in place of VALUES"),
-    (exp.Pivot, "write SELECT * FROM (PIVOT (SELECT ..., LLM(...) AS answer FROM ...) ON answer ...)"),
     (exp.Summarize | exp.Describe, "CREATE TEMP TABLE answers AS SELECT ... first, then go by that table"),
 )
 

@@ -30,7 +30,7 @@ def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
 
     Rewrites go by names as written; where a name means something else in its new place, the statement stays as it is.
     """
-    tree = as_query(parse(job.sql))
+    tree = parse(job.sql)
     if not is_query(tree):
         tree = _questions(job, tree)
     refuse_volatile(tree, job.sql)
@@ -95,13 +95,6 @@ def _check(job: Job, text: str) -> None:
         raise engine_error(job.sql, error) from error
     except duckdb.Error:
         return  # there is no EXPLAIN for it: it fails when it runs
-
-
-def as_query(tree: exp.Expr) -> exp.Expr:
-    """``PIVOT x ON ...`` -> ``SELECT * FROM (PIVOT x ON ...)``; other statements as they are."""
-    if not isinstance(tree, exp.Pivot):
-        return tree
-    return exp.Select(expressions=[exp.Star()]).from_(exp.Subquery(this=tree))
 
 
 def is_query(tree: exp.Expr) -> bool:

@@ -20,13 +20,15 @@ from sqlglot.parser import Parser
 from sqlglot.tokenizer_core import Token, TokenType
 
 from vllm_relational.records import RelationalError
+from vllm_relational.sql.methods import restore_columns
+from vllm_relational.sql.pivots import pivot_parsers
 
 # Where sqlglot keeps them differs between its versions.
 _PARSER: Any = DuckDB.parser_class
 _GENERATOR: Any = DuckDB.generator_class
 SPAN_META, END_META, SOURCE_META = "span", "end_of_text", "source"
-# Marks nodes that sqlglot is to write though their text is known.
-OPENED_META = "opened"
+# Marks nodes that sqlglot is to write though their text is known; nodes that are not in the text.
+OPENED_META, MADE_META = "opened", "made"
 # Nodes that are parentheses themselves, or keep them in their text.
 _BRACKETED = (exp.Paren, exp.Tuple, exp.Subquery, exp.Schema)
 # Returns of these are not the text that was consumed, or are no nodes.
@@ -87,6 +89,7 @@ _TrackingParser: type[Parser] = type(
     "_TrackingParser",
     (_PARSER,),
     {name: _tracked(getattr(_PARSER, name)) for name in dir(_PARSER) if _is_tracked(name)}
+    | pivot_parsers(_PARSER, SPAN_META, MADE_META)
     | {
         table: {name: _untold(parser) for name, parser in getattr(_PARSER, table).items()}
         for table in ("FUNCTION_PARSERS", "NO_PAREN_FUNCTION_PARSERS")
@@ -104,6 +107,7 @@ def read(sql: str, tokens: list[Token]) -> list[exp.Expr | None]:
     trees = _TrackingParser(dialect=DuckDB()).parse(_readable(tokens), sql)
     for tree in trees:
         if tree is not None:
+            restore_columns(tree, sql, SPAN_META)
             _remember(tree, sql)
     return trees
 
@@ -173,7 +177,7 @@ def _remember(tree: exp.Expr, sql: str) -> None:
 
 def _settle_span(node: exp.Expr, sql: str) -> None:
     """Spans of operators within operators, which no method returns; none for a node that fills the one above it."""
-    span = node.meta.get(SPAN_META) or _known_otherwise(node)
+    span = None if node.meta.pop(MADE_META, False) else node.meta.get(SPAN_META) or _known_otherwise(node)
     if span is not None and not isinstance(node, _BRACKETED):
         span = _inside_brackets(sql, *span)
     if span is not None and not sql[slice(*span)].upper().startswith(_CLAUSES.get(type(node), "")):

@@ -73,12 +73,14 @@ def sources_of(tree: exp.Expr, block: exp.Select, aggregates: Aggregates) -> Ite
 
 
 def _body(tree: exp.Expr, table: exp.Expr) -> exp.Select | None:
-    """The SELECT of a derived table, or of a common table expression that is read once."""
+    """The SELECT of a derived table, or of a common table expression that is read once, read as it is."""
+    if any(value for key, value in table.args.items() if key not in ("this", "alias")):
+        return None  # PIVOT, a sample, a join in parentheses: other rows, or other columns of the same names
     if isinstance(table, exp.Subquery):
         alias = table.args.get("alias")
         plain = isinstance(table.this, exp.Select) and (alias is None or not alias.columns)
         return table.this if plain else None
-    if not isinstance(table, exp.Table) or table.db:
+    if not isinstance(table, exp.Table):
         return None
     name = table.name.casefold()
     named = [cte for cte in tree.find_all(exp.CTE) if cte.alias.casefold() == name]
