@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from vllm_relational import RelationalLLM
-from vllm_relational.records import RowFailedError
+from vllm_relational.records import RelationalError, RowFailedError
 
 PROMPT = "Would a family like this home? {comments} {name} {description}"
 PERSON = {
@@ -95,6 +95,11 @@ def test_numbers_stay_in_their_range(llm: RelationalLLM, reviews: pd.DataFrame, 
 
     assert str(answers.dtype) == "Int64"
     assert answers.between(*bounds).all()
+
+
+def test_a_schema_that_vllm_cannot_compile_is_refused_once(llm: RelationalLLM, reviews: pd.DataFrame) -> None:
+    with pytest.raises(RelationalError, match=r"vLLM cannot hold answers to that: .*uniqueItems.*simplify the schema"):
+        llm.query(reviews.head(6), PROMPT, schema={"type": "array", "uniqueItems": True})
 
 
 def test_json_follows_the_schema(llm: RelationalLLM, reviews: pd.DataFrame) -> None:

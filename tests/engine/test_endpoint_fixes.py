@@ -17,7 +17,7 @@ from vllm_relational.engine.endpoint_failures import LostError, MalformedError, 
 from vllm_relational.engine.endpoint_fixes import death
 from vllm_relational.engine.endpoint_secrets import ApiKey
 from vllm_relational.options import LlmOptions, RunOptions, ServerOptions
-from vllm_relational.records import Choice, EngineDiedError, FreeText, Prompt
+from vllm_relational.records import Choice, EngineDiedError, FreeText, JsonSchema, Prompt
 
 ADDRESS = Address("http://h/v1", ApiKey.find("sk-12345678"), 600.0, 5, 0.5)
 TOO_LARGE = [
@@ -66,7 +66,9 @@ def test_what_is_too_large(status: int, message: str) -> None:
         (404, "no such model", {}, "correct --base-url (base_url=), it often ends in /v1, or --model (model=)"),
         (500, "oops", {}, "see the server's log; if it has too much to do, lower --concurrency"),
         (408, "late", {}, "see the server's log"),
-        (400, "Grammar error: unsupported keyword", {}, "simplify the schema"),
+        (400, 'Grammar error: Unimplemented keys: ["not"]', {}, "simplify the schema (--schema, schema=)"),
+        (400, "Failed to transform json schema into a grammar: minimum greater than maximum", {}, "simplify the sch"),
+        (400, "no", {"parameter": "response_format"}, "simplify the schema"),
         (400, "strange", {}, "check --base-url (base_url=), --model (model=) and the account"),
     ],
 )
@@ -121,6 +123,17 @@ def test_a_limit_that_is_too_large_for_every_row(fake_server: FakeServer, tmp_pa
     ended = run(fake_server, tmp_path, "--max-tokens", 500)
     assert ended.exit_code == 2 and "lower --max-tokens" in ended.stderr and ended.stderr.count("too large") == 1
     assert run(fake_server, tmp_path, "--max-tokens", 100).exit_code == 0
+
+
+@pytest.mark.parametrize("rows", [1, 200])
+def test_a_schema_that_the_server_cannot_compile(fake_server: FakeServer, rows: int) -> None:
+    why = 'Grammar error: Unimplemented keys: ["uniqueItems"]'
+    fake_server.reply = lambda body: fail(400, why) if "structured_outputs" in body else chat("[]")
+    engine = EndpointEngine(fake_server.root + "/v1", concurrency=4)
+    asked = engine.ask([Prompt(key, user=f"{key}") for key in range(rows)], JsonSchema({"uniqueItems": True}))
+    with pytest.raises(EngineDiedError, match=r"Unimplemented keys: .*; simplify the schema .*after 0 answers"):
+        list(asked)
+    assert len(fake_server.bodies) <= 2 * 4
 
 
 def test_served_as_on_the_command_line(fake_server: FakeServer, tmp_path: Path) -> None:

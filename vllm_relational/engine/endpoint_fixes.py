@@ -10,7 +10,7 @@ from vllm_relational.records import EngineDiedError
 
 MONEY_STATUSES = frozenset({400, 402, 403, 429})
 _CREDENTIAL = re.compile(r"key|token|credential|password|bearer", re.IGNORECASE)
-_CONSTRAINT = re.compile(r"grammar|schema|response_format|structured|guided|xgrammar|regex", re.IGNORECASE)
+_CONSTRAINT = re.compile(r"grammar|json.?schema|response_format|structured.?output|guided", re.IGNORECASE)
 
 
 def death(address: Address, failure: RequestError, num_answers: int) -> EngineDiedError:
@@ -58,10 +58,10 @@ def _fix(address: Address, error: RefusedError, num_answers: int) -> str:
 
 def _fix_of_request(error: RefusedError) -> str:
     """For what the server will not take from anybody."""
+    if error.status != 413 and _CONSTRAINT.search(f"{error} {error.parameter}"):
+        return "simplify the schema (--schema, schema=) or the choices, or ask for text and read it yourself"
     if error.is_too_large:
         return "lower --max-tokens (max_tokens=), ask about shorter rows, or serve the model with a longer context"
-    if _CONSTRAINT.search(f"{error} {error.parameter}"):
-        return "simplify the schema or the choices, or ask for text"
     if error.status in (404, 405):
         return "correct --base-url (base_url=), it often ends in /v1, or --model (model=)"
     return "check --base-url (base_url=), --model (model=) and the account"

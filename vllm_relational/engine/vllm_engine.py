@@ -30,6 +30,7 @@ from vllm_relational.thoughts import thought_opening
 # Requests waiting inside vLLM beyond those it runs: enough that its scheduler never starves between two feeds.
 QUEUE_FACTOR = 2
 THOUGHT_TOKENS = 12  # the mark that opens a thought, and the line breaks behind it, at the end of a prompt
+SIMPLIFY = "simplify the schema (--schema, schema=) or the choices, or ask for text and read it yourself"
 DEFAULTS = {
     "enable_prefix_caching": True,
     # Compact JSON: a model left free to indent spends a fifth of its tokens on white space, or all of them.
@@ -125,7 +126,21 @@ class VllmEngine:
             if self._dead:
                 raise EngineDiedError("the engine died earlier: close() it, the next question then starts a new one")
             plan = plan_decision(decision, self._llm.get_tokenizer())
+            self._check_constraint(plan)
             yield from _Session(self, plan, iter(prompts)).run()
+
+    def _check_constraint(self, plan: DecisionPlan) -> None:
+        """Refuse, before any row is sent, what vLLM would refuse for each: a schema that its grammar compiler lacks."""
+        from vllm.exceptions import VLLMClientError
+
+        from vllm_relational.vllm_ext.live_engine import check_parameters
+
+        if plan.free:
+            return
+        try:
+            check_parameters(self._llm, plan.params)
+        except (VLLMClientError, ValueError, TypeError) as error:
+            raise RelationalError(f"vLLM cannot hold answers to that: {first_line(error)}; {SIMPLIFY}") from error
 
     def reset_cache(self) -> bool:
         from vllm_relational.vllm_ext.live_engine import dead_engine_error

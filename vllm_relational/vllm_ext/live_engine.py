@@ -1,4 +1,4 @@
-"""The calls into vLLM's engine that its documented interface does not have: step, abort, stop."""
+"""The calls into vLLM's engine that its documented interface does not have: check, step, abort, stop."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ def step(llm: Any) -> list[Any]:
     """Wait for the next outputs of the engine; those with ``finished`` are whole answers."""
     outputs: list[Any] = llm.llm_engine.step()
     return outputs
+
+
+def check_parameters(llm: Any, params: Any) -> None:
+    """Raise what vLLM would raise for every request with these sampling parameters: it compiles their constraint."""
+    config = llm.llm_engine.vllm_config
+    constraints = config.structured_outputs_config
+    params.clone().verify(config.model_config, config.speculative_config, constraints, llm.get_tokenizer())
 
 
 def external_id(internal_id: str) -> str:
