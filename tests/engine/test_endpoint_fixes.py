@@ -100,8 +100,9 @@ MESSAGES = [
 ]
 
 
-def test_every_option_that_is_named_can_be_given() -> None:
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output)
+@pytest.mark.parametrize("command", ["run", "bench", "sql"])
+def test_every_option_that_is_named_can_be_given(command: str) -> None:
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output)
     python = {*ServerOptions.model_fields, *LlmOptions.model_fields, *RunOptions.model_fields}
     named = {pair for told in MESSAGES for pair in re.findall(r"(--[a-z-]+) \((\w+)=\)", told)}
     assert len(named) >= 5

@@ -184,6 +184,15 @@ def test_a_refusal_of_all_rows_ends_the_job(fake_server: FakeServer, name: str, 
     assert "\n" not in str(raised.value) and raised.value.__cause__ is None
 
 
+def test_a_refusal_with_the_id_of_each_request_is_one_refusal(fake_server: FakeServer) -> None:
+    fake_server.other().reply = lambda body: fail(400, f"no service for you (request req_{next(number):02d}cQ)")
+    number = itertools.count()
+    with pytest.raises(EngineDiedError, match="no service for you"):
+        list(engine(fake_server, concurrency=8).ask(prompts(100), YES_NO))
+    in_words = sum("response_format" not in body for body in fake_server.bodies)
+    assert in_words == 1 and len(fake_server.bodies) <= 2 * 8
+
+
 @pytest.mark.parametrize("name", ["key", "model", "quota", "forbidden"])
 @pytest.mark.parametrize(("concurrency", "rows"), [(1, 200), (4, 200), (32, 200), (4, 60)])
 def test_a_server_that_begins_to_refuse_ends_the_job(

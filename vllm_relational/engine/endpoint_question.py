@@ -191,8 +191,9 @@ def _names(refused: RefusedError, parameter: str) -> bool:
 
 
 def _kind(refused: RefusedError) -> str:
-    """The refusal without its numbers: what two rows that are refused for one reason share."""
-    return re.sub(r"\d+", "0", f"{refused.status} {refused}")
+    """What two rows that are refused for one reason share: words without digits, so no counts and no request's id."""
+    words = " ".join(word for word in str(refused).split() if not any(map(str.isdigit, word)))
+    return f"{refused.status} {words}"
 
 
 def _note(text: str) -> None:
