@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,40 @@ def test_a_report_that_cannot_be_written_takes_nothing_with_it(
     server = ["--base-url", f"{fake_server.root}/v1", "--orders", "tree", "--report", str(table.with_name("r.json"))]
     result = CliRunner().invoke(app, ["bench", str(table), "-p", "{text}?", "--csv", str(lines), *server])
     assert result.exit_code == 2 and len(lines.read_text(encoding="utf-8").splitlines()) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ warnings
+def damaged_checkpoint(folder: Path) -> None:
+    checkpoint = folder / "o.jsonl.checkpoint.jsonl"
+    lines = checkpoint.read_bytes().splitlines(keepends=True)
+    checkpoint.write_bytes(b"".join([*lines[:-1], lines[-1].replace(b"yes", b"not")]))
+
+
+def damaged_cache(folder: Path) -> None:
+    whole = bytearray((folder / "c.db").read_bytes())
+    place = whole.rindex(b"yes")
+    whole[place : place + 3] = b"not"
+    (folder / "c.db").write_bytes(whole)
+
+
+@pytest.mark.parametrize("python", [(), ("-W", "error"), ("-W", "always")])
+@pytest.mark.parametrize(
+    ("damage", "options", "said"),
+    [
+        (damaged_checkpoint, ["--resume"], "1 damaged lines were left out"),
+        (damaged_cache, ["--overwrite", "--checkpoint", "new.jsonl"], "c.db"),
+    ],
+)
+def test_a_warning_is_one_line_without_a_path_into_the_source(
+    table: Path, fake_server: FakeServer, damage: Callable[[Path], None], options: list[str], said: str, python: tuple
+) -> None:
+    fake_server.reply = lambda body: fail(400, "no") if "world" in str(body) else chat("yes")
+    files = ["-o", table.with_name("o.jsonl"), "--cache", table.with_name("c.db"), "--concurrency", 1]
+    command = list(map(str, asking(table, fake_server, *files)))
+    assert subprocess.run([*PROGRAM, *command], capture_output=True).returncode == 1
+    damage(table.parent)
+    program = [PROGRAM[0], *python, *PROGRAM[1:]]
+    done = subprocess.run([*program, *command, *options], capture_output=True, text=True, cwd=table.parent)
+    told = [line for line in done.stderr.splitlines() if said in line and "damaged" in line]
+    assert len(told) == 1 and told[0].startswith("warning: "), done.stderr
+    assert ".py" not in done.stderr and "UserWarning" not in done.stderr

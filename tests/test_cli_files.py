@@ -140,6 +140,38 @@ def test_files_that_a_command_derives_count(folder, cli_engine, arguments):
     assert content(folder) == before and not cli_engine.asked
 
 
+HIDDEN = [
+    "SELECT LLM('on {text}', text) AS a FROM v",
+    "SELECT LLM('on {text}', text) AS a FROM 'c.csv' WHERE text IN (SELECT text FROM behind)",
+    "SELECT LLM('on {text}', text) AS a FROM m('b', 'csv')",
+    "SELECT LLM('on {text}', text) AS a FROM read_csv('b.c' || 'sv')",
+    "SELECT LLM('on {text}', text) AS a FROM read_csv(concat('sub/..', '/b.csv'))",
+    "SELECT LLM('on {text}', text) AS a FROM read_csv('b' || '.csv', columns = {'text': 'VARCHAR', 'id': 'INT'}, "
+    "auto_detect = false, header = true)",
+    "SELECT LLM('on {text}', text) AS a FROM (SELECT content AS text FROM read_text('b.' || 'csv'))",
+    "SELECT LLM('on {text}', text) AS a FROM (SELECT 'x' AS text) AS t LEFT JOIN (SELECT text AS u FROM v) ON text = u",
+    "FROM v",
+    "SELECT content FROM read_text('b.' || 'csv')",
+    "SET VARIABLE f = 'b.' || 'csv'; SELECT LLM('on {text}', text) AS a FROM read_csv(getvariable('f'))",
+]
+
+
+@pytest.mark.parametrize("way", ["same", "hard link", "folder link"])
+@pytest.mark.parametrize("statement", HIDDEN)
+def test_a_file_that_a_statement_reads_by_a_hidden_name_is_never_its_output(folder, cli_engine, statement, way):
+    import duckdb
+
+    (folder / "c.csv").write_text(ROWS)
+    with duckdb.connect("x.db") as database:
+        database.execute("CREATE VIEW v AS SELECT * FROM 'b.csv'; CREATE VIEW behind AS SELECT * FROM v")
+        database.execute("CREATE MACRO m(a, b) AS TABLE SELECT * FROM read_csv(a || '.' || b)")
+    name = other_name(way, "b.csv")
+    line = error_of("sql", statement, "--db", "x.db", "-o", name, "--overwrite")
+    assert "a file that the SQL opens and --output are one file" in line and not cli_engine.asked
+    assert (folder / "b.csv").read_text() == ROWS
+    assert call("sql", statement, "--db", "x.db", "-o", "other.parquet", "--overwrite").exit_code == 0
+
+
 def test_two_names_that_are_only_read_may_be_one(folder, monkeypatch, cli_engine):
     monkeypatch.setattr(cli_retrieval.retrieving, "open_embedder", lambda name: HashedTrigrams())
     assert call("index", "b.csv", "text", "-o", "p.index", "--embedder", "E").exit_code == 0

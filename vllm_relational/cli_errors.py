@@ -10,7 +10,9 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -32,9 +34,23 @@ def guarded(function: Callable[..., int]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def wrapped(**arguments: Any) -> None:
-        raise CommandEnded(_status(function, arguments))
+        with _warnings_told():
+            status = _status(function, arguments)
+        raise CommandEnded(status)
 
     return wrapped
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Within the block a warning, whoever gives it, is a line for the person at the terminal: no path, no source."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        tell(f"warning: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _status(function: Callable[..., int], arguments: Mapping[str, Any]) -> int:

@@ -104,7 +104,8 @@ def database(name: str | None) -> Path | None:
 def files_in_sql(text: str) -> dict[str, Path | None]:
     """What a statement may read or write itself: every quoted text may be a name, or a pattern of names.
 
-    A name that SQL puts together (``'b.c' || 'sv'``), or that a view of the database holds, is not seen.
+    A name that SQL puts together (``'b.c' || 'sv'``), or that a view of the database holds, is not seen here: DuckDB
+    tells of it (``sql/opened_files.py``).
     """
     parts = (match.groupdict(default="") for match in _QUOTED.finditer(text))
     quoted = {part["text"].replace("''", "'") or part["name"].replace('""', '"') or part["dollar"] for part in parts}

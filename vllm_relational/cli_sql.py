@@ -91,6 +91,7 @@ def sql(
     """Run SQL whose expressions may ask the model: LLM, LLM_FILTER, LLM_CLASSIFY, LLM_SCORE, LLM_EXTRACT, LLM_AGG."""
     _check_installed()
     from vllm_relational.sql import command
+    from vllm_relational.sql.opened_files import CheckedModel, checking
 
     text = command.statement_text(statement, file)
     command.check_target(output)
@@ -106,8 +107,10 @@ def sql(
     arguments = cli_options.engine_arguments(engine_arg) | cli_options.server_arguments(timeout, retries, served_as)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
-        with command.opened(llm, db, side, rates, prices, **options) as connection:
-            command.run_sql(connection, text, output)
+        asked = CheckedModel(llm)
+        with command.opened(asked, db, side, rates, prices, **options) as connection:
+            with checking(asked, connection.duckdb, output):
+                command.run_sql(connection, text, output, asked.check)
             if connection.last_run is not None:
                 cli_options.say(connection.report())
             return int(len(connection.errors()) > 0)

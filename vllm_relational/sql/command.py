@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,13 @@ def opened(
     return connect(db or ":memory:", llm=llm, side=side, **options)
 
 
-def run_sql(connection: Connection, text: str, output: Path | None) -> Result | None:
-    """Run the statements and write or print the last one's rows. DuckDB's errors become ``RelationalError``."""
+def run_sql(
+    connection: Connection, text: str, output: Path | None, check: Callable[[], None] = lambda: None
+) -> Result | None:
+    """Run the statements and write or print the last one's rows. DuckDB's errors become ``RelationalError``.
+
+    check: raises where the output must not be written after all.
+    """
     try:
         result = connection.run(text)
         if result is None:
@@ -77,6 +82,7 @@ def run_sql(connection: Connection, text: str, output: Path | None) -> Result | 
         with interruptible(connection.duckdb):
             rows = result.relation.materialize()
         if output is not None:
+            check()
             _write(connection, rows, output)
         else:
             print_rows(rows, result.columns)
