@@ -73,11 +73,14 @@ def test_a_closed_standard_output_is_found_first(table: Path, command: list[str]
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", [["plan", "TABLE", "--json"], ["--help"]])
+@pytest.mark.parametrize(
+    "command", [["plan", "TABLE", "--json"], ["plan", "TABLE"], ["sql", "SELECT 1"], ["--help"], ["run", "--help"]]
+)
 def test_other_output_that_cannot_be_delivered_is_status_2(table: Path, command: list[str]) -> None:
     done = shell(">/dev/full", *(str(table) if word == "TABLE" else word for word in command))
     assert done.returncode == 2
-    assert done.stderr.decode().splitlines()[-1].startswith("error: ")
+    last = done.stderr.decode().splitlines()[-1]
+    assert last.startswith("error: ") and "standard output" in last and "Errno" not in last
     assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
 
 
@@ -182,3 +185,37 @@ def test_a_warning_is_one_line_without_a_path_into_the_source(
     told = [line for line in done.stderr.splitlines() if said in line and "damaged" in line]
     assert len(told) == 1 and told[0].startswith("warning: "), done.stderr
     assert ".py" not in done.stderr and "UserWarning" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------- wrong options
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "TABLE", "-p", "{text}?", "--nope"], "No such option: --nope"),
+        (["run", "TABLE", "-p", "{text}?", "--limit", "abc"], "Invalid value for '--limit'"),
+        (["run", "TABLE", "-p"], "Option '-p' requires an argument"),
+        (["run"], "Missing argument"),
+        (["run", "TABLE", "more", "-p", "{text}?"], "unexpected extra argument"),
+        (["nope"], "No such command 'nope'"),
+        (["run", "TABLE", "-p", "{text}?", "-k", "0"], "'-k': "),
+        (["retrieve", "TABLE", "text", "--index", "i", "-k", "0"], "'-k': "),
+        (["run", "TABLE", "-p", "{text}?", "--concurrency", "0"], "'--concurrency': "),
+        (["run", "TABLE", "-p", "{text}?", "--answer-column", ""], "--answer-column is ''"),
+        (["run", "TABLE", "-p", "{text}?", "--error-column", " "], "--error-column is ' '"),
+        (["run", "TABLE", "-p", "{text}?", "--status-column", ""], "--status-column is ''"),
+        (["run", "TABLE", "-p", "{text}?", "--explain-dedup", ""], "--explain-dedup is ''"),
+        (["run", "TABLE", "-p", "{text}?", "--answer-column", "\udcff"], "--answer-column is '\\udcff'"),
+        (["retrieve", "TABLE", "text", "--index", "i", "--name", ""], "--name is ''"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_status_2(table: Path, arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, [str(table) if word == "TABLE" else word for word in arguments])
+    assert result.exit_code == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and said in line
+
+
+def test_help_and_no_command_at_all_show_the_commands(table: Path) -> None:
+    for arguments, status in ([], 2), (["--help"], 0), (["run", "--help"], 0):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == status and "Usage" in result.output and "error" not in result.stderr

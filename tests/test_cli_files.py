@@ -261,9 +261,12 @@ def test_names_that_cannot_be_written_are_found_before_anything_is_asked(folder,
     assert not cli_engine.asked
 
 
-def test_a_name_with_no_room_for_the_checkpoint_beside_it(folder, cli_engine):
-    assert "File name too long" in error_of("run", "b.csv", *ASK, "-o", "x" * 248 + ".csv")
-    assert "File name too long" in error_of("run", "b.csv", *ASK, "-o", "x" * 248 + ".csv", "--checkpoint", "c.jsonl")
+@pytest.mark.parametrize("more", [(), ("--checkpoint", "c.jsonl")])
+def test_a_name_with_no_room_for_what_stands_beside_it(folder, cli_engine, more):
+    name = "x" * 248 + ".csv"
+    line = error_of("run", "b.csv", *ASK, "-o", name, *more)
+    assert f"cannot use {name}: a file of its name and ." in line and "File name too long; name another" in line
+    assert f"{name}." not in line and not cli_engine.asked
     assert call("run", "b.csv", *ASK, "-o", "x" * 232 + ".csv").exit_code == 0
 
 

@@ -49,7 +49,7 @@ def real_place(path: Path) -> Path:
 
 def followed(path: Path) -> Path:
     """The name itself, or of a symbolic link the file: what stands beside a file has one place for all its names."""
-    return real_place(path) if path.is_symlink() else path
+    return real_place(path) if os.path.islink(path) else path
 
 
 @contextmanager

@@ -48,6 +48,7 @@ from vllm_relational.records import RelationalError, RunReport
 COLUMNS = ("answer", "error", "status")  # that are added to a table, by default
 
 app = typer.Typer(
+    cls=cli_errors.OneLineErrors,
     help="LLM questions over tables, as fast as the hardware allows.",
     no_args_is_help=True,
     add_completion=False,
@@ -154,10 +155,14 @@ def run(
         str | None, typer.Option(help="Column of questions: adds context_1 to context_k from --index first.")
     ] = None,
     index: Annotated[Path | None, typer.Option(help="With --retrieve: made with the command index.")] = None,
-    passages: Annotated[int, typer.Option("-k", help="With --retrieve: passages a question.")] = 5,
+    passages: Annotated[int, typer.Option("-k", min=1, help="With --retrieve: passages a question.")] = 5,
     overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Ask one question of every row of TABLE."""
+    cli_output.check_names(
+        {"--answer-column": answer_column, "--error-column": error_column, "--status-column": status_column}
+        | {"--explain-dedup": explain_dedup}
+    )
     checkpoint = checkpoint or cli_files.default_checkpoint(output)
     cli_files.check_files(
         reads={"TABLE": table, "--schema": schema, **cli_retrieval.index_files(index)},

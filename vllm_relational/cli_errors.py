@@ -6,16 +6,18 @@ unexpected exception, a wrong option and an output that could not be delivered a
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from vllm_relational.records import RelationalError
 from vllm_relational.terminal import flush_streams, give_up_output, prepare_streams, tell
@@ -23,6 +25,7 @@ from vllm_relational.terminal import flush_streams, give_up_output, prepare_stre
 OK, SOME_ROWS_FAILED, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK = "VLLM_RELATIONAL_TRACEBACK"  # set: unexpected errors show where they came from
 _MESSAGE_CHARS = 500
+_FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class CommandEnded(SystemExit):
@@ -39,6 +42,42 @@ def guarded(function: Callable[..., int]) -> Callable[..., None]:
         raise CommandEnded(status)
 
     return wrapped
+
+
+class OneLineErrors(TyperGroup):
+    """The commands of a program; options that cannot be read are told in one line, as everything else is."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command; by default end the process with its exit status."""
+        try:
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except Exception as error:
+            told = _usage_error(error) if standalone_mode else None
+            if told is None:
+                raise
+            if told:
+                tell(told)
+            raise SystemExit(COULD_NOT_RUN) from None
+        return sys.exit(status) if standalone_mode else status
+
+
+def _usage_error(error: Exception) -> str | None:
+    """What to say of an error of the options; None for any other. Versions of typer have classes of their own."""
+    if not hasattr(error, "format_message"):
+        return None
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(context.get_help()) if context is not None else ""
+    what = " ".join(str(error.format_message()).split()).rstrip(".")
+    help_of = f"; {context.command_path} --help shows what there is" if context is not None else ""
+    return f"error: {what}{help_of}"
 
 
 @contextmanager
@@ -65,10 +104,21 @@ def _status(function: Callable[..., int], arguments: Mapping[str, Any]) -> int:
     except RelationalError as error:  # errors of SQL show the place on further lines
         tell(f"error: {(str(error).splitlines() or ['no reason given'])[0]}")
     except OSError as error:
-        tell(f"error: {error}")
+        tell(f"error: {_where(error)}")
     except Exception as error:
         _tell_unexpected(error, bool(arguments.get("verbose")))
     return COULD_NOT_RUN
+
+
+def _where(error: OSError) -> str:
+    """Which file cannot be used, and the fix. Failed writes name no file: those to files of ours are told by us."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return f"cannot use {error.filename}: {reason}: check its folder, the rights, and the room on the disk"
+    if error.errno in _FAILED_WRITES:
+        give_up_output()
+        return f"cannot write to standard output: {reason}: make room, or send it to another place"
+    return reason
 
 
 def _tell_unexpected(error: Exception, verbose: bool) -> None:
@@ -98,6 +148,9 @@ def _ended(app: Callable[[], Any]) -> int:
         return OK if ended.code in (None, OK) else COULD_NOT_RUN
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        tell(f"error: {_where(error)}")
+        return COULD_NOT_RUN
     except Exception as error:
         _tell_unexpected(error, verbose=False)
         return COULD_NOT_RUN

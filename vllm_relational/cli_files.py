@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -61,8 +62,9 @@ def check_files(
         check_distinct([*_named(reads, False), *written, stream])
     for path in filter(None, {**outputs, **pages}.values()):
         check_writable(path)
+    output = outputs.get("--output")
     for file in written:
-        check_usable(file)
+        check_usable(replace(file, given=output) if file.path == default_checkpoint(output) else file)
     for path in filter(None, {} if outputs_by_job else outputs.values()):
         refuse_existing(path, overwrite)
     for path in filter(None, pages.values()):
@@ -126,4 +128,4 @@ def _named(paths: Paths, written: bool) -> Iterator[NamedFile]:
         yield NamedFile(role, path, written)
         for place in dict.fromkeys([path, followed(path)]):  # beside a link, or where it leads
             for suffix in BESIDE.get(role, ()):
-                yield NamedFile(f"{role}'s {place.name}{suffix}", place.with_name(place.name + suffix), written)
+                yield NamedFile(f"{role}'s {place.name}{suffix}", place.with_name(place.name + suffix), written, place)

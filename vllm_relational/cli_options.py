@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Options that several commands have.
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub name.")]
 BaseUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible server, e.g. http://localhost:8000/v1.")]
-Concurrency = Annotated[int, typer.Option(help="With --base-url: requests in flight.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="With --base-url: requests in flight.")]
 Timeout = Annotated[
     float | None, typer.Option(help="With --base-url: seconds for the whole answer to one attempt; 600 by default.")
 ]

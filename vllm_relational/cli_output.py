@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -18,6 +18,19 @@ from vllm_relational.terminal import JsonForTerminals, give_up_output
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def check_names(columns: Mapping[str, str | None]) -> None:
+    """Raise ``RelationalError`` for what can be the name of no column, by option; None was not given."""
+    for option, name in columns.items():
+        if name is not None and not name.strip():
+            raise RelationalError(f"{option} is {name!r}: a column needs a name, e.g. {option} verdict")
+        if name is not None and not _is_unicode(name):
+            raise RelationalError(f"{option} is {name!a}, which is not UTF-8: name the column in UTF-8")
+
+
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def check_result_place(data: pa.Table, output: Path | None, *columns: str) -> None:

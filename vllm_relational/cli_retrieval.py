@@ -56,7 +56,7 @@ def retrieve(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Table with passages; default JSON lines on stdout.")
     ] = None,
-    passages: Annotated[int, typer.Option("-k", help="Passages a question.")] = 5,
+    passages: Annotated[int, typer.Option("-k", min=1, help="Passages a question.")] = 5,
     name: Annotated[str, typer.Option(help="The columns are NAME_1 to NAME_k.")] = "context",
     ordered: Annotated[
         bool, typer.Option("--ordered", help="NAME_1 is the nearest; default is the order that shares most.")
@@ -72,6 +72,7 @@ def retrieve(
     """Add the passages nearest to each QUESTION to TABLE, as columns that every other command takes."""
     from vllm_relational.table.write import check_output
 
+    cli_output.check_names({"--name": name})
     cli_files.check_files(
         reads={"TABLE": table, **index_files(None if rebuild else index), "--passage-table": passage_table},
         outputs={"--output": output},

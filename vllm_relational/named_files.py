@@ -18,11 +18,13 @@ class NamedFile:
 
     role:    what the user calls it, ``--output``.
     written: whether its content changes; two names of one file that is only read are no harm.
+    given:   the name that the user gave, where this one was made of it by adding to its end.
     """
 
     role: str
     path: Path
     written: bool
+    given: Path | None = None
 
 
 def check_distinct(files: Iterable[NamedFile]) -> None:
@@ -59,6 +61,12 @@ def check_usable(file: NamedFile) -> None:
         problem = getattr(error, "strerror", None) or str(error)
     else:
         problem = None if stat.S_ISREG(kind) else "it is a folder" if stat.S_ISDIR(kind) else "it is no regular file"
+    if problem and file.given is not None:
+        added = file.path.name.removeprefix(file.given.name)
+        raise RelationalError(
+            f"cannot use {file.given}: a file of its name and {added} is kept beside it, which cannot be: {problem}; "
+            "name another"
+        )
     if problem:
         raise RelationalError(f"cannot use {file.path} as {file.role}: {problem}; name another")
 
