@@ -8,7 +8,8 @@ import pytest
 from fake_engine import FakeEngine
 
 from vllm_relational.records import Choice, FreeText, JsonSchema, RelationalError
-from vllm_relational.sql.functions import Argument, Question, canonical_template, field_names, shaped, sql_type_of
+from vllm_relational.sql.functions import Argument, Question, canonical_template, field_names
+from vllm_relational.sql.json_types import shaped, sql_type_of
 
 TEXT, OTHER, COUNT = Argument("text", "r"), Argument("text", "p"), Argument("COUNT(*)")
 
@@ -88,6 +89,31 @@ def test_equal_questions_and_no_others_have_one_identity():
             {'a "b"': None, "c": ["1", "x"]},
         ),
         ({"type": "object", "properties": {"A": {}, "a": {}}}, "VARCHAR", {"A": 1}, '{"A": 1}'),
+        (
+            {"$ref": "#/$defs/shop", "$defs": {"shop": {"type": "object", "properties": {"n": {"type": "integer"}}}}},
+            'STRUCT("n" BIGINT)',
+            {"n": 3},
+            {"n": 3},
+        ),
+        (
+            {
+                "type": "object",
+                "properties": {
+                    "tags": {"type": "array", "items": {"$ref": "#/definitions/a~1b"}},
+                    "x": {"$ref": "#in"},
+                },
+                "definitions": {"a/b": {"$ref": "#in"}, "c": {"$anchor": "in", "type": "number"}},
+            },
+            'STRUCT("tags" DOUBLE[], "x" DOUBLE)',
+            {"tags": [1, 2]},
+            {"tags": [1.0, 2.0], "x": None},
+        ),
+        (  # a tree: what is below is JSON text
+            {"type": "object", "properties": {"v": {"type": "string"}, "next": {"$ref": "#"}}},
+            'STRUCT("v" VARCHAR, "next" STRUCT("v" VARCHAR, "next" VARCHAR))',
+            {"v": "a", "next": {"v": "b", "next": {"v": "c"}}},
+            {"v": "a", "next": {"v": "b", "next": '{"v": "c"}'}},
+        ),
     ],
 )
 def test_json_answers_have_the_type_of_their_schema(schema, sql_type, value, held):
@@ -115,3 +141,11 @@ def test_an_answer_that_no_sql_type_holds_fails_alone(connect, kind, odd):
     assert [a is None for _, a in rows] == [False, True, False]
     why = "not valid Unicode" if kind == "string" else "does not fit into SQL"
     assert con.errors()["reason"].str.contains(why).tolist() == [True]
+
+
+def test_a_schema_that_grows_without_end_has_a_type():
+    """Each of 40 parts names the next one twice: a million million fields."""
+    twice = {
+        f"d{n}": {"type": "object", "properties": {k: {"$ref": f"#/$defs/d{n + 1}"} for k in "ab"}} for n in range(40)
+    }
+    assert len(sql_type_of({"$ref": "#/$defs/d0", "$defs": twice})) < 100_000

@@ -101,3 +101,10 @@ def test_the_sql_command_prints_and_writes_duckdbs_types(con, tmp_path, capsys):
 def test_dates_come_as_python_knows_them(con):
     rows = con.sql("SELECT ts, LLM('{text}', text) FROM review WHERE id = 1").fetchall()
     assert rows[0][0] == datetime.date(2023, 1, 2)
+
+
+def test_an_extract_whose_schema_refers_to_itself_has_fields(con):
+    shop = '{"$ref": "#/$defs/s", "$defs": {"s": {"type": "object", "properties": {"b": {"type": "integer"}}}}}'
+    result = con.sql(f"SELECT LLM_EXTRACT('{{text}}', '{shop}', text) AS s, (s).b + 1 AS n FROM review")
+    assert [str(kind) for kind in result.types] == ["STRUCT(b BIGINT)", "BIGINT"]
+    assert any(row[1] for row in result.fetchall())

@@ -15,6 +15,7 @@ from typing import Any
 from vllm_relational.config import check_decision
 from vllm_relational.option_kinds import read_labels
 from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
+from vllm_relational.sql.json_types import shaped, sql_type_of
 
 YES, NO = "yes", "no"
 BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
@@ -147,44 +148,6 @@ def _schema(value: Any) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise RelationalError('the JSON schema is not a JSON object in quotes: write \'{"type": "object", ...}\'')
     return schema
-
-
-# ----------------------------------------------------------------------------------------- schemas -> types, values
-def sql_type_of(schema: Any) -> str:
-    """A DuckDB type that holds every document of the schema; VARCHAR, as JSON text, where there is no closer one."""
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
-    if kind == "object" and isinstance(schema.get("properties"), Mapping) and _plain_names(schema["properties"]):
-        fields = (f'"{_quoted(name)}" {sql_type_of(inner)}' for name, inner in schema["properties"].items())
-        return f"STRUCT({', '.join(fields)})"
-    if kind == "array" and isinstance(schema.get("items"), Mapping):
-        return f"{sql_type_of(schema['items'])}[]"
-    simple = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN"}
-    return simple.get(kind, "VARCHAR") if isinstance(kind, str) else "VARCHAR"
-
-
-def shaped(value: Any, schema: Any) -> Any:
-    """A JSON value as ``sql_type_of(schema)`` holds it: absent properties null, what has no type as JSON text."""
-    sql_type = sql_type_of(schema)
-    if value is None:
-        return None
-    if sql_type.startswith("STRUCT") and not sql_type.endswith("[]"):
-        return {name: shaped(value.get(name), inner) for name, inner in schema["properties"].items()}
-    if sql_type.endswith("[]"):
-        return [shaped(item, schema["items"]) for item in value]
-    if sql_type == "VARCHAR" and not isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return float(value) if sql_type == "DOUBLE" else int(value) if sql_type == "BIGINT" else value
-
-
-def _plain_names(properties: Mapping[str, Any]) -> bool:
-    """A STRUCT needs fields, and names that differ by more than case."""
-    return (
-        bool(properties) and len({name.casefold() for name in properties}) == len(properties) and "" not in properties
-    )
-
-
-def _quoted(name: str) -> str:
-    return name.replace('"', '""')
 
 
 # ----------------------------------------------------------------------------------------------- names in the prompt

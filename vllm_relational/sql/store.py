@@ -197,7 +197,7 @@ class Store:
     def table(self, identity: str, function: str, prompt: str, sql_type: str) -> OperatorTable:
         """The table of a question, with what it answered before; made where there is none."""
         if identity not in self._tables:
-            name = self._known(identity) or self._new(identity, function, prompt, sql_type)
+            name = self._known(identity, sql_type) or self._new(identity, function, prompt, sql_type)
             table = OperatorTable(name, f"{self.database}.{name}", sql_type, self._arrow_type(sql_type))
             self._load(table)
             self._tables[identity] = table
@@ -210,10 +210,10 @@ class Store:
         self._publish(self._unknown)
         return self._unknown
 
-    def _known(self, identity: str) -> str | None:
-        # Not by the user's default collation, which may take two questions for one.
-        query = f"SELECT name FROM {self.schema}.operators WHERE question COLLATE C = ?"
-        rows = self._cursor.execute(query, [identity]).fetchall()
+    def _known(self, identity: str, sql_type: str) -> str | None:
+        # Not by the user's collation, which may take two questions for one. Earlier versions may have had another type.
+        query = f"SELECT name FROM {self.schema}.operators WHERE question COLLATE C = ? AND answer_type = ?"
+        rows = self._cursor.execute(query, [identity, sql_type]).fetchall()
         return rows[0][0] if rows else None
 
     def _new(self, identity: str, function: str, prompt: str, sql_type: str) -> str:

@@ -10,7 +10,7 @@ from sqlglot import exp
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import SOURCES, key_of, lookup
-from vllm_relational.sql.functions import sql_type_of
+from vllm_relational.sql.json_types import sql_type_of
 from vllm_relational.sql.parse import calls, is_retrieval, literal
 
 _TYPES = {"LLM_FILTER": "BOOLEAN", "LLM_SCORE": "BIGINT"}
