@@ -57,6 +57,26 @@ def test_the_rows_are_those_of_plain_duckdb(connect, query):
     assert rows and sorted(rows, key=repr) == sorted(expected, key=repr)
 
 
+INNER = "({t} r JOIN (SELECT id AS q, kind FROM product) q ON {f} AND q.q = r.product_id)"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"SELECT r.id, p FROM (SELECT id AS p FROM product) p JOIN {INNER} ON r.product_id = p.p",
+        f"SELECT r.id, p FROM {INNER} JOIN (SELECT id AS p FROM product) p ON r.stars = p.p",
+        f"SELECT r.id, p FROM ({INNER}) LEFT JOIN (SELECT id AS p FROM product) p ON r.stars = p.p",
+        f"SELECT r.id, p FROM {INNER} CROSS JOIN ((SELECT id AS p FROM product) p JOIN (SELECT 3 AS y) y ON p > y)",
+        f"SELECT r.id, p FROM (SELECT id AS p FROM product) p, {INNER} WHERE r.stars = p.p",
+    ],
+)
+def test_joins_in_parentheses(connect, query):
+    con = connect()
+    con.sql(ANSWERS)
+    rows = con.sql(query.format(f=GOOD, t="review")).fetchall()
+    assert rows and sorted(rows, key=repr) == sorted(con.sql(query.format(f="f", t="answers")).fetchall(), key=repr)
+
+
 PIVOTED = "(SELECT product_id, stars, {a} AS a FROM {t}) PIVOT (count(*) FOR a IN ('yes' AS stars, 'no' AS n) "
 
 

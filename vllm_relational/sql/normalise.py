@@ -169,19 +169,38 @@ def _move_inner_conditions(query: exp.Select) -> None:
 
     Not under a later RIGHT or FULL join, whose WHERE would drop rows that its ON keeps.
     """
-    joins = query.args.get("joins") or []
-    last = max((i for i, join in enumerate(joins) if join.side in ("RIGHT", "FULL")), default=-1)
+    first = query.args.get("from_")
     moved: list[exp.Expr] = []
-    for join in joins[last + 1 :]:
-        if join.side or join.kind not in ("", "INNER", "CROSS") or not holds_call(join.args.get("on")):
-            continue
-        parts = conjuncts(join.args["on"])
-        moved += [part for part in parts if holds_call(part)]
-        kept = [part for part in parts if not holds_call(part)]
-        join.set("on", exp.and_(*kept) if kept else exp.true())
+    for join in _inner_joins(first.this if first is not None else None, query.args.get("joins") or []):
+        parts = conjuncts(join.args.get("on"))
+        asking = [part for part in parts if holds_call(part)]
+        if asking:
+            moved += asking
+            kept = [part for part in parts if not holds_call(part)]
+            join.set("on", exp.and_(*kept) if kept else exp.true())
     if moved:
         where = query.args.get("where")
         set_condition(query, "where", [*(conjuncts(where.this) if where else []), *moved])
+
+
+def _inner_joins(table: exp.Expr | None, joins: list[exp.Join]) -> Iterator[exp.Join]:
+    """The joins of a FROM whose condition drops rows as WHERE does, those in parentheses too."""
+    last = max((i for i, join in enumerate(joins) if join.side in ("RIGHT", "FULL")), default=-1)
+    pairs = any(join.method in ("ASOF", "POSITIONAL") for join in joins)  # with other rows they find other partners
+    if last < 0 and not pairs:
+        yield from _joins_inside(table)
+    for join in joins[last + 1 :]:
+        if not join.side and join.kind in ("", "INNER", "CROSS"):
+            yield from () if pairs else _joins_inside(join.this)
+            yield join
+
+
+def _joins_inside(table: exp.Expr | None) -> Iterator[exp.Join]:
+    """Those of ``(a JOIN b ON ...)``, whose tables can be named outside unless the whole has a name."""
+    if isinstance(table, exp.Subquery) and not table.alias:
+        if isinstance(table.this, exp.Table):
+            yield from _inner_joins(table.this, table.this.args.get("joins") or [])
+        yield from _joins_inside(table.this)
 
 
 def _aggregate_values(call: exp.Anonymous, sql: str) -> None:

@@ -26,12 +26,18 @@ _NAMES_IN_MESSAGE = re.compile(r"""["']([^"']+)["']|with name (\w+)|Function (\w
 _LOOKUP = re.compile(r'"__llm_op_\d+_\d+"|__llm_op_\d+_\d+')
 _CALL = re.compile(rf"\b(?:{'|'.join(LITERALS)})\s*\(", re.IGNORECASE)
 # By statement, what to write in its place.
+_FIRST = "CREATE TEMP TABLE answers AS SELECT ... first, then go by that table"
 _INSTEAD: tuple[tuple[Any, str], ...] = (
-    (exp.Update | exp.Delete | exp.Merge, "CREATE TEMP TABLE answers AS SELECT ... first, then go by that table"),
+    (exp.Update | exp.Delete | exp.Merge | exp.Summarize | exp.Describe, _FIRST),
     (exp.Insert, "write INSERT INTO ... SELECT in place of VALUES"),
     (exp.Values, "write SELECT in place of VALUES"),
-    (exp.Summarize | exp.Describe, "CREATE TEMP TABLE answers AS SELECT ... first, then go by that table"),
 )
+_BY_KIND = {
+    "VIEW": "CREATE TABLE ... AS SELECT keeps the answers",
+    "FUNCTION": "write the call where the macro is used",
+    "MACRO": "write the call where the macro is used",
+}
+_OVER_COLUMNS = "SELECT, CREATE TABLE AS, INSERT ... SELECT and COPY (SELECT ...) TO"
 
 
 CHANGED = (
@@ -147,10 +153,16 @@ def _quiet() -> Iterator[None]:
 
 def misplaced(sql: str, tree: exp.Expr | None) -> SQLError:
     """The error for a statement in which LLM functions cannot stand: at the first one, with what to write instead."""
+    if tree is None or isinstance(tree, exp.Command):
+        words = sql.upper().split()
+        name = " ".join(words[: 2 if words[:1] == ["EXPLAIN"] else 1])
+        message = (
+            f"{name} cannot ask: LLM functions stand in {_OVER_COLUMNS}, and over literals in statements as UPDATE"
+        )
+        return _error_from(sql, _first_call(sql), message)
     fix = next((text for kinds, text in _INSTEAD if isinstance(tree, kinds)), "")
-    if isinstance(tree, exp.Create):
-        fix = "CREATE TABLE ... AS SELECT keeps the answers" if tree.kind == "VIEW" else ""
-    message = "LLM functions may stand in SELECT, CREATE TABLE AS and INSERT ... SELECT only" + (fix and f": {fix}")
+    fix = _BY_KIND.get(str(tree.kind).upper(), "") if isinstance(tree, exp.Create) else fix
+    message = f"here an LLM function takes literals only, and columns in {_OVER_COLUMNS}" + (fix and f": {fix}")
     return _error_from(sql, _first_call(sql), message)
 
 

@@ -47,6 +47,10 @@ from vllm_relational.sql.store import Store
 SPLIT_META = "split"
 # Conditions of an outer query that the input of a subquery in FROM is limited to.
 KEPT_META = "kept"
+IN_BRACKETS = (
+    "an LLM function cannot stand in a join in parentheses that has a name, or of which an outer join makes NULLs: "
+    "write (SELECT ... FROM a JOIN b ON ... WHERE LLM_FILTER(...)) AS x in its place"
+)
 CLAUSES = {"from": "ON", "where": "WHERE", "group": "GROUP BY"}
 
 
@@ -282,7 +286,7 @@ class Planner:
             raise self._error(call, "an LLM function cannot stand here: use it inside of a SELECT") from None
         join = call.find_ancestor(exp.Join, exp.Select)
         if isinstance(join, exp.Join) and join.parent is not site.block:
-            raise self._error(call, "an LLM function cannot stand in a join in parentheses: put it into WHERE")
+            raise self._error(call, IN_BRACKETS)
         if isinstance(call.find_ancestor(exp.Pivot, exp.Select), exp.Pivot):
             raise self._error(
                 call,
