@@ -66,6 +66,17 @@ def test_answers_that_standard_output_cannot_take(table: Path, fake_server: Fake
     assert len(fake_server.bodies) == 2  # of the first run alone
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_an_output_of_sql_that_has_no_room_is_named(table: Path, suffix: str) -> None:
+    output = table.with_name(f"o{suffix}")
+    limited = ["sh", "-c", 'ulimit -f 4; exec "$@"', "sh", *PROGRAM]
+    asked = "SELECT range * 7919 % 100003 AS x, md5(range::VARCHAR) AS y FROM range(30000)"
+    done = subprocess.run([*limited, "sql", asked, "-o", str(output)], capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith(f"error: cannot write {output}: File too large: make room")
+    assert [path.name for path in table.parent.iterdir()] == [table.name]
+
+
 @pytest.mark.parametrize("command", [["plan", "TABLE"], ["sql", "SELECT 1"], ["explain", "SELECT 1"]])
 def test_a_closed_standard_output_is_found_first(table: Path, command: list[str]) -> None:
     done = shell(">&-", *(str(table) if word == "TABLE" else word for word in command))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -125,6 +126,11 @@ def _write(connection: Connection, rows: duckdb.DuckDBPyRelation, output: Path) 
             connection.duckdb.execute(f"COPY rows TO '{place}' ({how})").fetchall()
     except OSError as error:
         raise RelationalError(f"cannot write {output}: {error.strerror or error}") from error
+    except duckdb.IOException as error:  # of a file whose name nobody knows
+        reason = re.search(r'partial[\\"]*: ([^"\\\n]+)', str(error))
+        why = reason[1] if reason else "DuckDB could not write it"
+        fix = "make room, or name another file; with --side the answers are kept"
+        raise RelationalError(f"cannot write {output}: {why}: {fix}") from error
 
 
 def print_rows(rows: duckdb.DuckDBPyRelation, names: Sequence[str]) -> None:
