@@ -10,8 +10,6 @@ reason and the file as it was; then the same job with other files must end well.
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import os
 import random
 import shutil
@@ -33,23 +31,15 @@ from vllm_relational.cli import app
 from vllm_relational.table import read_table
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parent))
+import damage
 import fake_engine
 import hashed_embedder
+import numbered_cases
 
 ROWS = 60
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow")
 SQL = "SELECT id, LLM('Judge {text}', text) AS answer FROM 't.csv' ORDER BY id::INT"
-
-
-def _sibling(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-damage = _sibling("damage")
 
 
 def text_of(row: int) -> str:
@@ -227,17 +217,5 @@ def run_cases(numbers: Iterable[int], show: bool = False) -> list[str]:
     return wrong
 
 
-def main() -> int:
-    """The command line; 1 where anything was wrong."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("count", type=int)
-    options.add_argument("--start", type=int, default=0)
-    options.add_argument("--show", action="store_true")
-    chosen = options.parse_args()
-    wrong = run_cases(range(chosen.start, chosen.start + chosen.count), chosen.show)
-    print(f"{chosen.count} damaged files: {len(wrong)} wrong")
-    return 1 if wrong else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(numbered_cases.main(__doc__, "damaged files", run_cases))

@@ -11,7 +11,6 @@ and in all one for each row beside those in flight at each kill. Exits with 1 ot
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -35,7 +34,9 @@ import vllm_relational.sql.command
 from vllm_relational.table import read_table
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parent))
 import fake_server
+import numbered_cases
 
 CONCURRENCY = 4
 SECONDS = 120.0  # that a process may take
@@ -244,17 +245,5 @@ def run_points(numbers: Iterable[int], show: bool = False) -> list[str]:
     return wrong
 
 
-def main() -> int:
-    """The command line; 1 where anything was wrong."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("count", type=int)
-    options.add_argument("--start", type=int, default=0)
-    options.add_argument("--show", action="store_true")
-    chosen = options.parse_args()
-    wrong = run_points(range(chosen.start, chosen.start + chosen.count), chosen.show)
-    print(f"{chosen.count} points: {len(wrong)} wrong")
-    return 1 if wrong else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(numbered_cases.main(__doc__, "points", run_points))

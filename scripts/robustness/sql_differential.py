@@ -14,8 +14,6 @@ what they are called with. Prints how many statements differ, by kind; exits wit
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import json
 import re
 import sys
@@ -33,16 +31,11 @@ from vllm_relational import RelationalError, RelationalLLM
 from vllm_relational.records import Choice, Completion, Decision, EngineInfo, IntegerRange, Prompt
 from vllm_relational.sql import Connection, Settings
 
+sys.path.insert(0, str(Path(__file__).parent))
+import numbered_cases
+import sql_demands
+import sql_statements
 
-def _sibling(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-sql_statements, sql_demands = _sibling("sql_statements"), _sibling("sql_demands")
 _TAG = re.compile(r"Q\d+")
 _ROW = re.compile(r"\{\n((?:\"[^\n]*,\n)*)\}")
 SHOWN = 12
@@ -243,10 +236,7 @@ def compare(seeds: Iterable[int], statements: Any = sql_statements, **options: A
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("count", type=int, nargs="?", default=2000, help="statements")
-    parser.add_argument("--start", type=int, default=0, help="number of the first statement")
-    parser.add_argument("--show", action="store_true", help="print every statement that is not equal")
+    parser = numbered_cases.options(__doc__, 2000)
     parser.add_argument("--demands", action="store_true", help="statements of which little is needed")
     samples = "order predicates by cost, with so many inputs each to sample; 0: in DuckDB's own order"
     parser.add_argument("--samples", type=int, default=0, help=samples)
@@ -257,8 +247,7 @@ def main() -> int:
         tally.add(Comparison(sample_rows=given.samples, batch_rows=4).run(given.sql))
     else:
         statements = sql_demands if given.demands else sql_statements
-        numbers = range(given.start, given.start + given.count)
-        tally = compare(numbers, statements, sample_rows=given.samples, batch_rows=4)
+        tally = compare(numbered_cases.numbers(given), statements, sample_rows=given.samples, batch_rows=4)
     seen: Counter[str] = Counter()
     for outcome in tally.outcomes:
         seen[outcome.kind] += 1
