@@ -8,7 +8,9 @@ from decimal import Decimal
 import pytest
 
 from vllm_relational.records import RelationalError
-from vllm_relational.sql.parameters import markers, numbered
+from vllm_relational.sql.markers import markers
+from vllm_relational.sql.parameters import numbered
+from vllm_relational.sql.parse import names_in, statements
 
 
 @pytest.mark.parametrize(
@@ -106,3 +108,22 @@ def test_marks_in_texts_names_and_comments_are_no_parameters():
 def test_params_that_are_no_list_are_refused(con, params):
     with pytest.raises(RelationalError, match="give a list for"):
         con.sql("SELECT ?, LLM('{text}', text) FROM review", params)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["SELECT [$1,$2]", " SELECT $a+$b,$a", " SELECT LLM('{1}', $1)||$2||$1"],
+        ["SELECT '$1,$2'", "SELECT $1,$2"],
+        ["SELECT 'ü', $1,$2,$3", " SELECT '😀',$1,$2"],
+        ["SELECT $$;$$, $1,$2", " SELECT 1"],
+    ],
+)
+def test_statements_are_split_as_they_are_written(parts):
+    assert [part.text for part in statements(";".join(parts))] == parts
+    assert "frame" in names_in("SELECT $1,$2 FROM frame")
+
+
+def test_parameters_side_by_side_are_apart_once():
+    assert numbered("SELECT ?,?, $1,$2") == "SELECT $1 ,$2, $1 ,$2"
+    assert numbered("SELECT $1,?") == "SELECT $1 ,$2"

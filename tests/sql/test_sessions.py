@@ -162,3 +162,19 @@ def test_connections_opened_by_threads_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        ([0, 0, 1], "BIGINT"),
+        ([0.0, None, 1.5], "DOUBLE"),
+        (["q", "q", "w"], "VARCHAR"),
+        ([True, False, True], "BOOLEAN"),
+    ],
+)
+@pytest.mark.parametrize("item", ["LLM('{t}', t)", "1"])
+def test_sparse_frames_are_read_as_whole_ones(con, cells, kind, item):
+    frame = pd.DataFrame({"a": pd.arrays.SparseArray(cells), "t": ["x", "y", "z"][: len(cells)]})  # noqa: F841
+    result = con.sql(f"SELECT a, {item} AS s FROM frame")
+    assert str(result.types[0]) == kind and [row[0] for row in result.fetchall()] == cells

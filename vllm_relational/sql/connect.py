@@ -23,9 +23,9 @@ from vllm_relational.sql.interrupts import interruptible, interrupts
 from vllm_relational.sql.job import Job
 from vllm_relational.sql.merging import Merging
 from vllm_relational.sql.operator import Settings
-from vllm_relational.sql.parameters import Parameters, numbered, set_apart, values_of
+from vllm_relational.sql.parameters import Parameters, numbered, values_of
 from vllm_relational.sql.parse import check_text, holds_call, names_in, parse, statements
-from vllm_relational.sql.session import Session, reread, variables_of
+from vllm_relational.sql.session import Session, dense, reread, variables_of
 from vllm_relational.sql.store import Store
 from vllm_relational.sql.trail import Model, Trail
 
@@ -139,7 +139,7 @@ class Connection:
     def run(self, query: str, params: Parameters = None, frame: FrameType | None = None) -> Result | None:
         """``sql`` with the variables of a frame; None for no variables."""
         check_text(query)
-        result, parts = None, statements(set_apart(query))
+        result, parts = None, statements(query)
         with self._lock, interrupts():
             for place, part in enumerate(parts, 1):
                 given = params if place == len(parts) else None
@@ -238,7 +238,7 @@ def _session_of(connection: duckdb.DuckDBPyConnection, frame: FrameType | None, 
 
 def _relation_of(value: Any) -> Any:
     """What DuckDB can read of a variable."""
-    return value.relation if isinstance(value, Result) else value
+    return value.relation if isinstance(value, Result) else dense(value)
 
 
 def _with_retriever(settings: Settings) -> Settings:

@@ -7,79 +7,28 @@ into the tree.
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
-import duckdb
-from duckdb import token_type
 from sqlglot import exp
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.functions import LITERALS
+from vllm_relational.sql.markers import markers, runs_on
 from vllm_relational.sql.parse import calls, is_retrieval
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 
-_UP_TO_A_DOLLAR = re.compile(r"[^\s$]*\$")
-
-
-@dataclass(frozen=True)
-class Marker:
-    """``?``, ``$1`` or ``$name`` in a text: where it stands, and what it is called; '' for ``?``."""
-
-    start: int
-    end: int
-    name: str
-
-
-def markers(text: str) -> list[Marker]:
-    """The parameters of a text, in order."""
-    tokens = _tokens(text)
-    found = []
-    for (start, kind), (after, _) in zip(tokens, [*tokens[1:], (len(text), None)], strict=True):
-        if kind != token_type.operator or text[start] not in "?$":
-            continue
-        end = start + 1
-        while end < len(text) and (text[end].isalnum() or text[end] == "_"):
-            end += 1
-        if text[start] == "?" or (end > start + 1 and after == start + 1):
-            found.append(Marker(start, end, text[start + 1 : end]))
-    return found
-
-
-def _tokens(text: str) -> list[tuple[int, Any]]:
-    """DuckDB's words of a text; it counts bytes."""
-    tokens: list[tuple[int, Any]] = duckdb.tokenize(text)
-    if text.isascii():
-        return tokens
-    starts = list(accumulate((len(character.encode()) for character in text), initial=0))
-    return [(bisect_left(starts, place), kind) for place, kind in tokens]
-
-
 def numbered(text: str) -> str:
-    """``?`` -> ``$1``, so that parts of a statement mean the same parameter as the whole."""
+    """``?`` -> ``$1``, so that parts of a statement mean the same parameter as the whole; set apart, see there."""
     highest, pieces, position = 0, [], 0
     for marker in markers(text):
         number = int(marker.name) if marker.name.isdigit() else 0 if marker.name else highest + 1
         highest = max(highest, number)
-        if text[marker.start] == "?":
-            pieces += [text[position : marker.start], f"${number}"]
-            position = marker.end
-    return set_apart("".join([*pieces, text[position:]]))
-
-
-def set_apart(text: str) -> str:
-    """With a space behind ``$1`` in ``$1,$2``: sqlglot takes ``$1,$`` for the start of a dollar quote."""
-    pieces, position = [], 0
-    for marker in markers(text):
-        if text[marker.start] == "$" and _UP_TO_A_DOLLAR.match(text, marker.end):
-            pieces += [text[position : marker.end], " "]
-            position = marker.end
+        name = f"${number}" if text[marker.start] == "?" else text[marker.start : marker.end]
+        pieces += [text[position : marker.start], name, " " * runs_on(text, marker)]
+        position = marker.end
     return "".join([*pieces, text[position:]])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from sqlglot.tokenizer_core import Token, TokenType
 from vllm_relational.option_kinds import half_character
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.functions import LITERALS, RETRIEVE, USAGE
+from vllm_relational.sql.markers import set_apart
 from vllm_relational.sql.source import UnfaithfulError, read, written
 
 DIALECT = "duckdb"
@@ -78,8 +80,9 @@ def statements(sql: str) -> list[Statement]:
     Raises ``SQLError`` for a text that is none.
     """
     check_text(sql)
+    spaced, places = set_apart(sql)
     try:
-        tokens = tokens_of(sql)
+        tokens = tokens_of(spaced)
     except TokenError:
         return [Statement(sql, asks=False)]
     found, start, words = [], 0, []
@@ -88,9 +91,9 @@ def statements(sql: str) -> list[Statement]:
             words.append(token)
             continue
         if words:
-            end = len(sql) if token is None else token.start
+            end = len(sql) if token is None else token.start - bisect_left(places, token.start)
             found.append(Statement(sql[start:end], _asks(_behind_command(words))))
-        start, words = (token.end + 1 if token is not None else 0), []
+        start, words = (token.end + 1 - bisect_left(places, token.end) if token is not None else 0), []
     return found
 
 
@@ -117,7 +120,7 @@ def _is_function(name: Token, after: Token) -> bool:
 def names_in(sql: str) -> set[str]:
     """The words of a text that may name a table, keywords among them: all but texts and numbers."""
     try:
-        tokens = tokens_of(sql)
+        tokens = tokens_of(set_apart(sql)[0])
     except TokenError:
         return set()
     if tokens and tokens[0].token_type == TokenType.COMMAND:

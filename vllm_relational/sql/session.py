@@ -7,6 +7,7 @@ from a frame with the names of the user's own: the rules are DuckDB's, and nothi
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
@@ -15,7 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from vllm_relational.sql.parameters import markers
+from vllm_relational.sql.markers import markers
 
 _CALL = compile("__llm_call(*__llm_given, **__llm_named)", "<sql>", "eval")
 
@@ -88,6 +89,15 @@ def variables_of(frame: FrameType, names: Iterable[str], held: Callable[[Any], A
         if readable is not value:
             found[name] = readable
     return found
+
+
+def dense(value: Any) -> Any:
+    """A frame of pandas with its sparse columns as whole ones, which is what DuckDB reads; another value as it is."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not isinstance(value, pandas.DataFrame):
+        return value
+    sparse = {name: kind.subtype for name, kind in value.dtypes.items() if isinstance(kind, pandas.SparseDtype)}
+    return value.astype(sparse) if sparse else value
 
 
 def reread(variables: Mapping[str, Any], around: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
