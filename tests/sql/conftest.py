@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -45,6 +46,13 @@ def connect(engine: OracleEngine) -> Iterator[Callable[..., Connection]]:
 @pytest.fixture
 def con(connect) -> Connection:
     return connect()
+
+
+@pytest.fixture
+def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A side file to be made, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "side.db"
 
 
 @pytest.fixture

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import duckdb
 import pytest
 from fake_engine import FakeEngine
+from side_files import ANSWERS, ask, change, upper
 
-from vllm_relational import RelationalLLM
 from vllm_relational.records import RelationalError
-from vllm_relational.sql import connect
 from vllm_relational.sql.checkpoints import Checkpoints
-
-QUERY = "SELECT LLM('Sum up {text}', text) AS s FROM (VALUES ('a'), ('b'), ('c')) t(text) ORDER BY text"
-ANSWERS = [("A",), ("B",), ("C",)]
 
 
 class Killed(BaseException):
@@ -23,30 +18,11 @@ class Killed(BaseException):
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    return FakeEngine(lambda row: row["text"].upper())
-
-
-@pytest.fixture
-def side(tmp_path) -> Path:
-    return tmp_path / "side.db"
-
-
-def ask(side: Path, engine: FakeEngine, query: str = QUERY) -> list[tuple]:
-    connection = connect(llm=RelationalLLM(engine=engine), side=side)
-    try:
-        return connection.sql(query).fetchall()
-    finally:
-        connection.close()
+    return upper()
 
 
 def left(side: Path) -> list[str]:
     return sorted(path.name for path in side.parent.glob("*.checkpoint.jsonl"))
-
-
-def change(side: Path, *statements: str) -> None:
-    with duckdb.connect(str(side)) as plain:
-        for statement in statements:
-            plain.execute(statement)
 
 
 def killed_at(monkeypatch, side: Path, engine: FakeEngine, method: str, after: bool = False) -> list[str]:
