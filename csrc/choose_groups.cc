@@ -1,6 +1,8 @@
 // The assignment of items to groups is a facility location problem: opening a group costs its weight once, and each
 // item that chooses it gains the weight. Greedy starts, then moves that open and close single groups.
 #include <algorithm>
+#include <functional>
+#include <limits>
 #include <queue>
 #include <utility>
 
@@ -11,20 +13,22 @@ namespace {
 
 size_t at(int32_t index) { return static_cast<size_t>(index); }
 
+// Looks at a group only when something it depends on has changed since the last look: there are more groups than items,
+// and most of them stay closed.
 class Assignment {
  public:
   explicit Assignment(const ValueGroups& groups)
-      : groups_(groups), chosen_(at(groups.num_items), -1), takers_(groups.weight.size(), 0) {}
-
-  int64_t weight_of_choice(int32_t item) const {
-    return chosen_[at(item)] < 0 ? 0 : groups_.weight[at(chosen_[at(item)])];
-  }
+      : groups_(groups), chosen_(at(groups.num_items), -1), weight_of_choice_(at(groups.num_items), 0),
+        takers_(groups.weight.size(), 0) {}
 
   void move(int32_t item, int32_t group) {
     int32_t& chosen = chosen_[at(item)];
-    if (chosen >= 0) --takers_[at(chosen)];
+    if (chosen == group) return;
+    if (chosen >= 0 && --takers_[at(chosen)] == 0) opened_or_closed(chosen);
+    if (group >= 0 && ++takers_[at(group)] == 1) opened_or_closed(group);
     chosen = group;
-    if (group >= 0) ++takers_[at(group)];
+    weight_of_choice_[at(item)] = group < 0 ? 0 : groups_.weight[at(group)];
+    if (!changed_.empty()) groups_of_item_changed(item);
   }
 
   // What opening the group would save, with only the items moving that gain from it. A donor left with one item
@@ -33,7 +37,7 @@ class Assignment {
     const int64_t weight = groups_.weight[at(group)];
     int64_t gain = -weight;
     for (const int32_t* item = groups_.begin(group); item != groups_.end(group); ++item) {
-      gain += std::max<int64_t>(weight - weight_of_choice(*item), 0);
+      gain += std::max<int64_t>(weight - weight_of_choice_[at(*item)], 0);
     }
     return gain;
   }
@@ -41,7 +45,7 @@ class Assignment {
   void open(int32_t group) {
     const int64_t weight = groups_.weight[at(group)];
     for (const int32_t* item = groups_.begin(group); item != groups_.end(group); ++item) {
-      if (weight > weight_of_choice(*item)) move(*item, group);
+      if (weight > weight_of_choice_[at(*item)]) move(*item, group);
     }
   }
 
@@ -62,16 +66,16 @@ class Assignment {
 
   bool is_open(int32_t group) const { return takers_[at(group)] > 0; }
 
-  void improve(int64_t most_passes) {
+  // Moves that open and close single groups. closed_are_settled: what is closed now would gain nothing by opening.
+  void improve(int64_t most_passes, bool closed_are_settled) {
+    changed_.resize(groups_.weight.size());
+    for (int32_t g = 0; g < groups_.num_groups(); ++g) changed_[at(g)] = !closed_are_settled || is_open(g);
     for (int64_t pass = 0; pass < most_passes; ++pass) {
       bool changed = false;
       for (int32_t g = 0; g < groups_.num_groups(); ++g) {
-        if (is_open(g)) {
-          changed |= close_if_better(g);
-        } else if (gain_of_opening(g) > 0) {
-          open(g);
-          changed = true;
-        }
+        if (!changed_[at(g)]) continue;
+        changed_[at(g)] = false;
+        changed |= is_open(g) ? close_if_better(g) : open_if_better(g);
       }
       if (!changed) break;
     }
@@ -88,6 +92,12 @@ class Assignment {
   int32_t choice_of(int32_t item) const { return chosen_[at(item)]; }
 
  private:
+  bool open_if_better(int32_t group) {
+    if (gain_of_opening(group) <= 0) return false;
+    open(group);
+    return true;
+  }
+
   // The heaviest other open group of the item, or -1.
   int32_t next_best(int32_t item) const {
     int32_t best = -1;
@@ -100,9 +110,24 @@ class Assignment {
     return best;
   }
 
+  // Groups that the items of this one may have as their next best.
+  void opened_or_closed(int32_t group) {
+    if (changed_.empty()) return;
+    for (const int32_t* item = groups_.begin(group); item != groups_.end(group); ++item) groups_of_item_changed(*item);
+  }
+
+  void groups_of_item_changed(int32_t item) {
+    const int32_t* of_item = groups_.groups_of(item);
+    for (int32_t j = 0; j < groups_.width; ++j) {
+      if (of_item[j] >= 0) changed_[at(of_item[j])] = true;
+    }
+  }
+
   const ValueGroups& groups_;
   std::vector<int32_t> chosen_;
-  std::vector<int32_t> takers_;  // per group: how many items chose it
+  std::vector<int64_t> weight_of_choice_;  // per item; 0 where it chose none
+  std::vector<int32_t> takers_;            // per group: how many items chose it
+  std::vector<uint8_t> changed_;           // per group: since the last look at it; empty before the first
 };
 
 void take_closest(const ValueGroups& groups, Assignment& assignment) {
@@ -134,18 +159,35 @@ int64_t saved_among_the_rest(const ValueGroups& groups, const Assignment& assign
   return (rest - 1) * groups.weight[at(group)];
 }
 
-// Opens groups in the order of their gain. Gains only shrink as others open: a stale one goes back into the heap.
+// (gain, -group): of equal gains the lower group goes first.
+using Ranked = std::pair<int64_t, int32_t>;
+
+// All groups by what they save when all items take them, greatest first.
+std::vector<Ranked> by_full_gain(const ValueGroups& groups) {
+  std::vector<Ranked> result;
+  result.reserve(groups.weight.size());
+  for (int32_t g = 0; g < groups.num_groups(); ++g) {
+    result.emplace_back((groups.size(g) - 1) * groups.weight[at(g)], -g);
+  }
+  std::sort(result.begin(), result.end(), std::greater<>());
+  return result;
+}
+
+// Opens groups in the order of their gain. Gains only shrink as others open: a stale one goes into the heap.
 template <class Gain, class Open>
 void open_greedily(const ValueGroups& groups, const Gain& gain, const Open& open) {
-  std::priority_queue<std::pair<int64_t, int32_t>> heap;  // (gain, -group): of equal gains the lower group first
-  for (int32_t g = 0; g < groups.num_groups(); ++g) heap.emplace((groups.size(g) - 1) * groups.weight[at(g)], -g);
-  while (!heap.empty()) {
-    const auto [stale, key] = heap.top();
-    heap.pop();
+  const std::vector<Ranked> fresh = by_full_gain(groups);
+  std::priority_queue<Ranked> stale;
+  constexpr Ranked kNone{std::numeric_limits<int64_t>::min(), 0};
+  for (auto next = fresh.begin(); next != fresh.end() || !stale.empty();) {
+    const bool is_fresh = next != fresh.end() && (stale.empty() || stale.top() < *next);
+    const int32_t key = is_fresh ? (next++)->second : stale.top().second;
+    if (!is_fresh) stale.pop();
     const int64_t now = gain(-key);
     if (now <= 0) continue;
-    if (!heap.empty() && std::pair(now, key) < heap.top()) {
-      heap.emplace(now, key);
+    const Ranked best_other = std::max(next != fresh.end() ? *next : kNone, stale.empty() ? kNone : stale.top());
+    if (Ranked(now, key) < best_other) {
+      stale.emplace(now, key);
     } else {
       open(-key);
     }
@@ -175,7 +217,9 @@ std::vector<int32_t> choose_groups(const ValueGroups& groups, Choice choice, int
   if (choice == Choice::kGreatestGain) take_greatest_gain(groups, assignment);
   if (choice == Choice::kBestFactor || choice == Choice::kOneFactor) take_best_factor(groups, assignment);
   if (choice == Choice::kGreedy) take_greedily(groups, assignment);
-  if (choice != Choice::kGreedy && choice != Choice::kOneFactor) assignment.improve(exchange_passes);
+  if (choice != Choice::kGreedy && choice != Choice::kOneFactor) {
+    assignment.improve(exchange_passes, choice == Choice::kGreatestGain);
+  }
   return std::move(assignment).result();
 }
 

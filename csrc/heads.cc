@@ -33,7 +33,7 @@ class HeadSearch {
  public:
   HeadSearch(PrefixTree& tree, const std::vector<HeadColumn>& columns, bool branches_count, Workers& workers)
       : tree_(tree), columns_(columns), branches_count_(branches_count), workers_(workers),
-        counts_(make_counts(tree.table())) {
+        counts_(make_counts(tree.table())), ranks_(columns.size()) {
     const int64_t values_per_rank = tree.table().limits.values_per_rank;
     for (const HeadColumn& head : columns) pools_.emplace_back(head.overlaps, head.length_of_rank, values_per_rank);
   }
@@ -117,13 +117,18 @@ class HeadSearch {
   }
 
   Best best_head(int32_t node, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
-    Best best;
-    for (size_t head = 0; head < columns_.size(); ++head) {
-      if (!may_be_head(columns_[head], node)) continue;
-      const int64_t saved = saved_as_head(head, leaves, branches);
-      if (saved > best.saved) best = {saved, head};
+    std::vector<int64_t> saved(columns_.size(), 0);
+    const auto look = [&](size_t head) {
+      if (may_be_head(columns_[head], node)) saved[head] = saved_as_head(head, leaves, branches);
+    };
+    const auto num_ranks = static_cast<int64_t>(leaves.size() + branches.size());
+    if (num_ranks >= tree_.table().limits.ranks_worth_threads) {
+      workers_.for_each(columns_.size(), look);
+    } else {
+      for (size_t head = 0; head < columns_.size(); ++head) look(head);
     }
-    return best;
+    const auto most = std::max_element(saved.begin(), saved.end());
+    return *most > 0 ? Best{*most, static_cast<size_t>(most - saved.begin())} : Best{};
   }
 
   // Not shared already, and what it needs is.
@@ -138,18 +143,21 @@ class HeadSearch {
   // A branch that shares the column can start with it too, but then not with what its siblings start with.
   int64_t saved_as_head(size_t head, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
     const HeadColumn& column = columns_[head];
-    ranks_of(column, leaves);
+    std::vector<int32_t>& ranks = ranks_of(head, leaves);
     for (const Branch& branch : branches) {
       if (!branches_count_ || column.factor < 0) break;
       if (tree_.codes(branch.node)[column.factor] < 0) continue;
-      ranks_.push_back(column.rank_of_row[at(rows_[branch.begin])]);
+      ranks.push_back(column.rank_of_row[at(rows_[branch.begin])]);
     }
-    return pools_[head].saved(ranks_);
+    return pools_[head].saved(ranks);
   }
 
-  void ranks_of(const HeadColumn& column, const std::vector<int32_t>& rows) {
-    ranks_.clear();
-    for (const int32_t row : rows) ranks_.push_back(column.rank_of_row[at(row)]);
+  // Valid until the next call for the same head.
+  std::vector<int32_t>& ranks_of(size_t head, const std::vector<int32_t>& rows) {
+    std::vector<int32_t>& ranks = ranks_[head];
+    ranks.clear();
+    for (const int32_t row : rows) ranks.push_back(columns_[head].rank_of_row[at(row)]);
+    return ranks;
   }
 
   // Moves the rows of branches that save more so directly below the node, into `leaves`. Returns whether any did.
@@ -193,8 +201,7 @@ class HeadSearch {
   bool keep_worthwhile(int32_t node, size_t head, const std::vector<int32_t>& pool, std::vector<Branch>& moving,
                        std::vector<Branch>& staying) {
     const HeadColumn& column = columns_[head];
-    ranks_of(column, pool);
-    pools_[head].fill(ranks_);
+    pools_[head].fill(ranks_of(head, pool));
     const auto first_staying = std::stable_partition(moving.begin(), moving.end(), [&](const Branch& branch) {
       int64_t gain = gain_without(node, branch);
       for (const int32_t row : rows_of(branch)) gain += pools_[head].gain(column.rank_of_row[at(row)]);
@@ -236,7 +243,7 @@ class HeadSearch {
   std::vector<RankPool> pools_;  // by head
   std::vector<int32_t> rows_;    // those of settled nodes: below each of them side by side
   std::vector<int32_t> column_of_node_;
-  std::vector<int32_t> ranks_;  // scratch
+  std::vector<std::vector<int32_t>> ranks_;  // by head: scratch
 };
 
 }  // namespace

@@ -38,6 +38,7 @@ struct Limits {
   // Heads, shared orders, and what is counted row by row.
   int64_t most_heads = 8;            // columns tried as the first cell of the unshared rest
   int64_t values_per_rank = 16;      // values are counted, not their ranks sorted, for so many a rank or fewer
+  int64_t ranks_worth_threads = 16'384;  // of a node: so many or more are looked at column by column on all threads
   int64_t dissolving_rounds = 16;    // in which branches that lose by dissolving drop out
   int64_t sampled_rows = 4'096;      // that a climb over shared orders looks at
   int64_t rows_at_a_time = 4'096;    // a task
@@ -80,6 +81,7 @@ inline constexpr std::array kLimits{
     NamedLimit{"rows_per_random_move", &Limits::rows_per_random_move, 1},
     NamedLimit{"most_heads", &Limits::most_heads, 0},
     NamedLimit{"values_per_rank", &Limits::values_per_rank, 0},
+    NamedLimit{"ranks_worth_threads", &Limits::ranks_worth_threads, 0},
     NamedLimit{"dissolving_rounds", &Limits::dissolving_rounds, 0},
     NamedLimit{"sampled_rows", &Limits::sampled_rows, 1},
     NamedLimit{"rows_at_a_time", &Limits::rows_at_a_time, 1},

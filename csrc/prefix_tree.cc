@@ -203,13 +203,8 @@ void PrefixTree::flatten(int32_t node) {
 
 int64_t PrefixTree::saved() const {
   int64_t sum = 0;
-  std::vector<int32_t> open{root()};
-  while (!open.empty()) {
-    const int32_t node = open.back();
-    open.pop_back();
-    if (is_leaf(node)) continue;
-    sum += (num_children(node) - 1) * weight(node);
-    for (int32_t c = first_child(node); c != kNone; c = next_sibling(c)) open.push_back(c);
+  for (int32_t node = root(); node < num_nodes(); ++node) {  // as they lie in memory
+    if (node == root() || parent(node) != kNone) sum += (num_children(node) - 1) * weight(node);
   }
   return std::max<int64_t>(sum, 0);
 }

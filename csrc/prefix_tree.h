@@ -53,7 +53,8 @@ class PrefixTree {
   // Makes all rows below the node its children.
   void flatten(int32_t node);
 
-  int64_t saved() const;  // the plan's saving: sum((k - 1) * weight)
+  // The plan's saving: sum((k - 1) * weight). No subtree may be detached.
+  int64_t saved() const;
 
  private:
   int32_t new_node();

@@ -1,6 +1,8 @@
 #include "tree_planner.h"
 
 #include <algorithm>
+#include <functional>
+#include <iterator>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -53,6 +55,70 @@ FieldOrders same_for_all(FieldOrder order) {
   return {num_columns, std::move(order), true};
 }
 
+// -------------------------------------------------------------------------------------------------- candidates
+// What a plan saves, and in which order of the rows.
+struct Worth {
+  int64_t saved = -1;
+  std::vector<int32_t> rows;
+};
+
+// A plan that is there before the search.
+struct Given {
+  FieldOrders orders;
+  Worth worth{};
+};
+
+// Keeps the plan that saves most of those it has seen; of equal ones the first.
+class Best {
+ public:
+  Best(const PlanRequest& request, Workers& workers) : request_(request), workers_(workers) {
+    for (const ValueOverlaps& overlaps : request.overlaps) overlaps_.emplace_back(overlaps.shared);
+  }
+
+  Worth worth(const FieldOrders& orders) const {
+    std::vector<int32_t> rows = depth_first_rows(request_, orders, workers_);
+    const int64_t saved = saved_by_rows(request_, orders, rows, overlaps_, workers_);
+    return {saved, std::move(rows)};
+  }
+
+  void see(std::vector<FieldOrders> plans) {
+    for (FieldOrders& plan : plans) {
+      Worth of_this = worth(plan);
+      see(std::move(plan), std::move(of_this));
+    }
+  }
+
+  void see(std::vector<Given> plans) {
+    for (Given& plan : plans) see(std::move(plan.orders), std::move(plan.worth));
+  }
+
+  TreePlan plan() && {
+    const std::vector<int32_t>& rows = worth_.rows;
+    const auto rows_at_a_time = at(request_.limits.rows_at_a_time), width = at(orders_.num_columns);
+    TreePlan plan{{rows.begin(), rows.end()}, std::vector<int32_t>(rows.size() * width)};
+    workers_.for_each((rows.size() + rows_at_a_time - 1) / rows_at_a_time, [&](size_t task) {
+      const size_t end = std::min(rows.size(), (task + 1) * rows_at_a_time);
+      for (size_t i = task * rows_at_a_time; i < end; ++i) {
+        std::copy_n(orders_.of(rows[i]), width, plan.fields.data() + i * width);
+      }
+    });
+    return plan;
+  }
+
+ private:
+  void see(FieldOrders orders, Worth worth) {
+    if (worth.saved <= worth_.saved) return;
+    worth_ = std::move(worth);
+    orders_ = std::move(orders);
+  }
+
+  const PlanRequest& request_;
+  Workers& workers_;
+  std::vector<OverlapOfRanks> overlaps_;
+  FieldOrders orders_;
+  Worth worth_;
+};
+
 // ------------------------------------------------------------------------------------------ an order for each row
 // The factors in the order in which their first column stands.
 std::vector<int32_t> factor_order(const PlanTable& table, const FieldOrder& order) {
@@ -64,22 +130,53 @@ std::vector<int32_t> factor_order(const PlanTable& table, const FieldOrder& orde
   return result;
 }
 
+// Loops that need nothing of each other, run side by side.
+class Tasks {
+ public:
+  void add(size_t count, std::function<void(size_t)> body) {
+    for (size_t i = 0; i < count; ++i) tasks_.emplace_back([body, i] { body(i); });
+  }
+
+  // In the order added, as threads become free.
+  void run(Workers& workers) const {
+    workers.for_each(tasks_.size(), [&](size_t i) { tasks_[i](); });
+  }
+
+ private:
+  std::vector<std::function<void()>> tasks_;
+};
+
 class TreeSearch {
  public:
   TreeSearch(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrder>& orders,
-             const std::vector<FieldOrders>& others, Workers& workers)
-      : request_(request), options_(options), orders_(orders), others_(others), workers_(workers),
+             Workers& workers)
+      : request_(request), options_(options), orders_(orders), workers_(workers),
         table_(make_plan_table(request, workers)), heads_(head_columns(request, table_, workers)) {}
 
-  // The plans of the best starting tree.
-  std::vector<FieldOrders> start() {
-    trees_ = clusterings();
-    for (const FieldOrder& order : orders_) {
-      if (is_small() || saves_more(order)) trees_.push_back(tree_in_order(order));
-    }
-    for (const FieldOrders& other : others_) trees_.push_back(tree_as_planned(other));
-    keep_best(is_small() ? trees_.size() : num_cells() <= limits().some_cells ? at(limits().contenders) : 1);
+  // The plans of the best starting tree. Finds beside it what the given plans are worth, orders that all rows share, in
+  // the order of the constructor's, and others.
+  std::vector<FieldOrders> start(const Best& best, std::vector<Given>& shared, std::vector<Given>& others) {
+    std::vector<std::optional<PrefixTree>> clustered(choices().size()), planned(others.size());
+    std::vector<int64_t> saved(orders_.size());
     const bool will_improve = options_.budget_seconds > 0;
+    Tasks tasks;  // the longest first
+    tasks.add(clustered.size(), [&](size_t i) { clustered[i] = clustering(choices()[i]); });
+    tasks.add(planned.size(), [&](size_t i) {
+      others[i].worth = best.worth(others[i].orders);
+      planned[i] = tree_as_planned(others[i]);
+    });
+    tasks.add(will_improve ? 1 : 0, [&](size_t) { index_.emplace(table_); });
+    tasks.add(shared.size(), [&](size_t i) {
+      if (is_first_of_its_kind(i)) shared[i].worth = best.worth(shared[i].orders);
+    });
+    tasks.add(is_small() ? 0 : saved.size(), [&](size_t i) { saved[i] = saved_by_order(request_, orders_[i]); });
+    tasks.run(workers_);
+    for (auto& tree : clustered) trees_.push_back(std::move(*tree));
+    for (size_t i = 0; i < orders_.size(); ++i) {
+      if (is_small() || saves_more(saved[i])) trees_.push_back(tree_in_order(orders_[i]));
+    }
+    for (auto& tree : planned) trees_.push_back(std::move(*tree));
+    keep_best(is_small() ? trees_.size() : num_cells() <= limits().some_cells ? at(limits().contenders) : 1);
     return !is_small() && will_improve ? std::vector<FieldOrders>{} : plans_of(trees_.front());
   }
 
@@ -137,22 +234,26 @@ class TreeSearch {
     return plans;
   }
 
-  bool saves_more(const FieldOrder& order) const {
-    const int64_t saved = saved_by_order(request_, order);
+  bool saves_more(int64_t saved) const {
     return std::all_of(trees_.begin(), trees_.end(), [&](const PrefixTree& tree) { return saved > tree.saved(); });
   }
 
-  std::vector<PrefixTree> clusterings() {
-    std::vector<Choice> choices{Choice::kGreatestGain};
-    if (!is_large()) {
-      choices.insert(choices.end(), {Choice::kClosest, Choice::kBestFactor, Choice::kOneFactor, Choice::kGreedy});
-    }
-    std::vector<PrefixTree> trees(choices.size(), PrefixTree(table_));
-    workers_.for_each(choices.size(), [&](size_t i) {
-      CodeCounts counts = make_counts(table_);
-      cluster_below(trees[i], trees[i].root(), choices[i], counts, workers_);
-    });
-    return trees;
+  std::vector<Choice> choices() const {
+    if (is_large()) return {Choice::kGreatestGain};
+    return {Choice::kGreatestGain, Choice::kClosest, Choice::kBestFactor, Choice::kOneFactor, Choice::kGreedy};
+  }
+
+  PrefixTree clustering(Choice choice) {
+    PrefixTree tree(table_);
+    CodeCounts counts = make_counts(table_);
+    cluster_below(tree, tree.root(), choice, counts, workers_);
+    return tree;
+  }
+
+  // A plan seen twice is no better.
+  bool is_first_of_its_kind(size_t order) const {
+    const auto end = orders_.begin() + static_cast<std::ptrdiff_t>(order);
+    return std::find(orders_.begin(), end, orders_[order]) == end;
   }
 
   PrefixTree tree_in_order(const FieldOrder& order) const {
@@ -162,10 +263,9 @@ class TreeSearch {
     return tree;
   }
 
-  PrefixTree tree_as_planned(const FieldOrders& orders) const {
+  PrefixTree tree_as_planned(const Given& plan) const {
     PrefixTree tree(table_);
-    if (table_.num_rows < 2) return tree;
-    cluster_as_planned(tree, request_.codes, orders, depth_first_rows(request_, orders, workers_));
+    if (table_.num_rows > 1) cluster_as_planned(tree, request_.codes, plan.orders, plan.worth.rows);
     return tree;
   }
 
@@ -174,7 +274,7 @@ class TreeSearch {
   void improve(PrefixTree& tree, double budget_seconds) {
     int64_t work = work_of(budget_seconds, kWorkPerSecond);
     if (work <= 0 || table_.codes.empty()) return;
-    const ValueIndex index(table_);
+    const ValueIndex& index = *index_;
     const int64_t most_saved = index.most_saved(), work_between_looks = work / kLooks;
     settle(tree, index, options_.seed, work);
     int64_t in_vain = 0;  // restarts in a row that gain nothing
@@ -220,64 +320,29 @@ class TreeSearch {
   const PlanRequest& request_;
   const SearchOptions& options_;
   const std::vector<FieldOrder>& orders_;
-  const std::vector<FieldOrders>& others_;
   Workers& workers_;
   PlanTable table_;
   std::vector<HeadColumn> heads_;
   std::vector<PrefixTree> trees_;  // the contenders, best first
-};
-
-// -------------------------------------------------------------------------------------------------- candidates
-// Keeps the plan that saves most of those it has seen; of equal ones the first.
-class Best {
- public:
-  Best(const PlanRequest& request, Workers& workers) : request_(request), workers_(workers) {
-    for (const ValueOverlaps& overlaps : request.overlaps) overlaps_.emplace_back(overlaps.shared);
-  }
-
-  void see(const std::vector<FieldOrders>& plans) {
-    for (const FieldOrders& plan : plans) see(plan);
-  }
-
-  void see(const FieldOrders& orders) {
-    std::vector<int32_t> rows = depth_first_rows(request_, orders, workers_);
-    const int64_t saved = saved_by_rows(request_, orders, rows, overlaps_, workers_);
-    if (saved <= saved_) return;
-    saved_ = saved;
-    orders_ = orders;
-    rows_ = std::move(rows);
-  }
-
-  TreePlan plan() && {
-    TreePlan plan{{rows_.begin(), rows_.end()}, {}};
-    plan.fields.reserve(rows_.size() * at(orders_.num_columns));
-    for (const int32_t row : rows_) {
-      plan.fields.insert(plan.fields.end(), orders_.of(row), orders_.of(row) + orders_.num_columns);
-    }
-    return plan;
-  }
-
- private:
-  const PlanRequest& request_;
-  Workers& workers_;
-  std::vector<OverlapOfRanks> overlaps_;
-  FieldOrders orders_;
-  std::vector<int32_t> rows_;
-  int64_t saved_ = -1;
+  std::optional<ValueIndex> index_;  // for the local search, if there is any
 };
 
 void search_trees(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrder>& orders,
-                  const std::vector<FieldOrders>& others, Workers& workers, Best& best) {
-  TreeSearch search(request, options, orders, others, workers);
-  best.see(search.start());
+                  std::vector<Given> others, Workers& workers, Best& best) {
+  std::vector<Given> shared;
+  for (const FieldOrder& order : orders) shared.push_back({same_for_all(order)});
+  TreeSearch search(request, options, orders, workers);
+  best.see(search.start(best, shared, others));
   best.see(search.improved());
+  best.see(std::move(shared));
+  best.see(std::move(others));
 }
 
 void climb_orders(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrder>& orders,
                   Workers& workers, Best& best) {
   // A row sorted costs about eight times a cell compared.
   const int64_t work = work_of(options.budget_seconds / static_cast<double>(orders.size()), kWorkPerSecond / 8);
-  for (const FieldOrder& order : orders) best.see(same_for_all(climb(request, order, work, workers)));
+  for (const FieldOrder& order : orders) best.see(std::vector{same_for_all(climb(request, order, work, workers))});
 }
 
 bool is_allowed(const PlanRequest& request, const FieldOrders& orders) {
@@ -299,11 +364,13 @@ TreePlan plan_tree(const PlanRequest& request, const SearchOptions& options, std
   Best best(request, workers);
   if (request.precedence.has_middle_pins()) {
     climb_orders(request, options, orders, workers, best);
+    for (const FieldOrder& order : orders) best.see(std::vector{same_for_all(order)});
+    best.see(std::move(others));
   } else {
-    search_trees(request, options, orders, others, workers, best);
+    std::vector<Given> given;
+    for (FieldOrders& other : others) given.push_back({std::move(other)});
+    search_trees(request, options, orders, std::move(given), workers, best);
   }
-  for (const FieldOrder& order : orders) best.see(same_for_all(order));
-  best.see(others);
   return std::move(best).plan();
 }
 

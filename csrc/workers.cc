@@ -17,14 +17,24 @@ Workers::Workers(int num_threads, std::function<void()> interrupt)
 
 void Workers::for_each(size_t count, const std::function<void(size_t)>& body) {
   const size_t num_threads = std::min(num_threads_, count);
+  if (is_shared_ || num_threads < 2) return run_here(body, count);
+  is_shared_ = true;
   next_ = 0;
   num_running_ = num_threads;
   std::vector<std::jthread> others;
   for (size_t t = 1; t < num_threads; ++t) others.emplace_back([&] { run(body, count); });
-  if (num_threads > 0) run(body, count);
+  run(body, count);
   wait_for_others();
   others.clear();  // joins
+  is_shared_ = false;
   if (failure_) std::rethrow_exception(failure_);
+}
+
+void Workers::run_here(const std::function<void(size_t)>& body, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    body(i);
+    check();
+  }
 }
 
 void Workers::run(const std::function<void(size_t)>& body, size_t count) {

@@ -13,7 +13,7 @@
 
 namespace vllm_relational {
 
-// Made and used by one thread, the caller's; not for use inside a body of its own for_each.
+// Made and used by one thread, the caller's. A for_each inside a body of its own runs on the thread of that body alone.
 class Workers {
  public:
   // num_threads: 0 for as many as the machine has. interrupt: called on the caller's thread some fifty times a second
@@ -33,6 +33,7 @@ class Workers {
 
   struct Stopped {};  // ends the other threads once one has failed
 
+  void run_here(const std::function<void(size_t)>& body, size_t count);
   void run(const std::function<void(size_t)>& body, size_t count);
   void wait_for_others();
   void fail();
@@ -41,6 +42,7 @@ class Workers {
   std::function<void()> interrupt_;
   std::thread::id caller_ = std::this_thread::get_id();
   Clock::time_point next_check_ = Clock::now();
+  bool is_shared_ = false;  // a for_each is running on all threads
 
   std::atomic<size_t> next_{0};  // the next i to hand out
   std::atomic<bool> stop_{false};

@@ -1,6 +1,7 @@
 #include "value_overlap.h"
 
 #include <algorithm>
+#include <limits>
 #include <random>
 
 #include "check.h"
@@ -105,6 +106,15 @@ void nothing_to_sort() {
   CHECK((sort_values({}, std::vector<int64_t>{0, 0, 0}).rank == std::vector<int32_t>{0, 1}));
 }
 
+// The least and the greatest token, an end before either, and equal texts by their number.
+void any_token_may_be_in_a_text() {
+  constexpr int32_t kLeast = std::numeric_limits<int32_t>::min(), kMost = std::numeric_limits<int32_t>::max();
+  const std::vector<int32_t> tokens{5, kMost, 5, kLeast, 5, 5, kMost, -1, kMost};
+  const SortedValues sorted = sort_values(tokens, std::vector<int64_t>{0, 2, 4, 5, 7, 9});
+  CHECK((sorted.rank == std::vector<int32_t>{3, 2, 1, 4, 0}));
+  CHECK((sorted.shared == std::vector<int64_t>{0, 0, 1, 1, 2}));
+}
+
 }  // namespace
 
 int main() {
@@ -114,5 +124,6 @@ int main() {
   for (int i = 0; i < 300; ++i) texts_know_what_they_share(random);
   for (int i = 0; i < 300; ++i) pools_know_what_neighbours_share(random);
   nothing_to_sort();
+  any_token_may_be_in_a_text();
   return 0;
 }

@@ -24,6 +24,20 @@ void every_body_runs_once() {
   }
 }
 
+// On the thread of the body: no two threads count for the same i.
+void a_body_may_have_a_loop_of_its_own() {
+  for (const int num_threads : {1, 2, 7}) {
+    Workers workers(num_threads);
+    std::vector<int> runs(20, 0);
+    workers.for_each(runs.size(), [&](size_t i) {
+      workers.for_each(100, [&](size_t) { ++runs[i]; });
+    });
+    for (const int count : runs) CHECK(count == 100);
+    workers.for_each(runs.size(), [&](size_t i) { ++runs[i]; });
+    for (const int count : runs) CHECK(count == 101);
+  }
+}
+
 std::string message_of(Workers& workers, size_t count, const std::function<void(size_t)>& body) {
   try {
     workers.for_each(count, body);
@@ -42,6 +56,16 @@ void what_a_body_throws_reaches_the_caller() {
       };
       CHECK(message_of(workers, 100, body) == "body " + std::to_string(bad));
     }
+  }
+}
+
+void what_an_inner_body_throws_reaches_the_caller() {
+  for (const int num_threads : {1, 2, 7}) {
+    Workers workers(num_threads);
+    const auto inner = [](size_t i) {
+      if (i == 5) throw std::runtime_error("inner body");
+    };
+    CHECK(message_of(workers, 100, [&](size_t) { workers.for_each(10, inner); }) == "inner body");
   }
 }
 
@@ -125,6 +149,8 @@ void interrupts_come_on_the_callers_thread() {
 
 int main() {
   every_body_runs_once();
+  a_body_may_have_a_loop_of_its_own();
+  what_an_inner_body_throws_reaches_the_caller();
   what_a_body_throws_reaches_the_caller();
   all_bodies_may_throw();
   one_failure_ends_the_others();

@@ -12,7 +12,7 @@ from random_batches import assert_valid, batch_of, batches
 
 from vllm_relational.plan import plan_fixed, plan_fixed_v2, plan_ggr
 from vllm_relational.plan.fixed import repeat_scores
-from vllm_relational.plan.ggr import ALGORITHM_1, GgrOptions, _Recursion, dependent_units
+from vllm_relational.plan.ggr import ALGORITHM_1, GgrOptions, _Recursion, dependent_units, ggr_fields
 from vllm_relational.plan.objective import depth_first_rows, hit_tokens
 from vllm_relational.records import PlanInput
 
@@ -136,6 +136,18 @@ def test_the_authors_variant_cuts_the_sorted_rows_in_halves_of_at_most_2000(num_
     if parts > 1:
         keys = recursion.batch.codes[recursion.sorted_by][:, np.concatenate(cut)].T.tolist()
         assert keys == sorted(keys)
+
+
+@given(batches(), options)
+def test_the_fields_by_row_number_are_those_of_the_plan(batch, options):
+    plan = plan_ggr(batch, options)
+    assert np.array_equal(ggr_fields(batch, options)[plan.rows], plan.fields)
+
+
+def test_columns_are_one_unit_if_they_split_the_rows_alike_whatever_their_codes():
+    # Columns 0 and 2 split the rows alike, under other codes; some codes have no row.
+    batch = batch_of([[4, 1, 4, 0, 1], [0, 0, 1, 1, 1], [0, 3, 0, 2, 3]], [[1] * 6, [1] * 3, [1] * 4])
+    assert dependent_units(batch, [0, 1, 2]) == [(0, 2), (1,)]
 
 
 @given(batches(), options)

@@ -70,9 +70,14 @@ def plan_ggr(batch: PlanInput, options: GgrOptions | None = None) -> Plan:
 
     Pinned columns keep their position: the recursion orders the others, which then fill the positions between.
     """
-    fields = in_allowed_orders(batch, _with_pinned(batch, _Recursion(batch, options or GgrOptions()).paths()))
+    fields = ggr_fields(batch, options)
     rows = depth_first_rows(batch, fields)
     return Plan("ggr", rows, fields[rows])
+
+
+def ggr_fields(batch: PlanInput, options: GgrOptions | None = None) -> np.ndarray:
+    """int32 ``[num_rows, num_columns]``: the field orders of ``plan_ggr`` by row number, for who sorts rows himself."""
+    return in_allowed_orders(batch, _with_pinned(batch, _Recursion(batch, options or GgrOptions()).paths()))
 
 
 def dependent_units(batch: PlanInput, columns: Sequence[int]) -> list[Unit]:
@@ -89,10 +94,12 @@ def dependent_units(batch: PlanInput, columns: Sequence[int]) -> list[Unit]:
 
 def _by_first_appearance(codes: np.ndarray, num_values: int) -> np.ndarray:
     """int32 ``[num_rows]``: the codes renamed 0, 1, ... in the order in which they appear."""
-    first = np.full(num_values, len(codes))
-    first[codes[::-1]] = np.arange(len(codes))[::-1]  # the last assignment counts: that of the first row
+    rows = np.arange(len(codes), dtype=np.int32)
+    first = np.empty(num_values, dtype=np.int32)
+    first[codes[::-1]] = rows[::-1]  # the last assignment counts: that of the first row
+    appears = codes[first[codes] == rows]
     numbers = np.empty(num_values, dtype=np.int32)
-    numbers[np.argsort(first, kind="stable")] = np.arange(num_values, dtype=np.int32)
+    numbers[appears] = np.arange(len(appears), dtype=np.int32)
     renamed: np.ndarray = numbers[codes]
     return renamed
 
@@ -150,10 +157,10 @@ class _Part:
         self.squares: dict[Unit, np.ndarray] = {}
         for unit in whole.units:
             for column in unit:
-                values, self.codes[column] = np.unique(whole.batch.codes[column, rows], return_inverse=True)
-                self.lengths[column] = whole.batch.cell_tokens[column][values]
+                values, self.codes[column] = np.unique(whole.batch.codes[column].take(rows), return_inverse=True)
+                self.lengths[column] = whole.batch.cell_tokens[column].take(values)
                 if column == unit[0]:
-                    self.squares[unit] = whole.squares[unit][values]
+                    self.squares[unit] = whole.squares[unit].take(values)
         self.orders = np.empty((len(rows), whole.orders.shape[1]), dtype=np.int32)
 
     def recurse(self, rows: np.ndarray, path: list[int], units: list[Unit], row_depth: int, col_depth: int) -> None:

@@ -12,9 +12,11 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from vllm_relational import native
 from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
-from vllm_relational.plan.ggr import plan_ggr
+from vllm_relational.plan.ggr import ggr_fields, plan_ggr
 from vllm_relational.plan.objective import hit_tokens
 from vllm_relational.plan.published import plan_published
 from vllm_relational.records import Plan, PlanInput, TokenSegments, ValueOverlaps
@@ -66,5 +68,10 @@ def plan_tree(batch: PlanInput, budget_seconds: float | None = None, seed: int =
     budget, least_gain = budget_seconds, 0.0
     if budget is None:
         budget, least_gain = default_budget(batch), TOKENS_PER_SECOND
-    rows, fields = native.plan_tree(batch, budget, seed, others=[plan_ggr(batch)], least_gain=least_gain)
+    rows, fields = native.plan_tree(batch, budget, seed, others=[_ggr(batch)], least_gain=least_gain)
     return Plan(planner="tree", rows=rows, fields=fields)
+
+
+def _ggr(batch: PlanInput) -> Plan:
+    """GGR's field orders, rows as they stand: native code sorts them by itself."""
+    return Plan("ggr", np.arange(batch.num_rows), ggr_fields(batch))
