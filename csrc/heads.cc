@@ -33,7 +33,7 @@ class HeadSearch {
  public:
   HeadSearch(PrefixTree& tree, const std::vector<HeadColumn>& columns, bool branches_count, Workers& workers)
       : tree_(tree), columns_(columns), branches_count_(branches_count), workers_(workers),
-        counts_(make_counts(tree.table())), ranks_(columns.size()) {
+        counts_(make_counts(tree.table())), ranks_(columns.size()), saved_(columns.size()) {
     const int64_t values_per_rank = tree.table().limits.values_per_rank;
     for (const HeadColumn& head : columns) pools_.emplace_back(head.overlaps, head.length_of_rank, values_per_rank);
   }
@@ -117,9 +117,8 @@ class HeadSearch {
   }
 
   Best best_head(int32_t node, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
-    std::vector<int64_t> saved(columns_.size(), 0);
     const auto look = [&](size_t head) {
-      if (may_be_head(columns_[head], node)) saved[head] = saved_as_head(head, leaves, branches);
+      saved_[head] = may_be_head(columns_[head], node) ? saved_as_head(head, leaves, branches) : 0;
     };
     const auto num_ranks = static_cast<int64_t>(leaves.size() + branches.size());
     if (num_ranks >= tree_.table().limits.ranks_worth_threads) {
@@ -127,8 +126,8 @@ class HeadSearch {
     } else {
       for (size_t head = 0; head < columns_.size(); ++head) look(head);
     }
-    const auto most = std::max_element(saved.begin(), saved.end());
-    return *most > 0 ? Best{*most, static_cast<size_t>(most - saved.begin())} : Best{};
+    const auto most = std::max_element(saved_.begin(), saved_.end());
+    return *most > 0 ? Best{*most, static_cast<size_t>(most - saved_.begin())} : Best{};
   }
 
   // Not shared already, and what it needs is.
@@ -244,6 +243,7 @@ class HeadSearch {
   std::vector<int32_t> rows_;    // those of settled nodes: below each of them side by side
   std::vector<int32_t> column_of_node_;
   std::vector<std::vector<int32_t>> ranks_;  // by head: scratch
+  std::vector<int64_t> saved_;               // by head: scratch
 };
 
 }  // namespace
