@@ -1,6 +1,7 @@
 #include "heads.h"
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -33,12 +34,10 @@ class HeadSearch {
  public:
   HeadSearch(PrefixTree& tree, const std::vector<HeadColumn>& columns, bool branches_count, Workers& workers)
       : tree_(tree), columns_(columns), branches_count_(branches_count), workers_(workers),
-        counts_(make_counts(tree.table())), ranks_(columns.size()), saved_(columns.size()) {
-    const int64_t values_per_rank = tree.table().limits.values_per_rank;
-    for (const HeadColumn& head : columns) pools_.emplace_back(head.overlaps, head.length_of_rank, values_per_rank);
-  }
+        counts_(make_counts(tree.table())), scratch_(make_scratch()) {}
 
   Heads run() {
+    look_at_lowest_nodes();
     const int64_t saved = settle(tree_.root(), true).saved;
     return {std::move(column_of_node_), saved};
   }
@@ -64,6 +63,47 @@ class HeadSearch {
     size_t head = kNoHead;
   };
   static constexpr size_t kNoHead = ~size_t{0};
+
+  // By head; one for each thread's task.
+  struct Scratch {
+    std::vector<RankPool> pools;
+    std::vector<std::vector<int32_t>> ranks;
+    std::vector<int64_t> saved;
+  };
+
+  Scratch make_scratch() const {
+    Scratch scratch{{}, std::vector<std::vector<int32_t>>(columns_.size()), std::vector<int64_t>(columns_.size())};
+    const int64_t values_per_rank = tree_.table().limits.values_per_rank;
+    for (const HeadColumn& head : columns_) {
+      scratch.pools.emplace_back(head.overlaps, head.length_of_rank, values_per_rank);
+    }
+    return scratch;
+  }
+
+  // Nodes of rows alone need nothing of each other, and most nodes are such.
+  void look_at_lowest_nodes() {
+    const int32_t first = tree_.root();
+    const auto nodes_at_a_time = static_cast<size_t>(tree_.table().limits.rows_at_a_time);
+    best_of_lowest_.resize(at(tree_.num_nodes() - first));
+    workers_.for_each((best_of_lowest_.size() + nodes_at_a_time - 1) / nodes_at_a_time, [&](size_t task) {
+      Scratch scratch = make_scratch();
+      const size_t end = std::min(best_of_lowest_.size(), (task + 1) * nodes_at_a_time);
+      for (size_t i = task * nodes_at_a_time; i < end; ++i) {
+        const int32_t node = first + static_cast<int32_t>(i);
+        if (tree_.parent(node) < 0) continue;  // not in use, or the root
+        const Open lowest = open(node);
+        const auto num_rows = static_cast<int64_t>(lowest.leaves.size());
+        if (!lowest.inner.empty() || num_rows >= tree_.table().limits.ranks_worth_threads) continue;
+        best_of_lowest_[i] = best_head(node, lowest.leaves, {}, scratch);
+      }
+    });
+  }
+
+  // Once for a node: later its number may be that of another.
+  std::optional<Best> take_best_of_lowest(int32_t node) {
+    const size_t i = at(node - tree_.root());
+    return i < best_of_lowest_.size() ? std::exchange(best_of_lowest_[i], std::nullopt) : std::nullopt;
+  }
 
   // Settles the subtree, the lowest nodes first. On a stack of its own: trees may be as deep as rows have columns.
   Branch settle(int32_t node, bool may_dissolve) {
@@ -95,10 +135,11 @@ class HeadSearch {
   Branch close(Open& node, bool may_dissolve) {
     rows_.insert(rows_.end(), node.leaves.begin(), node.leaves.end());
     const size_t end = rows_.size();
-    Best best = best_head(node.node, node.leaves, node.branches);
+    const std::optional<Best> known = take_best_of_lowest(node.node);
+    Best best = known ? *known : best_head(node.node, node.leaves, node.branches, scratch_);
     if (may_dissolve && !node.branches.empty() && dissolve_branches(node.node, best, node.leaves, node.branches)) {
       cluster_anew(node.node, best.head, node.leaves, node.branches);
-      best.saved = saved_as_head(best.head, node.leaves, node.branches);
+      best.saved = saved_as_head(best.head, node.leaves, node.branches, scratch_);
       rows_.resize(end);  // the same rows as before, grouped anew
     }
     set_head(node.node, best);
@@ -116,9 +157,11 @@ class HeadSearch {
     column_of_node_[at(node)] = best.head == kNoHead ? -1 : columns_[best.head].column;
   }
 
-  Best best_head(int32_t node, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
+  Best best_head(int32_t node, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches,
+                 Scratch& scratch) {
+    std::vector<int64_t>& saved = scratch.saved;
     const auto look = [&](size_t head) {
-      saved_[head] = may_be_head(columns_[head], node) ? saved_as_head(head, leaves, branches) : 0;
+      saved[head] = may_be_head(columns_[head], node) ? saved_as_head(head, leaves, branches, scratch) : 0;
     };
     const auto num_ranks = static_cast<int64_t>(leaves.size() + branches.size());
     if (num_ranks >= tree_.table().limits.ranks_worth_threads) {
@@ -126,8 +169,8 @@ class HeadSearch {
     } else {
       for (size_t head = 0; head < columns_.size(); ++head) look(head);
     }
-    const auto most = std::max_element(saved_.begin(), saved_.end());
-    return *most > 0 ? Best{*most, static_cast<size_t>(most - saved_.begin())} : Best{};
+    const auto most = std::max_element(saved.begin(), saved.end());
+    return *most > 0 ? Best{*most, static_cast<size_t>(most - saved.begin())} : Best{};
   }
 
   // Not shared already, and what it needs is.
@@ -140,20 +183,21 @@ class HeadSearch {
   }
 
   // A branch that shares the column can start with it too, but then not with what its siblings start with.
-  int64_t saved_as_head(size_t head, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches) {
+  int64_t saved_as_head(size_t head, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches,
+                        Scratch& scratch) {
     const HeadColumn& column = columns_[head];
-    std::vector<int32_t>& ranks = ranks_of(head, leaves);
+    std::vector<int32_t>& ranks = ranks_of(head, leaves, scratch);
     for (const Branch& branch : branches) {
       if (!branches_count_ || column.factor < 0) break;
       if (tree_.codes(branch.node)[column.factor] < 0) continue;
       ranks.push_back(column.rank_of_row[at(rows_[branch.begin])]);
     }
-    return pools_[head].saved(ranks);
+    return scratch.pools[head].saved(ranks);
   }
 
   // Valid until the next call for the same head.
-  std::vector<int32_t>& ranks_of(size_t head, const std::vector<int32_t>& rows) {
-    std::vector<int32_t>& ranks = ranks_[head];
+  std::vector<int32_t>& ranks_of(size_t head, const std::vector<int32_t>& rows, Scratch& scratch) {
+    std::vector<int32_t>& ranks = scratch.ranks[head];
     ranks.clear();
     for (const int32_t row : rows) ranks.push_back(columns_[head].rank_of_row[at(row)]);
     return ranks;
@@ -162,7 +206,7 @@ class HeadSearch {
   // Moves the rows of branches that save more so directly below the node, into `leaves`. Returns whether any did.
   bool dissolve_branches(int32_t node, Best& best, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
     std::vector<int32_t> pool = pool_of(leaves, branches);
-    const Best all = best_head(node, pool, {});
+    const Best all = best_head(node, pool, {}, scratch_);
     if (all.head == kNoHead) return false;
     std::vector<Branch> moving = branches, staying;
     for (int64_t round = 0; round < tree_.table().limits.dissolving_rounds; ++round) {
@@ -170,7 +214,7 @@ class HeadSearch {
       pool = pool_of(leaves, moving);
     }
     if (moving.empty()) return false;
-    const Best after = best_head(node, pool, staying);
+    const Best after = best_head(node, pool, staying, scratch_);
     int64_t gain = after.saved - best.saved;
     for (const Branch& branch : moving) gain += gain_without(node, branch);
     if (gain <= 0) return false;
@@ -200,10 +244,10 @@ class HeadSearch {
   bool keep_worthwhile(int32_t node, size_t head, const std::vector<int32_t>& pool, std::vector<Branch>& moving,
                        std::vector<Branch>& staying) {
     const HeadColumn& column = columns_[head];
-    pools_[head].fill(ranks_of(head, pool));
+    scratch_.pools[head].fill(ranks_of(head, pool, scratch_));
     const auto first_staying = std::stable_partition(moving.begin(), moving.end(), [&](const Branch& branch) {
       int64_t gain = gain_without(node, branch);
-      for (const int32_t row : rows_of(branch)) gain += pools_[head].gain(column.rank_of_row[at(row)]);
+      for (const int32_t row : rows_of(branch)) gain += scratch_.pools[head].gain(column.rank_of_row[at(row)]);
       return gain > 0;
     });
     const bool any = first_staying != moving.end();
@@ -239,11 +283,10 @@ class HeadSearch {
   bool branches_count_;
   Workers& workers_;
   CodeCounts counts_;
-  std::vector<RankPool> pools_;  // by head
+  Scratch scratch_;
+  std::vector<std::optional<Best>> best_of_lowest_;  // by inner node, the root the first: of nodes of rows alone
   std::vector<int32_t> rows_;    // those of settled nodes: below each of them side by side
   std::vector<int32_t> column_of_node_;
-  std::vector<std::vector<int32_t>> ranks_;  // by head: scratch
-  std::vector<int64_t> saved_;               // by head: scratch
 };
 
 }  // namespace
