@@ -57,7 +57,7 @@ setup(
     python_requires=">=3.11",  # as vLLM 0.32.0
     classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     packages=find_packages(include=["vllm_relational*"]),
-    package_data={"vllm_relational": ["py.typed", "*.j2", "results/*.j2"]},
+    package_data={"vllm_relational": ["py.typed", "compare/*.j2", "results/*.j2"]},
     ext_modules=native_extensions(),
     cmdclass={"build_ext": CMakeBuild},
     install_requires=[

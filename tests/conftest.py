@@ -12,7 +12,8 @@ from fake_engine import FakeEngine
 from fake_server import FakeServer
 from hypothesis import settings
 
-from vllm_relational import RelationalLLM, cli_options
+from vllm_relational import RelationalLLM
+from vllm_relational.cli import options as cli_options
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from vllm_relational.json_schemas import schema_check
+from vllm_relational.answer_format.json_schemas import schema_check
 from vllm_relational.records import AskedBatch, Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
 
 OnError = Literal["null", "raise"]

@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from vllm_relational.config import DEFAULT_ORDER, QueryConfig
 from vllm_relational.engine.base import Engine
-from vllm_relational.job_record import EarlierOutput
-from vllm_relational.named_files import NamedFile, check_distinct
-from vllm_relational.pipeline import PreparedQuery, prepare, run_query
+from vllm_relational.files.named import NamedFile, check_distinct
 from vllm_relational.prompts import FourByteEstimate, Tokenizer, load_tokenizer
+from vllm_relational.query.job_record import EarlierOutput
+from vllm_relational.query.pipeline import PreparedQuery, prepare, run_query
+from vllm_relational.query.unasked import NoEngine
 from vllm_relational.records import (
     Decision,
     EngineInfo,
@@ -29,7 +30,6 @@ from vllm_relational.records import (
 from vllm_relational.results.parse import arrow_type
 from vllm_relational.table import read_table
 from vllm_relational.terminal import warn
-from vllm_relational.unasked import NoEngine
 
 # Longer reasons are cut in warnings; the whole ones are in ``last_result.errors``.
 SHOWN_REASONS = 3

@@ -225,7 +225,7 @@ def plan_tree(
     least_gain: float = 0.0,
     limits: Mapping[str, int] = NO_LIMITS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tree planner (csrc/tree_planner.h). There is no reference in Python: ask ``AVAILABLE`` first.
+    """The tree planner (csrc/planner/tree_planner.h). There is no reference in Python: ask ``AVAILABLE`` first.
 
     Args:
         batch: every code below the number of values of its column; lengths from 0 to 2^30 - 1.

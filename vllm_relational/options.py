@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from vllm_relational.answer_format.json_schemas import plain_schema
 from vllm_relational.config import (
     DEFAULT_EMBEDDER,
     DEFAULT_SIMILARITY,
@@ -30,7 +31,6 @@ from vllm_relational.config import (
     QueryConfig,
     check_decision,
 )
-from vllm_relational.json_schemas import plain_schema
 from vllm_relational.option_kinds import (
     AnEngine,
     AnLlm,

@@ -14,10 +14,10 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from vllm_relational.vllm_ext.registration import register_attention
+    from vllm_relational.vllm_ext.attention.registration import register_attention
 
     register_attention()
     if "VLLM_RELATIONAL_OWNER" in os.environ:
-        from vllm_relational.vllm_ext.orphans import follow_owner
+        from vllm_relational.vllm_ext.process.orphans import follow_owner
 
         follow_owner()

@@ -1,4 +1,4 @@
-#include "dependencies.h"
+#include "planner/dependencies.h"
 
 #include <algorithm>
 #include <map>

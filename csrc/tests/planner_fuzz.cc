@@ -10,10 +10,10 @@
 #include <string>
 
 #include "check.h"
-#include "dependencies.h"
-#include "prefix_cache.h"
+#include "planner/dependencies.h"
+#include "replay/prefix_cache.h"
 #include "random_tables.h"
-#include "row_sort.h"
+#include "planner/row_sort.h"
 
 using namespace vllm_relational;
 

@@ -1,4 +1,4 @@
-#include "precedence.h"
+#include "planner/precedence.h"
 
 #include <algorithm>
 #include <numeric>

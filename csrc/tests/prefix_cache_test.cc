@@ -1,4 +1,4 @@
-#include "prefix_cache.h"
+#include "replay/prefix_cache.h"
 
 #include <algorithm>
 #include <list>

@@ -1,16 +1,16 @@
 // Trees under all that changes them: clustering, regrafting, random moves, heads.
-#include "prefix_tree.h"
+#include "planner/prefix_tree.h"
 
 #include <algorithm>
 #include <random>
 #include <vector>
 
 #include "check.h"
-#include "cluster.h"
-#include "heads.h"
+#include "planner/cluster.h"
+#include "planner/heads.h"
 #include "random_tables.h"
-#include "regraft.h"
-#include "row_order.h"
+#include "planner/regraft.h"
+#include "planner/row_order.h"
 
 using namespace vllm_relational;
 

@@ -7,7 +7,7 @@
 #include <set>
 
 #include "check.h"
-#include "row_order.h"
+#include "planner/row_order.h"
 
 namespace vllm_relational {
 namespace {

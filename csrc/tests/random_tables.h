@@ -7,10 +7,10 @@
 #include <utility>
 #include <vector>
 
-#include "field_orders.h"
-#include "plan_table.h"
-#include "tree_planner.h"
-#include "value_overlap.h"
+#include "planner/field_orders.h"
+#include "planner/plan_table.h"
+#include "planner/tree_planner.h"
+#include "planner/value_overlap.h"
 
 namespace vllm_relational {
 

@@ -1,4 +1,4 @@
-#include "row_sort.h"
+#include "planner/row_sort.h"
 
 #include <algorithm>
 #include <numeric>

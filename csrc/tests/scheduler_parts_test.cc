@@ -7,12 +7,12 @@
 #include <vector>
 
 #include "check.h"
-#include "free_queue.h"
-#include "future_use.h"
-#include "key_table.h"
-#include "partial_index.h"
-#include "prefix_queue.h"
-#include "random.h"
+#include "scheduler/free_queue.h"
+#include "scheduler/future_use.h"
+#include "scheduler/key_table.h"
+#include "scheduler/partial_index.h"
+#include "scheduler/prefix_queue.h"
+#include "planner/random.h"
 
 using namespace vllm_relational;
 

@@ -1,12 +1,12 @@
 // Whole plans: valid under every constraint, never below the plans they are held against, the same on all threads.
-#include "tree_planner.h"
+#include "planner/tree_planner.h"
 
 #include <limits>
 #include <numeric>
 #include <random>
 
 #include "check.h"
-#include "field_order.h"
+#include "planner/field_order.h"
 #include "random_tables.h"
 
 using namespace vllm_relational;

@@ -1,11 +1,11 @@
-#include "value_overlap.h"
+#include "planner/value_overlap.h"
 
 #include <algorithm>
 #include <limits>
 #include <random>
 
 #include "check.h"
-#include "rank_pool.h"
+#include "planner/rank_pool.h"
 #include "random_tables.h"
 
 using namespace vllm_relational;

@@ -15,7 +15,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 bench=$root/scripts/bench
 python=${PYTHON:-python3}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-commit=$("$python" -c 'from vllm_relational.provenance import code_version; print(code_version())')
+commit=$("$python" -c 'from vllm_relational.compare.provenance import code_version; print(code_version())')
 mkdir -p "$out"
 
 run_tests() {

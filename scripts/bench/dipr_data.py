@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from attention import selection
+from attention.trial import read_trial
 
-from vllm_relational.sparse import selection
 from vllm_relational.sparse.naive import Window
-from vllm_relational.sparse.trial import read_trial
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE = 32, 8, 128
 SCALE = HEAD_SIZE**-0.5

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from attention import measure, selection
+from attention.trial import Trial
 
-from vllm_relational.sparse import measure, selection
 from vllm_relational.sparse.naive import Window
-from vllm_relational.sparse.trial import Trial
 
 ROOM = selection.COLUMNS
 """Columns behind the prompts for the last token and the answer."""

@@ -250,7 +250,7 @@ def kernel_times(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, t
 
 def write_kernels(options: argparse.Namespace, found: dict[str, Any], kernels: dict[str, tuple[float, float]]) -> None:
     """Append those of 5 microseconds a token and more, the longest first."""
-    from vllm_relational.bench import append_csv
+    from vllm_relational.compare.orders import append_csv
 
     ordered = sorted(kernels.items(), key=lambda item: -item[1][1])
     case_of = (*options.where, options.layers, options.backend, found["context"], found["batch"])
@@ -308,7 +308,7 @@ def compare_interrupted(known: Path, timeout_s: float) -> dict[str, Any]:
 def compare_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Lines of the table, and what failed. FlashAttention comes first, and a backend's lines are in the CSV when it is
     done: a run that is cut short has left something."""
-    from vllm_relational.bench import append_csv
+    from vllm_relational.compare.orders import append_csv
 
     lines: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -351,7 +351,7 @@ def line_of(
 
 def where(commit: str | None) -> tuple[str, str]:
     """Commit, or installed version, and machine."""
-    from vllm_relational.provenance import code_version, machine
+    from vllm_relational.compare.provenance import code_version, machine
 
     return code_version() if commit is None else commit, machine()
 
@@ -384,7 +384,7 @@ def report(options: argparse.Namespace) -> int:
 
 def check_files(options: argparse.Namespace) -> None:
     """Raise ``RelationalError`` where the files could not be written to when the first engine is done."""
-    from vllm_relational.cli_output import check_csv, check_folder
+    from vllm_relational.cli.output import check_csv, check_folder
     from vllm_relational.records import RelationalError
 
     check_folder(options.json)

@@ -27,7 +27,7 @@ class Extension:
 
     def listed(self) -> list[int]:
         """Tokens between the window's ends, and those that scans listed, since the engine started."""
-        from vllm_relational.vllm_ext.dipr_layers import decoders
+        from vllm_relational.vllm_ext.attention.backend import decoders
 
         counted = [each.statistics[:2].tolist() for each in decoders() if each.statistics is not None]
         return [sum(column) for column in zip((0, 0), *counted, strict=True)]

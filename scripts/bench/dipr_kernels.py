@@ -31,8 +31,8 @@ import torch
 from dipr_data import HEAD_SIZE, NUM_HEADS, NUM_KV_HEADS, SCALE, Llama
 from lines import check_lines
 
-from vllm_relational.bench import append_csv
-from vllm_relational.provenance import code_version, machine
+from vllm_relational.compare.orders import append_csv
+from vllm_relational.compare.provenance import code_version, machine
 from vllm_relational.sparse import naive
 from vllm_relational.sparse.kernels.launch import Batch, Kernels, Tuning
 from vllm_relational.sparse.kernels.write import write

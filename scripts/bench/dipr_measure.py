@@ -4,7 +4,7 @@
     dipr_measure.py MODEL --text squad=squad.parquet:context --text reviews=reviews.parquet:comments --out FOLDER
         [--lengths 8192,16384,32768] [--trials dipr:4e-3+tail,top:500 ...] [--seconds 150] [--dump kv.pt]
 
-The last 128 positions of each text are run under each way to attend (``vllm_relational/sparse/trial.py`` says how
+The last 128 positions of each text are run under each way to attend (``scripts/bench/attention/trial.py`` says how
 to write one), the text's own tokens given. Writes to FOLDER, as results come: ``dipr_measure.csv``, a line a text,
 length and way; ``dipr_layers.csv``, the same a layer; ``dipr_heads.csv``, a head, for the ways in ``--heads-of``;
 and plots. ``--dump`` keeps keys, values and queries of ``--dump-layers`` for ``dipr_data.py``, four stretches of
@@ -21,13 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from attention import measure
+from attention.measure import STATISTICS, Measured
+from attention.trial import read_trial
 from texts import token_ids
 
-from vllm_relational.provenance import code_version, machine
-from vllm_relational.sparse import measure
-from vllm_relational.sparse.measure import STATISTICS, Measured
+from vllm_relational.compare.provenance import code_version, machine
 from vllm_relational.sparse.naive import Window
-from vllm_relational.sparse.trial import read_trial
 
 ALPHAS = ("1e-1", "1.2e-2", "4e-3", "1e-3", "1e-4", "1e-5")
 OVER_LENGTH = ("8/L", "32/L", "128/L")

@@ -7,7 +7,7 @@
     dipr_quality.py --out FOLDER --summary
 
 Tasks: ``recall_tasks.py``. By default a Hugging Face model is prefilled densely, and the last token of the prompt
-and the answer are decoded under every trial (``vllm_relational/sparse/trial.py``). With ``--engine vllm`` vLLM
+and the answer are decoded under every trial (``scripts/bench/attention/trial.py``). With ``--engine vllm`` vLLM
 answers, densely and, a trial each ``--dipr`` (an object of settings, ``{}`` for the defaults but that contexts of any
 length are sparse), by our attention: one engine whose settings change, so that the prompts are computed once. Answers
 are appended to ``FOLDER/dipr_answers.csv`` as they come; what is there already is not asked again, so a run that ends
@@ -30,11 +30,11 @@ from typing import Any
 import dipr_quality_table
 import recall_tasks
 import torch
+from attention.trial import read_trial
 from lines import check_lines
 from texts import passages
 
 from vllm_relational.sparse.naive import Window
-from vllm_relational.sparse.trial import read_trial
 
 TRIALS = (
     "dense,scan:1e-3+est,scan:4e-3+est,scan:1.2e-2+est,estimated:4e-3+est,dipr:4e-3,top:300,top:300+tail,recent:2048"

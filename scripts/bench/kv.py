@@ -30,9 +30,9 @@ from typing import Any
 from kv_workloads import Workload, make_workload
 from lines import check_lines
 
-from vllm_relational.bench import append_csv
-from vllm_relational.cli_options import engine_arguments
-from vllm_relational.provenance import code_version, machine
+from vllm_relational.cli.options import engine_arguments
+from vllm_relational.compare.orders import append_csv
+from vllm_relational.compare.provenance import code_version, machine
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "stock": None,

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_relational.cli_output import check_csv
+from vllm_relational.cli.output import check_csv
 from vllm_relational.records import RelationalError
 
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 from lines import check_lines
 
 from vllm_relational import RelationalLLM
-from vllm_relational.bench import FIELDS, Comparison, compare_orders
-from vllm_relational.cli_options import engine_arguments
+from vllm_relational.cli.options import engine_arguments
+from vllm_relational.compare.orders import FIELDS, Comparison, compare_orders
 
 PROMPT = "Is this record about something that happened in a city? {*}"
 OPTIONS = {"choices": ["yes", "no"], "nulls": "keep"}

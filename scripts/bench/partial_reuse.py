@@ -31,9 +31,9 @@ from typing import Any
 
 from lines import check_lines
 
-from vllm_relational.bench import append_csv
-from vllm_relational.cli_options import engine_arguments
-from vllm_relational.provenance import code_version, machine
+from vllm_relational.cli.options import engine_arguments
+from vllm_relational.compare.orders import append_csv
+from vllm_relational.compare.provenance import code_version, machine
 
 SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
 SETTINGS = {"relational": {"order": "arrival", "eviction": "lru", "token_exact": True}}  # that part and nothing else

@@ -29,12 +29,12 @@ import Stemmer
 from lines import check_lines
 
 from vllm_relational import RelationalLLM, sql
-from vllm_relational.bench import append_csv
+from vllm_relational.compare.orders import append_csv
+from vllm_relational.compare.provenance import code_version, machine
 from vllm_relational.embed import embed_texts, load_embedder
-from vllm_relational.provenance import code_version, machine
 from vllm_relational.retrieval import TextIndex, build_index
+from vllm_relational.retrieval.retriever import Retriever
 from vllm_relational.retrieval.sharing import shared_order
-from vllm_relational.retrieving import Retriever
 from vllm_relational.table import read_table
 
 PLANNERS = ("published", "fixed", "tree")

@@ -95,7 +95,7 @@ def hit_rate(workload: Workload, eviction: str, order: str, args: argparse.Names
     """The hit rate, and the prompts in the order in which they started."""
     from vllm_objects import make_scheduler
 
-    from vllm_relational.vllm_ext.scheduler import RelationalScheduler
+    from vllm_relational.vllm_ext.scheduler.scheduler import RelationalScheduler
 
     settings = {"eviction": eviction, "order": order}
     scheduler = make_scheduler(

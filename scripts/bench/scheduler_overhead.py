@@ -41,7 +41,7 @@ def measure(settings: dict | None, prompts: list[list[int]], num_blocks: int, so
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm_objects import make_request, make_scheduler, model_output
 
-    from vllm_relational.vllm_ext.scheduler import RelationalScheduler
+    from vllm_relational.vllm_ext.scheduler.scheduler import RelationalScheduler
 
     cls = AsyncScheduler if settings is None else RelationalScheduler
     scheduler = make_scheduler(cls, num_blocks, settings, max_num_seqs=256, block_size=16)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from lines import check_lines
 
-from vllm_relational.bench import append_csv
+from vllm_relational.compare.orders import append_csv
 from vllm_relational.dedup import semantic
 from vllm_relational.embed import embed_texts
 

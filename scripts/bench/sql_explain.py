@@ -20,8 +20,8 @@ from lines import check_lines
 
 import vllm_relational.sql
 from vllm_relational import RelationalLLM
-from vllm_relational.bench import append_csv
-from vllm_relational.provenance import code_version, machine
+from vllm_relational.compare.orders import append_csv
+from vllm_relational.compare.provenance import code_version, machine
 from vllm_relational.records import EngineInfo
 
 FIELDS = (

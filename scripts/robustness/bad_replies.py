@@ -29,18 +29,18 @@ from bad_replies import ANSWERED, KINDS, SECRET
 from fake_server import FakeServer, Reply, chat
 
 from vllm_relational.engine.endpoint import EndpointEngine
-from vllm_relational.engine.endpoint_connection import (
+from vllm_relational.engine.endpoint.connection import (
     MAX_RETRY_AFTER_S,
     Address,
     Connection,
     decoded,
     retry_after_s,
 )
-from vllm_relational.engine.endpoint_failures import RequestError
-from vllm_relational.engine.endpoint_models import ExpectedModel, block_size_in, choose_card, model_info, read_cards
-from vllm_relational.engine.endpoint_question import Learned, Question
-from vllm_relational.engine.endpoint_secrets import ApiKey
-from vllm_relational.engine.endpoint_transport import unpacked
+from vllm_relational.engine.endpoint.failures import RequestError
+from vllm_relational.engine.endpoint.models import ExpectedModel, block_size_in, choose_card, model_info, read_cards
+from vllm_relational.engine.endpoint.question import Learned, Question
+from vllm_relational.engine.endpoint.secrets import ApiKey
+from vllm_relational.engine.endpoint.transport import unpacked
 from vllm_relational.records import Choice, Completion, FreeText, IntegerRange, JsonSchema, Prompt, RelationalError
 from vllm_relational.results.outcome import checked
 from vllm_relational.results.parse import parser

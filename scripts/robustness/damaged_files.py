@@ -26,8 +26,10 @@ from typing import Any
 import xxhash
 from typer.testing import CliRunner
 
-from vllm_relational import RelationalLLM, cli_options, retrieving
-from vllm_relational.cli import app
+from vllm_relational import RelationalLLM
+from vllm_relational.cli import options as cli_options
+from vllm_relational.cli.app import app
+from vllm_relational.retrieval import retriever as retrieving
 from vllm_relational.table import read_table
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))

@@ -32,7 +32,7 @@ import pandas as pd
 import pyarrow as pa
 
 from vllm_relational.config import DedupConfig
-from vllm_relational.grouping import RowGrouper
+from vllm_relational.dedup.grouper import RowGrouper
 from vllm_relational.plan import PLANNERS
 from vllm_relational.prompts import FourByteEstimate, PromptBuilder, parse_template
 from vllm_relational.records import FreeText, PlanInput, RelationalError

@@ -27,10 +27,10 @@ from pathlib import Path
 
 import xxhash
 
-import vllm_relational.cli
-import vllm_relational.engine.endpoint
-import vllm_relational.pipeline
-import vllm_relational.sql.command
+import vllm_relational.cli.app
+import vllm_relational.cli.sql_session
+import vllm_relational.engine.endpoint.engine
+import vllm_relational.query.pipeline
 from vllm_relational.table import read_table
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -120,7 +120,7 @@ def start(command: list[str], log: Path) -> int:
     sys.argv = ["vllm-relational", *command]
     status = 70
     try:
-        vllm_relational.cli.main()
+        vllm_relational.cli.app.main()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 71
     finally:

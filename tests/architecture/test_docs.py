@@ -11,7 +11,7 @@ import typer.main
 from typer.testing import CliRunner
 
 import vllm_relational
-from vllm_relational.cli import app
+from vllm_relational.cli.app import app
 
 PACKAGE = Path(vllm_relational.__file__).parent
 ROOT = PACKAGE.parent

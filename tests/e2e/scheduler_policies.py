@@ -16,7 +16,7 @@ from vllm import LLM, SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from vllm_relational.vllm_ext.scheduler import RelationalScheduler
+from vllm_relational.vllm_ext.scheduler.scheduler import RelationalScheduler
 
 VOCABULARY = (10, 1200)
 FIRST = {"eviction": "batch", "order": "prefix-tree", "deep_queue": 8}

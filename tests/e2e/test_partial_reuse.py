@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from vllm_relational.vllm_ext.live_engine import shutdown
+from vllm_relational.vllm_ext.process.live_engine import shutdown
 
 OURS = {
     "scheduler_cls": "vllm_relational.vllm_ext.scheduler.RelationalScheduler",

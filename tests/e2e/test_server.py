@@ -27,7 +27,7 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-c", "from vllm_relational.cli import main; main()", "serve", str(tiny_model)]
+    command = [sys.executable, "-c", "from vllm_relational.cli.app import main; main()", "serve", str(tiny_model)]
     options = ["--served-model-name", "tiny", "--max-model-len", "2048", "--max-num-seqs", "32"]
     place = ["--host", "127.0.0.1", "--port", str(port), "--enable-prompt-tokens-details"]
     environment = {name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"}

@@ -13,7 +13,7 @@ pytest.importorskip("faiss", reason="pip install 'vllm-relational[semantic]'")
 import vllm_relational.sql
 from vllm_relational import RelationalLLM
 from vllm_relational.retrieval import build_index
-from vllm_relational.retrieving import Retriever
+from vllm_relational.retrieval.retriever import Retriever
 from vllm_relational.sql.cost import measured
 from vllm_relational.sql.operator import Operator
 from vllm_relational.table import read_table

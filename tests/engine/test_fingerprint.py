@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vllm_relational.vllm_ext.facts import engine_info
+from vllm_relational.vllm_ext.process.facts import engine_info
 
 
 def fingerprint(folder, **changes) -> str:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from vllm_relational import cli
+from vllm_relational.cli import app as cli
 from vllm_relational.engine import serve_arguments, server, starting
 from vllm_relational.engine.server import prepare_server, serve_command
 from vllm_relational.records import RelationalError

@@ -35,9 +35,10 @@ from vllm.v1.worker.gpu import cudagraph_utils  # noqa: E402
 from vllm_relational.sparse import codec, naive  # noqa: E402
 from vllm_relational.sparse.kernels.write import write  # noqa: E402
 from vllm_relational.sparse.pages import PageLayout, new_cache  # noqa: E402
-from vllm_relational.vllm_ext import decode_graphs, prompt_lengths  # noqa: E402
-from vllm_relational.vllm_ext.attention_gpu import DiprFlashBackend, DiprTritonBackend  # noqa: E402
-from vllm_relational.vllm_ext.dipr_rows import Kind  # noqa: E402
+from vllm_relational.vllm_ext.attention import cuda_graphs as decode_graphs  # noqa: E402
+from vllm_relational.vllm_ext.attention import prompt_lengths  # noqa: E402
+from vllm_relational.vllm_ext.attention.batch_rows import Kind  # noqa: E402
+from vllm_relational.vllm_ext.attention.gpu import DiprFlashBackend, DiprTritonBackend  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "dipr_engine.py"
 SCALE = HEAD_SIZE**-0.5

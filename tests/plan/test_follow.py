@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_relational.plan.follow import backwards, follow, track
-from vllm_relational.plan.published import plan_published
+from vllm_relational.plan.original import plan_published
 from vllm_relational.records import AskedBatch, EncodedTable, Plan, PlanInput, PromptSegments, TokenSegments
 
 NAMES = "abcd"

@@ -11,11 +11,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "bench"))
 import dipr_quality
 import dipr_quality_table
+from attention import measure
+from attention.trial import read_trial
 from dipr_decode import Decoder
 
-from vllm_relational.sparse import measure
 from vllm_relational.sparse.naive import Window
-from vllm_relational.sparse.trial import read_trial
 
 WINDOW = Window(sinks=16, recent=80)
 WORDS = ("dense", "window", "dipr:0.2+tail", "scan:0.2+est", "top:9")

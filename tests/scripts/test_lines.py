@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "bench"))
 from lines import check_lines
 
-from vllm_relational import bench
+from vllm_relational.compare import orders as bench
 
 BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 APPENDING = {"dipr_engine", "dipr_kernels", "dipr_quality", "kv", "orders", "partial_reuse", "rag"}

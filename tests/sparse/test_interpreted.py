@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-KERNELS = Path(__file__).parents[1] / "kernels"
+KERNELS = Path(__file__).parent / "kernels"
 PEER = KERNELS / "test_xformers_merge.py"
 
 
 def _pass_interpreted(*arguments: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *arguments]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=KERNELS.parents[1], capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=KERNELS.parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
 

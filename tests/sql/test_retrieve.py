@@ -21,7 +21,7 @@ import vllm_relational.sql
 from vllm_relational import RelationalLLM
 from vllm_relational.records import RelationalError
 from vllm_relational.retrieval import TextIndex, build_index, retrieve_fields
-from vllm_relational.retrieving import Retriever
+from vllm_relational.retrieval.retriever import Retriever
 from vllm_relational.sql import SQLError
 from vllm_relational.table import read_table
 

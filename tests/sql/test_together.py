@@ -21,7 +21,7 @@ import vllm_relational.sql
 from vllm_relational import RelationalLLM
 from vllm_relational.records import Completion, EngineDiedError, Prompt
 from vllm_relational.retrieval import build_index
-from vllm_relational.retrieving import Retriever
+from vllm_relational.retrieval.retriever import Retriever
 from vllm_relational.sql import Connection
 from vllm_relational.table import read_table
 

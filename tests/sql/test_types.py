@@ -81,7 +81,7 @@ def test_the_model_reads_values_as_duckdb_prints_them(con, engine, value, shown)
 
 
 def test_the_sql_command_prints_and_writes_duckdbs_types(con, tmp_path, capsys):
-    from vllm_relational.sql.command import run_sql
+    from vllm_relational.cli.sql_session import run_sql
 
     con.sql(
         "CREATE TABLE kept AS SELECT 'ok'::ENUM('sad', 'ok') AS mood, 3::HUGEINT AS n, '101'::BIT AS bits, 'x' AS t"

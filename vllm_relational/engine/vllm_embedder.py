@@ -40,7 +40,7 @@ class VllmEmbedder:
         if not texts:
             return np.empty((0, 0), np.float32)
         llm = self._start()
-        from vllm_relational.vllm_ext.live_engine import dead_engine_error
+        from vllm_relational.vllm_ext.process.live_engine import dead_engine_error
 
         try:
             outputs = llm.embed(texts, tokenization_kwargs={"truncate_prompt_tokens": -1}, use_tqdm=False)
@@ -51,7 +51,7 @@ class VllmEmbedder:
 
     def close(self) -> None:
         """Stop the engine process and free its memory; the next text starts a new one."""
-        from vllm_relational.vllm_ext.live_engine import shutdown
+        from vllm_relational.vllm_ext.process.live_engine import shutdown
 
         if self._stop_when_dropped is not None:
             self._stop_when_dropped.detach()
@@ -71,9 +71,9 @@ class VllmEmbedder:
         wait_for_stopped()
         prepare_environment(self._quiet)
         vllm = import_vllm()
-        from vllm_relational.vllm_ext.facts import is_cpu
-        from vllm_relational.vllm_ext.live_engine import shutdown
-        from vllm_relational.vllm_ext.orphans import owning_children
+        from vllm_relational.vllm_ext.process.facts import is_cpu
+        from vllm_relational.vllm_ext.process.live_engine import shutdown
+        from vllm_relational.vllm_ext.process.orphans import owning_children
 
         defaults = {"runner": "pooling", "use_tqdm_on_load": not self._quiet}
         defaults |= cpu_defaults(self._args) if is_cpu() else {}

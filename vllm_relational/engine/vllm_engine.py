@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vllm_relational.answer_format.thoughts import thought_opening
 from vllm_relational.engine.base import PromptForm
 from vllm_relational.engine.decisions import DecisionPlan, plan_decision
 from vllm_relational.engine.interrupts import starting_engine
@@ -25,7 +26,6 @@ from vllm_relational.engine.starting import (
     without_unreadable_script,
 )
 from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, RelationalError
-from vllm_relational.thoughts import thought_opening
 
 # Requests waiting inside vLLM beyond those it runs: enough that its scheduler never starves between two feeds.
 QUEUE_FACTOR = 2
@@ -80,10 +80,10 @@ class VllmEngine:
         wait_for_stopped()
         self._prepare_environment()
         vllm = import_vllm()
-        from vllm_relational.vllm_ext.facts import engine_info, is_cpu
-        from vllm_relational.vllm_ext.live_engine import shutdown
-        from vllm_relational.vllm_ext.liveness import watch_engine
-        from vllm_relational.vllm_ext.orphans import owning_children
+        from vllm_relational.vllm_ext.process.facts import engine_info, is_cpu
+        from vllm_relational.vllm_ext.process.live_engine import shutdown
+        from vllm_relational.vllm_ext.process.liveness import watch_engine
+        from vllm_relational.vllm_ext.process.orphans import owning_children
         from vllm_relational.vllm_ext.settings import read_settings
 
         defaults = cpu_defaults(self._args) if is_cpu() else {}
@@ -106,7 +106,7 @@ class VllmEngine:
         """What ``start`` said or, as far as is known without starting, will say: for plans that are not run."""
         if self._info is not None:
             return self._info
-        from vllm_relational.vllm_ext.facts import scheduler_facts
+        from vllm_relational.vllm_ext.process.facts import scheduler_facts
         from vllm_relational.vllm_ext.settings import expected_block_size
 
         on_gpu = expected_block_size(self._args) or EngineInfo.block_size
@@ -133,7 +133,7 @@ class VllmEngine:
         """Refuse, before any row is sent, what vLLM would refuse for each: a schema that its grammar compiler lacks."""
         from vllm.exceptions import VLLMClientError
 
-        from vllm_relational.vllm_ext.live_engine import check_parameters
+        from vllm_relational.vllm_ext.process.live_engine import check_parameters
 
         if plan.free:
             return
@@ -143,7 +143,7 @@ class VllmEngine:
             raise RelationalError(f"vLLM cannot hold answers to that: {first_line(error)}; {SIMPLIFY}") from error
 
     def reset_cache(self) -> bool:
-        from vllm_relational.vllm_ext.live_engine import dead_engine_error
+        from vllm_relational.vllm_ext.process.live_engine import dead_engine_error
 
         if self._llm is None:
             return True
@@ -155,7 +155,7 @@ class VllmEngine:
 
     def close(self) -> None:
         """Stop the engine process and free its memory. The engine may be started again."""
-        from vllm_relational.vllm_ext.live_engine import shutdown
+        from vllm_relational.vllm_ext.process.live_engine import shutdown
 
         if self._stop_when_dropped is not None:
             self._stop_when_dropped.detach()
@@ -175,7 +175,7 @@ class _Session:
     """One call of ``ask``: keeps vLLM's queue filled and hands out completions as requests finish."""
 
     def __init__(self, engine: VllmEngine, plan: DecisionPlan, prompts: Iterator[Prompt]) -> None:
-        from vllm_relational.vllm_ext.facts import max_num_seqs
+        from vllm_relational.vllm_ext.process.facts import max_num_seqs
 
         self._engine = engine
         self._llm = engine._llm
@@ -186,7 +186,7 @@ class _Session:
         self._limit = (1 + QUEUE_FACTOR) * max_num_seqs(self._llm)
 
     def run(self) -> Iterator[Completion]:
-        from vllm_relational.vllm_ext.live_engine import dead_engine_error
+        from vllm_relational.vllm_ext.process.live_engine import dead_engine_error
 
         try:
             while True:
@@ -215,7 +215,7 @@ class _Session:
     def _send(self, prompt: Prompt) -> Completion | None:
         from vllm.exceptions import VLLMClientError
 
-        from vllm_relational.vllm_ext.live_engine import external_id
+        from vllm_relational.vllm_ext.process.live_engine import external_id
 
         try:
             (internal,) = self._llm.enqueue([{"prompt_token_ids": prompt.token_ids}], self._plan.params, use_tqdm=False)
@@ -225,7 +225,7 @@ class _Session:
         return None
 
     def _step(self) -> Iterator[Completion]:
-        from vllm_relational.vllm_ext.live_engine import step
+        from vllm_relational.vllm_ext.process.live_engine import step
 
         for output in step(self._llm):
             if output.finished and output.request_id in self._in_flight:
@@ -255,7 +255,7 @@ class _Session:
         return self._ends[end]
 
     def _abort(self) -> None:
-        from vllm_relational.vllm_ext.live_engine import abort
+        from vllm_relational.vllm_ext.process.live_engine import abort
 
         if self._in_flight and not self._engine._dead:
             abort(self._llm, [internal for _, internal in self._in_flight.values()])

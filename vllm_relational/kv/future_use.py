@@ -4,7 +4,7 @@ A request is its block hashes, root first. Places in the queue are whole numbers
 number at the back, requests that go back to the front (preempted, deferred) the next one at the front. So the places
 of the users of one block rise as they come, and no structure has to be kept sorted.
 
-``csrc/future_use.h`` does the same for block hashes that are bytes; ``native.future_use`` chooses.
+``csrc/scheduler/future_use.h`` does the same for block hashes that are bytes; ``native.future_use`` chooses.
 """
 
 from __future__ import annotations

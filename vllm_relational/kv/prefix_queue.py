@@ -4,7 +4,7 @@ A compressed prefix tree of block hashes: a node stands for a prefix at which re
 two nodes at most, however long it is. A block hash stands for the whole prefix up to its block. So two requests share
 the first n blocks exactly where their n-th hashes are equal, and one comparison decides about an edge of any length.
 
-``csrc/prefix_queue.h`` does the same for block hashes that are bytes; ``native.prefix_queue`` chooses.
+``csrc/scheduler/prefix_queue.h`` does the same for block hashes that are bytes; ``native.prefix_queue`` chooses.
 """
 
 from __future__ import annotations

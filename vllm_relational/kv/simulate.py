@@ -1,4 +1,4 @@
-"""A prefix cache of KV blocks, and the replay of a planned batch against it: the reference of ``csrc/prefix_cache.cc``.
+"""A prefix cache of KV blocks, and the replay of a planned batch: the reference of ``csrc/replay/prefix_cache.cc``.
 
 Clear rather than fast: call it through ``vllm_relational.native``. The rules are those of vLLM 0.32
 (``v1/core/kv_cache_manager.py`` and ``v1/core/block_pool.py``):

@@ -14,7 +14,7 @@ from vllm_relational.plan.constraints import weighted
 from vllm_relational.plan.exhaustive import plan_exhaustive
 from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
 from vllm_relational.plan.ggr import plan_ggr
-from vllm_relational.plan.published import plan_published
+from vllm_relational.plan.original import plan_published
 from vllm_relational.plan.tree import plan_tree, value_overlaps
 from vllm_relational.records import Plan, PlanInput, RelationalError
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from vllm_relational import native
 from vllm_relational.plan.constraints import in_allowed_order
-from vllm_relational.plan.published import same_fields
+from vllm_relational.plan.original import same_fields
 from vllm_relational.records import Plan, PlanInput
 
 

@@ -1,4 +1,4 @@
-"""Sorting dictionary-encoded rows: the reference of ``csrc/row_sort.cc``.
+"""Sorting dictionary-encoded rows: the reference of ``csrc/planner/row_sort.cc``.
 
 Call it through ``vllm_relational.native``.
 """

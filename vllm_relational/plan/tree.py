@@ -1,7 +1,7 @@
 """The tree planner: every row has its own field order, chosen so that all rows together form the smallest prefix tree.
 
-The search is native code (csrc/tree_planner.h explains it). Its plan never serves less than the published order, the
-fixed orders and GGR's plan, counted in whole blocks of what each row shares with the row before; with
+The search is native code (csrc/planner/tree_planner.h explains it). Its plan never serves less than the published
+order, the fixed orders and GGR's plan, counted in whole blocks of what each row shares with the row before; with
 ``PlanInput.overlaps`` also the tokens that differing cells begin with alike: a few hits in whole cells may go for more
 of those.
 """
@@ -18,7 +18,7 @@ from vllm_relational import native
 from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
 from vllm_relational.plan.ggr import ggr_fields, plan_ggr
 from vllm_relational.plan.objective import hit_tokens
-from vllm_relational.plan.published import plan_published
+from vllm_relational.plan.original import plan_published
 from vllm_relational.records import Plan, PlanInput, TokenSegments, ValueOverlaps
 
 # One pass of the local search compares a row with a few others for each of its cells, and a comparison reads a row.

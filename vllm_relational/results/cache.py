@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from vllm_relational.atomic_file import PRIVATE
+from vllm_relational.files.atomic import PRIVATE
 from vllm_relational.records import Prompt, RelationalError
 from vllm_relational.results.cache_repair import Row, mend
 from vllm_relational.terminal import warn

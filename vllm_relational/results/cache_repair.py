@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vllm_relational.atomic_file import PRIVATE, followed
+from vllm_relational.files.atomic import PRIVATE, followed
 
 WAIT_SECONDS = 2.0  # for another process to close the file: as long as one has it open, it stays as it is
 _KEY_BITS = 64  # of the beginning of a key, by which ranges of keys are halved

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from vllm_relational.atomic_file import PRIVATE
+from vllm_relational.files.atomic import PRIVATE
 from vllm_relational.records import RelationalError
 from vllm_relational.results.checkpoint_lines import (
     HEADER,

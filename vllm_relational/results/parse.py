@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from vllm_relational.answer_format.json_schemas import MAX_DEPTH, schema_check
+from vllm_relational.answer_format.thoughts import without_thought
 from vllm_relational.config import folded_label
-from vllm_relational.json_schemas import MAX_DEPTH, schema_check
 from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema
-from vllm_relational.thoughts import without_thought
 
 SHOWN_CHARACTERS, SHOWN_LABELS = 80, 200
 _WHOLE = re.compile(r"[+-]?[0-9]+")

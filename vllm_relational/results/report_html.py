@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from vllm_relational.atomic_file import write_whole
+from vllm_relational.files.atomic import write_whole
 from vllm_relational.records import CacheForecast, RelationalError, RunReport
 from vllm_relational.results.report_facts import count, percent
 from vllm_relational.results.report_text import (

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from vllm_relational.atomic_file import write_whole
+from vllm_relational.files.atomic import write_whole
 from vllm_relational.records import RunReport
 
 

@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from vllm_relational.atomic_file import check_writable
 from vllm_relational.embed import Embedder, embed_texts
 from vllm_relational.extras import import_faiss
-from vllm_relational.named_files import NamedFile, check_distinct
+from vllm_relational.files.atomic import check_writable
+from vllm_relational.files.named import NamedFile, check_distinct
 from vllm_relational.records import RelationalError
 from vllm_relational.retrieval.passages import Passages, distinct_passages
 from vllm_relational.retrieval.sidecar import REBUILD, Sidecar, digest_of, read_index, sidecar_path, write_index

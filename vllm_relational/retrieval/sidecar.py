@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_relational.atomic_file import write_whole
+from vllm_relational.files.atomic import write_whole
 from vllm_relational.records import RelationalError
 
 VERSION = 1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
-from vllm_relational.named_files import NamedFile, check_distinct
+from vllm_relational.files.named import NamedFile, check_distinct
 from vllm_relational.options import Places, SqlOptions, read_options
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.execute import Execution, execute
@@ -244,6 +244,6 @@ def _relation_of(value: Any) -> Any:
 def _with_retriever(settings: Settings) -> Settings:
     if settings.retriever is not None:
         return settings
-    from vllm_relational.retrieving import Retriever
+    from vllm_relational.retrieval.retriever import Retriever
 
     return dataclasses.replace(settings, retriever=Retriever())

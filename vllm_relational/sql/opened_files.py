@@ -13,7 +13,7 @@ from typing import Any
 
 import duckdb
 
-from vllm_relational.named_files import NamedFile, check_distinct
+from vllm_relational.files.named import NamedFile, check_distinct
 
 _OPENED = """SELECT DISTINCT message FROM duckdb_logs WHERE type = 'FileSystem' AND contains(message, '"op":"OPEN"')"""
 

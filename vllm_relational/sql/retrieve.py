@@ -27,7 +27,7 @@ _TABLE_PARTS = ("this", "alias")
 
 
 class Retrieves(Protocol):
-    """What is needed of a vector index; ``vllm_relational.retrieving.Retriever`` is one."""
+    """What is needed of a vector index; ``vllm_relational.retrieval.retriever.Retriever`` is one."""
 
     def identity(self, path: str, k: int) -> str:
         """What the passages depend on beside the question; ``RelationalError`` when the index cannot give ``k``."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vllm_relational.atomic_file import check_writable, replacing
+from vllm_relational.files.atomic import check_writable, replacing
 from vllm_relational.records import RelationalError
 from vllm_relational.table.formats import writer_of
 from vllm_relational.table.read import ARROW_SUFFIXES, PARQUET_SUFFIXES

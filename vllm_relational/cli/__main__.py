@@ -1,0 +1,5 @@
+"""``python -m vllm_relational.cli``."""
+
+from vllm_relational.cli import main
+
+main()

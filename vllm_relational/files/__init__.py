@@ -1,0 +1,1 @@
+"""Files of the user: each written whole or not at all, and told apart whatever its names."""

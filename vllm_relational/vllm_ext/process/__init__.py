@@ -1,0 +1,1 @@
+"""Engine processes: whether they live, whose they are, what they leave behind."""
