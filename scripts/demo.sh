@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on the example table with a real 0.5B model: the same question in published and in planned order.
+# The main job on the example table with a real 0.5B model: the same question in original and in planned order.
 #   demo.sh [SECONDS]     how long the asking may take; a slow machine then asks fewer of the 300 rows (default 200)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ mkdir -p demo
 .venv/bin/vllm-relational bench examples/airbnb_reviews.parquet --model "$model" \
   --prompt 'What does the guest praise most? Guest wrote: {comments} Home: {name} {property_type} {description} {neighborhood_overview}' \
   --choices location,cleanliness,host,comfort,value \
-  --orders published,tree --budget "$seconds" \
+  --orders original,tree --budget "$seconds" \
   --output demo/answers.parquet --report demo/report.html
 .venv/bin/python - <<'PYTHON'
 import pandas as pd

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vllm_relational.prompts import FourByteEstimate
-from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, TokenSegments
+from vllm_relational.records import AnswerFormat, Completion, EngineDiedError, EngineInfo, Prompt, TokenSegments
 
 Answer = Callable[[dict[str, Any]], str]
 _ROW = r"\{\n(?P<row>(?:\"[^\n]*,\n)*)\}"
@@ -73,7 +73,7 @@ class FakeEngine:
     def start(self) -> EngineInfo:
         return EngineInfo(self.model, max_model_len=self.max_model_len)
 
-    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]:
+    def ask(self, prompts: Iterable[Prompt], answer_format: AnswerFormat) -> Iterator[Completion]:
         self.open_streams += 1
         try:
             for done, prompt in enumerate(self._finishing_order(prompts)):

@@ -1,4 +1,4 @@
-"""A model for tests of SQL: its answer depends on the question and the row alone, and obeys the decision."""
+"""A model for tests of SQL: its answer depends on the question and the row alone, and obeys the answer format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from fake_engine import FakeEngine, parts_of, row_of
 
-from vllm_relational.records import Choice, Completion, Decision, IntegerRange, JsonSchema, Prompt
+from vllm_relational.records import AnswerFormat, Choice, Completion, IntegerRange, JsonSchema, Prompt
 
 
 class OracleEngine(FakeEngine):
@@ -17,12 +17,12 @@ class OracleEngine(FakeEngine):
     def __init__(self, fails_every: int = 0) -> None:
         super().__init__(model="oracle")
         self.fails_every = fails_every
-        self.decision: Decision | None = None
+        self.answer_format: AnswerFormat | None = None
         self.questions: list[str] = []
 
-    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]:
-        self.decision = decision
-        yield from super().ask(prompts, decision)
+    def ask(self, prompts: Iterable[Prompt], answer_format: AnswerFormat) -> Iterator[Completion]:
+        self.answer_format = answer_format
+        yield from super().ask(prompts, answer_format)
 
     def rows(self) -> list[dict]:
         """The rows asked so far."""
@@ -34,12 +34,14 @@ class OracleEngine(FakeEngine):
         number = zlib.crc32((instruction + json.dumps(row, sort_keys=True)).encode()) >> 3
         if self.fails_every and number % self.fails_every == 0:
             return Completion(prompt.key, None, "refused by the oracle")
-        return Completion(prompt.key, answer(number, self.decision), prompt_tokens=20, output_tokens=1, cached_tokens=8)
+        return Completion(
+            prompt.key, answer(number, self.answer_format), prompt_tokens=20, output_tokens=1, cached_tokens=8
+        )
 
 
-def answer(number: int, decision: Decision | None) -> str:
-    """An answer that the decision admits, chosen by the number."""
-    match decision:
+def answer(number: int, answer_format: AnswerFormat | None) -> str:
+    """An answer that the answer format admits, chosen by the number."""
+    match answer_format:
         case Choice(labels):
             return labels[number % len(labels)]
         case IntegerRange(low, high):

@@ -177,8 +177,8 @@ def test_checkpoints_may_be_named_by_text(tmp_path):
 
 
 def test_the_default_order_is_that_of_the_object():
-    with RelationalLLM(engine=FakeEngine(), order="published") as llm:
-        assert llm.run(pd.DataFrame(ROWS), "{*}?").report.planner == "published"
+    with RelationalLLM(engine=FakeEngine(), order="original") as llm:
+        assert llm.run(pd.DataFrame(ROWS), "{*}?").report.planner == "original"
         assert llm.run(pd.DataFrame(ROWS), "{*}?", order="fixed").report.planner == "fixed"
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from oracle_engine import OracleEngine
 
 from vllm_relational.kv.simulate import PrefixCache
-from vllm_relational.records import Completion, Decision, EngineInfo, Prompt
+from vllm_relational.records import AnswerFormat, Completion, EngineInfo, Prompt
 
 
 class TokenEngine(OracleEngine):
@@ -28,9 +28,9 @@ class TokenEngine(OracleEngine):
     def start(self) -> EngineInfo:
         return self.info
 
-    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]:
+    def ask(self, prompts: Iterable[Prompt], answer_format: AnswerFormat) -> Iterator[Completion]:
         self.batches.append([])
-        yield from super().ask(prompts, decision)
+        yield from super().ask(prompts, answer_format)
 
     def _complete(self, prompt: Prompt) -> Completion:
         self.batches[-1].append(prompt)

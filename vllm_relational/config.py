@@ -13,7 +13,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from vllm_relational.answer_format.json_schemas import schema_check
-from vllm_relational.records import AskedBatch, Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
+from vllm_relational.records import (
+    AnswerFormat,
+    Choice,
+    FreeText,
+    IntegerRange,
+    JsonSchema,
+    PromptBatch,
+    RelationalError,
+)
+from vllm_relational.terminal import warn
 
 OnError = Literal["null", "raise"]
 Nulls = Literal["error", "keep"]
@@ -21,13 +30,14 @@ DedupMode = Literal["exact", "normalized", "semantic"]
 Layout = Literal["question-first", "row-first"]
 
 DEFAULT_ORDER = "tree"
+RENAMED_ORDERS = {"published": "original"}  # old name -> name; the old ones go with version 0.3
 QUESTION_FIRST: Layout = "question-first"
 ROW_FIRST: Layout = "row-first"
 # The end of the reason of a row that has a null, for whoever has that option.
 KEEP_NULLS = " (keep nulls with --nulls keep)"
-MOST_WEIGHT = 1000
-MOST_SEED = 2**31 - 2
-MOST_TOKENS = 10_000_000  # of an answer: more than any context holds
+MAX_WEIGHT = 1000
+MAX_SEED = 2**31 - 2
+MAX_TOKENS = 10_000_000  # of an answer: more than any context holds
 DEFAULT_SIMILARITY = 0.95
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_SYSTEM_PROMPT = (
@@ -73,9 +83,9 @@ class DedupConfig:
 class QueryConfig:
     """How a query is run; what is asked lives in ``Question``.
 
-    order:         the planner, one of ``plan.PLANNERS``: 'tree', 'fixed', 'fixed_v2', 'ggr', 'published', 'exhaustive'.
-    pin:           columns that keep their published position in every prompt.
-    keep_order:    groups of columns; those of a group keep their published order among themselves in every prompt.
+    order:         the planner, one of ``plan.PLANNERS``: 'tree', 'fixed', 'fixed_v2', 'ggr', 'original', 'exhaustive'.
+    pin:           columns that keep their original position in every prompt.
+    keep_order:    groups of columns; those of a group keep their original order among themselves in every prompt.
     column_weights: by column, how much its tokens count in planning: 1 by default, 0 not at all. More than 1 draws a
                    column to the front where it repeats, less than 1 to the back.
     system_prompt: first message of every prompt; '' sends none.
@@ -109,9 +119,10 @@ class QueryConfig:
     audit: int = 0
     seed: int = 0
     layout: Layout = QUESTION_FIRST
-    after: tuple[AskedBatch, ...] = ()
+    after: tuple[PromptBatch, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "order", current_order(self.order))
         _one_of("on_error", self.on_error, get_args(OnError))
         _one_of("nulls", self.nulls, get_args(Nulls))
         check_layout(self.layout)
@@ -119,10 +130,18 @@ class QueryConfig:
         _check_weights(self.column_weights)
         if self.resume and self.checkpoint is None:
             raise RelationalError("resume needs a checkpoint: name the file with checkpoint=... or use -o with the CLI")
-        if not _whole(self.audit) or not _whole(self.seed) or self.seed > MOST_SEED:
+        if not _whole(self.audit) or not _whole(self.seed) or self.seed > MAX_SEED:
             raise RelationalError(
                 f"audit is {self.audit!r} and seed is {self.seed!r}: give whole numbers from 0; a seed has 31 bits"
             )
+
+
+def current_order(name: str) -> str:
+    """The name of an order today; warns of one that it had before."""
+    if name not in RENAMED_ORDERS:
+        return name
+    warn(f"the order {name!r} is called {RENAMED_ORDERS[name]!r} now: the old name goes with version 0.3", stacklevel=4)
+    return RENAMED_ORDERS[name]
 
 
 def _is_number(value: Any) -> bool:
@@ -152,15 +171,15 @@ def _check_groups(groups: tuple[tuple[str, ...], ...]) -> None:
 
 def _check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
-        if not 0 <= weight <= MOST_WEIGHT:  # NaN fails too
-            raise RelationalError(f"the weight of column {name!r} is {weight}: give 0 to {MOST_WEIGHT}; 1 is neutral")
+        if not 0 <= weight <= MAX_WEIGHT:  # NaN fails too
+            raise RelationalError(f"the weight of column {name!r} is {weight}: give 0 to {MAX_WEIGHT}; 1 is neutral")
 
 
-def check_decision(decision: Decision) -> None:
-    """Raise ``RelationalError`` with the fix when no answer could satisfy the decision."""
-    if decision.max_tokens is not None or isinstance(decision, FreeText | JsonSchema):
-        _check_max_tokens(decision.max_tokens)
-    match decision:
+def check_answer_format(answer_format: AnswerFormat) -> None:
+    """Raise ``RelationalError`` with the fix when no answer could satisfy the answer format."""
+    if answer_format.max_tokens is not None or isinstance(answer_format, FreeText | JsonSchema):
+        _check_max_tokens(answer_format.max_tokens)
+    match answer_format:
         case Choice(labels):
             _check_labels(labels)
         case IntegerRange(low, high) if low >= high:
@@ -187,5 +206,5 @@ def folded_label(text: str) -> str:
 def _check_max_tokens(max_tokens: Any) -> None:
     if not _whole(max_tokens):
         raise RelationalError(f"max_tokens is {max_tokens!r}: give a whole number from 1")
-    if not 1 <= max_tokens <= MOST_TOKENS:
-        raise RelationalError(f"max_tokens is {max_tokens}: an answer needs at least 1, and at most {MOST_TOKENS:,}")
+    if not 1 <= max_tokens <= MAX_TOKENS:
+        raise RelationalError(f"max_tokens is {max_tokens}: an answer needs at least 1, and at most {MAX_TOKENS:,}")

@@ -19,7 +19,7 @@ from vllm_relational.query.job_record import EarlierOutput
 from vllm_relational.query.pipeline import PreparedQuery, prepare, run_query
 from vllm_relational.query.unasked import NoEngine
 from vllm_relational.records import (
-    Decision,
+    AnswerFormat,
     EngineInfo,
     IntegerRange,
     JsonSchema,
@@ -116,11 +116,11 @@ class RelationalLLM:
         Array for pyarrow tables and DuckDB relations, and a pandas Series for files. Failed rows are null; a
         warning counts them and ``last_result.errors`` says why. Texts cut off at max_tokens are counted likewise.
         """
-        config, decision = self._settings(prompt, options)
-        result = self._answered(table, prompt, config, decision)
+        config, answer_format = self._settings(prompt, options)
+        result = self._answered(table, prompt, config, answer_format)
         _warn_of_failures(result)
         _warn_of_cut_answers(result)
-        return _like(table, result, decision)
+        return _like(table, result, answer_format)
 
     def run(self, table: Any, prompt: str, *, earlier: EarlierOutput | None = None, **options: Any) -> QueryResult:
         """Ask ``prompt`` of every row and return answers, errors and the report.
@@ -141,12 +141,17 @@ class RelationalLLM:
         return self._answered(table, prompt, *self._settings(prompt, options), earlier)
 
     def _answered(
-        self, table: Any, prompt: str, config: QueryConfig, decision: Decision, earlier: EarlierOutput | None = None
+        self,
+        table: Any,
+        prompt: str,
+        config: QueryConfig,
+        answer_format: AnswerFormat,
+        earlier: EarlierOutput | None = None,
     ) -> QueryResult:
         check_distinct(_named_files(table, config))
         arrow = read_table(table)
         engine, tokenizer = self.engine, self._load_tokenizer()
-        self.last_result = run_query(arrow, prompt, decision, config, engine, tokenizer, self._keep, earlier)
+        self.last_result = run_query(arrow, prompt, answer_format, config, engine, tokenizer, self._keep, earlier)
         return self.last_result
 
     def _keep(self, result: QueryResult) -> None:
@@ -168,8 +173,8 @@ class RelationalLLM:
 
         ``prepare(...).plan(llm.expected_engine(), order)`` forecasts one order.
         """
-        config, decision = self._settings(prompt, options)
-        return prepare(read_table(table), prompt, decision, config, self._load_tokenizer())
+        config, answer_format = self._settings(prompt, options)
+        return prepare(read_table(table), prompt, answer_format, config, self._load_tokenizer())
 
     # ------------------------------------------------------------------------------------------------ the engine
     @property
@@ -237,7 +242,7 @@ class RelationalLLM:
             self._tokenizer = load_tokenizer(name, revision, trust) if name else FourByteEstimate()
         return self._tokenizer
 
-    def _settings(self, prompt: str, options: Mapping[str, Any]) -> tuple[QueryConfig, Decision]:
+    def _settings(self, prompt: str, options: Mapping[str, Any]) -> tuple[QueryConfig, AnswerFormat]:
         from vllm_relational.options import query_settings
 
         return query_settings(prompt, options, self.order)
@@ -284,10 +289,10 @@ def _warn_of_failures(result: QueryResult) -> None:
     )
 
 
-def _arrow_column(answers: list[Any], decision: Decision) -> pa.Array:
+def _arrow_column(answers: list[Any], answer_format: AnswerFormat) -> pa.Array:
     """JSON answers keep their type where they share one, and are JSON texts otherwise."""
-    if not isinstance(decision, JsonSchema):
-        return pa.array(answers, arrow_type(decision))
+    if not isinstance(answer_format, JsonSchema):
+        return pa.array(answers, arrow_type(answer_format))
     try:
         return pa.array(answers) if any(answer is not None for answer in answers) else pa.array(answers, pa.string())
     except (pa.ArrowException, OverflowError):
@@ -295,17 +300,17 @@ def _arrow_column(answers: list[Any], decision: Decision) -> pa.Array:
         return pa.array(texts, pa.string())
 
 
-def _like(table: Any, result: QueryResult, decision: Decision) -> Any:
+def _like(table: Any, result: QueryResult, answer_format: AnswerFormat) -> Any:
     """The answers in the kind of column that belongs to the kind of table."""
     module = type(table).__module__.split(".")[0]
     if module == "polars":
         import polars
 
-        return polars.Series("answer", _arrow_column(result.answers, decision))
+        return polars.Series("answer", _arrow_column(result.answers, answer_format))
     if module in {"pyarrow", "duckdb", "_duckdb"}:
-        return _arrow_column(result.answers, decision)
+        return _arrow_column(result.answers, answer_format)
     import pandas
 
-    dtype = "Int64" if isinstance(decision, IntegerRange) else "object"
+    dtype = "Int64" if isinstance(answer_format, IntegerRange) else "object"
     index = table.index if module == "pandas" else None
     return pandas.Series(result.answers, index=index, dtype=dtype, name="answer")

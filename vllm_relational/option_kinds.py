@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from vllm_relational.records import AskedBatch
+from vllm_relational.records import PromptBatch
 
 SHOWN_VALUE = 80
-MOST_ITEMS = 1_000_000  # of a list: more are an iterator without end
+MAX_ITEMS = 1_000_000  # of a list: more are an iterator without end
 
 
 def read_text(value: Any) -> str:
@@ -79,11 +79,11 @@ def _items(value: Any) -> list[Any]:
     if isinstance(value, str | bytes | bytearray | memoryview | Mapping) or not isinstance(value, Iterable):
         raise ValueError
     try:
-        found = list(islice(value, MOST_ITEMS + 1))
+        found = list(islice(value, MAX_ITEMS + 1))
     except Exception as error:  # iterators are the user's code
         raise ValueError(f"its items cannot be read ({error})") from error
-    if len(found) > MOST_ITEMS:
-        raise ValueError(f"it has more than {MOST_ITEMS:,} items")
+    if len(found) > MAX_ITEMS:
+        raise ValueError(f"it has more than {MAX_ITEMS:,} items")
     return found
 
 
@@ -159,9 +159,9 @@ def _embedder(value: Any) -> Any:
     return value if callable(value) else read_text(os.fspath(value) if isinstance(value, Path) else value)
 
 
-def _batches(value: Any) -> tuple[AskedBatch, ...]:
+def _batches(value: Any) -> tuple[PromptBatch, ...]:
     items = tuple(_items(value))
-    if not all(isinstance(item, AskedBatch) for item in items):
+    if not all(isinstance(item, PromptBatch) for item in items):
         raise ValueError
     return items
 
@@ -204,7 +204,7 @@ Settings = Annotated[Mapping[str, Any], BeforeValidator(_mapping)]
 File = Annotated[Path, BeforeValidator(_path)]
 Labels = Annotated[tuple[str, ...], BeforeValidator(read_labels)]
 Bounds = Annotated[tuple[int, int], BeforeValidator(_range)]
-Batches = Annotated[tuple[AskedBatch, ...], BeforeValidator(_batches)]
+Batches = Annotated[tuple[PromptBatch, ...], BeforeValidator(_batches)]
 EmbedderName = Annotated[Any, BeforeValidator(_embedder)]
 Function = Annotated[Any, BeforeValidator(_callable)]
 # Objects of the user's, known by what they do.

@@ -20,8 +20,8 @@ from vllm_relational.config import (
     DEFAULT_EMBEDDER,
     DEFAULT_SIMILARITY,
     DEFAULT_SYSTEM_PROMPT,
-    MOST_SEED,
-    MOST_TOKENS,
+    MAX_SEED,
+    MAX_TOKENS,
     QUESTION_FIRST,
     DedupConfig,
     DedupMode,
@@ -29,7 +29,7 @@ from vllm_relational.config import (
     Nulls,
     OnError,
     QueryConfig,
-    check_decision,
+    check_answer_format,
 )
 from vllm_relational.option_kinds import (
     AnEngine,
@@ -57,7 +57,7 @@ from vllm_relational.option_kinds import (
     read_text,
     shown,
 )
-from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
+from vllm_relational.records import AnswerFormat, Choice, FreeText, IntegerRange, JsonSchema, RelationalError
 from vllm_relational.terminal import is_terminal
 
 
@@ -84,7 +84,7 @@ class MergingOptions(Options):
     )
     cache: File | None = Field(None, description="give the name of a file")
     audit: Whole = Field(0, ge=0, description="give a whole number of rows from 0")
-    seed: Whole = Field(0, ge=0, le=MOST_SEED, description="give a whole number from 0; a seed has 31 bits")
+    seed: Whole = Field(0, ge=0, le=MAX_SEED, description="give a whole number from 0; a seed has 31 bits")
 
 
 class RunOptions(MergingOptions):
@@ -94,7 +94,7 @@ class RunOptions(MergingOptions):
     range: Bounds | None = Field(None, description="give two whole numbers, e.g. range=(1, 5)")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="give a JSON schema as a dict")
     max_tokens: Whole | None = Field(
-        None, ge=1, le=MOST_TOKENS, description=f"an answer needs at least 1: give a whole number up to {MOST_TOKENS:,}"
+        None, ge=1, le=MAX_TOKENS, description=f"an answer needs at least 1: give a whole number up to {MAX_TOKENS:,}"
     )
     order: Named | None = Field(None, description="give the name of a planner, e.g. 'tree'")
     pin: Names = Field((), description="give columns, e.g. ['title']")
@@ -138,8 +138,8 @@ class ServerOptions(Options):
 class SqlOptions(MergingOptions):
     """Options of ``sql.connect``; see ``sql.operator.Settings``."""
 
-    max_tokens: Whole = Field(64, ge=1, le=MOST_TOKENS, description="give a whole number from 1")
-    max_json_tokens: Whole = Field(256, ge=1, le=MOST_TOKENS, description="give a whole number from 1")
+    max_tokens: Whole = Field(64, ge=1, le=MAX_TOKENS, description="give a whole number from 1")
+    max_json_tokens: Whole = Field(256, ge=1, le=MAX_TOKENS, description="give a whole number from 1")
     keeps_nulls: Flag = Field(False, description="give True or False")
     system_prompt: Text = Field(DEFAULT_SYSTEM_PROMPT, description="give a text; '' sends none")
     order: Named | None = Field(None, description="give the name of a planner, e.g. 'tree'")
@@ -205,7 +205,7 @@ def _explained(error: ValidationError, known: Mapping[str, FieldInfo], given: Ma
 
 
 # ---------------------------------------------------------------------------------------------- what options decide
-def query_settings(prompt: str, given: Mapping[str, Any], order: str) -> tuple[QueryConfig, Decision]:
+def query_settings(prompt: str, given: Mapping[str, Any], order: str) -> tuple[QueryConfig, AnswerFormat]:
     """How a query is run and answered. order: the planner where the options name none. Raises ``RelationalError``."""
     _check_prompt(prompt)
     read = read_options(RunOptions, given)
@@ -237,19 +237,19 @@ def _check_prompt(prompt: Any) -> None:
         raise RelationalError(f"the prompt is {shown(prompt)}: {error or 'give a text that names columns'}") from None
 
 
-def _decision(read: RunOptions) -> Decision:
+def _decision(read: RunOptions) -> AnswerFormat:
     if sum(option is not None for option in (read.choices, read.range, read.schema_)) > 1:
         raise RelationalError("choices, range and schema exclude each other: give one")
     longest = {} if read.max_tokens is None else {"max_tokens": read.max_tokens}
-    decision: Decision = FreeText(**longest)
+    answer_format: AnswerFormat = FreeText(**longest)
     if read.choices is not None:
-        decision = Choice(read.choices, **longest)
+        answer_format = Choice(read.choices, **longest)
     elif read.range is not None:
-        decision = IntegerRange(*read.range, **longest)
+        answer_format = IntegerRange(*read.range, **longest)
     elif read.schema_ is not None:
-        decision = JsonSchema(read.schema_, **longest)
-    check_decision(decision)
-    return decision
+        answer_format = JsonSchema(read.schema_, **longest)
+    check_answer_format(answer_format)
+    return answer_format
 
 
 def llm_options(given: Mapping[str, Any], engine_args: dict[str, Any]) -> LlmOptions:

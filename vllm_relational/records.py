@@ -34,7 +34,7 @@ class RowFailedError(RelationalError):
 class EncodedTable:
     """The used columns, dictionary-encoded once.
 
-    names:  the columns in published order (the order in which the question names them).
+    names:  the columns in original order (the order in which the question names them).
     codes:  int32 ``[num_columns, num_rows]``; ``NULL_CODE`` where the cell is null. Codes count distinct values in
             order of first appearance, so they are the same on every run.
     values: per column the distinct values as JSON texts, indexed by code.
@@ -140,11 +140,11 @@ class ValueOverlaps:
 class PlanInput:
     """What a planner sees: integers only.
 
-    codes:        int32 ``[num_columns, num_distinct]``, no nulls, columns in published order.
+    codes:        int32 ``[num_columns, num_distinct]``, no nulls, columns in original order.
     cell_tokens:  per column int64 ``[num_values]``: the prompt tokens of one cell, name and punctuation included.
-    pinned:       columns (by published position) that must stay at that position in every row.
+    pinned:       columns (by original position) that must stay at that position in every row.
     overlaps:     per column; or empty when not known: then cells count as shared whole or not at all.
-    before:       pairs of columns, published in this order, that keep it in every row.
+    before:       pairs of columns, in this order originally, that keep it in every row.
     header_tokens, block_size: what all prompts begin with, and the tokens a KV block: a prefix counts in whole blocks.
     """
 
@@ -210,7 +210,7 @@ class PromptSegments:
 
 
 @dataclass(frozen=True)
-class AskedBatch:
+class PromptBatch:
     """Prompts as an engine was asked them: what they left in its KV cache, later prompts may find there.
 
     table: its names and values, which ``codes`` count; codes: int32 ``[num_columns, n]`` of the planned rows.
@@ -257,7 +257,7 @@ class JsonSchema:
     max_tokens: int = 256
 
 
-Decision = FreeText | Choice | IntegerRange | JsonSchema
+AnswerFormat = FreeText | Choice | IntegerRange | JsonSchema
 
 
 @dataclass(frozen=True)
@@ -372,8 +372,8 @@ class RunReport:
     num_asked counts the distinct rows sent to the engine in this run; num_resumed those that a checkpoint already
     held; num_cached those that the result cache held. num_failed and num_cut count rows of the table: without answer,
     and with a text that was cut off at ``max_tokens``. ``measured_*`` are the engine's own counts over the rows asked
-    (None: the engine does not report them or nothing was sent). ``predicted`` and ``published`` are forecasts over the
-    same rows, in the planned and in the published field and row order. ``ceiling`` is the share of prompt tokens that
+    (None: the engine does not report them or nothing was sent). ``predicted`` and ``original`` are forecasts over the
+    same rows, in the planned and in the original field and row order. ``ceiling`` is the share of prompt tokens that
     no order of rows and fields exceeds (``plan/bound.py``).
     """
 
@@ -388,7 +388,7 @@ class RunReport:
     num_failed: int
     failures: Mapping[str, int]
     predicted: CacheForecast
-    published: CacheForecast
+    original: CacheForecast
     ceiling: float
     token_counts: str
     measured_prompt_tokens: int | None = None
@@ -431,7 +431,7 @@ class PlannedQuery:
     batch: PlanInput
     plan: Plan
     header_tokens: int
-    asked: AskedBatch
+    asked: PromptBatch
     bound: CacheForecast | None = None
 
 
@@ -472,7 +472,7 @@ class QueryResult:
     report: RunReport
     source_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     origins: list[str] = field(default_factory=list)
-    asked: AskedBatch | None = None
+    asked: PromptBatch | None = None
     statuses: list[str] = field(default_factory=list)
     job: JobRecord | None = None
 

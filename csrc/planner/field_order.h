@@ -17,7 +17,7 @@ struct ColumnScores {
 };
 ColumnScores column_scores(const PlanRequest& request);
 
-// Columns by descending score, ties as published; pinned columns at their published position.
+// Columns by descending score, ties in original order; pinned columns at their original position.
 FieldOrder order_by_score(const std::vector<double>& scores, const std::vector<int32_t>& pinned);
 
 // The cell lengths that sorting the rows of the request in that field order saves. Exact.

@@ -35,7 +35,7 @@ struct Blocks {
 struct PlanRequest {
   CodeTable codes;
   std::vector<std::span<const int64_t>> lengths;
-  std::vector<int32_t> pinned;  // columns that stay at their published position in every row; ascending
+  std::vector<int32_t> pinned;  // columns that stay at their original position in every row; ascending
   Precedence precedence;        // which says the same of the pins at both ends of the row
   std::vector<ValueOverlaps> overlaps;  // per column, or empty: cells count whole or not at all
   Blocks blocks;

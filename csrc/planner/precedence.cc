@@ -26,7 +26,7 @@ std::vector<int32_t> add_pins(std::span<const int32_t> pinned, std::vector<std::
   return middle;
 }
 
-// Needs only point to columns published earlier, so one pass in published order closes them.
+// Needs only point to columns that stand earlier originally, so one pass in original order closes them.
 void close(std::vector<std::vector<bool>>& needed) {
   for (auto& row : needed) {
     for (size_t c = row.size(); c-- > 0;) {

@@ -14,8 +14,8 @@ using FieldOrder = std::vector<int32_t>;  // every column once
 // that all others need it. A pin in the middle is not: it fixes how many columns stand before.
 class Precedence {
  public:
-  // before: pairs (first, second), each with first < second: published order always satisfies them. pinned: columns
-  // that keep their published position, ascending.
+  // before: pairs (first, second), each with first < second: original order always satisfies them. pinned: columns
+  // that keep their original position, ascending.
   Precedence(int64_t num_columns, std::span<const std::pair<int32_t, int32_t>> before, std::span<const int32_t> pinned);
 
   bool empty() const { return empty_; }

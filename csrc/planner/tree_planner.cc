@@ -31,22 +31,22 @@ int64_t work_of(double budget_seconds, double work_per_second) {
 }
 
 // ----------------------------------------------------------------------------------- one order for all rows
-FieldOrder as_published(const PlanRequest& request) {
+FieldOrder original_order(const PlanRequest& request) {
   FieldOrder order(at(request.codes.num_columns));
   std::iota(order.begin(), order.end(), 0);
   return order;
 }
 
-// By v2's score, by v1's, and as published, as far as the constraints allow.
+// By v2's score, by v1's, and in original order, as far as the constraints allow.
 std::vector<FieldOrder> shared_orders(const PlanRequest& request) {
   const ColumnScores scores = column_scores(request);
   std::vector<FieldOrder> orders;
   for (const auto& score : {scores.fixed_v2, scores.fixed}) {
     FieldOrder order = order_by_score(score, request.pinned);
     request.precedence.repair(order);
-    orders.push_back(request.precedence.allows(order) ? std::move(order) : as_published(request));
+    orders.push_back(request.precedence.allows(order) ? std::move(order) : original_order(request));
   }
-  orders.push_back(as_published(request));
+  orders.push_back(original_order(request));
   return orders;
 }
 

@@ -26,7 +26,7 @@ struct TreePlan {
 };
 
 // Saved are the tokens at the start of a row that the row before has too, in the request's blocks: cells, and with
-// request.overlaps what the first differing cells begin with alike. The plan never saves less than the published order
+// request.overlaps what the first differing cells begin with alike. The plan never saves less than the original order
 // and the two fixed orders of arXiv 2403.05821, nor than any of `others`, plans that the caller has, as far as all
 // their rows keep the request's constraints; their rows are put into depth-first order first. With columns pinned in
 // the middle of the row the search is over orders that all rows share.

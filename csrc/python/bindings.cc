@@ -269,7 +269,7 @@ nb::tuple find_pair_dependencies(const Array& codes, const Array& num_values, do
                         to_numpy(std::move(num_wrong)));
 }
 
-// Pairs of columns, the first published before the second.
+// Pairs of columns, the first originally before the second.
 std::vector<std::pair<int32_t, int32_t>> column_pairs(const Array& before, int64_t num_columns) {
   const auto* pairs = contiguous_elements<int32_t>(before, "before", 2);
   if (before.shape(0) > 0 && before.shape(1) != 2) fail("before must be pairs of columns");
@@ -279,7 +279,7 @@ std::vector<std::pair<int32_t, int32_t>> column_pairs(const Array& before, int64
     const int32_t second = pairs[2 * i + 1];
     if (first < 0 || first >= second || second >= num_columns) {
       fail(at("before", static_cast<int64_t>(i)) + " = (" + std::to_string(first) + ", " + std::to_string(second) +
-           "): the first must be published before the second, and there are " + std::to_string(num_columns) +
+           "): the first must stand before the second in original order, and there are " + std::to_string(num_columns) +
            " columns");
     }
     result.emplace_back(first, second);

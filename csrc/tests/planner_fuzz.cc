@@ -99,9 +99,9 @@ TreePlan check_plans(const Table& table, std::mt19937& random) {
   check_plan(table, plan);
   const int64_t saved = saved_by_plan(table, plan);
   CHECK(saved == measured(request, plan, workers));
-  FieldOrders published{table.num_columns, FieldOrder(at(table.num_columns)), true};
-  std::iota(published.fields.begin(), published.fields.end(), 0);
-  CHECK(saved >= saved_by_plan(table, as_plan(request, published, workers)));
+  FieldOrders original{table.num_columns, FieldOrder(at(table.num_columns)), true};
+  std::iota(original.fields.begin(), original.fields.end(), 0);
+  CHECK(saved >= saved_by_plan(table, as_plan(request, original, workers)));
   for (const FieldOrders& other : others) CHECK(saved >= saved_by_plan(table, as_plan(request, other, workers)));
   if (draw(random, 0, 3) > 0) return plan;
   Workers more(static_cast<int>(draw(random, 1, 7)));

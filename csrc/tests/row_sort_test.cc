@@ -21,9 +21,9 @@ void equal_rows_keep_their_order() {
 
 void first_column_of_the_order_weighs_most() {
   const std::vector<int32_t> codes{0, 0, 1, 1, /* second column */ 1, 0, 1, 0};
-  const std::vector<int32_t> as_published{0, 1};
+  const std::vector<int32_t> original_order{0, 1};
   const std::vector<int32_t> reversed{1, 0};
-  CHECK(sort_rows({codes.data(), 2, 4}, as_published) == (Rows{1, 0, 3, 2}));
+  CHECK(sort_rows({codes.data(), 2, 4}, original_order) == (Rows{1, 0, 3, 2}));
   CHECK(sort_rows({codes.data(), 2, 4}, reversed) == (Rows{1, 3, 0, 2}));
 }
 

@@ -15,14 +15,14 @@ namespace {
 
 constexpr SearchOptions kSearch{0.0005, 3};
 
-// The plans that a result never falls below: as published, by both scores, and those of the caller.
+// The plans that a result never falls below: in original order, by both scores, and those of the caller.
 std::vector<FieldOrders> baselines(const PlanRequest& request, const std::vector<FieldOrders>& others) {
   const ColumnScores scores = column_scores(request);
-  FieldOrder published(at(request.codes.num_columns));
-  std::iota(published.begin(), published.end(), 0);
+  FieldOrder original(at(request.codes.num_columns));
+  std::iota(original.begin(), original.end(), 0);
   std::vector<FieldOrders> result = others;
   for (const FieldOrder& order :
-       {published, order_by_score(scores.fixed, request.pinned), order_by_score(scores.fixed_v2, request.pinned)}) {
+       {original, order_by_score(scores.fixed, request.pinned), order_by_score(scores.fixed_v2, request.pinned)}) {
     if (request.precedence.allows(order)) result.push_back({request.codes.num_columns, order, true});
   }
   return result;

@@ -85,7 +85,7 @@ class Prompts:
             samples = [recall_tasks.make(task, seed, room[seed], self.haystack, self.count) for seed in missing]
             ids = self.tokenizer([self.text(each) for each in samples], add_special_tokens=False)["input_ids"]
             for seed, sample, tokens in zip(missing, samples, ids, strict=True):
-                excess = len(tokens) + recall_tasks.MOST_TOKENS[task] - length
+                excess = len(tokens) + recall_tasks.MAX_TOKENS[task] - length
                 if excess <= 0:
                     made[seed] = sample, torch.tensor(tokens)
                 room[seed] -= max(excess, 0)
@@ -148,7 +148,7 @@ def hugging_face(args: argparse.Namespace, tokenizer) -> Ask:
 
     def ask(prompts: Sequence[torch.Tensor], task: str) -> dict[str, tuple[list[str], float]]:
         try:
-            found = decoder.decode(prompts, recall_tasks.MOST_TOKENS[task], stops)
+            found = decoder.decode(prompts, recall_tasks.MAX_TOKENS[task], stops)
         except torch.OutOfMemoryError:
             if len(prompts) == 1:
                 raise
@@ -225,7 +225,7 @@ def vllm_engine(args: argparse.Namespace) -> Ask:
     llm = LLM(args.model, max_model_len=max(args.lengths), **engine_args)
 
     def ask(prompts: Sequence[torch.Tensor], task: str) -> dict[str, tuple[list[str], float]]:
-        sampling = SamplingParams(temperature=0, max_tokens=recall_tasks.MOST_TOKENS[task])
+        sampling = SamplingParams(temperature=0, max_tokens=recall_tasks.MAX_TOKENS[task])
         given = [{"prompt_token_ids": ids.tolist()} for ids in prompts]
         found = {}
         for trial, settings in vllm_trials(args.dipr).items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rows per second in published and in planned order, on several tables, one engine, each run from a cold cache.
+"""Rows per second in original and in planned order, on several tables, one engine, each run from a cold cache.
 
     orders.py MODEL TABLE.parquet[:ROWS] ... --csv orders.csv [--engine-arg NAME=VALUE ...]
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("tables", nargs="+")
     parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--orders", default="published,fixed,tree")
+    parser.add_argument("--orders", default="original,fixed,tree")
     parser.add_argument("--engine-arg", action="append")
     args = parser.parse_args()
     check_lines(parser, args.csv, FIELDS)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prefix hit rate in characters, and seconds, of several planners on several tables.
 
-    planner.py TABLE.parquet ... --csv planner.csv [--planners published,fixed,fixed_v2,ggr,tree] [--rows 15000]
+    planner.py TABLE.parquet ... --csv planner.csv [--planners original,fixed,fixed_v2,ggr,tree] [--rows 15000]
 
 At most --rows rows are drawn with a fixed seed (pandas ``sample(random_state=0)``) and columns whose name holds
 ``url`` are dropped. ``hit_rate_chars``: cells joined without names or separators, nulls empty, a cache without limit;
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", type=Path)
     parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--planners", default="published,fixed,fixed_v2,ggr,tree")
+    parser.add_argument("--planners", default="original,fixed,fixed_v2,ggr,tree")
     parser.add_argument("--rows", type=int, default=15_000)
     parser.add_argument("--repeat", type=int, default=1)
     args = parser.parse_args()

@@ -68,7 +68,7 @@ class Kinds:
         return column_of(np.minimum(self.random.zipf(1.3, self.rows), 10**6), lambda i: f"word {i} of {i % 97}")
 
 
-WIDE, MOST_WIDE_ROWS = "395 of all kinds", 10_000
+WIDE, MAX_WIDE_ROWS = "395 of all kinds", 10_000
 
 SHAPES: dict[str, Callable[[Kinds], list[Column]]] = {
     "near-unique beside few values": lambda k: [k.near_unique(), k.few()],
@@ -115,7 +115,7 @@ def check(batch: PlanInput, plan: Plan) -> None:
 
 
 def measure(shape: str, num_rows: int, repeat: int) -> dict[str, Any]:
-    num_rows = min(num_rows, MOST_WIDE_ROWS) if shape == WIDE else num_rows
+    num_rows = min(num_rows, MAX_WIDE_ROWS) if shape == WIDE else num_rows
     columns = SHAPES[shape](Kinds(num_rows))
     codes = np.array([column for column, _ in columns])
     cells = [segments_of(texts) for _, texts in columns]

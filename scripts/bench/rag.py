@@ -37,11 +37,11 @@ from vllm_relational.retrieval.retriever import Retriever
 from vllm_relational.retrieval.sharing import shared_order
 from vllm_relational.table import read_table
 
-PLANNERS = ("published", "fixed", "tree")
+PLANNERS = ("original", "fixed", "tree")
 FIELDS = (
     "time", "commit", "machine", "embedder", "tokenizer", "table", "questions", "passages", "k", "retriever",
     "recall_at_1", "recall_at_k", "embed_passages_seconds", "embed_questions_seconds", "search_seconds",
-    "place_seconds", "placement", "distinct_prompts", "prompt_tokens", "hit_rate_published", "hit_rate_fixed",
+    "place_seconds", "placement", "distinct_prompts", "prompt_tokens", "hit_rate_original", "hit_rate_fixed",
     "hit_rate_tree", "ceiling", "token_counts",
 )  # fmt: skip
 QUESTION_FIRST = "Answer {{question}} in a few words. The answer is in one of these: {contexts}."

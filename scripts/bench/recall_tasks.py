@@ -188,7 +188,7 @@ def kv(draw: random.Random, budget: int, haystack: Haystack, count: Count) -> Sa
 
 
 TASKS = {each.__name__: each for each in (single, multikey_2, multikey_3, variables, frequent, kv)}
-MOST_TOKENS = {"single": 11, "multikey_2": 11, "multikey_3": 38, "variables": 28, "frequent": 14, "kv": 38}
+MAX_TOKENS = {"single": 11, "multikey_2": 11, "multikey_3": 38, "variables": 28, "frequent": 14, "kv": 38}
 """Tokens of an answer, after its cue, with room to spare."""
 
 

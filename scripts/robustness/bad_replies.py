@@ -154,9 +154,9 @@ class Reader:
         self.connection = Connection(ADDRESS)
         models = [ExpectedModel("tiny", CARDS), ExpectedModel("tiny", None)]
         self.questions = [
-            (Question(self.connection, model, decision, dialect, Learned()), decision, dialect)
+            (Question(self.connection, model, answer_format, dialect, Learned()), answer_format, dialect)
             for model in models
-            for decision in DECISIONS
+            for answer_format in DECISIONS
             for dialect in DIALECTS
         ]
 
@@ -164,7 +164,7 @@ class Reader:
         """Draw one reply, read it, and check what comes of it: ``answer``, or the kind of reason."""
         raw = body(draw)
         status = draw.choice([*[200] * 12, 400, 401, 422, 429, 500])
-        question, decision, dialect = draw.choice(self.questions)
+        question, answer_format, dialect = draw.choice(self.questions)
         try:
             if draw.random() < 0.05:
                 packed = gzip.compress(raw)
@@ -176,7 +176,7 @@ class Reader:
         except RequestError as failure:
             completion = Completion(7, None, str(failure))
         self._check_lists(raw, draw)
-        return _check(checked(completion, parser(decision)))
+        return _check(checked(completion, parser(answer_format)))
 
     def _check_lists(self, raw: bytes, draw: random.Random) -> None:
         """What else a server is asked for."""

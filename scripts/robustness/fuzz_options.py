@@ -7,7 +7,7 @@
 Cases are dealt to five targets in turn: a query that is planned, the object and its server, a session of SQL, a schema
 with documents and answers to it, and labels with answers. Every case has a seed of its own, printed with what it broke:
 ``--only SEED`` repeats it. Exit status 1 if any case raised something else, took longer than SLOW_SECONDS, or gave a
-value that the option, the decision or the schema does not admit.
+value that the option, the answer format or the schema does not admit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import pyarrow as pa
 
 import vllm_relational.sql
 from vllm_relational import RelationalError, RelationalLLM
-from vllm_relational.config import check_decision
+from vllm_relational.config import check_answer_format
 from vllm_relational.option_kinds import read_labels
 from vllm_relational.options import LlmOptions, RunOptions, ServerOptions, SqlOptions
 from vllm_relational.records import Choice, Completion, EngineInfo, FreeText, IntegerRange, JsonSchema
@@ -72,7 +72,7 @@ class Rude:
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 5, 64, 10**12, 10**400, -(2**63), 2**31 - 1, 0.0, 0.5, 1.0, 1e308, math.nan, math.inf,
     "", " ", "a", "text", "id", "nope", "\0", "\ud800", "é", "yes,no", "exact", "semantic", "normalized", "keep", "error",
-    "raise", "null", "row-first", "question-first", "tree", "fixed", "ggr", "published", "{text}", "case", "*", "default",
+    "raise", "null", "row-first", "question-first", "tree", "fixed", "ggr", "original", "{text}", "case", "*", "default",
     b"bytes", Decimal("1.5"), Path("x"), Path(""), Shade.LIGHT, Step.ONE, Shade, Step, Rude(), Rude, print, len,
     np.int64(3), np.float32(0.5), np.bool_(True), np.str_("s"), np.array([1, 2]), np.array(["a", "b"]), np.array(7),
     pa.array(["a", "b"]), (), [], {}, set(), {"a"}, frozenset({"a", "b"}), range(3), iter("ab"), object(), 1j, ...,
@@ -95,7 +95,7 @@ NAMES = [
 RIGHT: dict[str, tuple[Any, ...]] = {
     "choices": (["a", "b"], ("x", 1), Shade, [Shade.LIGHT, "c"], ["no", "not sure"]), "range": ((1, 5), [0, 1], (-5, 10**6)),
     "schema": ({}, {"type": "object", "properties": {"a": {"type": "string"}}}), "max_tokens": (1, 64, np.int64(5), 10**7),
-    "order": ("tree", "fixed", "fixed_v2", "ggr", "published"), "pin": ("text", ["id"], []), "layout": ("row-first",),
+    "order": ("tree", "fixed", "fixed_v2", "ggr", "original"), "pin": ("text", ["id"], []), "layout": ("row-first",),
     "keep_order": (["text", "id"], [["id", "text"]]), "column_weights": ({"text": 2}, {"id": 0}, {}), "seed": (0, 7),
     "system_prompt": ("", "Judge."), "nulls": ("keep", "error"), "on_error": ("raise",), "audit": (0, 3), "dedup": ("exact",),
     "normalize": ({}, {"*": "case"}, {"text": ["case", "whitespace"]}), "similarity": (0.5, 1), "similar_columns": ("text",),
@@ -225,21 +225,21 @@ def answer(draw: random.Random) -> str:
     return said
 
 
-def settle(decision: Any, draw: random.Random) -> str:
-    """An answer under the decision: a value that every writer takes, or a reason."""
-    check_decision(decision)
-    parse, said = parser(decision), answer(draw)
+def settle(answer_format: Any, draw: random.Random) -> str:
+    """An answer under the answer format: a value that every writer takes, or a reason."""
+    check_answer_format(answer_format)
+    parse, said = parser(answer_format), answer(draw)
     completion = checked(Completion(0, said, cut=draw.random() < 0.2), parse)
     if completion.text is None:
         assert completion.error, "neither text nor error"
         return "unusable"
     found = parse(completion.text)
-    assert not completion.cut or isinstance(decision, FreeText), "half an answer passes for a whole one"
+    assert not completion.cut or isinstance(answer_format, FreeText), "half an answer passes for a whole one"
     assert not completion.text.lower().lstrip().startswith("<think>"), "a thought is kept"
-    if isinstance(decision, Choice):
-        assert found in decision.labels
-    elif isinstance(decision, IntegerRange):
-        assert decision.low <= found <= decision.high
+    if isinstance(answer_format, Choice):
+        assert found in answer_format.labels
+    elif isinstance(answer_format, IntegerRange):
+        assert answer_format.low <= found <= answer_format.high
     json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     pa.array([json.dumps(found, ensure_ascii=False)], pa.string())
     return "answered"

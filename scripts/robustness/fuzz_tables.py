@@ -307,7 +307,7 @@ def check_prompts(case: Case, table: pa.Table, template: str) -> None:
     codes = np.ascontiguousarray(encoded.codes[:, first])
     builder = PromptBuilder(question, encoded, FreeText(), "", FourByteEstimate())
     batch = PlanInput(codes, tuple(cells.lengths for cells in builder.segments.cells))
-    plan = PLANNERS[case.random.choice(["published", "fixed"])](batch)
+    plan = PLANNERS[case.random.choice(["original", "fixed"])](batch)
     for prompt in builder.message_prompts(plan, codes, first):
         prompt.user.encode()
     for values in encoded.values:

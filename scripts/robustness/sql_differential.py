@@ -28,7 +28,7 @@ from typing import Any
 import duckdb
 
 from vllm_relational import RelationalError, RelationalLLM
-from vllm_relational.records import Choice, Completion, Decision, EngineInfo, IntegerRange, Prompt
+from vllm_relational.records import AnswerFormat, Choice, Completion, EngineInfo, IntegerRange, Prompt
 from vllm_relational.sql import Connection, Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -58,11 +58,11 @@ class TaggedEngine:
     def start(self) -> EngineInfo:
         return EngineInfo("tagged")
 
-    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]:
+    def ask(self, prompts: Iterable[Prompt], answer_format: AnswerFormat) -> Iterator[Completion]:
         for prompt in prompts:
             tag, values = _question_of(prompt.user)
             self.asked.append((tag, tuple(sorted(values))))
-            yield Completion(prompt.key, answer(tag, values, _labels(decision)), prompt_tokens=9, output_tokens=1)
+            yield Completion(prompt.key, answer(tag, values, _labels(answer_format)), prompt_tokens=9, output_tokens=1)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -77,8 +77,8 @@ def _question_of(text: str) -> tuple[str, list[str]]:
     return tag[0], [str(text) for value in values for text in (value if isinstance(value, list) else [value])]
 
 
-def _labels(decision: Decision) -> Sequence[str]:
-    match decision:
+def _labels(answer_format: AnswerFormat) -> Sequence[str]:
+    match answer_format:
         case Choice(labels):
             return labels
         case IntegerRange(low, high):

@@ -64,7 +64,7 @@ def test_a_dry_run_knows_the_cache_and_what_it_evicts(tmp_path, tokenizer_folder
     table = tmp_path / "t.csv"
     texts = [letter * 400 for letter in "abcdef"]
     table.write_text("text,n\n" + "".join(f"{text},{n}\n" for n in range(4) for text in texts))
-    ask = (table, "-p", "{text} {n}?", "-m", tokenizer_folder, "--order", "published")
+    ask = (table, "-p", "{text} {n}?", "-m", tokenizer_folder, "--order", "original")
     small = hit_rate_of(*ask, "--capacity", 1500)
     assert small < hit_rate_of(*ask, "--capacity", 1500, "--eviction", "batch") < hit_rate_of(*ask)
 
@@ -134,7 +134,7 @@ def test_a_dead_engine_is_status_2_and_says_how_to_go_on(table, tmp_path, cli_en
         (["--choices", "good, bad"], ["good", "bad", "good"]),
         (["--choices", '["good", "bad"]'], ["good", "bad", "good"]),
         (["--limit", "2"], ["good", "bad"]),
-        (["--answer-column", "a", "--error-column", "e", "--order", "published"], ["good", "bad", "good"]),
+        (["--answer-column", "a", "--error-column", "e", "--order", "original"], ["good", "bad", "good"]),
     ],
 )
 def test_options(table, tmp_path, cli_engine, options, answers):
@@ -237,10 +237,10 @@ def test_bench_compares_orders_and_appends_lines(table, tmp_path, cli_engine):
     lines = tmp_path / "bench.csv"
     result = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines)])
     assert result.exit_code == 0, result.output
-    assert read_table(lines)["order"].to_pylist() == ["published", "fixed", "tree"]
-    again = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines), "--orders", "published"])
+    assert read_table(lines)["order"].to_pylist() == ["original", "fixed", "tree"]
+    again = CliRunner().invoke(app, ["bench", str(table), "-p", "{*}?", "--csv", str(lines), "--orders", "original"])
     assert again.exit_code == 0, again.output
-    assert read_table(lines)["order"].to_pylist() == ["published", "fixed", "tree", "published"]
+    assert read_table(lines)["order"].to_pylist() == ["original", "fixed", "tree", "original"]
 
 
 def test_bench_appends_to_no_file_of_another_kind(table, tmp_path, cli_engine):
@@ -286,7 +286,7 @@ def test_bench_within_a_budget_reads_the_table_once_to_choose_the_rows(tmp_path,
     prepared = []
     prepare = RelationalLLM.prepare
     monkeypatch.setattr(RelationalLLM, "prepare", lambda *a, **k: prepared.append(1) or prepare(*a, **k))
-    arguments = ["bench", str(tmp_path / "t.csv"), "-p", "{*}?", "--orders", "published,fixed", "--budget", "1000"]
+    arguments = ["bench", str(tmp_path / "t.csv"), "-p", "{*}?", "--orders", "original,fixed", "--budget", "1000"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0 and "40 of 40 rows fit into 1000 s" in result.stderr
     assert len(prepared) == 1
@@ -316,9 +316,9 @@ def test_a_finished_job_is_not_asked_again_by_resume(table, tmp_path, cli_engine
 
 # -------------------------------------------------------------------------------------------------------- plan
 def test_plan_compares_planners_as_json(table, tokenizer_folder):
-    result = run_cli("plan", table, "-m", tokenizer_folder, "--json", "--planner", "published,fixed")
+    result = run_cli("plan", table, "-m", tokenizer_folder, "--json", "--planner", "original,fixed")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert result.exit_code == 0 and [line["planner"] for line in lines] == ["published", "fixed"]
+    assert result.exit_code == 0 and [line["planner"] for line in lines] == ["original", "fixed"]
     assert all(line["token_counts"] == "exact" and line["rows"] == 3 for line in lines)
     assert {"seconds", "prompt_tokens", "hit_tokens", "hit_rate", "hit_rate_chars", "ceiling", "repeated_chars"} <= set(
         lines[0]
@@ -368,7 +368,7 @@ def test_a_small_cache_serves_less(tmp_path):
     rows = "".join(f"{i % 4}{' long' * 40},{i}\n" for i in range(40))
     (tmp_path / "t.csv").write_text(f"text,n\n{rows}")
     roomy, small = (
-        json.loads(run_cli("plan", tmp_path / "t.csv", "--json", "--planner", "published", *more).stdout)
+        json.loads(run_cli("plan", tmp_path / "t.csv", "--json", "--planner", "original", *more).stdout)
         for more in ([], ["--capacity", "192"])
     )
     assert small["hit_tokens"] < roomy["hit_tokens"]
@@ -389,7 +389,7 @@ def test_the_measure_in_characters_knows_the_constraints(tmp_path):
 
 def test_plan_says_where_it_cannot_write_before_it_plans(table):
     pytest.importorskip("plotly")
-    result = run_cli("plan", table, "--planner", "published", "--html", "/proc/tree.html")
+    result = run_cli("plan", table, "--planner", "original", "--html", "/proc/tree.html")
     assert result.exit_code == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and "/proc/tree.html" in result.stderr
 

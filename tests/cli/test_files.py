@@ -190,7 +190,7 @@ def test_standard_output_is_a_file_too(folder):
         return done.returncode, done.stderr
 
     with open("out.txt", "wb") as out:
-        assert status("--planner", "published", stdout=out, stderr=subprocess.STDOUT)[0] == 0
+        assert status("--planner", "original", stdout=out, stderr=subprocess.STDOUT)[0] == 0
     with open("page.html", "wb") as out:
         ended, said = status("--html", "page.html", stdout=out, stderr=subprocess.PIPE)
     assert ended == 2 and b"--html and standard output are one file" in said
@@ -212,7 +212,7 @@ def fake_llm(cli_engine) -> RelationalLLM:
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        (("bench", "b.csv", *ASK, "--orders", "published", "-o"), "mine.csv"),
+        (("bench", "b.csv", *ASK, "--orders", "original", "-o"), "mine.csv"),
         (("sql", "SELECT LLM('on {text}', text) AS a FROM 'b.csv'", "-o"), "mine.csv"),
         (("run", "b.csv", *ASK, "-o"), "mine.csv"),
         (("run", "b.csv", *ASK, "--report"), "mine.html"),

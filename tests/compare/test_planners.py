@@ -21,7 +21,7 @@ from vllm_relational.plan.objective import hit_tokens
 from vllm_relational.records import EngineInfo, RelationalError
 
 ROWS = [{"city": f"city {n % 3}", "text": f"a long text about {n % 6} " * 4, "n": n} for n in range(30)]
-PLANNERS = ("published", "fixed", "tree")
+PLANNERS = ("original", "fixed", "tree")
 
 
 def compare(rows=ROWS, planners=PLANNERS, prompt="{*}", budget=None) -> PlanComparison:
@@ -62,8 +62,8 @@ def test_distinct_rows_are_told_from_rows():
 
 
 def test_the_first_of_equal_planners_is_the_best():
-    assert compare(ROWS[:1], ("tree", "published")).best.planner == "tree"
-    assert compare(ROWS[:1], ("published", "tree")).best.planner == "published"
+    assert compare(ROWS[:1], ("tree", "original")).best.planner == "tree"
+    assert compare(ROWS[:1], ("original", "tree")).best.planner == "original"
 
 
 def test_the_budget_goes_to_planners_that_search():
@@ -133,7 +133,7 @@ def test_markup_of_the_terminal_and_control_characters_are_shown_not_obeyed():
 )
 def test_odd_tables(rows, tmp_path):
     pytest.importorskip("plotly")
-    comparison = compare(rows, ("published", "tree"))
+    comparison = compare(rows, ("original", "tree"))
     text = render(comparison)
     assert len(text.splitlines()) < 45 and max(map(cell_len, text.splitlines())) <= 110
     write_page(comparison, "t", tmp_path / "t.html")

@@ -31,7 +31,7 @@ def test_answers_belong_to_their_rows_wherever_the_rows_stand(llm: RelationalLLM
     pd.testing.assert_series_equal(mixed.sort_index(), straight)
 
 
-@pytest.mark.parametrize("order", ["published", "fixed", "tree"])
+@pytest.mark.parametrize("order", ["original", "fixed", "tree"])
 def test_predicted_hits_are_the_measured_ones(llm: RelationalLLM, reviews: pd.DataFrame, order: str) -> None:
     assert llm.reset_cache()
 
@@ -44,11 +44,11 @@ def test_predicted_hits_are_the_measured_ones(llm: RelationalLLM, reviews: pd.Da
 
 def test_planned_order_is_served_more_from_the_cache(llm: RelationalLLM, reviews: pd.DataFrame) -> None:
     rates = {}
-    for order in ("published", "tree"):
+    for order in ("original", "tree"):
         llm.reset_cache()
         rates[order] = llm.run(reviews, PROMPT, choices=["yes", "no"], order=order).report.measured_hit_rate
 
-    assert rates["tree"] > rates["published"] + 0.2
+    assert rates["tree"] > rates["original"] + 0.2
 
 
 def test_texts_that_end_at_max_tokens_say_so(llm: RelationalLLM, reviews: pd.DataFrame) -> None:

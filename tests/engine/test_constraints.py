@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vllm_relational.config import check_decision
+from vllm_relational.config import check_answer_format
 from vllm_relational.engine.vllm_engine import DEFAULTS, VllmEngine
 from vllm_relational.records import Choice, EngineInfo, IntegerRange, JsonSchema, Prompt, RelationalError
 
@@ -50,14 +50,14 @@ def test_it_is_refused_before_a_row_is_sent(engine: VllmEngine, schema: dict[str
         raise AssertionError("a row was read")
         yield Prompt(0)
 
-    decision = JsonSchema(schema)
-    check_decision(decision)  # our own checks pass it
+    answer_format = JsonSchema(schema)
+    check_answer_format(answer_format)  # our own checks pass it
     with pytest.raises(RelationalError, match=r"vLLM cannot hold answers to that: .*simplify the schema"):
-        list(engine.ask(rows(), decision))
+        list(engine.ask(rows(), answer_format))
 
 
 @pytest.mark.parametrize(
-    "decision",
+    "answer_format",
     [
         JsonSchema({"type": "object", "properties": {"a": {"type": "string", "pattern": "^a{1,3}$"}}}),
         JsonSchema({}),
@@ -67,10 +67,10 @@ def test_it_is_refused_before_a_row_is_sent(engine: VllmEngine, schema: dict[str
         IntegerRange(-5, 10**6),
     ],
 )
-def test_what_vllm_takes_is_asked(engine: VllmEngine, decision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_vllm_takes_is_asked(engine: VllmEngine, answer_format: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     monkeypatch.setattr(
         "vllm_relational.engine.vllm_engine._Session", lambda *given: SimpleNamespace(run=lambda: given)
     )
-    sent.extend(engine.ask([Prompt(0)], decision))
+    sent.extend(engine.ask([Prompt(0)], answer_format))
     assert sent[0] is engine

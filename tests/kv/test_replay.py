@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from vllm_relational.kv.replay import joined, replay, replay_last
 from vllm_relational.kv.simulate import PrefixCache, planned_prompts
-from vllm_relational.records import AskedBatch, EncodedTable, Plan, PromptSegments, TokenSegments
+from vllm_relational.records import EncodedTable, Plan, PromptBatch, PromptSegments, TokenSegments
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> AskedBatch:
+def batches(draw: st.DrawFn) -> PromptBatch:
     """A few rows over tokens of two kinds, so that prefixes agree often; columns and rows may lack."""
     num_columns, num_rows = draw(st.integers(0, 3)), draw(st.integers(0, 5))
     tokens = st.lists(st.integers(1, 2), max_size=5).map(lambda ids: np.array(ids, np.int32))
@@ -31,10 +31,10 @@ def batches(draw: st.DrawFn) -> AskedBatch:
     )
     segments = PromptSegments(draw(tokens), tuple(cells), draw(tokens))
     table = EncodedTable((), np.empty((0, 0), np.int32), ())
-    return AskedBatch(table, segments, np.array(codes, np.int32).reshape(num_columns, num_rows), plan, True)
+    return PromptBatch(table, segments, np.array(codes, np.int32).reshape(num_columns, num_rows), plan, True)
 
 
-def prompts(batch: AskedBatch) -> list[list[int]]:
+def prompts(batch: PromptBatch) -> list[list[int]]:
     return list(planned_prompts(batch.segments, batch.codes, batch.plan))
 
 
@@ -64,7 +64,7 @@ def test_the_policy_that_knows_one_batch_counts_as_lru():
     one = PromptSegments(np.array([1, 2, 3], np.int32), (), np.array([4], np.int32))
     plan = Plan("one", np.zeros(1, np.int64), np.empty((1, 0), np.int32))
     table = EncodedTable((), np.empty((0, 0), np.int32), ())
-    batch = AskedBatch(table, one, np.empty((0, 1), np.int32), plan, True)
+    batch = PromptBatch(table, one, np.empty((0, 1), np.int32), plan, True)
     assert replay_last([batch, batch], 1, 4, "batch") == replay_last([batch, batch], 1, 4, "lru")
     assert replay_last([batch, batch], 1, 4).hit_tokens == 3
     with pytest.raises(ValueError, match="policy"):

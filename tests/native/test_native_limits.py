@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from random_batches import assert_valid
 
 from vllm_relational import RelationalError, RelationalLLM, native
-from vllm_relational.plan import plan_fixed, plan_ggr, plan_published
+from vllm_relational.plan import plan_fixed, plan_ggr, plan_original
 from vllm_relational.plan.objective import hit_tokens
 from vllm_relational.records import Plan, PlanInput, PromptSegments, TokenSegments, ValueOverlaps
 
@@ -70,7 +70,7 @@ def test_any_limits_give_a_valid_plan_not_below_the_references(data):
     assert_valid(batch, plan)
     if not batch.overlaps and batch.block_size == 1:
         hits = hit_tokens(batch, plan)
-        assert hits >= max(hit_tokens(batch, other(batch)) for other in (plan_published, plan_fixed, plan_ggr))
+        assert hits >= max(hit_tokens(batch, other(batch)) for other in (plan_original, plan_fixed, plan_ggr))
     again = planned(batch, limits, num_threads=3)
     np.testing.assert_array_equal(plan.rows, again.rows)
     np.testing.assert_array_equal(plan.fields, again.fields)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from random_batches import segments_of
 
 from vllm_relational import native
-from vllm_relational.plan import PLANNERS, plan_fixed, plan_published, planner
+from vllm_relational.plan import PLANNERS, plan_fixed, plan_original, planner
 from vllm_relational.records import PlanInput, PromptSegments, RelationalError
 
 
@@ -53,7 +53,7 @@ def test_values_outside_the_batch_do_not_count():
     assert field_order(batch_of([[0, 1], [0, 0]], [[3, 3], [2, 999]])) == [1, 0]
 
 
-def test_ties_stay_as_published():
+def test_ties_stay_original_order():
     assert field_order(batch_of([[0, 1]] * 3, [[4, 4]] * 3)) == [0, 1, 2]
 
 
@@ -116,17 +116,17 @@ def cell_of(segments: PromptSegments, column: int, code: int) -> list[int]:
 def test_no_rows():
     batch = batch_of([[], []], [[], []])
     assert plan_fixed(batch).rows.tolist() == []
-    assert plan_published(batch).fields.shape == (0, 2)
+    assert plan_original(batch).fields.shape == (0, 2)
 
 
-def test_published_is_the_input_order():
-    plan = plan_published(batch_of([[1, 0], [0, 1]], [[1, 1], [9, 9]]))
+def test_original_is_the_input_order():
+    plan = plan_original(batch_of([[1, 0], [0, 1]], [[1, 1], [9, 9]]))
     assert plan.rows.tolist() == [0, 1]
     assert plan.fields.tolist() == [[0, 1], [0, 1]]
 
 
 def test_an_unknown_planner_lists_those_there_are():
-    with pytest.raises(RelationalError, match="no order 'best': use one of published, fixed"):
+    with pytest.raises(RelationalError, match="no order 'best': use one of original, fixed"):
         planner("best")
 
 

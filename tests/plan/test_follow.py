@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_relational.plan.follow import backwards, follow, track
-from vllm_relational.plan.original import plan_published
-from vllm_relational.records import AskedBatch, EncodedTable, Plan, PlanInput, PromptSegments, TokenSegments
+from vllm_relational.plan.original import plan_original
+from vllm_relational.records import EncodedTable, Plan, PlanInput, PromptBatch, PromptSegments, TokenSegments
 
 NAMES = "abcd"
 NOTHING = np.empty(0, np.int32)
@@ -27,13 +27,13 @@ def batch_of(table: EncodedTable) -> PlanInput:
     return PlanInput(table.codes, lengths)
 
 
-def asked_of(table: EncodedTable, seed: int) -> AskedBatch:
+def asked_of(table: EncodedTable, seed: int) -> PromptBatch:
     """The rows in a random order, their fields too."""
     random = np.random.default_rng(seed)
     fields = np.array([random.permutation(table.num_columns) for _ in range(table.num_rows)], np.int32)
     cells = tuple(TokenSegments(NOTHING, np.zeros(len(values) + 1, np.int64)) for values in table.values)
     plan = Plan("random", random.permutation(table.num_rows), fields)
-    return AskedBatch(table, PromptSegments(NOTHING, cells, NOTHING), table.codes, plan, True)
+    return PromptBatch(table, PromptSegments(NOTHING, cells, NOTHING), table.codes, plan, True)
 
 
 def lines(table: EncodedTable, codes: np.ndarray, fields: np.ndarray) -> list[tuple[str, str]]:
@@ -48,7 +48,7 @@ def common(one: list, other: list) -> int:
 def test_a_row_that_agrees_with_an_earlier_one_begins_like_it(first, second, one, other, seed):
     """As far as the later question reads the leading fields of the earlier one."""
     earlier, table = encoded(first, one), encoded(second, other)
-    asked, batch, own = asked_of(earlier, seed), batch_of(table), plan_published(batch_of(table))
+    asked, batch, own = asked_of(earlier, seed), batch_of(table), plan_original(batch_of(table))
     shared = [name for name in one if name in other]
     before = {}
     for row, fields in zip(asked.plan.rows.tolist(), asked.plan.fields, strict=True):
@@ -81,8 +81,8 @@ def test_fields_of_the_later_question_alone_come_after_and_rows_keep_the_earlier
     asked = asked_of(earlier, 0)
     order = [3, 0, 2, 1]
     fields = np.array([[1, 0]] * 4, np.int32)  # b, then a
-    asked = AskedBatch(earlier, asked.segments, asked.codes, Plan("by hand", np.array(order), fields), True)
-    plan = follow(batch_of(table), plan_published(batch_of(table)), [track(asked, table)])
+    asked = PromptBatch(earlier, asked.segments, asked.codes, Plan("by hand", np.array(order), fields), True)
+    plan = follow(batch_of(table), plan_original(batch_of(table)), [track(asked, table)])
     assert plan.rows.tolist() == [2, 1, 0]  # rows 3, 2, 1 of the earlier table
     assert plan.fields.tolist() == [[1, 2, 0]] * 3
 
@@ -90,7 +90,7 @@ def test_fields_of_the_later_question_alone_come_after_and_rows_keep_the_earlier
 def test_rows_that_follow_nothing_come_last_as_their_own_plan_has_them():
     known, new = [{"a": "k", "b": "1"}], [{"a": "n", "b": "2"}, {"a": "k", "b": "1"}]
     table = encoded(new, ("b", "a"))
-    plan = follow(batch_of(table), plan_published(batch_of(table)), [track(asked_of(encoded(known, ("a",)), 0), table)])
+    plan = follow(batch_of(table), plan_original(batch_of(table)), [track(asked_of(encoded(known, ("a",)), 0), table)])
     # Row 1 agrees in a, the only field that both read.
     assert plan.rows.tolist() == [1, 0] and plan.fields.tolist() == [[1, 0], [0, 1]]
     assert backwards(plan).rows.tolist() == [0, 1] and backwards(plan).fields.tolist() == [[0, 1], [1, 0]]
@@ -100,7 +100,7 @@ def test_of_two_batches_the_one_with_more_in_common_is_followed():
     records = [{"a": "x", "b": "y", "c": "z"}]
     table = encoded(records, ("a", "b", "c"))
     batches = [asked_of(encoded(records, names), 0) for names in (("c",), ("b", "a"), ("a",))]
-    plan = follow(batch_of(table), plan_published(batch_of(table)), [track(asked, table) for asked in batches])
+    plan = follow(batch_of(table), plan_original(batch_of(table)), [track(asked, table) for asked in batches])
     assert set(plan.fields[0, :2].tolist()) == {0, 1} and plan.fields[0, 2] == 2
 
 
@@ -108,5 +108,5 @@ def test_nothing_in_common_is_nothing_to_follow():
     table = encoded([{"a": "x"}], ("a",))
     earlier = encoded([{"b": "x"}], ("b",))
     batch = batch_of(table)
-    assert follow(batch, plan_published(batch), [track(asked_of(earlier, 0), table)]) is None
-    assert follow(batch, plan_published(batch), []) is None
+    assert follow(batch, plan_original(batch), [track(asked_of(earlier, 0), table)]) is None
+    assert follow(batch, plan_original(batch), []) is None

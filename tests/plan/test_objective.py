@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from random_batches import batch_of, planned_batches, segments_of
 
 from vllm_relational import native
-from vllm_relational.plan import plan_fixed, plan_published
+from vllm_relational.plan import plan_fixed, plan_original
 from vllm_relational.plan.characters import character_batch, character_table, hit_characters, joined_rows
 from vllm_relational.plan.objective import (
     depth_first_rows,
@@ -51,7 +51,7 @@ def test_hits_are_those_of_the_cache_simulator_at_block_size_one(planned):
 
 def test_a_hit_may_be_on_any_earlier_row():
     batch = batch_of([[0, 1, 0]], [[5, 7]])
-    plan = plan_published(batch)
+    plan = plan_original(batch)
     assert row_hit_tokens(batch, plan).tolist() == [0, 0, 5]
     assert phc(batch, plan) == 0
 
@@ -64,7 +64,7 @@ def test_equal_codes_of_different_columns_are_different_cells():
 
 def test_phc_squares_the_leading_cells_equal_to_the_row_before():
     batch = batch_of([[0, 0, 0], [0, 0, 1], [0, 0, 0]], [[2], [3, 3], [4]])
-    assert phc(batch, plan_published(batch)) == (4 + 9 + 16) + 4
+    assert phc(batch, plan_original(batch)) == (4 + 9 + 16) + 4
 
 
 @given(planned_batches())
@@ -145,12 +145,12 @@ def test_null_and_the_empty_text_are_the_same_cell():
 
 def test_joined_rows_have_no_names_and_no_separators():
     table = character_table(encoded())
-    assert joined_rows(table, plan_published(table.batch)) == ['x\n"q"1', "é1", 'x\n"q"', "é20"]
+    assert joined_rows(table, plan_original(table.batch)) == ['x\n"q"1', "é1", 'x\n"q"', "é20"]
 
 
 def test_characters_count_prefixes_that_end_inside_a_cell():
     table = character_table(encoded({"a": ["abcd", "abce", "b"]}))
-    plan = plan_published(table.batch)
+    plan = plan_original(table.batch)
     assert hit_tokens(table.batch, plan) == 0
     assert hit_characters(table, plan) == 3
 

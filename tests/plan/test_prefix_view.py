@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_batches import batch_of, planned_batches
 
-from vllm_relational.plan import PLANNERS, plan_fixed, plan_published
+from vllm_relational.plan import PLANNERS, plan_fixed, plan_original
 from vllm_relational.plan.objective import hit_tokens, total_tokens
 from vllm_relational.plan.prefix_view import ROOT, PrefixNode, prefix_tree
 from vllm_relational.records import Plan, PlanInput
@@ -113,7 +113,7 @@ def test_siblings_that_save_most_come_first(planned):
 
 def test_the_rows_in_input_order_need_not_be_grouped():
     batch = batch_of([[0, 1, 0]], [[5, 7]])
-    root, shared, alone = prefix_tree(batch, plan_published(batch))
+    root, shared, alone = prefix_tree(batch, plan_original(batch))
     assert root == PrefixNode(ROOT, (), 3, 0, 0, 17, 5)
     assert shared == PrefixNode(0, ((0, 0),), 2, 5, 5, 10, 5)
     assert alone == PrefixNode(0, ((0, 1),), 1, 7, 0, 7, 0)
@@ -121,18 +121,18 @@ def test_the_rows_in_input_order_need_not_be_grouped():
 
 def test_cells_that_all_rows_share_are_the_roots():
     batch = batch_of([[0, 0], [0, 0], [0, 1]], [[3], [4], [1, 2]])
-    nodes = prefix_tree(batch, plan_published(batch), max_nodes=1)
+    nodes = prefix_tree(batch, plan_original(batch), max_nodes=1)
     assert nodes[0].cells == ((0, 0), (1, 0)) and nodes[0].saved == 7
     assert nodes[1] == PrefixNode(0, (), 2, 0, 0, 3, 0, merged=2)
 
 
 def test_no_rows_one_row_no_columns():
     empty = batch_of([[]], [[]])
-    assert prefix_tree(empty, plan_published(empty)) == (PrefixNode(ROOT, (), 0, 0, 0, 0, 0),)
+    assert prefix_tree(empty, plan_original(empty)) == (PrefixNode(ROOT, (), 0, 0, 0, 0, 0),)
     one = batch_of([[0], [0]], [[3], [4]])
-    assert prefix_tree(one, plan_published(one)) == (PrefixNode(ROOT, ((0, 0), (1, 0)), 1, 7, 0, 7, 0),)
+    assert prefix_tree(one, plan_original(one)) == (PrefixNode(ROOT, ((0, 0), (1, 0)), 1, 7, 0, 7, 0),)
     none = PlanInput(np.empty((0, 3), np.int32), ())
-    assert prefix_tree(none, plan_published(none)) == (PrefixNode(ROOT, (), 3, 0, 0, 0, 0),)
+    assert prefix_tree(none, plan_original(none)) == (PrefixNode(ROOT, (), 3, 0, 0, 0, 0),)
 
 
 def test_a_million_cells_take_seconds_at_most():

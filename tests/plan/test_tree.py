@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from random_batches import assert_valid, batch_of
 
 from vllm_relational import native
-from vllm_relational.plan import plan_fixed, plan_ggr, plan_published, plan_tree, planner
+from vllm_relational.plan import plan_fixed, plan_ggr, plan_original, plan_tree, planner
 from vllm_relational.records import Plan, PlanInput, PromptSegments, TokenSegments, ValueOverlaps
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="native code was not built")
@@ -78,7 +78,7 @@ def test_valid_and_never_worse_than_one_order_for_all_rows(batch, budget):
     plan = plan_tree(batch, budget)
     assert_valid(batch, plan)
     hits = hit_tokens(batch, plan)
-    assert hits >= hit_tokens(batch, plan_published(batch))
+    assert hits >= hit_tokens(batch, plan_original(batch))
     assert hits >= hit_tokens(batch, plan_fixed(batch))
 
 
@@ -188,8 +188,8 @@ def test_without_native_code_the_best_reference_planner_stands_in(monkeypatch):
     batch = random_batch(np.random.default_rng(0), 6, 4)
     monkeypatch.setattr(native, "AVAILABLE", False)
     plan = plan_tree(batch)
-    assert plan.planner in {"fixed", "fixed_v2", "ggr", "published"}
-    references = [planner(name)(batch) for name in ("fixed", "fixed_v2", "ggr", "published")]
+    assert plan.planner in {"fixed", "fixed_v2", "ggr", "original"}
+    references = [planner(name)(batch) for name in ("fixed", "fixed_v2", "ggr", "original")]
     assert hit_tokens(batch, plan) == max(hit_tokens(batch, reference) for reference in references)
 
 
@@ -307,7 +307,7 @@ def served(batch: PlanInput, plan: Plan) -> int:
 def test_never_below_the_references_in_whole_blocks(batch, header_tokens, block_size):
     batch = dataclasses.replace(batch, header_tokens=header_tokens, block_size=block_size)
     hits = served(batch, plan_tree(batch, 0.001))
-    for name in ("published", "fixed", "fixed_v2", "ggr"):
+    for name in ("original", "fixed", "fixed_v2", "ggr"):
         assert hits >= served(batch, planner(name)(batch)), name
 
 
@@ -428,7 +428,7 @@ def ranks(*rank: int) -> tuple[ValueOverlaps, ...]:
         (ONE_COLUMN, {"overlaps": ranks(0, 2)}, r"ranks\[0\]\[1\] = 2, but there are 2 values"),
         (ONE_COLUMN, {"overlaps": ranks(1, 1)}, r"ranks\[0\]\[1\] = 1 is there twice"),
         (TWO_COLUMNS, {"overlaps": ranks(0, 1)}, "overlaps must be given for all 2 columns or for none"),
-        (TWO_COLUMNS, {"before": ((1, 0),)}, r"before\[0\] = \(1, 0\): the first must be published before"),
+        (TWO_COLUMNS, {"before": ((1, 0),)}, r"before\[0\] = \(1, 0\): the first must stand before"),
         (TWO_COLUMNS, {"before": ((0, 1), (0, 2))}, r"before\[1\] = \(0, 2\)"),
     ],
 )

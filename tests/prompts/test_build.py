@@ -31,13 +31,13 @@ def builder_of(
     columns: dict,
     tokenizer,
     template: str = "Is {*} kind?",
-    decision=FreeText(),  # noqa: B008
+    answer_format=FreeText(),  # noqa: B008
     layout: str = "question-first",
 ) -> tuple:
     table = pa.table(columns)
     question = parse_template(template, table.column_names)
     encoded = encode_columns(table, question.columns)
-    return PromptBuilder(question, encoded, decision, SYSTEM, tokenizer, layout), encoded
+    return PromptBuilder(question, encoded, answer_format, SYSTEM, tokenizer, layout), encoded
 
 
 def columns_of(rows: list[tuple]) -> dict:
@@ -127,7 +127,7 @@ def test_the_shape_of_a_prompt_with_the_row_first():
     builder, encoded = builder_of(
         {"name": ["Quiet"], "n": [4]}, FourByteEstimate(), "Is {name} good?", Choice(("y", "n")), "row-first"
     )
-    plan = Plan("published", np.array([0]), np.array([[0]], np.int32))
+    plan = Plan("original", np.array([0]), np.array([[0]], np.int32))
     (prompt,) = builder.message_prompts(plan, encoded.codes, np.array([7]))
     assert prompt.user == '{\n"name": "Quiet",\n}\n\nIs "name" good?\nAnswer y or n.'
 
@@ -136,7 +136,7 @@ def test_the_shape_of_a_prompt():
     builder, encoded = builder_of(
         {"name": ["Quiet"], "n": [4]}, FourByteEstimate(), "Is {name} good?", Choice(("y", "n"))
     )
-    plan = Plan("published", np.array([0]), np.array([[0]], np.int32))
+    plan = Plan("original", np.array([0]), np.array([[0]], np.int32))
     (prompt,) = builder.message_prompts(plan, encoded.codes, np.array([7]))
     assert prompt.key == 7 and prompt.system == SYSTEM
     assert prompt.user == 'Is "name" good?\nAnswer y or n.\n\n{\n"name": "Quiet",\n}'

@@ -80,7 +80,7 @@ def test_empty_braces_are_an_unknown_column():
 
 
 @pytest.mark.parametrize(
-    ("decision", "rule"),
+    ("answer_format", "rule"),
     [
         (FreeText(), ""),
         (Choice(("yes", "no")), "Answer yes or no."),
@@ -88,8 +88,8 @@ def test_empty_braces_are_an_unknown_column():
         (JsonSchema({"type": "é"}), 'Answer with JSON that follows this schema: {"type": "é"}'),
     ],
 )
-def test_the_question_says_which_answers_there_are(decision, rule):
-    assert answer_rule(decision) == rule
+def test_the_question_says_which_answers_there_are(answer_format, rule):
+    assert answer_rule(answer_format) == rule
 
 
 def test_a_prompt_with_half_a_character_is_refused():

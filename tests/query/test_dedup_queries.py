@@ -51,9 +51,9 @@ def arrow(rows: list[dict]) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in rows[0]]))
 
 
-def ask(rows: list[dict], engine: FakeEngine | None = None, decision=TEXT, dedup=None, **options) -> QueryResult:
+def ask(rows: list[dict], engine: FakeEngine | None = None, answer_format=TEXT, dedup=None, **options) -> QueryResult:
     config = QueryConfig(dedup=dedup or DedupConfig(), **options)
-    return run_query(arrow(rows), "{*}?", decision, config, engine or FakeEngine(), ByteTokenizer())
+    return run_query(arrow(rows), "{*}?", answer_format, config, engine or FakeEngine(), ByteTokenizer())
 
 
 def check(rows: list[dict], result: QueryResult) -> None:
@@ -77,7 +77,7 @@ def check(rows: list[dict], result: QueryResult) -> None:
         assert {step: rows for step, rows in result.report.dedup.merged.items() if rows} == merged
 
 
-@given(tables, modes, st.sampled_from(["published", "tree"]), st.none() | st.integers(0, 99))
+@given(tables, modes, st.sampled_from(["original", "tree"]), st.none() | st.integers(0, 99))
 def test_each_row_has_the_answer_of_the_row_it_names(rows, dedup, order, shuffle):
     engine = FakeEngine(shuffle=shuffle)
     result = ask(rows, engine, dedup=dedup, order=order, nulls="keep")
@@ -327,10 +327,10 @@ def test_failed_and_unusable_answers_are_not_cached(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"decision": FreeText(9)},
+        {"answer_format": FreeText(9)},
         {"system_prompt": "Hello."},
         {"engine": FakeEngine(model="other")},
-        {"order": "published"},
+        {"order": "original"},
         {"pin": ("b",)},
         {"rows": [row | {"b": "K"} for row in ROWS]},
     ],
@@ -420,7 +420,7 @@ def test_an_engine_that_dies_in_the_audit_loses_no_answer():
     result = ask(ROWS, FakeEngine(dies_after=None), audit=0)
     engine = FakeEngine()
     whole = engine.ask
-    engine.ask = lambda prompts, decision: whole(prompts, decision) if not engine.asked else dying(prompts)
+    engine.ask = lambda prompts, answer_format: whole(prompts, answer_format) if not engine.asked else dying(prompts)
     audited = ask(ROWS, engine, audit=3)
     assert audited.answers == result.answers
     assert "the audit is incomplete: gone" in audited.report.audit.note

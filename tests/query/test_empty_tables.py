@@ -87,7 +87,7 @@ def test_the_accessor(llm):
     assert frame.llm.score("{text}?", 1, 5).dtype == "Int64"
 
 
-@pytest.mark.parametrize("order", ["published", "fixed", "fixed_v2", "ggr", "tree"])
+@pytest.mark.parametrize("order", ["original", "fixed", "fixed_v2", "ggr", "tree"])
 def test_every_planner(llm, order):
     report = llm.plan(pd.DataFrame(ROW)[:0], "{*}?", order=order)
     assert (report.num_distinct, report.predicted.prompt_tokens, report.ceiling) == (0, 0, 0.0)

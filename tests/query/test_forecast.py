@@ -19,9 +19,11 @@ layouts = st.sampled_from(["question-first", "row-first"])
 LONG = [{"a": f"{i} " + "long and unique " * 9, "b": f"group {i % 3}"} for i in range(20)]
 
 
-def ask(rows: list[dict], engine: FakeEngine, template: str = "Kind? {a} {b}", decision=None, **options) -> QueryResult:
+def ask(
+    rows: list[dict], engine: FakeEngine, template: str = "Kind? {a} {b}", answer_format=None, **options
+) -> QueryResult:
     table = pa.Table.from_pylist(rows)
-    return run_query(table, template, decision or FreeText(), QueryConfig(**options), engine, ByteTokenizer())
+    return run_query(table, template, answer_format or FreeText(), QueryConfig(**options), engine, ByteTokenizer())
 
 
 @given(
@@ -31,7 +33,7 @@ def ask(rows: list[dict], engine: FakeEngine, template: str = "Kind? {a} {b}", d
     other=layouts,
     templates=st.permutations(["{a} {b}?", "Sum up {c} and {a}", "{*}!", "{b}"]),
     capacity=st.none() | st.integers(2, 60).map(lambda blocks: 16 * blocks),
-    order=st.sampled_from(["tree", "fixed", "published"]),
+    order=st.sampled_from(["tree", "fixed", "original"]),
 )
 def test_the_forecast_after_another_query_is_what_the_cache_serves(rows, keep, one, other, templates, capacity, order):
     engine = TokenEngine(capacity)
@@ -69,7 +71,7 @@ def test_a_second_question_begins_as_the_first_one_did_token_for_token():
 
 def test_nothing_is_followed_where_the_order_was_set():
     first = ask(LONG, TokenEngine(), layout="row-first")
-    for options in ({"order": "published"}, {"pin": ("a",)}, {"keep_order": (("a", "b"),)}):
+    for options in ({"order": "original"}, {"pin": ("a",)}, {"keep_order": (("a", "b"),)}):
         result = ask(LONG, TokenEngine(), "{b}, {a}?", layout="row-first", after=(first.asked,), **options)
         assert result.report.planner != "follow"
 

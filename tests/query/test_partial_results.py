@@ -20,8 +20,8 @@ class Stopped(FakeEngine):
         super().__init__(lambda row: row["text"].upper())
         self.after, self.error = after, error
 
-    def ask(self, prompts, decision):
-        for number, completion in enumerate(super().ask(prompts, decision)):
+    def ask(self, prompts, answer_format):
+        for number, completion in enumerate(super().ask(prompts, answer_format)):
             if number == self.after:
                 raise self.error
             yield completion
@@ -40,7 +40,7 @@ class Stopped(FakeEngine):
 def test_answers_before_the_end_are_kept(answered, error, words):
     llm = RelationalLLM(engine=Stopped(answered, error))
     with pytest.raises(type(error)):
-        llm.run(TABLE, "{text}?", order="published")
+        llm.run(TABLE, "{text}?", order="original")
     result = llm.last_result
     expected = {"a": "A", "b": "B", "c": "C", "d": "D"}
     done = ["a", "b", "c", "d"][:answered]
@@ -58,7 +58,7 @@ def test_answers_before_the_end_are_kept(answered, error, words):
 def test_rows_that_were_merged_share_what_was_kept():
     llm = RelationalLLM(engine=Stopped(1, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        llm.run(pa.table({"text": ["a", "A", "b"]}), "{text}?", dedup="normalized", order="published")
+        llm.run(pa.table({"text": ["a", "A", "b"]}), "{text}?", dedup="normalized", order="original")
     assert llm.last_result.answers == ["A", "A", None]
 
 
@@ -66,14 +66,14 @@ def test_a_failed_row_that_ends_the_run_keeps_its_own_reason():
     engine = FakeEngine(lambda row: row["text"], fails=[1])
     llm = RelationalLLM(engine=engine)
     with pytest.raises(RowFailedError):
-        llm.run(TABLE.slice(0, 4), "{text}?", on_error="raise", order="published")
+        llm.run(TABLE.slice(0, 4), "{text}?", on_error="raise", order="original")
     assert llm.last_result.answers == ["a", None, "a", None]
     assert "refused by the fake engine" in llm.last_result.errors[1]
     assert llm.last_result.errors[3].startswith("interrupted")
 
 
 def test_an_interrupted_run_with_a_checkpoint_goes_on(tmp_path):
-    place = {"checkpoint": tmp_path / "c.jsonl", "order": "published"}
+    place = {"checkpoint": tmp_path / "c.jsonl", "order": "original"}
     llm = RelationalLLM(engine=Stopped(2, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         llm.run(TABLE, "{text}?", **place)
@@ -84,10 +84,10 @@ def test_an_interrupted_run_with_a_checkpoint_goes_on(tmp_path):
 
 def test_an_interrupted_audit_keeps_the_whole_result():
     class Once(FakeEngine):
-        def ask(self, prompts, decision):
+        def ask(self, prompts, answer_format):
             if self.asked:
                 raise KeyboardInterrupt
-            yield from super().ask(prompts, decision)
+            yield from super().ask(prompts, answer_format)
 
     llm = RelationalLLM(engine=Once(lambda row: row["text"]))
     with pytest.raises(KeyboardInterrupt):

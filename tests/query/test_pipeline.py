@@ -35,7 +35,7 @@ from vllm_relational.records import (
 cells = st.none() | st.sampled_from(["x", "y", 'q"\n,', "é😀", "", "a much longer text " * 5])
 records = st.fixed_dictionaries({"a": cells, "b": cells, "c": cells})
 tables = st.lists(records, min_size=1, max_size=15)
-orders = st.sampled_from(["fixed", "published", "tree"])
+orders = st.sampled_from(["fixed", "original", "tree"])
 TEXT = FreeText()
 TABLE = [{"a": str(i % 3), "b": "same", "c": str(i % 2)} for i in range(12)]  # 6 distinct rows
 
@@ -48,10 +48,10 @@ def ask(
     rows: list[dict],
     engine: FakeEngine,
     template: str = "{*}?",
-    decision=TEXT,
+    answer_format=TEXT,
     **options,
 ) -> QueryResult:
-    return run_query(arrow(rows), template, decision, QueryConfig(**options), engine, ByteTokenizer())
+    return run_query(arrow(rows), template, answer_format, QueryConfig(**options), engine, ByteTokenizer())
 
 
 def expected(row: dict) -> str:
@@ -136,7 +136,7 @@ def test_kept_nulls_reach_the_model_and_differ_from_the_text_null():
 
 def test_unparsable_answers_fail_their_rows_only():
     engine = FakeEngine(lambda row: "yes" if row["a"] == "0" else "perhaps")
-    result = ask(TABLE, engine, decision=Choice(("yes", "no")))
+    result = ask(TABLE, engine, answer_format=Choice(("yes", "no")))
     assert result.answers == ["yes" if row["a"] == "0" else None for row in TABLE]
     assert result.report.failures == {"unusable answer": 8}
     assert all(error is None or error.startswith("unusable answer: answered 'perhaps'") for error in result.errors)
@@ -144,9 +144,9 @@ def test_unparsable_answers_fail_their_rows_only():
 
 
 def test_answers_of_each_decision_are_values():
-    assert ask(TABLE, FakeEngine(lambda row: row["a"]), decision=IntegerRange(0, 2)).answers[:3] == [0, 1, 2]
+    assert ask(TABLE, FakeEngine(lambda row: row["a"]), answer_format=IntegerRange(0, 2)).answers[:3] == [0, 1, 2]
     schema = JsonSchema({"type": "object"})
-    assert ask(TABLE, FakeEngine(), decision=schema).answers == TABLE
+    assert ask(TABLE, FakeEngine(), answer_format=schema).answers == TABLE
 
 
 def test_a_lost_row_does_not_pass_for_answered():
@@ -215,7 +215,7 @@ def test_raise_stops_at_the_first_failed_row(rows, engine, reason):
 def test_raise_stops_what_is_in_flight_at_once():
     engine = FakeEngine(fails=[0])
     with pytest.raises(RowFailedError) as kept_alive:
-        ask(TABLE, engine, on_error="raise", order="published")
+        ask(TABLE, engine, on_error="raise", order="original")
     assert engine.open_streams == 0 and len(engine.asked) == 1
     del kept_alive
 
@@ -233,7 +233,7 @@ def test_a_dead_engine_without_checkpoint_says_how_to_keep_answers():
         ("{a}?", {"order": "best"}, "no order 'best'"),
         ("{a}?", {"pin": ("nope",)}, "pin names the column 'nope'"),
         ("{a}?", {"pin": ("b",)}, "which the prompt does not use"),
-        ("{a}?", {"decision": Choice(("x",))}, "at least two"),
+        ("{a}?", {"answer_format": Choice(("x",))}, "at least two"),
     ],
 )
 def test_wrong_queries_are_refused_before_anything_is_sent(tmp_path, template, options, reason):
@@ -253,7 +253,7 @@ def test_wrong_settings_are_refused(options):
     ("change", "what"),
     [
         ({"template": "{a}!"}, "prompt, table"),
-        ({"decision": FreeText(9)}, "answer form"),
+        ({"answer_format": FreeText(9)}, "answer form"),
         ({"engine": FakeEngine(model="other")}, "model"),
         ({"rows": TABLE[1:]}, "table"),
         ({"rows": [row | {"b": "other"} for row in TABLE]}, "table"),
@@ -276,7 +276,7 @@ def test_the_report_of_a_run():
     assert report.measured_hit_rate == pytest.approx(0.4)
     assert report.model == "fake" and report.planner == "tree" and sorted(report.field_order) == ["a", "b", "c"]
     assert report.field_order[0] == "b"
-    assert report.predicted.prompt_tokens == report.published.prompt_tokens
+    assert report.predicted.prompt_tokens == report.original.prompt_tokens
     assert 0 < report.ceiling < 1
     assert min(report.stage_seconds.values()) >= 0
 
@@ -285,9 +285,9 @@ def test_a_dry_run_predicts_what_the_run_predicts():
     info = EngineInfo("fake")
     planned = plan_query(arrow(TABLE), "{*}?", FreeText(), QueryConfig(), info, ByteTokenizer())
     report = ask(TABLE, FakeEngine()).report
-    assert (planned.predicted, planned.published, planned.ceiling) == (
+    assert (planned.predicted, planned.original, planned.ceiling) == (
         report.predicted,
-        report.published,
+        report.original,
         report.ceiling,
     )
     assert planned.measured_prompt_tokens is None and planned.num_asked == 6
@@ -297,7 +297,7 @@ def test_a_dry_run_predicts_what_the_run_predicts():
 def test_forecasts_are_shares_of_the_prompt_tokens(rows):
     info = EngineInfo("fake", block_size=1)
     report = plan_query(arrow(rows), "{*}?", FreeText(), QueryConfig(nulls="keep"), info, FourByteEstimate())
-    for forecast in (report.predicted, report.published):
+    for forecast in (report.predicted, report.original):
         assert 0 <= forecast.hit_tokens <= forecast.prompt_tokens
     assert 0 <= report.ceiling <= 1
 
@@ -348,7 +348,7 @@ def test_only_planners_that_read_overlaps_have_them_computed(monkeypatch):
     asked = []
     monkeypatch.setattr("vllm_relational.query.pipeline.value_overlaps", lambda cells: asked.append(1) or ())
     prepared = prepare(arrow(TABLE), "{*}?", TEXT, QueryConfig(), ByteTokenizer())
-    for name in ("published", "fixed", "ggr"):
+    for name in ("original", "fixed", "ggr"):
         prepared.plan(EngineInfo("fake"), name)
     assert not asked
     prepared.plan(EngineInfo("fake"), "tree")

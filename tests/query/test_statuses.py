@@ -132,7 +132,7 @@ def test_reports_in_files_count_cut_rows(command, tmp_path, suffix):
 def test_bench_says_which_rows_were_cut(tmp_path, monkeypatch):
     FRAME.to_csv(tmp_path / "t.csv", index=False)
     monkeypatch.setattr(cli_options, "make_llm", lambda *_, **__: llm_of(cuts=[0]))
-    line = ["bench", str(tmp_path / "t.csv"), "-p", "On {text}?", "--orders", "published,tree", "-o"]
+    line = ["bench", str(tmp_path / "t.csv"), "-p", "On {text}?", "--orders", "original,tree", "-o"]
     done = CliRunner().invoke(app, [*line, str(tmp_path / "o.csv")])
     assert done.exit_code == 0 and "2: raise --max-tokens" in done.stderr
     assert [row["status"] for row in csv.DictReader((tmp_path / "o.csv").open())] == ["cut", "ok", "ok", "cut"]

@@ -17,9 +17,9 @@ def test_a_text_that_was_cut_off_is_kept_and_marked():
     assert admitted("a long st", parser(FreeText(4)), cut=True)
 
 
-@pytest.mark.parametrize(("decision", "text"), WHOLE_OR_NOTHING)
-def test_half_an_answer_is_never_read_as_a_whole_one(decision, text):
-    parse = parser(decision)
+@pytest.mark.parametrize(("answer_format", "text"), WHOLE_OR_NOTHING)
+def test_half_an_answer_is_never_read_as_a_whole_one(answer_format, text):
+    parse = parser(answer_format)
     assert checked(Completion(0, text), parse).text == text
     for counted, words in ((8, "cut off after 8 tokens"), (0, "the answer was cut off: half")):
         found = checked(Completion(0, text, output_tokens=counted, cut=True), parse)
@@ -28,24 +28,24 @@ def test_half_an_answer_is_never_read_as_a_whole_one(decision, text):
     assert admitted(text, parse) and not admitted(text, parse, cut=True)
 
 
-@pytest.mark.parametrize(("decision", "text"), [(FreeText(), "so"), *WHOLE_OR_NOTHING])
-def test_a_thought_is_not_kept_and_what_follows_is_read(decision, text):
-    found = checked(Completion(0, f"<think>yes or\nno, 7?</think>\n\n{text}"), parser(decision))
+@pytest.mark.parametrize(("answer_format", "text"), [(FreeText(), "so"), *WHOLE_OR_NOTHING])
+def test_a_thought_is_not_kept_and_what_follows_is_read(answer_format, text):
+    found = checked(Completion(0, f"<think>yes or\nno, 7?</think>\n\n{text}"), parser(answer_format))
     assert (found.text, found.error) == (text, None)
 
 
-@pytest.mark.parametrize("decision", [FreeText(), *(decision for decision, _ in WHOLE_OR_NOTHING)])
+@pytest.mark.parametrize("answer_format", [FreeText(), *(answer_format for answer_format, _ in WHOLE_OR_NOTHING)])
 @pytest.mark.parametrize("cut", [True, False])
-def test_a_thought_without_end_is_no_answer(decision, cut):
-    found = checked(Completion(0, "<think>no 1", cut=cut), parser(decision))
+def test_a_thought_without_end_is_no_answer(answer_format, cut):
+    found = checked(Completion(0, "<think>no 1", cut=cut), parser(answer_format))
     assert found.text is None
     assert found.error == "unusable answer: the answer is a thought that does not end: raise --max-tokens (max_tokens=)"
 
 
-@pytest.mark.parametrize("decision", [FreeText(), *(decision for decision, _ in WHOLE_OR_NOTHING)])
+@pytest.mark.parametrize("answer_format", [FreeText(), *(answer_format for answer_format, _ in WHOLE_OR_NOTHING)])
 @pytest.mark.parametrize("text", ["", " \n", None, "<think>hm</think>\n"])
-def test_an_empty_text_is_no_answer(decision, text):
-    found = checked(Completion(0, text), parser(decision))
+def test_an_empty_text_is_no_answer(answer_format, text):
+    found = checked(Completion(0, text), parser(answer_format))
     assert found.text is None and found.error.startswith("unusable answer: the answer is empty")
 
 

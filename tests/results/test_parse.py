@@ -1,4 +1,4 @@
-"""Completion texts become values; what the decision does not admit is an UnparsableAnswer, never another exception."""
+"""Completion texts become values; what the format does not admit is an UnparsableAnswer, no other exception."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_relational.config import check_decision
+from vllm_relational.config import check_answer_format
 from vllm_relational.records import Choice, FreeText, IntegerRange, JsonSchema, RelationalError
 from vllm_relational.results.parse import UnparsableAnswer, arrow_type, parser
 
@@ -17,7 +17,7 @@ YES_NO = Choice(("Yes", "no"))
 
 
 @pytest.mark.parametrize(
-    ("decision", "text", "value"),
+    ("answer_format", "text", "value"),
     [
         (FreeText(), "  some text \n", "some text"),
         (YES_NO, "Yes", "Yes"),
@@ -39,12 +39,12 @@ YES_NO = Choice(("Yes", "no"))
         (Choice(("caf\u00e9", "bar")), "cafe\u0301", "caf\u00e9"),
     ],
 )
-def test_values(decision, text, value):
-    assert parser(decision)(text) == value
+def test_values(answer_format, text, value):
+    assert parser(answer_format)(text) == value
 
 
 @pytest.mark.parametrize(
-    ("decision", "text", "reason"),
+    ("answer_format", "text", "reason"),
     [
         (YES_NO, "maybe", "expected one of: Yes, no"),
         (YES_NO, "yes and no", "answered 'yes and no'"),
@@ -72,9 +72,9 @@ def test_values(decision, text, value):
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else type(value).__name__,
 )
-def test_unusable_answers_say_what_came_and_what_was_expected(decision, text, reason):
+def test_unusable_answers_say_what_came_and_what_was_expected(answer_format, text, reason):
     with pytest.raises(UnparsableAnswer) as caught:
-        parser(decision)(text)
+        parser(answer_format)(text)
     assert reason in str(caught.value)
     assert len(str(caught.value)) < 400
 
@@ -83,35 +83,35 @@ DECISIONS = [FreeText(), YES_NO, IntegerRange(0, 9), JsonSchema({"type": "object
 
 
 @given(st.sampled_from(DECISIONS), st.text())
-def test_any_text_is_a_value_or_unparsable(decision, text):
+def test_any_text_is_a_value_or_unparsable(answer_format, text):
     try:
-        value = parser(decision)(text)
+        value = parser(answer_format)(text)
     except UnparsableAnswer:
         return
-    if isinstance(decision, Choice):
-        assert value in decision.labels
-    if isinstance(decision, IntegerRange):
-        assert decision.low <= value <= decision.high
+    if isinstance(answer_format, Choice):
+        assert value in answer_format.labels
+    if isinstance(answer_format, IntegerRange):
+        assert answer_format.low <= value <= answer_format.high
 
 
 @given(st.lists(st.text(min_size=1), min_size=2, max_size=4))
 def test_every_admitted_label_is_its_own_answer(labels):
-    decision = Choice(tuple(labels))
+    answer_format = Choice(tuple(labels))
     try:
-        check_decision(decision)
+        check_answer_format(answer_format)
     except RelationalError:
         return
     for label in labels:
-        assert parser(decision)(label) == label
+        assert parser(answer_format)(label) == label
 
 
 def test_column_types():
     assert arrow_type(IntegerRange(1, 2)) == pa.int64()
-    assert {arrow_type(decision) for decision in (FreeText(), YES_NO, JsonSchema({}))} == {pa.string()}
+    assert {arrow_type(answer_format) for answer_format in (FreeText(), YES_NO, JsonSchema({}))} == {pa.string()}
 
 
 @pytest.mark.parametrize(
-    ("decision", "reason"),
+    ("answer_format", "reason"),
     [
         (Choice(("yes",)), "at least two"),
         (Choice(("yes", " ")), "none of them empty"),
@@ -126,6 +126,6 @@ def test_column_types():
         (FreeText(-3), "max_tokens is -3: give a whole number from 1"),
     ],
 )
-def test_decisions_that_nothing_satisfies_are_refused(decision, reason):
+def test_decisions_that_nothing_satisfies_are_refused(answer_format, reason):
     with pytest.raises(RelationalError, match=reason):
-        check_decision(decision)
+        check_answer_format(answer_format)

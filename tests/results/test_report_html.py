@@ -23,7 +23,7 @@ def make_report(**changes) -> RunReport:
         "num_failed": 1,
         "failures": {"<img src=x>": 1},
         "predicted": CacheForecast(100_000, 80_000),
-        "published": CacheForecast(100_000, 10_000),
+        "original": CacheForecast(100_000, 10_000),
         "ceiling": 0.875,
         "token_counts": "exact",
         "measured_prompt_tokens": 100_000,
@@ -67,8 +67,8 @@ def test_numbers_findings_and_charts(render):
     assert page.tags.count("svg") == 3
     for shown in ("3.60x", "75.0%", "80.0%", "10.0%", "87.5%", "25,000", "20,000", "90,000", "25K of 100K", "55.00"):
         assert shown in page.texts, shown
-    assert "The hit rate is 75.0%; in published order 10.0%" in page.texts
-    assert "25K of 100K prompt tokens are computed; in published order 90K" in page.texts
+    assert "The hit rate is 75.0%; in original order 10.0%" in page.texts
+    assert "25K of 100K prompt tokens are computed; in original order 90K" in page.texts
     assert "'ask' takes 97.8% of the time" in page.texts
 
 
@@ -115,7 +115,7 @@ def test_dry_run(render):
 
 def test_a_run_without_prompts_has_no_token_charts(render):
     nothing = CacheForecast(0, 0)
-    page = render(make_report(predicted=nothing, published=nothing, measured_prompt_tokens=None, num_asked=0))
+    page = render(make_report(predicted=nothing, original=nothing, measured_prompt_tokens=None, num_asked=0))
     assert page.tags.count("svg") == 1
     assert "No prompt was needed." in page.texts
 

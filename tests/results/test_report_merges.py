@@ -20,7 +20,7 @@ PLAIN = RunReport(
     num_failed=0,
     failures={},
     predicted=CacheForecast(100, 10),
-    published=CacheForecast(100, 5),
+    original=CacheForecast(100, 5),
     ceiling=0.5,
     token_counts="exact",
 )
@@ -44,14 +44,12 @@ def test_merged_rows_with_an_example_to_judge_by():
 
 def test_an_audit_with_changes_failures_and_none_to_ask():
     samples = (
-        agreement(
-            "rows asked, again in published order", 900, {1: "yes", 2: {"a": 1}, 3: "no"}, {1: "no", 2: {"a": 1}}
-        ),
+        agreement("rows asked, again in original order", 900, {1: "yes", 2: {"a": 1}, 3: "no"}, {1: "no", 2: {"a": 1}}),
         agreement("rows merged", 0, {}, {}),
     )
     text = render_text(dataclasses.replace(PLAIN, audit=AuditReport(0, samples, "the audit is incomplete: gone")))
     words = " ".join(text.split())
-    assert "rows asked, again in published order 2 900 1 50.0% 9.5% to 90.5%" in words
+    assert "rows asked, again in original order 2 900 1 50.0% 9.5% to 90.5%" in words
     assert "rows merged 0 0 0 none" in words
     assert "row 1 'yes', again 'no'" in words and "no second answer 1" in words and "incomplete" in words
 

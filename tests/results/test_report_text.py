@@ -19,7 +19,7 @@ def make_report(**changes) -> RunReport:
         "num_failed": 0,
         "failures": {},
         "predicted": CacheForecast(100_000, 80_000),
-        "published": CacheForecast(100_000, 10_000),
+        "original": CacheForecast(100_000, 10_000),
         "ceiling": 0.875,
         "token_counts": "exact",
         "measured_prompt_tokens": 100_000,
@@ -46,7 +46,7 @@ def test_prompt_tokens_computed_tokens_and_hit_rates():
     text = render_text(make_report())
     assert cells(text, "measured") == ["100,000", "25,000", "75.0%"]
     assert cells(text, "predicted") == ["100,000", "20,000", "80.0%"]
-    assert cells(text, "published order, predicted") == ["100,000", "90,000", "10.0%"]
+    assert cells(text, "original order, predicted") == ["100,000", "90,000", "10.0%"]
     assert cells(text, "ceiling of any order") == ["87.5%"]
 
 
@@ -72,7 +72,7 @@ def test_each_failure_reason_has_its_line():
 
 def test_saving_uses_measured_counts():
     assert saving(make_report()) == pytest.approx(90_000 / 25_000)
-    assert render_text(make_report()).startswith("Computes 3.60x fewer prompt tokens than the published order.\n")
+    assert render_text(make_report()).startswith("Computes 3.60x fewer prompt tokens than the original order.\n")
 
 
 def test_saving_compares_equal_prompts_when_some_were_not_measured():
@@ -81,13 +81,13 @@ def test_saving_compares_equal_prompts_when_some_were_not_measured():
 
 
 def test_a_loss_is_called_one():
-    text = render_text(make_report(measured_cached_tokens=0, published=CacheForecast(100_000, 50_000)))
+    text = render_text(make_report(measured_cached_tokens=0, original=CacheForecast(100_000, 50_000)))
     assert text.startswith("Computes 2.00x more prompt tokens")
 
 
 def test_no_difference_is_called_none():
     text = render_text(make_report(measured_cached_tokens=10_000))
-    assert text.startswith("Computes as many prompt tokens as the published order.")
+    assert text.startswith("Computes as many prompt tokens as the original order.")
 
 
 def test_dry_run_says_so_and_uses_the_prediction():
@@ -110,7 +110,7 @@ def test_engine_that_reports_no_cached_tokens():
 def test_everything_resumed():
     nothing = CacheForecast(0, 0)
     text = render_text(
-        make_report(num_asked=0, predicted=nothing, published=nothing, ceiling=0.0, measured_prompt_tokens=None)
+        make_report(num_asked=0, predicted=nothing, original=nothing, ceiling=0.0, measured_prompt_tokens=None)
     )
     assert text.startswith("No prompt was needed.")
     assert "not measured: no row was asked" in text

@@ -13,7 +13,7 @@ pytest.importorskip("faiss", reason="pip install 'vllm-relational[semantic]'")
 from vllm_relational.embed import embed_texts
 from vllm_relational.records import RelationalError
 from vllm_relational.retrieval import TextIndex, build_index, read_sidecar
-from vllm_relational.retrieval.index import LEAST_PROBES
+from vllm_relational.retrieval.index import MIN_PROBES
 
 TEXTS = [
     "The river Rhine rises in Switzerland.",
@@ -77,7 +77,7 @@ def test_approximate_search_finds_most_and_always_k(path):
     table = pa.table({"text": texts})
     approximate = build_index(table, "text", embedder, path, search="approximate")
     exact = build_index(table, "text", embedder, path.with_name("exact"))
-    assert approximate._index.nlist > 2 * LEAST_PROBES
+    assert approximate._index.nlist > 2 * MIN_PROBES
     near, best = (index.retrieve(texts[::10], 5).scores for index in (approximate, exact))
     assert (near >= best - 1e-4).mean() > 0.9
     everything = approximate.retrieve(texts[:3], 3000)

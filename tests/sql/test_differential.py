@@ -73,7 +73,7 @@ def test_rows_that_duckdb_drops_first_are_not_asked(comparison, query):
 def test_the_comparison_sees_what_differs(comparison, monkeypatch):
     query = "SELECT d.id, LLM('Q1', d.text) AS y FROM d"
     assert comparison.run(query).kind == "equal"
-    monkeypatch.setattr(sql_differential, "_labels", lambda decision: ("something", "else"))
+    monkeypatch.setattr(sql_differential, "_labels", lambda answer_format: ("something", "else"))
     assert comparison.run(query).kind == "wrong rows"
     assert comparison.run("SELECT nothing FROM d WHERE LLM_FILTER('Q2', d.text)").kind == "invalid"
     assert comparison.run("SELECT LLM('Q3', d.text) AS y FROM d TABLESAMPLE 100%").kind == "refused"

@@ -176,7 +176,7 @@ def test_an_audit_asks_so_many_of_every_operator(open_words, engine):
     audits = [operator.reports[0].audit for operator in con.last_run.operators]
     assert [[sample.num_asked for sample in audit.samples] for audit in audits] == [[2, 2], [2, 0]]
     report = con.report()
-    assert "audit, rows asked, again in published order: 2 of 2 the same" in report
+    assert "audit, rows asked, again in original order: 2 of 2 the same" in report
     assert "audit, rows merged beyond exact equality, asked on their own: 0 of 2 the same" in report
 
 

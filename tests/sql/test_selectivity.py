@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_relational.sql.selectivity import LEAST_ANSWERS
+from vllm_relational.sql.selectivity import MIN_ANSWERS
 
 FILTERS = [
     "LLM_FILTER('{text} is good', text)",
@@ -23,7 +23,7 @@ def summed_up(condition: str, below: int = 40) -> str:
 def test_the_share_is_that_of_the_answers_there_are(con, engine, condition):
     kept = {text for (text,) in con.sql(f"SELECT text FROM review WHERE id < 12 AND {condition}").fetchall()}
     (known,) = con.sql("SELECT count(*) FROM llm.op_1").fetchall()[0]
-    assert LEAST_ANSWERS <= known < 13
+    assert MIN_ANSWERS <= known < 13
     asked = len(engine.asked)
     second = con.forecast(summed_up(condition)).forecasts[1]
     assert second.share == pytest.approx(len(kept) / known)

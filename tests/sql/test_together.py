@@ -48,7 +48,7 @@ class ByMeaning(TokenEngine):
         question, row = parts_of(Prompt(prompt.key, system="", user=user))
         number = zlib.crc32((question + row["body"].casefold()).encode()) >> 3
         cached = self.cache.request(prompt.token_ids)
-        text, length = answer(number, self.decision), len(prompt.token_ids)
+        text, length = answer(number, self.answer_format), len(prompt.token_ids)
         return Completion(prompt.key, text, prompt_tokens=length, output_tokens=1, cached_tokens=cached)
 
 
@@ -153,9 +153,9 @@ def test_a_result_cache_knows_layouts_apart(opened, tmp_path):
 
 def test_a_side_file_goes_on_over_passages_in_the_layout_that_it_had(opened, tmp_path):
     class Dies(ByMeaning):
-        def ask(self, prompts, decision):
+        def ask(self, prompts, answer_format):
             self.dies_after = 5 if len(self.batches) == 1 else None
-            yield from super().ask(prompts, decision)
+            yield from super().ask(prompts, answer_format)
 
     side = tmp_path / "answers.duckdb"
     con = opened(Dies(), side=side)

@@ -16,7 +16,7 @@ from vllm_relational.records import RelationalError
 
 MAX_DEPTH = 100
 """Levels of nesting in a schema or an answer: Python, Arrow and DuckDB all walk so many."""
-_MOST_BITS = 1024  # of a whole number in a schema: beyond it no float holds it
+_MAX_BITS = 1024  # of a whole number in a schema: beyond it no float holds it
 _ESCAPE = re.compile(
     r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\u([0-9a-fA-F]{4})|\\.", re.DOTALL
 )
@@ -65,7 +65,7 @@ def _plain_text(value: str, path: str) -> str:
 
 def _plain_number(value: float, path: str) -> float:
     number = float(value) if isinstance(value, float) else int(value)
-    if math.isfinite(number) if isinstance(number, float) else number.bit_length() <= _MOST_BITS:
+    if math.isfinite(number) if isinstance(number, float) else number.bit_length() <= _MAX_BITS:
         return number
     raise _not_json(path, value)
 

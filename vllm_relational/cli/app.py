@@ -48,6 +48,7 @@ from vllm_relational.config import (
     DEFAULT_SIMILARITY,
     DEFAULT_SYSTEM_PROMPT,
     QUESTION_FIRST,
+    current_order,
 )
 from vllm_relational.records import RelationalError, RunReport
 
@@ -71,9 +72,9 @@ MaxTokens = Annotated[
     typer.Option(help="Longest answer in tokens, thought included: text 64, JSON 256."),
 ]
 SystemPrompt = Annotated[str, typer.Option(help="First message of every prompt; '' for none.", show_default=False)]
-Pin = Annotated[str | None, typer.Option(help="Columns that keep their published position: a,b.")]
+Pin = Annotated[str | None, typer.Option(help="Columns that keep their original position: a,b.")]
 KeepOrder = Annotated[
-    list[str] | None, typer.Option(help="Columns that keep their published order among themselves: a,b. Repeatable.")
+    list[str] | None, typer.Option(help="Columns that keep their original order among themselves: a,b. Repeatable.")
 ]
 Weight = Annotated[
     list[str] | None, typer.Option(help="COLUMN=NUMBER: how much its tokens count in planning; 1 by default.")
@@ -117,7 +118,7 @@ def run(
     retries: Retries = None,
     served_as: ServedAs = None,
     order: Annotated[
-        str, typer.Option(help="Field and row order: tree, fixed, fixed_v2, ggr, published.")
+        str, typer.Option(help="Field and row order: tree, fixed, fixed_v2, ggr, original.")
     ] = DEFAULT_ORDER,
     pin: Pin = None,
     keep_order: KeepOrder = None,
@@ -243,7 +244,7 @@ def bench(
     table: Table,
     prompt: Prompt,
     model: Model = None,
-    orders: Annotated[str, typer.Option(help="Orders to compare, each from a cold cache.")] = "published,fixed,tree",
+    orders: Annotated[str, typer.Option(help="Orders to compare, each from a cold cache.")] = "original,fixed,tree",
     output: Output = None,
     choices: Choices = None,
     bounds: Range = None,
@@ -289,7 +290,7 @@ def bench(
     cli_output.check_csv(csv, FIELDS)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, concurrency, arguments)
     try:
-        names = cli_options.parse_list(orders, "--orders")
+        names = [current_order(name) for name in cli_options.parse_list(orders, "--orders")]
         if budget is not None:
             rows = rows_within(llm, data, prompt, names, options, budget)
             _say(f"{rows} of {data.num_rows} rows fit into {budget:.0f} s on this machine")
@@ -316,7 +317,7 @@ def plan(
     columns: Annotated[str | None, typer.Option(help="Instead of a prompt: the columns to send, a,b.")] = None,
     planners: Annotated[
         str, typer.Option("--planner", help="Planners to compare.")
-    ] = "published,fixed,fixed_v2,ggr,tree",
+    ] = "original,fixed,fixed_v2,ggr,tree",
     model: Model = None,
     tokenizer: Tokenizer = None,
     pin: Pin = None,
@@ -351,7 +352,7 @@ def plan(
     info = dataclasses.replace(cli_options.with_capacity(llm.expected_engine(), capacity), max_model_len=None)
     options = {**cli_options.order_options(pin, keep_order, weight), "nulls": "keep", "layout": layout}
     options |= cli_options.dedup_options(dedup, normalize, similarity, similar, embedder)
-    names = cli_options.parse_list(planners, "--planner")
+    names = [current_order(name) for name in cli_options.parse_list(planners, "--planner")]
     comparison = compare_planners(llm, data, question, names, options, info, budget)
     if as_json:
         for summary in comparison.summaries:

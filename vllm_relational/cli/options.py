@@ -56,7 +56,7 @@ EmbedderName = Annotated[
 CacheFile = Annotated[
     Path | None, typer.Option("--cache", help="SQLite file of answers kept across runs; made where there is none.")
 ]
-Audit = Annotated[int, typer.Option(help="Afterwards ask N rows again in published order, and N merged rows.")]
+Audit = Annotated[int, typer.Option(help="Afterwards ask N rows again in original order, and N merged rows.")]
 Seed = Annotated[int, typer.Option(help="Of the rows that --audit draws and of semantic clusters.")]
 
 # Have options of their own, or none.

@@ -33,7 +33,7 @@ TEMPLATE = "planners.html.j2"
 TREE_LIMITS = {"max_nodes": 1000, "max_children": 60, "max_depth": 12}
 LABEL_WIDTH, HOVER_WIDTH, HOVER_CELLS = 60, 90, 8
 SHOWN_DEPENDENCIES = 100
-LEVEL_HEIGHT, FRAME_HEIGHT, MOST_HEIGHT = 70, 60, 900  # pixels
+LEVEL_HEIGHT, FRAME_HEIGHT, MAX_HEIGHT = 70, 60, 900  # pixels
 # From all computed to all served, orange to blue as in the report: told apart by readers with any colour vision.
 COLOURS = ("#f2cf8d", "#dfe3e6", "#0f5c94")
 
@@ -91,7 +91,7 @@ def icicle(planned: PlannedQuery, nodes: tuple[PrefixNode, ...]) -> Any:
         pathbar={"visible": True},
     )
     levels = 1 + max(_depths(nodes))
-    layout = {"height": min(LEVEL_HEIGHT * levels + FRAME_HEIGHT, MOST_HEIGHT), "paper_bgcolor": "rgba(0,0,0,0)"}
+    layout = {"height": min(LEVEL_HEIGHT * levels + FRAME_HEIGHT, MAX_HEIGHT), "paper_bgcolor": "rgba(0,0,0,0)"}
     hover = {"align": "left", "bgcolor": "#ffffff", "font": {"color": "#1d2329"}}
     places = {"margin": {"t": 30, "l": 0, "r": 0, "b": 5}, "uniformtext": {"minsize": 9, "mode": "hide"}}
     return go.Figure(trace, {**layout, **places, "hoverlabel": hover})

@@ -21,7 +21,7 @@ from vllm_relational.records import RelationalError
 Rule = Callable[[str], str]
 DEFAULT_LANGUAGE = "en"
 # One pass can make room for another (folding case can undo NFKC); real texts settle in two.
-MOST_PASSES = 8
+MAX_PASSES = 8
 WORDS_KEPT = 200_000  # answers of a dictionary that are remembered
 
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['\u2019][\p{L}\p{M}]+)*")
@@ -175,7 +175,7 @@ def _parse(text: str) -> tuple[str, str]:
 
 
 def _settled(text: str, cleaning: Sequence[Rule]) -> str:
-    for _ in range(MOST_PASSES):
+    for _ in range(MAX_PASSES):
         cleaned = _applied(text, cleaning)
         if cleaned == text:
             break

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
-from vllm_relational.records import Completion, Decision, EngineInfo, Prompt
+from vllm_relational.records import AnswerFormat, Completion, EngineInfo, Prompt
 
 PromptForm = Literal["token_ids", "messages"]
 
@@ -32,7 +32,7 @@ class Engine(Protocol):
 
     def start(self) -> EngineInfo: ...
 
-    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]: ...
+    def ask(self, prompts: Iterable[Prompt], answer_format: AnswerFormat) -> Iterator[Completion]: ...
 
     def reset_cache(self) -> bool: ...
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_relational.answer_format.thoughts import thought_opening
 from vllm_relational.engine.base import PromptForm
-from vllm_relational.engine.decisions import DecisionPlan, plan_decision
+from vllm_relational.engine.decoding import DecodingPlan, plan_decision
 from vllm_relational.engine.interrupts import starting_engine
 from vllm_relational.engine.release import stop_when_dropped, wait_for_stopped
 from vllm_relational.engine.starting import (
@@ -25,7 +25,7 @@ from vllm_relational.engine.starting import (
     start_message,
     without_unreadable_script,
 )
-from vllm_relational.records import Completion, Decision, EngineDiedError, EngineInfo, Prompt, RelationalError
+from vllm_relational.records import AnswerFormat, Completion, EngineDiedError, EngineInfo, Prompt, RelationalError
 
 # Requests waiting inside vLLM beyond those it runs: enough that its scheduler never starves between two feeds.
 QUEUE_FACTOR = 2
@@ -119,17 +119,17 @@ class VllmEngine:
             **scheduler_facts(self._args.get("scheduler_cls"), self._args.get("additional_config")),
         )
 
-    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]:
+    def ask(self, prompts: Iterable[Prompt], answer_format: AnswerFormat) -> Iterator[Completion]:
         # vLLM's client belongs to one thread at a time, and a step hands out the answers of every query.
         with self._one_query:
             self.start()
             if self._dead:
                 raise EngineDiedError("the engine died earlier: close() it, the next question then starts a new one")
-            plan = plan_decision(decision, self._llm.get_tokenizer())
+            plan = plan_decision(answer_format, self._llm.get_tokenizer())
             self._check_constraint(plan)
             yield from _Session(self, plan, iter(prompts)).run()
 
-    def _check_constraint(self, plan: DecisionPlan) -> None:
+    def _check_constraint(self, plan: DecodingPlan) -> None:
         """Refuse, before any row is sent, what vLLM would refuse for each: a schema that its grammar compiler lacks."""
         from vllm.exceptions import VLLMClientError
 
@@ -174,7 +174,7 @@ class VllmEngine:
 class _Session:
     """One call of ``ask``: keeps vLLM's queue filled and hands out completions as requests finish."""
 
-    def __init__(self, engine: VllmEngine, plan: DecisionPlan, prompts: Iterator[Prompt]) -> None:
+    def __init__(self, engine: VllmEngine, plan: DecodingPlan, prompts: Iterator[Prompt]) -> None:
         from vllm_relational.vllm_ext.process.facts import max_num_seqs
 
         self._engine = engine

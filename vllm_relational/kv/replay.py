@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from vllm_relational import native
-from vllm_relational.records import AskedBatch, CacheForecast, Plan, PromptSegments, TokenSegments
+from vllm_relational.records import CacheForecast, Plan, PromptBatch, PromptSegments, TokenSegments
 
 
 def replay(
@@ -35,7 +35,7 @@ def replay(
 
 
 def replay_last(
-    batches: Sequence[AskedBatch], block_size: int, capacity_blocks: int, policy: str = "lru"
+    batches: Sequence[PromptBatch], block_size: int, capacity_blocks: int, policy: str = "lru"
 ) -> CacheForecast:
     """The forecast of the last batch, with the cache as those before it left it; at least one batch.
 
@@ -47,7 +47,7 @@ def replay_last(
     return CacheForecast(int(lengths[last].sum(dtype=np.int64)), int(hits[last].sum(dtype=np.int64)))
 
 
-def joined(batches: Sequence[AskedBatch]) -> tuple[PromptSegments, np.ndarray, Plan]:
+def joined(batches: Sequence[PromptBatch]) -> tuple[PromptSegments, np.ndarray, Plan]:
     """Batches that are asked one after the other as one: ``(segments, codes, plan)`` for a replay.
 
     Headers and tails become columns, as batches differ in them. Column c of every batch shares one column of the
@@ -64,7 +64,7 @@ def joined(batches: Sequence[AskedBatch]) -> tuple[PromptSegments, np.ndarray, P
     return segments, codes, _joined_plan(batches, width)
 
 
-def _stacked(batches: Sequence[AskedBatch], place: int) -> tuple[TokenSegments, np.ndarray]:
+def _stacked(batches: Sequence[PromptBatch], place: int) -> tuple[TokenSegments, np.ndarray]:
     """The cells of that column of every batch, code 0 being an empty one, and the codes of all rows."""
     tokens, lengths, codes, num_cells = [np.empty(0, np.int32)], [np.zeros(1, np.int64)], [], 1
     for batch in batches:
@@ -79,7 +79,7 @@ def _stacked(batches: Sequence[AskedBatch], place: int) -> tuple[TokenSegments, 
     return _segments(tokens, np.concatenate(lengths)), np.concatenate(codes)
 
 
-def _joined_plan(batches: Sequence[AskedBatch], width: int) -> Plan:
+def _joined_plan(batches: Sequence[PromptBatch], width: int) -> Plan:
     rows, fields, first = [], [], 0
     for batch in batches:
         num_rows, num_columns = batch.plan.fields.shape

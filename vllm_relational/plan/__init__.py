@@ -10,16 +10,17 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from vllm_relational.config import current_order
 from vllm_relational.plan.constraints import weighted
 from vllm_relational.plan.exhaustive import plan_exhaustive
 from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
 from vllm_relational.plan.ggr import plan_ggr
-from vllm_relational.plan.original import plan_published
+from vllm_relational.plan.original import plan_original
 from vllm_relational.plan.tree import plan_tree, value_overlaps
 from vllm_relational.records import Plan, PlanInput, RelationalError
 
 # A day: beyond it a number is a slip, and far beyond it does not fit the planner's count of work.
-MOST_BUDGET_SECONDS = 86_400.0
+MAX_BUDGET_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Planner:
 
 
 PLANNERS: Mapping[str, Planner] = {
-    "published": Planner(plan_published),
+    "original": Planner(plan_original),
     "fixed": Planner(plan_fixed),
     "fixed_v2": Planner(plan_fixed_v2),
     "ggr": Planner(plan_ggr),
@@ -54,14 +55,15 @@ def planner(name: str, budget_seconds: float | None = None) -> Planner:
 
     Raises ``RelationalError`` with the names there are, or when the planner takes no budget or not this one.
     """
+    name = current_order(name)
     if name not in PLANNERS:
         raise RelationalError(f"there is no order {name!r}: use one of {', '.join(PLANNERS)}")
     if budget_seconds is None:
         return PLANNERS[name]
     if not PLANNERS[name].takes_budget:
         raise RelationalError(f"order {name!r} does not search and takes no budget: give none, or use {_searching()}")
-    if not 0 <= budget_seconds <= MOST_BUDGET_SECONDS:  # NaN fails too
-        raise RelationalError(f"the budget is {budget_seconds:g} seconds: give 0 to {MOST_BUDGET_SECONDS:,.0f}")
+    if not 0 <= budget_seconds <= MAX_BUDGET_SECONDS:  # NaN fails too
+        raise RelationalError(f"the budget is {budget_seconds:g} seconds: give 0 to {MAX_BUDGET_SECONDS:,.0f}")
     bounded = functools.partial(PLANNERS[name].plan, budget_seconds=budget_seconds)
     return replace(PLANNERS[name], plan=bounded)
 
@@ -77,7 +79,7 @@ __all__ = [
     "plan_fixed",
     "plan_fixed_v2",
     "plan_ggr",
-    "plan_published",
+    "plan_original",
     "plan_tree",
     "planner",
     "value_overlaps",

@@ -12,7 +12,7 @@ import numpy as np
 
 from vllm_relational.records import PlanInput, ValueOverlaps
 
-MOST_TOKENS = 2**30 - 1  # of a cell, in native code
+MAX_TOKENS = 2**30 - 1  # of a cell, in native code
 
 
 def weighted(batch: PlanInput, weights: Mapping[int, float]) -> PlanInput:
@@ -35,7 +35,7 @@ def weighted(batch: PlanInput, weights: Mapping[int, float]) -> PlanInput:
 def _scaled(lengths: np.ndarray, factor: float) -> np.ndarray:
     if factor == 0:
         return np.zeros_like(lengths)
-    scaled = np.clip(np.rint(lengths * factor), 1, MOST_TOKENS)
+    scaled = np.clip(np.rint(lengths * factor), 1, MAX_TOKENS)
     return np.where(lengths > 0, scaled, 0).astype(np.int64)
 
 
@@ -48,8 +48,8 @@ def in_allowed_order(batch: PlanInput, order: list[int]) -> list[int]:
     if not batch.before:
         return order
     result = _put_off(batch, order)
-    published = list(range(batch.num_columns))
-    return result if all(result[column] == column for column in batch.pinned) else published
+    original = list(range(batch.num_columns))
+    return result if all(result[column] == column for column in batch.pinned) else original
 
 
 def in_allowed_orders(batch: PlanInput, fields: np.ndarray) -> np.ndarray:

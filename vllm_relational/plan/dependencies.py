@@ -8,11 +8,11 @@ inference of functional dependencies from relations, 1995).
 A high share alone says little. What counts besides:
 
 - A determinant is no key, nor nearly one: everything follows from a key. Its distinct values are at most
-  ``MOST_DISTINCT`` of the rows.
+  ``MAX_DISTINCT`` of the rows.
 - A column with one dominant value is guessed well without any determinant. So of the rows that guessing its commonest
-  value gets wrong, a dependency leaves at most ``MOST_UNEXPLAINED`` wrong; a constant follows from nothing.
+  value gets wrong, a dependency leaves at most ``MAX_UNEXPLAINED`` wrong; a constant follows from nothing.
 - A few odd rows follow by chance from any column that is almost a key there. So the determinant's values that say
-  something else than the commonest value are at most ``MOST_DISTINCT`` of the rows that do: like the key's values, each
+  something else than the commonest value are at most ``MAX_DISTINCT`` of the rows that do: like the key's values, each
   must speak for more than one row on average.
 - A join repeats the rows of its dimensions, and with them every accident among their columns: in 15,000 reviews of 372
   listings the price of a listing gives the day it was scraped. So columns that follow exactly from one key are judged
@@ -31,8 +31,8 @@ import numpy as np
 from vllm_relational import native
 from vllm_relational.records import PlanInput
 
-MOST_UNEXPLAINED = 0.1
-MOST_DISTINCT = 0.8
+MAX_UNEXPLAINED = 0.1
+MAX_DISTINCT = 0.8
 _ROUNDING = 1e-6  # 1 - 0.9 is a little less than 0.1
 _NOT_DEPENDENT = -1
 
@@ -55,7 +55,7 @@ class Dependency:
 
 
 def find_dependencies(
-    batch: PlanInput, least_share: float = 0.99, most_distinct: float = MOST_DISTINCT
+    batch: PlanInput, least_share: float = 0.99, most_distinct: float = MAX_DISTINCT
 ) -> tuple[Dependency, ...]:
     """The dependencies that at least ``least_share`` of the rows keep, without those that follow from others.
 
@@ -74,7 +74,7 @@ def find_dependencies(
 
     def judge(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
         codes = batch.codes[np.ix_(columns, rows)]
-        return native.pair_dependencies(codes, num_values[columns], 1 - least_share, MOST_UNEXPLAINED, most_distinct)
+        return native.pair_dependencies(codes, num_values[columns], 1 - least_share, MAX_UNEXPLAINED, most_distinct)
 
     wrong = judge(np.arange(batch.num_columns), np.arange(batch.num_rows))
     _judge_in_dimensions(batch.codes, wrong, judge)

@@ -20,12 +20,12 @@ from vllm_relational.records import Plan, PlanInput
 
 
 def plan_fixed(batch: PlanInput) -> Plan:
-    """Columns by average tokens a cell / cardinality, descending; ties and pinned columns as published."""
+    """Columns by average tokens a cell / cardinality, descending; ties and pinned columns in original order."""
     return _plan("fixed", batch, column_scores(batch))
 
 
 def plan_fixed_v2(batch: PlanInput) -> Plan:
-    """Columns by average tokens^2 x (rows / cardinality - 1), descending; ties and pinned columns as published."""
+    """Columns by average tokens^2 x (rows / cardinality - 1), descending; ties and pinned columns in original order."""
     return _plan("fixed_v2", batch, repeat_scores(batch))
 
 
@@ -35,7 +35,7 @@ def _plan(name: str, batch: PlanInput, scores: np.ndarray) -> Plan:
 
 
 def fixed_field_order(batch: PlanInput, scores: np.ndarray | None = None) -> list[int]:
-    """Column numbers by descending score (default: ``column_scores``); pinned columns keep their published position."""
+    """Column numbers by descending score (default: ``column_scores``); pinned columns keep their original position."""
     ranks = column_scores(batch) if scores is None else scores
     movable = [column for column in range(batch.num_columns) if column not in batch.pinned]
     ranked = iter(sorted(movable, key=lambda column: (-ranks[column], column)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_relational.records import AskedBatch, EncodedTable, Plan, PlanInput
+from vllm_relational.records import EncodedTable, Plan, PlanInput, PromptBatch
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Track:
     shared: np.ndarray
 
 
-def track(asked: AskedBatch, table: EncodedTable) -> Track:
+def track(asked: PromptBatch, table: EncodedTable) -> Track:
     """A batch that was asked as one over ``table`` sees it: a field is the same where name and value are."""
     place_of = {name: place for place, name in enumerate(table.names)}
     places = np.array([place_of.get(name, -1) for name in asked.table.names], np.int32)

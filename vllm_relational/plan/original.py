@@ -7,9 +7,9 @@ import numpy as np
 from vllm_relational.records import Plan, PlanInput
 
 
-def plan_published(batch: PlanInput) -> Plan:
-    """Rows in input order, fields in published order."""
-    return same_fields("published", np.arange(batch.num_rows, dtype=np.int64), list(range(batch.num_columns)))
+def plan_original(batch: PlanInput) -> Plan:
+    """Rows in input order, fields in original order."""
+    return same_fields("original", np.arange(batch.num_rows, dtype=np.int64), list(range(batch.num_columns)))
 
 
 def same_fields(planner: str, rows: np.ndarray, order: list[int]) -> Plan:

@@ -1,6 +1,6 @@
 """The tree planner: every row has its own field order, chosen so that all rows together form the smallest prefix tree.
 
-The search is native code (csrc/planner/tree_planner.h explains it). Its plan never serves less than the published
+The search is native code (csrc/planner/tree_planner.h explains it). Its plan never serves less than the original
 order, the fixed orders and GGR's plan, counted in whole blocks of what each row shares with the row before; with
 ``PlanInput.overlaps`` also the tokens that differing cells begin with alike: a few hits in whole cells may go for more
 of those.
@@ -18,16 +18,16 @@ from vllm_relational import native
 from vllm_relational.plan.fixed import plan_fixed, plan_fixed_v2
 from vllm_relational.plan.ggr import ggr_fields, plan_ggr
 from vllm_relational.plan.objective import hit_tokens
-from vllm_relational.plan.original import plan_published
+from vllm_relational.plan.original import plan_original
 from vllm_relational.records import Plan, PlanInput, TokenSegments, ValueOverlaps
 
 # One pass of the local search compares a row with a few others for each of its cells, and a comparison reads a row.
-LEAST_SECONDS, SECONDS_PER_READ, COLUMNS_WORTH_A_ROW = 0.1, 5e-8, 16
+MIN_SECONDS, SECONDS_PER_READ, COLUMNS_WORTH_A_ROW = 0.1, 5e-8, 16
 # Large tables settle for less.
 SECONDS, SECONDS_PER_CELL = 0.5, 7e-7
 # Others may search longer where that pays: answering 1,000 rows a second takes 1 ms a row, of which planning may take
 # 5 %, or a second where the rows are few. No search takes longer than the last.
-ALLOWED_SECONDS, ALLOWED_A_ROW, MOST_SECONDS = 1.0, 0.05e-3, 3.0
+ALLOWED_SECONDS, ALLOWED_A_ROW, MAX_SECONDS = 1.0, 0.05e-3, 3.0
 # Computing a token takes 0.1 ms (8 billion parameters on a mid-sized GPU): a search that gains less than this many a
 # second does not pay.
 TOKENS_PER_SECOND = 10_000.0
@@ -40,9 +40,9 @@ def default_budget(batch: PlanInput) -> float:
     """
     cells = batch.codes.size
     passes = SECONDS_PER_READ * cells * (batch.num_columns + COLUMNS_WORTH_A_ROW)
-    settled = min(LEAST_SECONDS + passes, SECONDS + SECONDS_PER_CELL * cells)
+    settled = min(MIN_SECONDS + passes, SECONDS + SECONDS_PER_CELL * cells)
     allowed = max(ALLOWED_SECONDS, ALLOWED_A_ROW * batch.num_rows)
-    return min(max(settled, allowed), MOST_SECONDS)
+    return min(max(settled, allowed), MAX_SECONDS)
 
 
 def value_overlaps(cells: Iterable[TokenSegments]) -> tuple[ValueOverlaps, ...]:
@@ -59,11 +59,11 @@ def plan_tree(batch: PlanInput, budget_seconds: float | None = None, seed: int =
     ``budget_seconds`` is for the local search (default: ``default_budget``); the starting trees come on top. It is
     counted in work, not in time: the same batch, budget and seed give the same plan on every machine.
     With columns pinned in the middle of the row all rows get one field order, the best that hill climbing finds, or
-    GGR's. Without native code there is no search: the best of ``fixed``, ``fixed_v2``, ``ggr`` and ``published`` is
+    GGR's. Without native code there is no search: the best of ``fixed``, ``fixed_v2``, ``ggr`` and ``original`` is
     taken, under its own name.
     """
     if not native.AVAILABLE:
-        plans = [plan_fixed(batch), plan_fixed_v2(batch), plan_ggr(batch), plan_published(batch)]
+        plans = [plan_fixed(batch), plan_fixed_v2(batch), plan_ggr(batch), plan_original(batch)]
         return max(plans, key=lambda plan: hit_tokens(batch, plan))
     budget, least_gain = budget_seconds, 0.0
     if budget is None:

@@ -26,7 +26,7 @@ import numpy as np
 from vllm_relational.config import QUESTION_FIRST, Layout
 from vllm_relational.prompts.template import Question, answer_rule
 from vllm_relational.prompts.tokenizer import Tokenizer
-from vllm_relational.records import Decision, EncodedTable, Plan, Prompt, PromptSegments
+from vllm_relational.records import AnswerFormat, EncodedTable, Plan, Prompt, PromptSegments
 
 # Rows whose joined segments are compared with the tokens of their whole text.
 BORDER_SAMPLE = 32
@@ -42,7 +42,7 @@ class PromptBuilder:
         self,
         question: Question,
         table: EncodedTable,
-        decision: Decision,
+        answer_format: AnswerFormat,
         system: str,
         tokenizer: Tokenizer,
         layout: Layout = QUESTION_FIRST,
@@ -50,7 +50,7 @@ class PromptBuilder:
         self._table = table
         self._tokenizer = tokenizer
         self._system = system
-        asked = "\n".join(filter(None, [question.instruction, answer_rule(decision)]))
+        asked = "\n".join(filter(None, [question.instruction, answer_rule(answer_format)]))
         first = layout == QUESTION_FIRST
         self._before, self._after = (f"{asked}\n\n{{\n", "}") if first else ("{\n", f"}}\n\n{asked}")
         self._names = [json.dumps(name, ensure_ascii=False) for name in table.names]

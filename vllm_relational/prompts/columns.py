@@ -15,7 +15,7 @@ class QuestionColumns:
         self.used, self.all = question.columns, table_columns
 
     def number(self, name: str, option: str) -> int:
-        """The published position of a column; raises ``RelationalError`` naming the option."""
+        """The original position of a column; raises ``RelationalError`` naming the option."""
         if name in self.used:
             return self.used.index(name)
         if name not in self.all:
@@ -25,6 +25,6 @@ class QuestionColumns:
         )
 
     def kept_pairs(self, groups: tuple[tuple[str, ...], ...]) -> tuple[tuple[int, int], ...]:
-        """Neighbours, in published order, in each group of columns that keep it."""
+        """Neighbours, in original order, in each group of columns that keep it."""
         placed = (sorted({self.number(name, "keep_order") for name in group}) for group in groups)
         return tuple(sorted({pair for group in placed for pair in pairwise(group)}))

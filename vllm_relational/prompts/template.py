@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
+from vllm_relational.records import AnswerFormat, Choice, FreeText, IntegerRange, JsonSchema, RelationalError
 
 ALL_COLUMNS = "*"
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -20,7 +20,7 @@ class Question:
 
     template:    as the user wrote it.
     instruction: the template with every ``{column}`` replaced by the field's name in double quotes.
-    columns:     the columns used, in published order: as first named; ``{*}`` adds the others in table order.
+    columns:     the columns used, in original order: as first named; ``{*}`` adds the others in table order.
     """
 
     template: str
@@ -44,9 +44,9 @@ def parse_template(template: str, table_columns: Sequence[str]) -> Question:
     return Question(template, instruction.strip(), tuple(used))
 
 
-def answer_rule(decision: Decision) -> str:
+def answer_rule(answer_format: AnswerFormat) -> str:
     """The sentence that tells the model which answers there are; '' for free text."""
-    match decision:
+    match answer_format:
         case Choice((first, second)):
             # Not "with one of: yes, no": after that a 0.5B model answered no to 240 of 240 reviews, half of them good.
             return f"Answer {first} or {second}."
@@ -119,14 +119,14 @@ def _columns_hint(table_columns: Sequence[str]) -> str:
     return f"Columns: {shown}{more}"
 
 
-def answer_room(decision: Decision) -> int:
+def answer_room(answer_format: AnswerFormat) -> int:
     """Tokens to keep free for the answer; constrained answers are short, and vLLM clips their bound itself."""
-    if isinstance(decision, Choice | IntegerRange):
-        return decision.max_tokens or _longest_label(decision)
-    return decision.max_tokens
+    if isinstance(answer_format, Choice | IntegerRange):
+        return answer_format.max_tokens or _longest_label(answer_format)
+    return answer_format.max_tokens
 
 
-def _longest_label(decision: Choice | IntegerRange) -> int:
-    if isinstance(decision, Choice):
-        return max(len(label.encode()) for label in decision.labels)
-    return max(len(str(decision.low)), len(str(decision.high)))
+def _longest_label(answer_format: Choice | IntegerRange) -> int:
+    if isinstance(answer_format, Choice):
+        return max(len(label.encode()) for label in answer_format.labels)
+    return max(len(str(answer_format.low)), len(str(answer_format.high)))

@@ -13,12 +13,12 @@ import numpy as np
 
 from vllm_relational.engine.base import Engine
 from vllm_relational.prompts import PromptBuilder
-from vllm_relational.records import Agreement, AuditReport, Decision, EngineDiedError, Plan
+from vllm_relational.records import Agreement, AnswerFormat, AuditReport, EngineDiedError, Plan
 from vllm_relational.results.agreement import agreement
 from vllm_relational.results.outcome import checked
 from vllm_relational.results.parse import parser
 
-PUBLISHED = "rows asked, again in published order"
+ORIGINAL = "rows asked, again in original order"
 ALONE = "rows merged beyond exact equality, asked on their own"
 
 
@@ -41,23 +41,23 @@ class Answered:
 
 
 def audit(
-    run: Answered, prompts: PromptBuilder, decision: Decision, engine: Engine, num_rows: int, seed: int
+    run: Answered, prompts: PromptBuilder, answer_format: AnswerFormat, engine: Engine, num_rows: int, seed: int
 ) -> AuditReport:
     """Ask ``num_rows`` rows of each kind again, or all where there are fewer; the same seed draws the same rows.
 
     Merged rows are asked in the field order of the row that was asked for them, so that only the merge is seen.
     An engine that dies on the way ends the audit, not the run.
     """
-    published = np.arange(len(run.codes), dtype=np.int32)
+    original = np.arange(len(run.codes), dtype=np.int32)
     samples: list[Agreement] = []
     note = ""
     try:
         for name, rows, fields_of in (
-            (PUBLISHED, run.asked, lambda row: published),
-            (ALONE, run.merged, lambda row: run.fields.get(int(run.source_rows[row]), published)),
+            (ORIGINAL, run.asked, lambda row: original),
+            (ALONE, run.merged, lambda row: run.fields.get(int(run.source_rows[row]), original)),
         ):
             drawn = _drawn(rows, num_rows, seed)
-            again = _asked(run.codes, drawn, fields_of, prompts, decision, engine)
+            again = _asked(run.codes, drawn, fields_of, prompts, answer_format, engine)
             before = {row: run.answers[row] for row in drawn.tolist()}
             samples.append(agreement(name, len(rows), before, again))
     except EngineDiedError as error:
@@ -75,7 +75,7 @@ def _asked(
     rows: np.ndarray,
     fields_of: Callable[[int], np.ndarray],
     prompts: PromptBuilder,
-    decision: Decision,
+    answer_format: AnswerFormat,
     engine: Engine,
 ) -> dict[int, Any]:
     """The usable answers by row."""
@@ -84,6 +84,8 @@ def _asked(
     fields = np.stack([fields_of(row) for row in rows.tolist()])
     plan = Plan("audit", np.arange(len(rows), dtype=np.int64), fields)
     form = prompts.token_prompts if engine.prompt_form == "token_ids" else prompts.message_prompts
-    parse = parser(decision)
-    completions = (checked(completion, parse) for completion in engine.ask(form(plan, codes[:, rows], rows), decision))
+    parse = parser(answer_format)
+    completions = (
+        checked(completion, parse) for completion in engine.ask(form(plan, codes[:, rows], rows), answer_format)
+    )
     return {completion.key: parse(completion.text) for completion in completions if completion.text is not None}

@@ -11,12 +11,12 @@ from vllm_relational.kv.replay import replay, replay_last
 from vllm_relational.plan.bound import Earlier, most_served
 from vllm_relational.plan.follow import backwards, follow, track
 from vllm_relational.records import (
-    AskedBatch,
     CacheForecast,
     EncodedTable,
     EngineInfo,
     Plan,
     PlanInput,
+    PromptBatch,
     PromptSegments,
 )
 
@@ -30,9 +30,9 @@ class Forecaster:
     config: QueryConfig
     info: EngineInfo
 
-    def asked(self, plan: Plan, codes: np.ndarray) -> AskedBatch:
+    def asked(self, plan: Plan, codes: np.ndarray) -> PromptBatch:
         """The prompts of a plan as later ones find them in the cache."""
-        return AskedBatch(self.table, self.segments, codes, plan, self.config.layout == ROW_FIRST)
+        return PromptBatch(self.table, self.segments, codes, plan, self.config.layout == ROW_FIRST)
 
     def forecast(self, plan: Plan, codes: np.ndarray, policy: str | None = None) -> CacheForecast:
         """What the engine's prefix cache will serve; policy: what it evicts first, by default what the engine does.
@@ -56,7 +56,7 @@ class Forecaster:
         return plans[best], forecasts[best]
 
     def _following(self, batch: PlanInput, own: Plan) -> list[Plan]:
-        free = self.config.order != "published" and not batch.pinned and not batch.before
+        free = self.config.order != "original" and not batch.pinned and not batch.before
         earlier = [asked for asked in self.config.after if asked.row_first]
         if not free or not earlier or self.config.layout != ROW_FIRST:
             return []
@@ -71,5 +71,5 @@ class Forecaster:
         served, total = most_served(self.segments, batch.codes, batch.overlaps, before)
         return served / max(total, 1)
 
-    def _known(self, asked: AskedBatch) -> tuple[np.ndarray, ...]:
+    def _known(self, asked: PromptBatch) -> tuple[np.ndarray, ...]:
         return tuple(np.unique(codes[codes >= 0]) for codes in track(asked, self.table).codes)

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from vllm_relational.config import QueryConfig
-from vllm_relational.records import NULL_CODE, Decision, EncodedTable, JobRecord, RelationalError
+from vllm_relational.records import NULL_CODE, AnswerFormat, EncodedTable, JobRecord, RelationalError
 from vllm_relational.results.checkpoint import Checkpoint, MemoryAnswers
 from vllm_relational.table import fingerprint
 
@@ -23,7 +23,12 @@ MIXING = np.uint64(0x9E3779B97F4A7C15)  # odd, bits spread evenly (Knuth: the go
 
 
 def job_identity(
-    template: str, decision: Decision, model: str, table: EncodedTable, config: QueryConfig, merging: Mapping[str, str]
+    template: str,
+    answer_format: AnswerFormat,
+    model: str,
+    table: EncodedTable,
+    config: QueryConfig,
+    merging: Mapping[str, str],
 ) -> dict[str, Any]:
     """What makes two jobs the same: a checkpoint serves only its own. JSON values.
 
@@ -31,7 +36,7 @@ def job_identity(
     """
     return {
         "prompt": template,
-        "answer form": answer_form(decision),
+        "answer form": answer_form(answer_format),
         "model": model,
         "table": fingerprint(table),
         "system prompt": config.system_prompt,
@@ -40,10 +45,10 @@ def job_identity(
     }
 
 
-def answer_form(decision: Decision) -> dict[str, Any]:
-    """The decision as JSON values."""
-    given = {name: value for name, value in dataclasses.asdict(decision).items() if value is not None}
-    return {"kind": type(decision).__name__, **given}
+def answer_form(answer_format: AnswerFormat) -> dict[str, Any]:
+    """The answer format as JSON values."""
+    given = {name: value for name, value in dataclasses.asdict(answer_format).items() if value is not None}
+    return {"kind": type(answer_format).__name__, **given}
 
 
 def row_digests(table: EncodedTable) -> np.ndarray:

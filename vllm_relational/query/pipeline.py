@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vllm_relational.config import KEEP_NULLS, QueryConfig, check_decision
+from vllm_relational.config import KEEP_NULLS, QueryConfig, check_answer_format
 from vllm_relational.dedup import scatter
 from vllm_relational.dedup.grouper import EXACT, RowGrouper, answer_origins, first_rows, name_sources
 from vllm_relational.engine.base import Engine, closing
@@ -28,10 +28,9 @@ from vllm_relational.query.job_record import EarlierOutput, answer_form, job_ide
 from vllm_relational.query.unasked import Keep, keeping_answers, nothing_asked
 from vllm_relational.records import (
     NULL_CODE,
-    AskedBatch,
+    AnswerFormat,
     CacheForecast,
     Completion,
-    Decision,
     Distinct,
     EncodedTable,
     EngineDiedError,
@@ -41,6 +40,7 @@ from vllm_relational.records import (
     PlanInput,
     PlannedQuery,
     Prompt,
+    PromptBatch,
     QueryResult,
     RowFailedError,
     RunReport,
@@ -59,7 +59,7 @@ RESUMED, CACHED = "resumed", "cached"
 def run_query(
     table: pa.Table,
     template: str,
-    decision: Decision,
+    answer_format: AnswerFormat,
     config: QueryConfig,
     engine: Engine,
     tokenizer: Tokenizer,
@@ -73,7 +73,7 @@ def run_query(
     died on the way (the checkpoint then holds what was answered), ``RowFailedError`` if ``config.on_error`` is
     'raise' and a row failed.
     """
-    job = _Job(table, template, decision, config, tokenizer)
+    job = _Job(table, template, answer_format, config, tokenizer)
     job.check_store(earlier)
     if not job.distinct.num_distinct:
         return nothing_asked(job, engine)
@@ -97,17 +97,22 @@ def run_query(
 
 
 def plan_query(
-    table: pa.Table, template: str, decision: Decision, config: QueryConfig, info: EngineInfo, tokenizer: Tokenizer
+    table: pa.Table,
+    template: str,
+    answer_format: AnswerFormat,
+    config: QueryConfig,
+    info: EngineInfo,
+    tokenizer: Tokenizer,
 ) -> RunReport:
     """Plan the query and forecast the cache without an engine (``--dry-run``)."""
-    return prepare(table, template, decision, config, tokenizer).plan(info).report
+    return prepare(table, template, answer_format, config, tokenizer).plan(info).report
 
 
 def prepare(
-    table: pa.Table, template: str, decision: Decision, config: QueryConfig, tokenizer: Tokenizer
+    table: pa.Table, template: str, answer_format: AnswerFormat, config: QueryConfig, tokenizer: Tokenizer
 ) -> PreparedQuery:
     """Encode, deduplicate and tokenise once what is then planned several times. Raises as ``run_query`` does."""
-    return PreparedQuery(_Job(table, template, decision, config, tokenizer))
+    return PreparedQuery(_Job(table, template, answer_format, config, tokenizer))
 
 
 class PreparedQuery:
@@ -168,9 +173,9 @@ class Batch:
     keys: np.ndarray
     input: PlanInput
     plan: Plan
-    asked: AskedBatch
+    asked: PromptBatch
     predicted: CacheForecast
-    published: CacheForecast
+    original: CacheForecast
     ceiling: float
     num_resumed: int
 
@@ -179,16 +184,16 @@ class _Job:
     """One query on its way through the stages."""
 
     def __init__(
-        self, table: pa.Table, template: str, decision: Decision, config: QueryConfig, tokenizer: Tokenizer
+        self, table: pa.Table, template: str, answer_format: AnswerFormat, config: QueryConfig, tokenizer: Tokenizer
     ) -> None:
-        self.config, self.decision = config, decision
+        self.config, self.answer_format = config, answer_format
         self.seconds: dict[str, float] = {}
         self.row_errors: dict[int, str] = {}
         self.group_errors: dict[int, str] = {}
         self.measured = Measured()
         self.known: dict[int, str] = {}  # rows answered before this run -> 'resumed' or 'cached'
         self.cache: QueryCache | None = None
-        check_decision(decision)
+        check_answer_format(answer_format)
         planner(config.order)
         self.question = parse_template(template, table.column_names)
         columns = QuestionColumns(self.question, table.column_names)
@@ -202,7 +207,7 @@ class _Job:
             self.grouping, self.merges = self.grouper.group(self._complete_rows())
         with self.clock("tokenise"):
             self.prompts = PromptBuilder(
-                self.question, self.table, decision, config.system_prompt, tokenizer, config.layout
+                self.question, self.table, answer_format, config.system_prompt, tokenizer, config.layout
             )
 
     def again(self, order: str | None) -> _Job:
@@ -264,10 +269,10 @@ class _Job:
         with self.clock("forecast"):
             forecaster = self.forecaster(info)
             plan, predicted = forecaster.cheapest(batch, plan)
-            published = forecaster.forecast(PLANNERS["published"](batch), codes)
+            original = forecaster.forecast(PLANNERS["original"](batch), codes)
             ceiling, asked = forecaster.ceiling(batch), forecaster.asked(plan, codes)
         num_resumed = sum(row in answered and self.known.get(row) != CACHED for row in first)
-        return Batch(groups, codes, keys, batch, plan, asked, predicted, published, ceiling, num_resumed)
+        return Batch(groups, codes, keys, batch, plan, asked, predicted, original, ceiling, num_resumed)
 
     def forecaster(self, info: EngineInfo) -> Forecaster:
         """Forecasts for that engine."""
@@ -278,7 +283,7 @@ class _Job:
             return  # the engine counts for itself, and refuses exactly the rows that are too long
         codes = self.table.codes[:, self.distinct.first_rows]
         lengths = self.prompts.lengths(codes)
-        room = info.max_model_len - answer_room(self.decision)
+        room = info.max_model_len - answer_room(self.answer_format)
         for group in np.flatnonzero(lengths > room).tolist():
             if int(self.distinct.first_rows[group]) in answered:
                 continue
@@ -308,8 +313,8 @@ class _Job:
         return Checkpoint.open(self.config.checkpoint, self.record(model).job, self.config.resume)
 
     def forget_unusable(self, store: Checkpoint | MemoryAnswers) -> None:
-        """Drop answers that the decision does not admit (a checkpoint edited by hand): their rows are asked again."""
-        parse = parser(self.decision)
+        """Drop answers that the format does not admit (a checkpoint edited by hand): their rows are asked again."""
+        parse = parser(self.answer_format)
         unusable = [key for key, text in store.answers.items() if not admitted(text, parse, key in store.cut)]
         for key in unusable:
             del store.answers[key]
@@ -324,10 +329,10 @@ class _Job:
         with self.clock("look up"):
             rows = self.distinct.first_rows
             rows = rows[np.array([row not in store.answers for row in rows.tolist()], bool)]
-            codes, parse = self.table.codes[:, rows], parser(self.decision)
+            codes, parse = self.table.codes[:, rows], parser(self.answer_format)
             self.cache = QueryCache(cache, self._cache_settings(info, engine), info.model)
-            published = PLANNERS["published"](PlanInput(codes, ()))
-            found = self.cache.find(self._form(engine)(published, codes, rows), lambda text: admitted(text, parse))
+            original = PLANNERS["original"](PlanInput(codes, ()))
+            found = self.cache.find(self._form(engine)(original, codes, rows), lambda text: admitted(text, parse))
             for row, text in found.items():
                 store.add(row, text, row in self.cache.cut)
                 self.known[row] = CACHED
@@ -344,11 +349,11 @@ class _Job:
         """Send the batch in planned order and store answers as they come."""
         group_of = dict(zip(batch.keys.tolist(), batch.groups.tolist(), strict=True))
         progress = make_progress(self.config.progress and len(batch.keys) > 0)
-        parse = parser(self.decision)
+        parse = parser(self.answer_format)
         progress.start(len(batch.keys))
         try:
             prompts = self._form(engine)(batch.plan, batch.codes, batch.keys)
-            with self.clock("ask"), closing(engine.ask(prompts, self.decision)) as completions:
+            with self.clock("ask"), closing(engine.ask(prompts, self.answer_format)) as completions:
                 for reply in completions:
                     completion = checked(reply, parse)
                     self.measured.add(completion)
@@ -379,7 +384,7 @@ class _Job:
     def result(self, batch: Batch, info: EngineInfo, store: Checkpoint | MemoryAnswers) -> QueryResult:
         """Answers and reasons in input order."""
         with self.clock("assemble"):
-            parse = parser(self.decision)
+            parse = parser(self.answer_format)
             inverse = self.distinct.inverse
             texts = scatter([store.answers.get(row) for row in self.distinct.first_rows.tolist()], inverse)
             errors = scatter([self.group_errors.get(g) for g in range(self.distinct.num_distinct)], inverse)
@@ -400,7 +405,12 @@ class _Job:
             return result
         with self.clock("audit"):
             found = audit(
-                self._answered(result, batch), self.prompts, self.decision, engine, self.config.audit, self.config.seed
+                self._answered(result, batch),
+                self.prompts,
+                self.answer_format,
+                engine,
+                self.config.audit,
+                self.config.seed,
             )
         report = dataclasses.replace(result.report, audit=found, stage_seconds=dict(self.seconds))
         return dataclasses.replace(result, report=report)
@@ -428,7 +438,7 @@ class _Job:
             num_failed=sum(failed.values()),
             failures=failed,
             predicted=batch.predicted,
-            published=batch.published,
+            original=batch.original,
             ceiling=batch.ceiling,
             token_counts=self.prompts.counts,
             measured_prompt_tokens=measured.prompt_tokens or None,
@@ -476,7 +486,7 @@ class _Job:
 
     def record(self, model: str) -> JobRecord:
         """What makes two jobs the same: a checkpoint serves only its own."""
-        named = (self.question.template, self.decision, model, self.table, self.config, self.grouper.settings)
+        named = (self.question.template, self.answer_format, model, self.table, self.config, self.grouper.settings)
         return JobRecord(functools.partial(job_identity, *named), self.table)
 
     def _cache_settings(self, info: EngineInfo, engine: Engine) -> dict[str, Any]:
@@ -485,8 +495,9 @@ class _Job:
         return {
             "model": info.model,
             "fingerprint": info.fingerprint,
-            "answer form": answer_form(self.decision),
+            "answer form": answer_form(self.answer_format),
             "decoding": "greedy",  # engines ask at temperature 0
-            "fields": "published" if self.config.order == "published" else free,
+            # the name that this order had when caches were first written
+            "fields": "published" if self.config.order == "original" else free,
             "prompt form": engine.prompt_form,
         }

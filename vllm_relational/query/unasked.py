@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vllm_relational.engine.base import Engine, PromptForm
-from vllm_relational.records import Completion, Decision, EngineInfo, Prompt, QueryResult
+from vllm_relational.records import AnswerFormat, Completion, EngineInfo, Prompt, QueryResult
 from vllm_relational.results.checkpoint import Checkpoint, MemoryAnswers
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class NoEngine:
     def start(self) -> EngineInfo:
         return EngineInfo(self.model)
 
-    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Iterator[Completion]:
+    def ask(self, prompts: Iterable[Prompt], answer_format: AnswerFormat) -> Iterator[Completion]:
         """Says of each prompt that nobody answers it, should there be one."""
         return (Completion(prompt.key, None, "refused: no engine was started") for prompt in prompts)
 

@@ -1,9 +1,9 @@
 """Answers that outlive a run: one SQLite file, shared by runs, tables and processes.
 
-A key is a digest of the model, the decoding settings and the prompt itself, in published field order (what is asked in
-another order is still the same question; see ``answer_key``). Only answers that the decision admits are stored, never
-failures. Each is committed as it comes, in SQLite's write-ahead log: a killed process loses none, and two processes
-may write at a time. A checksum over key and answer says which entries are damaged: they are never served.
+A key is a digest of the model, the decoding settings and the prompt itself, in original field order (what is asked in
+another order is still the same question; see ``answer_key``). Only answers that the answer format admits are stored,
+never failures. Each is committed as it comes, in SQLite's write-ahead log: a killed process loses none, and two
+processes may write at a time. A checksum over key and answer says which entries are damaged: they are never served.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What became of a row: an answer that the decision admits, or a reason that begins with its kind."""
+"""What became of a row: an answer that the answer format admits, or a reason that begins with its kind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Measured:
 
 
 def checked(completion: Completion, parse: Parser) -> Completion:
-    """The completion without thought, with an error in place of a text that the decision does not admit."""
+    """The completion without thought, with an error in place of a text that the answer format does not admit."""
     if completion.error is not None:
         return dataclasses.replace(completion, text=None, error=printable(f"{REFUSED}: {completion.error}"))
     try:
@@ -52,7 +52,7 @@ def _cut_off(completion: Completion) -> str:
 
 
 def admitted(text: str, parse: Parser, cut: bool = False) -> bool:
-    """Whether the decision admits a text that was stored as an answer. cut: it was stored as cut off."""
+    """Whether the answer format admits a text that was stored as an answer. cut: it was stored as cut off."""
     try:
         parse(text)
     except UnparsableAnswer:

@@ -13,14 +13,14 @@ import pyarrow as pa
 from vllm_relational.answer_format.json_schemas import MAX_DEPTH, schema_check
 from vllm_relational.answer_format.thoughts import without_thought
 from vllm_relational.config import folded_label
-from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema
+from vllm_relational.records import AnswerFormat, Choice, FreeText, IntegerRange, JsonSchema
 
 SHOWN_CHARACTERS, SHOWN_LABELS = 80, 200
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 class UnparsableAnswer(ValueError):  # noqa: N818 - a row's outcome, not a failure of the program
-    """The answer is not one that the decision admits; the message names both."""
+    """The answer is not one that the answer format admits; the message names both."""
 
 
 class Parser:
@@ -29,20 +29,20 @@ class Parser:
     takes_cut: whether a text that was cut off is still an answer. Half a label, number or document is none, even where
                it reads as one: 1 may have been the beginning of 12.
 
-    The engine enforces the decision; this check holds for engines that cannot.
+    The engine enforces the answer format; this check holds for engines that cannot.
     """
 
-    def __init__(self, decision: Decision) -> None:
-        self.takes_cut = isinstance(decision, FreeText)
-        self._parse = _parser(decision)
+    def __init__(self, answer_format: AnswerFormat) -> None:
+        self.takes_cut = isinstance(answer_format, FreeText)
+        self._parse = _parser(answer_format)
 
     def __call__(self, text: str) -> Any:
         return self._parse(answer_text(text))
 
 
-def parser(decision: Decision) -> Parser:
-    """How completions are read under the decision."""
-    return Parser(decision)
+def parser(answer_format: AnswerFormat) -> Parser:
+    """How completions are read under the answer format."""
+    return Parser(answer_format)
 
 
 def answer_text(text: str) -> str:
@@ -63,8 +63,8 @@ def answer_text(text: str) -> str:
     return answer
 
 
-def _parser(decision: Decision) -> Callable[[str], Any]:
-    match decision:
+def _parser(answer_format: AnswerFormat) -> Callable[[str], Any]:
+    match answer_format:
         case FreeText():
             return str.strip
         case Choice(labels):
@@ -75,9 +75,9 @@ def _parser(decision: Decision) -> Callable[[str], Any]:
             return _json_parser(schema)
 
 
-def arrow_type(decision: Decision) -> pa.DataType:
+def arrow_type(answer_format: AnswerFormat) -> pa.DataType:
     """The type of the answer column; JSON answers are stored as their text."""
-    return pa.int64() if isinstance(decision, IntegerRange) else pa.string()
+    return pa.int64() if isinstance(answer_format, IntegerRange) else pa.string()
 
 
 def _choice_parser(labels: tuple[str, ...]) -> Callable[[str], str]:

@@ -82,7 +82,7 @@ def tiles(report: RunReport) -> list[tuple[str, str]]:
     found = []
     if factor is not None:
         times, word = ratio(factor)
-        found.append((times, f"{word} prompt tokens computed than in published order"))
+        found.append((times, f"{word} prompt tokens computed than in original order"))
     if measured is None:
         found.append((percent(report.predicted.hit_rate), f"hit rate predicted ({why_not_measured(report)})"))
     else:
@@ -104,7 +104,7 @@ def draw_charts(report: RunReport) -> list[Chart]:
 def hit_rate_chart(report: RunReport) -> Chart:
     """Share of prompt tokens served from the KV cache: both forecasts, the measurement, the ceiling."""
     bars = [
-        ("published order,\npredicted", report.published.hit_rate, ORANGE),
+        ("original order,\npredicted", report.original.hit_rate, ORANGE),
         ("planned order,\npredicted", report.predicted.hit_rate, SKY),
     ]
     if report.measured_hit_rate is not None:
@@ -124,12 +124,12 @@ def hit_rate_finding(report: RunReport) -> str:
     """What the hit rate chart shows, as a sentence."""
     ours = measured_forecast(report) or report.predicted
     verb = "is" if measured_forecast(report) else "is predicted to be"
-    return f"The hit rate {verb} {percent(ours.hit_rate)}; in published order {percent(report.published.hit_rate)}"
+    return f"The hit rate {verb} {percent(ours.hit_rate)}; in original order {percent(report.original.hit_rate)}"
 
 
 def token_chart(report: RunReport) -> Chart:
     """Prompt tokens computed and served from the cache, side by side on one scale."""
-    forecasts = [("published order,\npredicted", report.published), ("planned order,\npredicted", report.predicted)]
+    forecasts = [("original order,\npredicted", report.original), ("planned order,\npredicted", report.predicted)]
     if measured := measured_forecast(report):
         forecasts.append(("measured", measured))
 
@@ -151,7 +151,7 @@ def token_finding(report: RunReport) -> str:
     ours = measured or report.predicted
     verb = "are" if measured else "are predicted to be"
     tokens = f"{short(ours.computed_tokens)} of {short(ours.prompt_tokens)} prompt tokens {verb} computed"
-    return f"{tokens}; in published order {short(report.published.computed_tokens)}"
+    return f"{tokens}; in original order {short(report.original.computed_tokens)}"
 
 
 def _label_ends(axes: Axes, forecasts: list[CacheForecast]) -> None:

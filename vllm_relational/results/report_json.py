@@ -14,7 +14,7 @@ def write_json(report: RunReport, path: Path) -> None:
     """Write the report as a JSON file."""
     facts = dataclasses.asdict(report)
     facts["measured_hit_rate"], facts["rows_per_second"] = report.measured_hit_rate, report.rows_per_second
-    for name in ("predicted", "published"):
+    for name in ("predicted", "original"):
         facts[name]["hit_rate"] = getattr(report, name).hit_rate
     if report.audit is not None:
         for sample, found in zip(facts["audit"]["samples"], report.audit.samples, strict=True):

@@ -54,25 +54,25 @@ def headline(report: RunReport) -> str:
     """The saving in one sentence."""
     source = "Computes" if measured_forecast(report) else "Predicted to compute"
     factor = saving(report)
-    if report.published.prompt_tokens == 0:
+    if report.original.prompt_tokens == 0:
         return "No prompt was needed."
     if factor is None:
         return f"{source} no prompt token: the cache serves all of them."
     if f"{factor:.2f}" == "1.00":
-        return f"{source} as many prompt tokens as the published order."
-    return f"{source} {' '.join(ratio(factor))} prompt tokens than the published order."
+        return f"{source} as many prompt tokens as the original order."
+    return f"{source} {' '.join(ratio(factor))} prompt tokens than the original order."
 
 
 def saving(report: RunReport) -> float | None:
-    """Prompt tokens computed in published order over those computed by this run, or by its plan if not measured.
+    """Prompt tokens computed in original order over those computed by this run, or by its plan if not measured.
 
-    The published forecast is scaled to the prompt tokens measured: these are fewer where rows failed, and differ where
-    the forecast counts estimated tokens. None when nothing is computed.
+    The forecast of the original order is scaled to the prompt tokens measured: these are fewer where rows failed, and
+    differ where the forecast counts estimated tokens. None when nothing is computed.
     """
     ours = measured_forecast(report) or report.predicted
-    if not ours.computed_tokens or not report.published.prompt_tokens:
+    if not ours.computed_tokens or not report.original.prompt_tokens:
         return None
-    return (1 - report.published.hit_rate) * ours.prompt_tokens / ours.computed_tokens
+    return (1 - report.original.hit_rate) * ours.prompt_tokens / ours.computed_tokens
 
 
 def measured_forecast(report: RunReport) -> CacheForecast | None:
@@ -105,12 +105,12 @@ def token_note(report: RunReport) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- facts
 def prompt_rows(report: RunReport) -> list[Cells]:
-    """Prompt tokens, those computed, and the hit rate: measured, predicted, at most, and in published order."""
+    """Prompt tokens, those computed, and the hit rate: measured, predicted, at most, and in original order."""
     return [
         _measured_row(report),
         ("predicted", *_forecast_cells(report.predicted)),
         ("ceiling of any order", "", "", percent(report.ceiling)),
-        ("published order, predicted", *_forecast_cells(report.published)),
+        ("original order, predicted", *_forecast_cells(report.original)),
     ]
 
 

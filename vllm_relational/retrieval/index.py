@@ -28,8 +28,8 @@ PURPOSE = "a vector index"  # what needs faiss
 
 # Clusters (faiss IVF): as many as 4 sqrt(passages), each trained on 39 to 64 of them, as faiss advises; a search looks
 # into 1 of 16, at least 16. Not a graph (HNSW): one over 100,000 vectors took 9 minutes to build on two busy cores.
-LEAST_TRAINING, MOST_TRAINING, TRAINING_ROUNDS = 39, 64, 10
-LEAST_PROBES, PROBED_SHARE = 16, 16
+MIN_TRAINING, MAX_TRAINING, TRAINING_ROUNDS = 39, 64, 10
+MIN_PROBES, PROBED_SHARE = 16, 16
 # How faiss's files begin: flat indexes, and those of clusters.
 FAISS_MAGIC = (b"Ix", b"Iw")
 # A text embedded again may differ by rounding (other batches, other precision): the distance of a cosine of 0.999.
@@ -167,7 +167,7 @@ class TextIndex:
         if self.sidecar.search == "exact":
             scores, found = self._index.search(vectors, k)
             return scores, found
-        self._index.nprobe = max(LEAST_PROBES, self._index.nlist // PROBED_SHARE)
+        self._index.nprobe = max(MIN_PROBES, self._index.nlist // PROBED_SHARE)
         scores, found = self._index.search(vectors, k)
         few = (found < 0).any(axis=1)
         if few.any():  # the clusters looked into hold fewer than k
@@ -210,9 +210,9 @@ def _new_index(faiss: Any, vectors: np.ndarray, search: Search) -> Any:
     count, dimension = vectors.shape
     index = faiss.IndexFlatIP(dimension)
     if search == "approximate" and count:
-        clusters = max(1, min(int(4 * count**0.5), count // LEAST_TRAINING))
+        clusters = max(1, min(int(4 * count**0.5), count // MIN_TRAINING))
         index = faiss.IndexIVFFlat(index, dimension, clusters, faiss.METRIC_INNER_PRODUCT)
-        index.cp.niter, index.cp.max_points_per_centroid = TRAINING_ROUNDS, MOST_TRAINING
+        index.cp.niter, index.cp.max_points_per_centroid = TRAINING_ROUNDS, MAX_TRAINING
         index.cp.spherical = True
         index.cp.min_points_per_centroid = 1  # no warning for a table that is too small to need clusters
         index.train(vectors)

@@ -21,7 +21,7 @@ import numpy as np
 
 # Regrafting ends with a round that moves fewer rows than 1 in so many; on SQuAD the rounds move 1140, 88, 5 and 1 rows.
 FEW_MOVES = 1000
-MOST_ROUNDS = 4
+MAX_ROUNDS = 4
 
 
 def shared_order(passages: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ class _Tree:
 
     def regraft(self) -> np.ndarray:
         """Step 2: int64 ``[n, k]``, the rows in their new order."""
-        for _ in range(MOST_ROUNDS):
+        for _ in range(MAX_ROUNDS):
             moves = sum([self._move(number) for number in range(len(self._rows))])
             if moves * FEW_MOVES < len(self._rows) or not moves:
                 break

@@ -12,10 +12,10 @@ import torch
 from vllm_relational.sparse.pages import Pages
 
 NUM_CODES = 16
-LEAST_STEP = 2.0**-14
-MOST_STEP_CODE = 27 * 8 - 1
+MIN_STEP = 2.0**-14
+MAX_STEP_CODE = 27 * 8 - 1
 """A step beyond this would leave float16 when multiplied by 15; such a channel is marked by a NaN ``origin``."""
-MOST_KEY = 60000.0
+MAX_KEY = 60000.0
 """Larger keys, which float16 cannot hold, are marked likewise, and so is an origin that it cannot hold."""
 SPARE_STEPS = 0.01
 """Of the steps between the codes, room for rounding."""
@@ -27,7 +27,7 @@ MIDDLE = (NUM_CODES - 1) / 2
 
 def encode_step(step: torch.Tensor) -> torch.Tensor:
     """float32 -> the middle bits of a float16, rounded up: five of exponent, three of mantissa; may exceed 255."""
-    bits = step.clamp(min=LEAST_STEP).to(torch.float32).view(torch.int32)
+    bits = step.clamp(min=MIN_STEP).to(torch.float32).view(torch.int32)
     return ((bits + 0xFFFFF) >> 20) - ((127 - 15) << 3)
 
 
@@ -48,7 +48,7 @@ def quantise(keys: torch.Tensor, num_codes: int = NUM_CODES) -> tuple[torch.Tens
     keys, most = keys.float(), num_codes - 1
     low = keys.amin(-2)
     wide = encode_step((keys.amax(-2) - low + low.abs() * 2.0**-10) / (most - SPARE_STEPS))
-    fits = (wide <= MOST_STEP_CODE) & (keys.abs() <= MOST_KEY).all(-2)  # NaN fails too
+    fits = (wide <= MAX_STEP_CODE) & (keys.abs() <= MAX_KEY).all(-2)  # NaN fails too
     step = torch.where(fits, wide, encode_step(torch.zeros_like(low))).to(torch.uint8)
     size = decode_step(step).float()
     origin = _round_down(low)

@@ -17,7 +17,7 @@ from vllm_relational.sparse import codec
 
 RANK_SPREAD = 0.375
 """Groups are ranked by the middle of what their products may be, plus this share of the way to the box bound."""
-MOST_LIFT = 64.0
+MAX_LIFT = 64.0
 """Bits: a token of a group that was not chosen counts at most ``2 ** 64`` times as much as any of the window."""
 
 
@@ -141,7 +141,7 @@ class TopPages:
         )
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept[:, start:end] = chosen.repeat_interleave(len(query) // kv_heads, 0).repeat_interleave(window.group, 1)
-        seen = torch.minimum(middle, most + MOST_LIFT * math.log(2) / scale).nan_to_num(-torch.inf)
+        seen = torch.minimum(middle, most + MAX_LIFT * math.log(2) / scale).nan_to_num(-torch.inf)
         estimates = scores.clone()
         estimates[:, start:end] = seen.repeat_interleave(window.group, 1)
         return Chosen(kept, estimates)

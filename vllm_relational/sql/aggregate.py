@@ -108,7 +108,7 @@ def _room(
 ) -> tuple[int, np.ndarray]:
     """Tokens for the values of one prompt, and the tokens of each text as a value."""
     alone = pa.table({name: pa.array(texts, pa.string())})
-    planned = llm.prepare(alone, template, **{**options, "order": "published"}).plan(info)
+    planned = llm.prepare(alone, template, **{**options, "order": "original"}).plan(info)
     cells = np.asarray(planned.batch.cell_tokens[0])
     lengths = np.zeros(len(texts), np.int64)
     lengths[: len(cells)] = cells  # values in order of first appearance: that of the texts

@@ -162,7 +162,7 @@ class Asker(Driver):
         prepared = llm.prepare(records, question.template, **operator.options(question, records))
         report = prepared.plan(llm.expected_engine()).report
         computed: float = report.predicted.computed_tokens / max(report.num_asked, 1)
-        return computed + answer_tokens(question.decision)
+        return computed + answer_tokens(question.answer_format)
 
     def _seen(
         self,

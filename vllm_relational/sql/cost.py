@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError, RunReport
+from vllm_relational.records import AnswerFormat, Choice, FreeText, IntegerRange, JsonSchema, RelationalError, RunReport
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Prices:
         return (computed * self.input + tokens.cached * self.cached + tokens.output * self.output) / 1e6
 
 
-def answer_tokens(decision: Decision) -> int:
-    """Tokens that an answer takes, as far as the decision tells: the longest for texts and JSON."""
-    match decision:
+def answer_tokens(answer_format: AnswerFormat) -> int:
+    """Tokens that an answer takes, as far as the answer format tells: the longest for texts and JSON."""
+    match answer_format:
         case Choice():
             return 1  # where first tokens differ, one decides
         case IntegerRange(low, high):
@@ -78,11 +78,11 @@ def answer_tokens(decision: Decision) -> int:
             return max_tokens
 
 
-def predicted(reports: Iterable[RunReport], decision: Decision) -> Tokens:
+def predicted(reports: Iterable[RunReport], answer_format: AnswerFormat) -> Tokens:
     """What the plans of some runs said."""
     total = Tokens()
     for report in reports:
-        output = report.num_asked * answer_tokens(decision)
+        output = report.num_asked * answer_tokens(answer_format)
         total += Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
     return total
 

@@ -126,7 +126,7 @@ def _run_lines(operator: Operator, settings: Settings) -> list[str]:
     lines = [f"{operator.rows_in:,} rows in, {operator.distinct:,} distinct, {operator.asked:,} asked{counts}"]
     lines += _layout_lines(operator)
     if operator.reports:
-        lines.append(f"predicted: {_tokens(predicted(operator.reports, operator.question.decision), settings)}")
+        lines.append(f"predicted: {_tokens(predicted(operator.reports, operator.question.answer_format), settings)}")
     counted = measured(operator.reports)
     if counted is not None:
         seconds = sum(report.stage_seconds.get("ask", 0.0) for report in operator.reports)

@@ -243,7 +243,7 @@ def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, question: Question
     kept = thinned(records, extent.common.get(operator.table.name, ()), extent.halvings)
     report = job.llm.forecast(kept, question.template, quick=extent.quick, **options)
     scale = records.num_rows / kept.num_rows
-    output = report.num_asked * answer_tokens(question.decision)
+    output = report.num_asked * answer_tokens(question.answer_format)
     tokens = Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
     entry.tokens += tokens.times(scale)
     entry.to_ask += round(report.num_asked * scale)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_relational.config import check_decision
+from vllm_relational.config import check_answer_format
 from vllm_relational.option_kinds import read_labels
-from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema, RelationalError
+from vllm_relational.records import AnswerFormat, Choice, FreeText, IntegerRange, JsonSchema, RelationalError
 from vllm_relational.sql.json_types import shaped, sql_type_of
 
 YES, NO = "yes", "no"
@@ -52,7 +52,7 @@ class Question:
 
     function: str
     template: str
-    decision: Decision
+    answer_format: AnswerFormat
     fields: tuple[str, ...]
 
     @property
@@ -67,12 +67,12 @@ class Question:
 
     def identity(self) -> str:
         """A text that is equal for equal questions."""
-        decision = [type(self.decision).__name__, *_parts(self.decision)]
-        return json.dumps([self.function, self.template, decision, self.reads], sort_keys=True, ensure_ascii=False)
+        answer_format = [type(self.answer_format).__name__, *_parts(self.answer_format)]
+        return json.dumps([self.function, self.template, answer_format, self.reads], sort_keys=True, ensure_ascii=False)
 
     def options(self) -> dict[str, Any]:
         """The options of ``RelationalLLM.run`` that enforce the answer's form."""
-        match self.decision:
+        match self.answer_format:
             case Choice(labels):
                 return {"choices": list(labels)}
             case IntegerRange(low, high):
@@ -86,9 +86,9 @@ class Question:
         """The DuckDB type of the answer."""
         if self.function == "LLM_FILTER":
             return "BOOLEAN"
-        if isinstance(self.decision, JsonSchema):
-            return sql_type_of(self.decision.schema)
-        return "BIGINT" if isinstance(self.decision, IntegerRange) else "VARCHAR"
+        if isinstance(self.answer_format, JsonSchema):
+            return sql_type_of(self.answer_format.schema)
+        return "BIGINT" if isinstance(self.answer_format, IntegerRange) else "VARCHAR"
 
     def value(self, answer: Any) -> Any:
         """An answer of ``RelationalLLM.run`` as a value of ``sql_type``; None stays None."""
@@ -96,33 +96,33 @@ class Question:
             return None
         if self.function == "LLM_FILTER":
             return answer == YES
-        return shaped(answer, self.decision.schema) if isinstance(self.decision, JsonSchema) else answer
+        return shaped(answer, self.answer_format.schema) if isinstance(self.answer_format, JsonSchema) else answer
 
 
-def _parts(decision: Decision) -> list[Any]:
-    values = [value for value in vars(decision).values() if value is not None]
+def _parts(answer_format: AnswerFormat) -> list[Any]:
+    values = [value for value in vars(answer_format).values() if value is not None]
     return [value if not isinstance(value, Mapping) else dict(value) for value in values]
 
 
 # ------------------------------------------------------------------------------------------------------- decisions
-def decision_of(function: str, literals: Sequence[Any], max_tokens: int, max_json_tokens: int) -> Decision:
+def decision_of(function: str, literals: Sequence[Any], max_tokens: int, max_json_tokens: int) -> AnswerFormat:
     """How the answers of a call are enforced.
 
     literals:   the values of the arguments that ``LITERALS`` lists for the function.
     max_tokens, max_json_tokens: the longest answers.
     Raises ``RelationalError`` without a place: the parser adds it.
     """
-    decision: Decision = FreeText(max_tokens)
+    answer_format: AnswerFormat = FreeText(max_tokens)
     if function == "LLM_FILTER":
         return Choice((YES, NO))
     if function == "LLM_CLASSIFY":
-        decision = Choice(_labels(literals[0]))
+        answer_format = Choice(_labels(literals[0]))
     elif function == "LLM_SCORE":
-        decision = IntegerRange(_whole(literals[0]), _whole(literals[1]))
+        answer_format = IntegerRange(_whole(literals[0]), _whole(literals[1]))
     elif function == "LLM_EXTRACT":
-        decision = JsonSchema(_schema(literals[0]), max_json_tokens)
-    check_decision(decision)
-    return decision
+        answer_format = JsonSchema(_schema(literals[0]), max_json_tokens)
+    check_answer_format(answer_format)
+    return answer_format
 
 
 def _labels(value: Any) -> tuple[str, ...]:

@@ -242,7 +242,7 @@ def _values(question: Question, said: Said, answer_type: pa.DataType) -> tuple[l
     for place, answer in enumerate(said.answers):
         try:
             value = question.value(answer)
-            if isinstance(question.decision, JsonSchema):
+            if isinstance(question.answer_format, JsonSchema):
                 pa.array([value], answer_type)
             values[place] = value
         except (OverflowError, UnicodeEncodeError, pa.ArrowException) as error:

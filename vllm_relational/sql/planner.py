@@ -317,12 +317,12 @@ class Planner:
         columns, named = _distinct_arguments(parts.columns, call.meta[ARGUMENTS_META][-len(parts.columns) :])
         try:
             template = canonical_template(parts.function, parts.prompt, named)
-            decision = decision_of(
+            answer_format = decision_of(
                 parts.function, parts.literals, self.settings.max_tokens, self.settings.max_json_tokens
             )
         except RelationalError as error:
             raise self._error(call, str(error)) from None
-        question = Question(parts.function, template, decision, field_names(named))
+        question = Question(parts.function, template, answer_format, field_names(named))
         read = [columns[question.fields.index(field)] for field in question.reads]
         return with_reads(question, question.reads), read
 

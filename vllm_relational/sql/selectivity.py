@@ -16,7 +16,7 @@ from vllm_relational.sql.store import ANSWERED, OperatorTable
 # Share of rows that an LLM predicate keeps, before enough were asked.
 ASSUMED = 0.5
 # With fewer answers the share says little: 8 of 8 that pass leave 68% to 100% (Wilson, 95%).
-LEAST_ANSWERS = 8
+MIN_ANSWERS = 8
 
 
 @dataclass(frozen=True)
@@ -67,4 +67,4 @@ def _measured(job: Job, condition: exp.Expr, table: OperatorTable) -> Selectivit
         n, k = job.connection.execute(text).fetchall()[0]
     except duckdb.Error:  # no table before the first answer; a condition that fails on some answer
         return None
-    return Selectivity(table.name, k / n, n) if n >= LEAST_ANSWERS else None
+    return Selectivity(table.name, k / n, n) if n >= MIN_ANSWERS else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
-from vllm_relational.records import AskedBatch, EngineInfo, QueryResult, RunReport
+from vllm_relational.records import EngineInfo, PromptBatch, QueryResult, RunReport
 from vllm_relational.sql.operator import Asks
 
 
@@ -29,7 +29,7 @@ class Trail:
 
     def __init__(self, llm: Model, info: EngineInfo | None = None, engine: Any = None) -> None:
         self._llm, self._info, self._engine = llm, info, engine
-        self._asked: list[AskedBatch] = []
+        self._asked: list[PromptBatch] = []
 
     def from_start(self) -> Trail:
         """The same before anything was asked."""

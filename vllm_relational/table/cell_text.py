@@ -24,7 +24,7 @@ NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 CELLS = b"vllm_relational.cells"
 JSON_CELLS, PRINTED_CELLS = b"json", b"printed"
 
-MOST_DIGITS = 76  # of Arrow's widest decimal
+MAX_DIGITS = 76  # of Arrow's widest decimal
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[,:]|[^\s,:"]+')
 _NO_FRACTION = re.compile(r"\.0+$")
@@ -89,7 +89,7 @@ def decimal_text(value: decimal.Decimal) -> str | None:
     if not value.is_finite():
         return None if value.is_nan() else str(float(value))
     zeros = max(abs(value.adjusted()), abs(int(value.as_tuple().exponent)))
-    return f"{value:f}" if zeros <= MOST_DIGITS else str(value)
+    return f"{value:f}" if zeros <= MAX_DIGITS else str(value)
 
 
 # --------------------------------------------------------------------------------------------------- Arrow columns

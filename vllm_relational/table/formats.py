@@ -22,7 +22,7 @@ from vllm_relational.table.read import ARROW_SUFFIXES, JSON_LINES_SUFFIXES, PARQ
 
 Writer = Callable[[pa.Table, IO[bytes]], None]
 BATCH_ROWS = 1024
-MOST_PLAIN_DECIMALS = 6  # with more, Arrow writes small numbers with an exponent
+MAX_PLAIN_DECIMALS = 6  # with more, Arrow writes small numbers with an exponent
 JSON_TYPES = (dict, list, tuple, bool, int, float)
 
 
@@ -73,7 +73,7 @@ def _fits_csv(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _fits_csv(kind.value_type)
     if pa.types.is_decimal128(kind):
-        return bool(0 <= kind.scale <= MOST_PLAIN_DECIMALS)
+        return bool(0 <= kind.scale <= MAX_PLAIN_DECIMALS)
     known = [pa.types.is_integer, pa.types.is_boolean, pa.types.is_float32, pa.types.is_float64]
     known += [pa.types.is_string, pa.types.is_large_string, pa.types.is_date, pa.types.is_timestamp, pa.types.is_null]
     return any(is_kind(kind) for is_kind in known)

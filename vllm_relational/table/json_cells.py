@@ -17,7 +17,7 @@ from vllm_relational.table.cell_text import is_json, json_texts
 # Enough to see that cells differ in their keys, before all of them are turned into an Arrow type for nothing.
 FIRST_CELLS = 200
 # Arrow files nest at most 64 levels.
-MOST_LEVELS = 16
+MAX_LEVELS = 16
 
 
 def json_column(texts: Sequence[str | None]) -> pa.Array:
@@ -53,6 +53,6 @@ def _parsed(texts: Sequence[str | None]) -> list[object]:
 
 def _unfit(kind: pa.DataType, level: int = 0) -> bool:
     """Types that files do not take: without any field, or nested too deep."""
-    if level > MOST_LEVELS or (pa.types.is_struct(kind) and kind.num_fields == 0):
+    if level > MAX_LEVELS or (pa.types.is_struct(kind) and kind.num_fields == 0):
         return True
     return any(_unfit(kind.field(place).type, level + 1) for place in range(kind.num_fields))

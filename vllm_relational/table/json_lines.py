@@ -27,10 +27,10 @@ from vllm_relational.table.json_cells import column_type, json_column, nested_co
 # Lines whose values are turned into Arrow together: what is held as Python objects at a time.
 CHUNK_LINES = 16384
 # More keys than this are values that stand in the place of keys.
-MOST_KEYS = 10_000
+MAX_KEYS = 10_000
 # Of the record that ``run`` keeps beside an output, see ``cli_resume.sidecar``.
 RECORD_SUFFIX = ".job.json"
-MOST_EXACT = 2**53  # beyond, not every whole number is a double
+MAX_EXACT = 2**53  # beyond, not every whole number is a double
 TEXT, BOOL, NUMBER, NESTED = "text", "bool", "number", "nested"
 KINDS = {b'"': TEXT, b"t": BOOL, b"f": BOOL, b"[": NESTED, b"{": NESTED}
 
@@ -51,9 +51,9 @@ def read_json_lines(path: Path) -> pa.Table:
     while batch := list(islice(rows, CHUNK_LINES)):
         for name in dict.fromkeys(name for row in batch for name in row):
             columns.setdefault(name, [pa.nulls(size, pa.large_binary()) for size in sizes])
-        if len(columns) > MOST_KEYS:
+        if len(columns) > MAX_KEYS:
             raise RelationalError(
-                f"{path} has more than {MOST_KEYS:,} keys, and each is a column: put what varies under one key"
+                f"{path} has more than {MAX_KEYS:,} keys, and each is a column: put what varies under one key"
             )
         sizes.append(len(batch))
         for name, chunks in columns.items():
@@ -207,7 +207,7 @@ def _number_column(raw: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _is_double(value: float) -> bool:
-    return abs(value) <= MOST_EXACT if isinstance(value, int) else math.isfinite(value)
+    return abs(value) <= MAX_EXACT if isinstance(value, int) else math.isfinite(value)
 
 
 def _nested(raw: pa.ChunkedArray) -> pa.ChunkedArray:

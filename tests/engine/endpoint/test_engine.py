@@ -50,8 +50,8 @@ def prompts(count: int) -> list[Prompt]:
     return [Prompt(key, system="Judge.", user=f"row {key}") for key in range(count)]
 
 
-def ask(asked: EndpointEngine, count: int = 1, decision: Any = YES_NO) -> dict[int, Completion]:
-    return {completion.key: completion for completion in asked.ask(prompts(count), decision)}
+def ask(asked: EndpointEngine, count: int = 1, answer_format: Any = YES_NO) -> dict[int, Completion]:
+    return {completion.key: completion for completion in asked.ask(prompts(count), answer_format)}
 
 
 # --------------------------------------------------------------------------------------------------------- start
@@ -361,7 +361,7 @@ def test_an_error_in_the_source_of_prompts_passes_through(server: FakeServer) ->
 
 # ------------------------------------------------------------------------------------------------------ dialects
 @pytest.mark.parametrize(
-    ("decision", "outputs"),
+    ("answer_format", "outputs"),
     [
         (YES_NO, {"choice": ["yes", "Yes", "YES", "no", "No", "NO"]}),
         (IntegerRange(-1, 2), {"choice": ["-1", "0", "1", "2"]}),
@@ -370,8 +370,8 @@ def test_an_error_in_the_source_of_prompts_passes_through(server: FakeServer) ->
         (FreeText(7), None),
     ],
 )
-def test_what_vllm_is_asked(server: FakeServer, decision: Any, outputs: Any) -> None:
-    ask(engine(server), 1, decision)
+def test_what_vllm_is_asked(server: FakeServer, answer_format: Any, outputs: Any) -> None:
+    ask(engine(server), 1, answer_format)
     body = server.bodies[0]
     assert body.get("structured_outputs") == outputs and "response_format" not in body
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
@@ -418,17 +418,17 @@ def test_a_refused_response_format_is_dropped_once(server: FakeServer, caplog: p
 
 
 @pytest.mark.parametrize(
-    ("decision", "words", "answer", "text"),
+    ("answer_format", "words", "answer", "text"),
     [
         (IntegerRange(1, 5), "from 1 to 5", "3", "3"),
         (JsonSchema({"type": "object"}), '{"type": "object"}', '```json\n{"a": 1}\n```', '{"a": 1}'),
         (FreeText(), "u", " so ", " so "),
     ],
 )
-def test_words_instead_of_a_constraint(decision: Any, words: str, answer: str, text: str) -> None:
-    body = request_body("m", Prompt(0, user="u"), decision, "words")
+def test_words_instead_of_a_constraint(answer_format: Any, words: str, answer: str, text: str) -> None:
+    body = request_body("m", Prompt(0, user="u"), answer_format, "words")
     assert server_user(body).startswith("u") and words in server_user(body) and "response_format" not in body
-    assert plain_text(answer, decision, "words") == text
+    assert plain_text(answer, answer_format, "words") == text
 
 
 # ------------------------------------------------------------------------------------------------------- answers
@@ -474,10 +474,10 @@ def test_answers_that_are_none(server: FakeServer, reply: Reply, error: str) -> 
     assert answer.text is None and (answer.error or "").startswith(error)
 
 
-@pytest.mark.parametrize("decision", [FreeText(4), YES_NO, JsonSchema({})])
+@pytest.mark.parametrize("answer_format", [FreeText(4), YES_NO, JsonSchema({})])
 @pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
-def test_a_text_that_was_cut_off_is_marked(decision: Any, finish: str) -> None:
-    completion = read_completion(0, chat("a long st", finish)[1], decision, "vllm")
+def test_a_text_that_was_cut_off_is_marked(answer_format: Any, finish: str) -> None:
+    completion = read_completion(0, chat("a long st", finish)[1], answer_format, "vllm")
     assert (completion.text, completion.error, completion.cut) == ("a long st", None, True)
 
 

@@ -90,11 +90,11 @@ def test_without_a_list_the_first_name_holds() -> None:
 
 def test_the_name_that_the_user_gave(fake_server: FakeServer) -> None:
     fake_server.reply = lambda body: (200, {**chat("yes")[1], "model": "qwen"})
-    rows, decision = [Prompt(0, user="a"), Prompt(1, user="b")], Choice(("yes", "no"))
+    rows, answer_format = [Prompt(0, user="a"), Prompt(1, user="b")], Choice(("yes", "no"))
     with pytest.raises(EngineDiedError, match=r"model 'qwen', not 'tiny'; .* --served-as qwen \(served_as='qwen'\)"):
-        list(EndpointEngine(fake_server.root, retry_delay_s=0).ask(rows, decision))
+        list(EndpointEngine(fake_server.root, retry_delay_s=0).ask(rows, answer_format))
     told = EndpointEngine(fake_server.root, served_as="qwen")
-    assert [answer.text for answer in told.ask(rows, decision)] == ["yes", "yes"]
+    assert [answer.text for answer in told.ask(rows, answer_format)] == ["yes", "yes"]
 
 
 # ------------------------------------------------------------------------------------------- what servers say of it

@@ -216,7 +216,7 @@ def test_only_operators_that_read_the_same_fields_are_put_together():
 
 
 def test_a_large_statement_is_chosen_for_from_a_part_of_its_rows(monkeypatch):
-    monkeypatch.setattr("vllm_relational.sql.passes.layout.MOST_INPUTS", 10)
+    monkeypatch.setattr("vllm_relational.sql.passes.layout.MAX_INPUTS", 10)
     with opened(TokenEngine(capacity=2_000_000)) as con:
         assert "from 1 in 4 inputs" in con.explain(TWO).replace("\n", " ")
         first, _ = con.forecast(TWO).forecasts
@@ -249,9 +249,9 @@ def test_an_interrupted_second_call_goes_on_in_the_layout_that_it_had(tmp_path):
     """Alone, it would not have been put behind the rows: its first half would be asked again."""
 
     class Dies(TokenEngine):
-        def ask(self, prompts, decision):
+        def ask(self, prompts, answer_format):
             self.dies_after = 5 if self.batches and len(self.batches) == 1 else None
-            yield from super().ask(prompts, decision)
+            yield from super().ask(prompts, answer_format)
 
     side = tmp_path / "answers.duckdb"
     with opened(Dies(), side=side) as con, pytest.raises(EngineDiedError):

@@ -166,7 +166,7 @@ def sparse_of(engine):
 
 
 def test_large_batches_have_no_graph_for_sparse_requests_only(monkeypatch):
-    monkeypatch.setattr(decode_graphs, "MOST_SPARSE", 2)
+    monkeypatch.setattr(decode_graphs, "MAX_SPARSE", 2)
     engine = Engine()
     engine.capture_model()
     assert [desc.num_reqs for desc in sparse_of(engine)] == [2, 1] and len(dense_of(engine)) == 3

@@ -27,7 +27,7 @@ from vllm_relational.engine.endpoint.protocol import Dialect
 from vllm_relational.engine.endpoint.question import Learned, Question
 from vllm_relational.engine.endpoint.secrets import ApiKey
 from vllm_relational.engine.endpoint.verdict import Failed, ServerFailedError, Verdict
-from vllm_relational.records import Completion, Decision, EngineInfo, Prompt, RelationalError
+from vllm_relational.records import AnswerFormat, Completion, EngineInfo, Prompt, RelationalError
 from vllm_relational.terminal import printable
 
 LIST_TIMEOUT_S = 30.0
@@ -167,11 +167,11 @@ class EndpointEngine:
         return cards
 
     # ----------------------------------------------------------------------------------------------------- ask
-    def ask(self, prompts: Iterable[Prompt], decision: Decision) -> Generator[Completion, None, None]:
+    def ask(self, prompts: Iterable[Prompt], answer_format: AnswerFormat) -> Generator[Completion, None, None]:
         server = self._meet()
         dialect: Dialect = "vllm" if server.vllm else "response_format"
         with _opened(self._address, self.concurrency + 1) as connection:
-            question = Question(connection, server.model, decision, dialect, server.learned)
+            question = Question(connection, server.model, answer_format, dialect, server.learned)
             yield from self._answers(connection, question, iter(prompts))
 
     def _answers(self, connection: Connection, question: Question, prompts: Iterator[Prompt]) -> Iterator[Completion]:

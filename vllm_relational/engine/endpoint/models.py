@@ -17,7 +17,7 @@ BLOCK_SIZE = 16  # tokens; vLLM's on a GPU
 MAX_NAMES_SHOWN = 10
 MAX_NAMES_COMPARED = 1000
 MAX_NAME_CHARS = 200
-MOST_TOKENS = 2**31 - 1  # of a context or a block that is believed
+MAX_TOKENS = 2**31 - 1  # of a context or a block that is believed
 Card = Mapping[str, Any]
 _TOO_OLD = re.compile(r"0\.([1-9]|10)\.\d")  # releases before structured_outputs; a development build is 0.1.dev
 _CONFIG, _BLOCK_SIZE = "vllm:cache_config_info{", 'block_size="'
@@ -74,7 +74,7 @@ def _shown(name: str) -> str:
 def model_info(card: Card, block_size: int | None) -> EngineInfo:
     """What a plan needs to know of the model."""
     longest = card.get("max_model_len")
-    known = longest if type(longest) is int and 0 < longest <= MOST_TOKENS else None
+    known = longest if type(longest) is int and 0 < longest <= MAX_TOKENS else None
     return EngineInfo(card["id"], known, None, block_size or BLOCK_SIZE)
 
 
@@ -115,7 +115,7 @@ class ExpectedModel:
     """Whether the name in a reply is a name of the model that was asked.
 
     =====================================================================  ========
-    name in the reply                                                      decision
+    name in the reply                                                      verdict
     =====================================================================  ========
     none, or no text                                                       taken
     the name that was asked, in any case                                   taken

@@ -1,6 +1,6 @@
 """What is said to a chat completions server and how its answers read: plain dicts in, completions out, no network.
 
-A dialect is the way a server takes the constraint that a decision implies:
+A dialect is the way a server takes the constraint that an answer format implies:
 
 - ``vllm``: vLLM's ``structured_outputs`` field, where a choice or a schema constrains the whole answer.
 - ``response_format``: OpenAI's JSON schema. Its root must be an object, so a label or a number travels as
@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vllm_relational.answer_format.thoughts import without_thought
-from vllm_relational.engine.decisions import MAX_LISTED_NUMBERS, SPARE_TOKENS, all_spellings
-from vllm_relational.records import Choice, Completion, Decision, FreeText, IntegerRange, JsonSchema, Prompt
+from vllm_relational.engine.decoding import MAX_LISTED_NUMBERS, SPARE_TOKENS, all_spellings
+from vllm_relational.records import AnswerFormat, Choice, Completion, FreeText, IntegerRange, JsonSchema, Prompt
 
 Dialect = Literal["vllm", "response_format", "words"]
 
@@ -29,47 +29,51 @@ FINISHED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "stop_token",
 CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"})
 
 
-def request_body(model: str, prompt: Prompt, decision: Decision, dialect: Dialect) -> dict[str, Any]:
+def request_body(model: str, prompt: Prompt, answer_format: AnswerFormat, dialect: Dialect) -> dict[str, Any]:
     """The JSON body of one chat completions request."""
-    user = prompt.user + (allowed_answers(decision) if dialect == "words" else "")
+    user = prompt.user + (allowed_answers(answer_format) if dialect == "words" else "")
     messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
     return {
         "model": model,
         "messages": [*messages, {"role": "user", "content": user}],
         "temperature": 0,
-        "max_tokens": token_limit(decision),
-        **constraint(decision, dialect),
+        "max_tokens": token_limit(answer_format),
+        **constraint(answer_format, dialect),
     }
 
 
-def constraint(decision: Decision, dialect: Dialect) -> dict[str, Any]:
-    """The fields of the body that hold the model to the decision; empty where nothing does."""
+def constraint(answer_format: AnswerFormat, dialect: Dialect) -> dict[str, Any]:
+    """The fields of the body that hold the model to the answer format; empty where nothing does."""
     if dialect == "vllm":
         plain = {"chat_template_kwargs": {"enable_thinking": False}}
-        return plain if isinstance(decision, FreeText) else {**plain, "structured_outputs": _vllm_outputs(decision)}
-    if dialect == "response_format" and not isinstance(decision, FreeText):
-        schema = {"name": "answer", "strict": True, "schema": _object_schema(decision)}
+        return (
+            plain
+            if isinstance(answer_format, FreeText)
+            else {**plain, "structured_outputs": _vllm_outputs(answer_format)}
+        )
+    if dialect == "response_format" and not isinstance(answer_format, FreeText):
+        schema = {"name": "answer", "strict": True, "schema": _object_schema(answer_format)}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
     return {}
 
 
-def _vllm_outputs(decision: Choice | IntegerRange | JsonSchema) -> dict[str, Any]:
-    if isinstance(decision, Choice):
-        return {"choice": all_spellings(decision.labels)}
-    if isinstance(decision, JsonSchema):
-        return {"json": dict(decision.schema)}
-    if decision.high - decision.low < MAX_LISTED_NUMBERS:
-        return {"choice": [str(number) for number in range(decision.low, decision.high + 1)]}
-    return {"json": _integer_schema(decision)}
+def _vllm_outputs(answer_format: Choice | IntegerRange | JsonSchema) -> dict[str, Any]:
+    if isinstance(answer_format, Choice):
+        return {"choice": all_spellings(answer_format.labels)}
+    if isinstance(answer_format, JsonSchema):
+        return {"json": dict(answer_format.schema)}
+    if answer_format.high - answer_format.low < MAX_LISTED_NUMBERS:
+        return {"choice": [str(number) for number in range(answer_format.low, answer_format.high + 1)]}
+    return {"json": _integer_schema(answer_format)}
 
 
-def _object_schema(decision: Choice | IntegerRange | JsonSchema) -> dict[str, Any]:
-    if isinstance(decision, JsonSchema):
-        return dict(decision.schema)
-    if isinstance(decision, Choice):
-        answer: dict[str, Any] = {"type": "string", "enum": list(decision.labels)}
+def _object_schema(answer_format: Choice | IntegerRange | JsonSchema) -> dict[str, Any]:
+    if isinstance(answer_format, JsonSchema):
+        return dict(answer_format.schema)
+    if isinstance(answer_format, Choice):
+        answer: dict[str, Any] = {"type": "string", "enum": list(answer_format.labels)}
     else:
-        answer = _integer_schema(decision)
+        answer = _integer_schema(answer_format)
     return {
         "type": "object",
         "properties": {"answer": answer},
@@ -78,54 +82,56 @@ def _object_schema(decision: Choice | IntegerRange | JsonSchema) -> dict[str, An
     }
 
 
-def _integer_schema(decision: IntegerRange) -> dict[str, Any]:
-    return {"type": "integer", "minimum": decision.low, "maximum": decision.high}
+def _integer_schema(answer_format: IntegerRange) -> dict[str, Any]:
+    return {"type": "integer", "minimum": answer_format.low, "maximum": answer_format.high}
 
 
-def allowed_answers(decision: Decision) -> str:
+def allowed_answers(answer_format: AnswerFormat) -> str:
     """The sentence that stands in for a constraint, with the break before it; empty for free text."""
-    match decision:
+    match answer_format:
         case Choice():
-            labels = ", ".join(json.dumps(label, ensure_ascii=False) for label in decision.labels)
+            labels = ", ".join(json.dumps(label, ensure_ascii=False) for label in answer_format.labels)
             return f"\n\nAnswer with exactly one of these, without quotes, and nothing else: {labels}."
         case IntegerRange():
-            return f"\n\nAnswer with one whole number from {decision.low} to {decision.high} and nothing else."
+            return (
+                f"\n\nAnswer with one whole number from {answer_format.low} to {answer_format.high} and nothing else."
+            )
         case JsonSchema():
-            schema = json.dumps(decision.schema, ensure_ascii=False)
+            schema = json.dumps(answer_format.schema, ensure_ascii=False)
             return f"\n\nAnswer with one JSON document and nothing else. It must satisfy this JSON schema: {schema}"
     return ""
 
 
-def token_limit(decision: Decision) -> int:
+def token_limit(answer_format: AnswerFormat) -> int:
     """``max_tokens``: as given, or enough for the longest answer, since a token is at least one byte.
 
     The bound counts the wrapped form with non-ASCII characters escaped, the longest in which a server may write it.
     """
-    if decision.max_tokens is not None:
-        return decision.max_tokens
-    assert isinstance(decision, Choice | IntegerRange)  # the others have a limit
-    ends = (decision.low, decision.high) if isinstance(decision, IntegerRange) else decision.labels
+    if answer_format.max_tokens is not None:
+        return answer_format.max_tokens
+    assert isinstance(answer_format, Choice | IntegerRange)  # the others have a limit
+    ends = (answer_format.low, answer_format.high) if isinstance(answer_format, IntegerRange) else answer_format.labels
     longest = max(len(json.dumps({"answer": answer})) for answer in ends)
     return longest + WRAPPER_TOKENS + SPARE_TOKENS
 
 
 # ------------------------------------------------------------------------------------------------------ answers
-def read_completion(key: int, reply: object, decision: Decision, dialect: Dialect) -> Completion:
+def read_completion(key: int, reply: object, answer_format: AnswerFormat, dialect: Dialect) -> Completion:
     """The completion that a server's reply (HTTP 200, decoded JSON) holds: plain text, or the reason there is none."""
     prompt_tokens, output_tokens, cached_tokens = _usage(reply)
     text, error = _text_or_error(reply)
     if text is not None:
-        text = plain_text(text, decision, dialect)
+        text = plain_text(text, answer_format, dialect)
     return Completion(key, text, error, prompt_tokens, output_tokens, cached_tokens, cut=_is_cut(reply))
 
 
-def plain_text(content: str, decision: Decision, dialect: Dialect) -> str:
+def plain_text(content: str, answer_format: AnswerFormat, dialect: Dialect) -> str:
     """The label, the number or the JSON document without its wrapping, and without a thought; free text as it is."""
     answer = without_thought(content)
-    if isinstance(decision, FreeText) or answer is None:
+    if isinstance(answer_format, FreeText) or answer is None:
         return content
     text = answer.strip()
-    if isinstance(decision, JsonSchema):
+    if isinstance(answer_format, JsonSchema):
         return _without_fence(text) if dialect == "words" else text
     return _unwrapped(text) if dialect == "response_format" else text
 

@@ -1,4 +1,4 @@
-"""One decision, asked of one server from many threads, under terms that are learned from its refusals."""
+"""One answer format, asked of one server from many threads, under terms that are learned from its refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vllm_relational.engine.endpoint.failures import MalformedError, RefusedErro
 from vllm_relational.engine.endpoint.models import ExpectedModel
 from vllm_relational.engine.endpoint.protocol import Dialect, constraint, read_completion, request_body, token_limit
 from vllm_relational.engine.endpoint.reply import checked_reply, error_in
-from vllm_relational.records import Completion, Decision, FreeText, Prompt
+from vllm_relational.records import AnswerFormat, Completion, FreeText, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ CHANGES: dict[str, str | None] = {
 _OURS = {*CHANGES, *(name for name in CHANGES.values() if name)}
 TINY = "Answer with OK."
 BYTES_A_TOKEN = 64  # of an answer, escaped, with what a server adds to it
-FIXED_BYTES, MOST_BYTES = 4 * 2**20, 256 * 2**20
+FIXED_BYTES, MAX_BYTES = 4 * 2**20, 256 * 2**20
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|not (be )?(permitted|allowed)|extra|"
     r"deprecated|instead",
@@ -62,7 +62,7 @@ class Learned:
 
 
 class Question:
-    """One decision, asked over one connection from many threads.
+    """One answer format, asked over one connection from many threads.
 
     A server may refuse how it is asked (HTTP 400 or 422): a parameter that it names as unsupported, or the constraint
     (``response_format``), which is told from a row that it refuses for another reason by asking the same row in words.
@@ -71,17 +71,22 @@ class Question:
     """
 
     def __init__(
-        self, connection: Connection, model: ExpectedModel, decision: Decision, dialect: Dialect, learned: Learned
+        self,
+        connection: Connection,
+        model: ExpectedModel,
+        answer_format: AnswerFormat,
+        dialect: Dialect,
+        learned: Learned,
     ) -> None:
         self._connection = connection
         self._model = model
-        self._decision = decision
+        self._decision = answer_format
         self._preferred = dialect
-        self._constraint = json.dumps(constraint(decision, dialect), sort_keys=True, default=str)
+        self._constraint = json.dumps(constraint(answer_format, dialect), sort_keys=True, default=str)
         self._learned = learned
-        self._accepted = isinstance(decision, FreeText) or dialect != "response_format"
+        self._accepted = isinstance(answer_format, FreeText) or dialect != "response_format"
         self._no_help: set[str] = set()  # kinds of refusals under which other terms were refused too
-        self._max_bytes = min(FIXED_BYTES + BYTES_A_TOKEN * token_limit(decision), MOST_BYTES)
+        self._max_bytes = min(FIXED_BYTES + BYTES_A_TOKEN * token_limit(answer_format), MAX_BYTES)
 
     def ask(self, prompt: Prompt, max_retries: int | None = None) -> tuple[Completion, float]:
         """What the model says, and when the request that it answered was sent. Raises ``RequestError``."""

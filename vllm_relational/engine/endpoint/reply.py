@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_relational.engine.endpoint.failures import MalformedError
 
-MOST_TOKENS = 10**9  # of one request: a count above it is none
+MAX_TOKENS = 10**9  # of one request: a count above it is none
 _WORDS = ("refusal", "reasoning", "reasoning_content")
 
 
@@ -84,4 +84,4 @@ def checked_usage(usage: object) -> dict[str, Any]:
 
 
 def _count(number: object) -> int | None:
-    return number if type(number) is int and 0 <= number <= MOST_TOKENS else None
+    return number if type(number) is int and 0 <= number <= MAX_TOKENS else None

@@ -263,7 +263,7 @@ class Kernels:
             triton.cdiv(self.settings.top_tokens, self.group), HEADS=self.heads, COMPACT=self._compact,
             GROUP=self.group,
             SINKS=self._sinks, RECENT=self.settings.recent, WINDOW_TILES=self._window_tiles,
-            WINDOW_PADDED=triton.next_power_of_2(self._window_tiles), REQS=self._reqs, MOST_GROUPS=most_groups,
+            WINDOW_PADDED=triton.next_power_of_2(self._window_tiles), REQS=self._reqs, MAX_GROUPS=most_groups,
             num_warps=max(4, min(32, most_groups // 512)), num_stages=1, **self._chain(),
         )  # fmt: skip
 

@@ -16,8 +16,8 @@ from vllm_relational.sparse.kernels.columns import first_group, has_scratch, loa
 
 NOTHING = tl.constexpr(-(2**31))
 """Below the order of every score."""
-MOST_LIFT = tl.constexpr(64.0)
-"""``naive.MOST_LIFT``."""
+MAX_LIFT = tl.constexpr(64.0)
+"""``naive.MAX_LIFT``."""
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def select_kernel(
     rank_ptr, most_ptr, lens_ptr, order_ptr, limit_ptr,
     num_reqs, total_groups, spare, wanted,
     HEADS: tl.constexpr, COMPACT: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
-    WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, MOST_GROUPS: tl.constexpr,
+    WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, MAX_GROUPS: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Which ``wanted`` groups of a body have the greatest scores. Grid: (KV heads, requests).
@@ -84,9 +84,9 @@ def select_kernel(
         return
     start, end = body_of(seq_len, SINKS, RECENT, GROUP)
     pair = request.to(tl.int64) * tl.num_programs(0) + head
-    groups = start // GROUP + tl.arange(0, MOST_GROUPS)
+    groups = start // GROUP + tl.arange(0, MAX_GROUPS)
     inside = groups < end // GROUP
-    order = tl.full([MOST_GROUPS], NOTHING, tl.int32)
+    order = tl.full([MAX_GROUPS], NOTHING, tl.int32)
     for each in range(HEADS):
         tiles = tl.arange(0, WINDOW_PADDED)
         seen = most_ptr + (pair * HEADS + each) * WINDOW_TILES + tiles
@@ -154,7 +154,7 @@ def list_kernel(
             from_head = (head * PADDED + heads).to(tl.int64) * total_groups + place
             mask = inside[:, None] & (heads < HEADS)[None, :]
             middle = tl.load(middle_ptr + from_head[None, :] + groups[:, None], mask=mask, other=0.0)
-            lift = tl.minimum((middle - seed[None, :]) * (scale * LOG2E), MOST_LIFT)
+            lift = tl.minimum((middle - seed[None, :]) * (scale * LOG2E), MAX_LIFT)
             weights = tl.where(kept[:, None] | (middle != middle), 0.0, tl.exp2(lift) * GROUP)
             tl.store(weight_ptr + (shared + groups)[:, None] * PADDED + heads[None, :], weights, mask=mask)
     tl.store(counted, count * GROUP)

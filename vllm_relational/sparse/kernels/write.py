@@ -17,7 +17,7 @@ from vllm_relational.sparse.pages import Pages
 @triton.jit
 def _step_code(spread):
     """``codec.encode_step``: 5 bits of exponent, 3 of mantissa, rounded up."""
-    bits = tl.maximum(spread, 0.00006103515625).to(tl.int32, bitcast=True)  # codec.LEAST_STEP
+    bits = tl.maximum(spread, 0.00006103515625).to(tl.int32, bitcast=True)  # codec.MIN_STEP
     return ((bits + 0xFFFFF) >> 20) - 896  # (127 - 15) << 3
 
 
@@ -47,7 +47,7 @@ def _seal_slice(keys, origin_ptr, step_ptr, channels, there):
     low, most = tl.min(keys, axis=0), tl.max(keys, axis=0)
     code = _step_code((most - low + tl.abs(low) * 0.0009765625) / 14.99)  # 15 - codec.SPARE_STEPS
     odd = tl.sum(((keys != keys) | (tl.abs(keys) > 60000.0)).to(tl.int32), axis=0) > 0
-    fits = (code <= 215) & ~odd  # codec.MOST_STEP_CODE
+    fits = (code <= 215) & ~odd  # codec.MAX_STEP_CODE
     code = tl.where(fits, code, 8)
     step = ((code + 896) << 20).to(tl.float32, bitcast=True)
     origin = _round_down(low)

@@ -21,7 +21,7 @@ from vllm_relational.sql.blocks import KEY
 
 # (texts of one side, texts of the other, k) -> for each text of the first, positions in the second, best first.
 Candidates = Callable[[list[str], list[str], int], Sequence[Sequence[int]]]
-MOST_ENUMERATED = 10_000_000
+MAX_ENUMERATED = 10_000_000
 NARROWER = "add a condition that DuckDB can evaluate, such as a.kind = b.kind"
 
 
@@ -55,8 +55,8 @@ def _laterals(block: exp.Select) -> set[str]:
 
 def check_rows(rows: int) -> None:
     """Raise ``RelationalError`` with the fix when a join has too many pairs to write them down."""
-    if rows > MOST_ENUMERATED:
-        raise RelationalError(f"the join has {rows:,} pairs, more than {MOST_ENUMERATED:,}: {NARROWER}")
+    if rows > MAX_ENUMERATED:
+        raise RelationalError(f"the join has {rows:,} pairs, more than {MAX_ENUMERATED:,}: {NARROWER}")
 
 
 def check_pairs(pairs: int, most: int) -> None:

@@ -21,11 +21,11 @@ from vllm_relational.sql.job import Job
 from vllm_relational.sql.operator import Operator
 
 # Inputs of an operator from which the choice is forecast: of more, a part.
-MOST_INPUTS = 20_000
+MAX_INPUTS = 20_000
 # From so many inputs on, the plans that are compared are made without search, which would take most of the time.
 QUICK_FROM = 2_000
 # Operators of a group that are tried one by one in the other layout.
-MOST_SINGLE = 6
+MAX_SINGLE = 6
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _extent(groups: Sequence[Sequence[Operator]], sizes: Mapping[str, int]) -> E
         for group in groups
         for operator in group
     }
-    halvings = (max(most - 1, 0) // MOST_INPUTS).bit_length()
+    halvings = (max(most - 1, 0) // MAX_INPUTS).bit_length()
     return Extent(choosing=True, halvings=halvings, common=common, quick=most >= QUICK_FROM)
 
 
@@ -97,7 +97,7 @@ class _Search:
         """Try the whole group in the other layout, then each operator of a small group."""
         names = [operator.table.name for operator in group]
         self._tried[names[0]] = self._try(names)
-        if 2 < len(names) <= MOST_SINGLE:
+        if 2 < len(names) <= MAX_SINGLE:
             for name in names:
                 self._try([name])
 

@@ -24,7 +24,7 @@ from vllm_relational.vllm_ext.attention.batch_rows import Kind
 
 logger = init_logger("vllm.relational.attention")
 
-MOST_SPARSE = 16
+MAX_SPARSE = 16
 """Requests of the largest batch with a graph for sparse requests only: what it saves is little beside more."""
 
 _NEEDED = ("graphs", "_capture_descs", "_max_full_descs_to_capture", "capture", "dispatch", "run_fullgraph")
@@ -113,7 +113,7 @@ class DecodeGraphs:
             desc
             for desc in self._capture_descs.get(CUDAGraphMode.FULL, [])
             if desc.uniform_token_count is not None and desc.num_ubatches == 1 and self._may_be_sparse(desc)
-            if kind == Kind.DENSE or (desc.uniform_token_count == 1 and desc.num_reqs <= MOST_SPARSE)
+            if kind == Kind.DENSE or (desc.uniform_token_count == 1 and desc.num_reqs <= MAX_SPARSE)
         ]
 
     def _may_be_sparse(self, desc: Any) -> bool:

@@ -24,7 +24,7 @@ that the scan listed, and parts that were attended to densely for want of room. 
 how often the share of a head's attention weight that was only estimated was at most ``2 ** -i`` and above half of it;
 the last one has all smaller shares too."""
 INTERVAL_S = 1.0
-MOST_READ = 0.5
+MAX_READ = 0.5
 ENOUGH_TOKENS = 10**9
 """So many tokens between the window's ends (a step over 128K tokens of Llama-8B's shape has 31 million) tell whether
 the index is of use."""
@@ -55,7 +55,7 @@ class StatisticsReader:
         if self._is_judged or tokens < ENOUGH_TOKENS:
             return
         self._is_judged = True
-        if read > MOST_READ * tokens:
+        if read > MAX_READ * tokens:
             logger.warning(
                 "DIPR attention reads %d%% of the tokens that it might leave out: its index rules out too little of "
                 "these contexts to be faster than dense attention. Try a higher alpha, or go without it.",

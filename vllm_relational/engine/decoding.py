@@ -1,4 +1,4 @@
-"""A decision -> vLLM sampling parameters, and the way back from sampled tokens to text."""
+"""An answer format -> vLLM sampling parameters, and the way back from sampled tokens to text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_relational.records import Choice, Decision, FreeText, IntegerRange, JsonSchema
+from vllm_relational.records import AnswerFormat, Choice, FreeText, IntegerRange, JsonSchema
 
 # Ranges up to this many numbers become a list of choices, longer ones a JSON integer.
 MAX_LISTED_NUMBERS = 100
@@ -30,7 +30,7 @@ Reader = Callable[[Any], Said]
 
 
 @dataclass(frozen=True)
-class DecisionPlan:
+class DecodingPlan:
     """params: ``vllm.SamplingParams``; read: one output of a request -> what it says; free: unconstrained."""
 
     params: Any
@@ -38,17 +38,17 @@ class DecisionPlan:
     free: bool = False
 
 
-def plan_decision(decision: Decision, tokenizer: Any) -> DecisionPlan:
-    """How vLLM answers ``decision``: greedily, under the constraint, in one token where one token decides."""
-    match decision:
+def plan_decision(answer_format: AnswerFormat, tokenizer: Any) -> DecodingPlan:
+    """How vLLM answers ``answer_format``: greedily, under the constraint, in one token where one token decides."""
+    match answer_format:
         case FreeText(max_tokens):
-            return DecisionPlan(_sampling(max_tokens=max_tokens), _read_text, free=True)
+            return DecodingPlan(_sampling(max_tokens=max_tokens), _read_text, free=True)
         case JsonSchema(schema, max_tokens):
-            return DecisionPlan(_sampling(max_tokens=max_tokens, json=dict(schema)), _read_text)
+            return DecodingPlan(_sampling(max_tokens=max_tokens, json=dict(schema)), _read_text)
         case IntegerRange(low, high) if high - low >= MAX_LISTED_NUMBERS:
             integer = {"type": "integer", "minimum": low, "maximum": high}
             room = max(len(str(low)), len(str(high))) + SPARE_TOKENS
-            return DecisionPlan(_sampling(max_tokens=room, json=integer), _read_text)
+            return DecodingPlan(_sampling(max_tokens=room, json=integer), _read_text)
         case IntegerRange(low, high):
             return _plan_choice(tuple(str(number) for number in range(low, high + 1)), tokenizer)
         case Choice(labels):
@@ -91,14 +91,14 @@ def first_tokens(labels: tuple[str, ...], tokenizer: Any) -> dict[int, str] | No
     return {token: min(found) for token, found in owners.items() if len(found) == 1}
 
 
-def _plan_choice(labels: tuple[str, ...], tokenizer: Any) -> DecisionPlan:
+def _plan_choice(labels: tuple[str, ...], tokenizer: Any) -> DecodingPlan:
     by_token = first_tokens(labels, tokenizer)
     if by_token is not None:
         params = _sampling(max_tokens=1, allowed_token_ids=list(by_token), detokenize=False)
-        return DecisionPlan(params, _token_reader(by_token))
+        return DecodingPlan(params, _token_reader(by_token))
     texts = all_spellings(labels)
     room = max(len(text.encode()) for text in texts) + SPARE_TOKENS
-    return DecisionPlan(_sampling(max_tokens=room, choice=texts), _read_text)
+    return DecodingPlan(_sampling(max_tokens=room, choice=texts), _read_text)
 
 
 def _sampling(*, json: Any = None, choice: list[str] | None = None, **settings: Any) -> Any:

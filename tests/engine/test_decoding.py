@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from vllm_relational.engine import decisions, vllm_engine
-from vllm_relational.engine.decisions import Said, all_spellings, first_tokens, plan_decision
+from vllm_relational.engine import answer_formats, vllm_engine
+from vllm_relational.engine.decoding import Said, all_spellings, first_tokens, plan_decision
 from vllm_relational.records import Choice, FreeText, JsonSchema, Prompt
 
 
 @pytest.fixture(autouse=True)
 def no_vllm(monkeypatch):
-    monkeypatch.setattr(decisions, "_sampling", lambda **_: None)
+    monkeypatch.setattr(answer_formats, "_sampling", lambda **_: None)
 
 
 class WordTokenizer:
@@ -61,9 +61,9 @@ def output(text: str, finish: str | None, *token_ids: int) -> SimpleNamespace:
     return SimpleNamespace(text=text, finish_reason=finish, token_ids=token_ids)
 
 
-@pytest.mark.parametrize("decision", [FreeText(4), JsonSchema({}), Choice(("very good", "very bad"))])
-def test_a_text_is_whole_cut_or_none(decision):
-    read = plan_decision(decision, WordTokenizer()).read
+@pytest.mark.parametrize("answer_format", [FreeText(4), JsonSchema({}), Choice(("very good", "very bad"))])
+def test_a_text_is_whole_cut_or_none(answer_format):
+    read = plan_decision(answer_format, WordTokenizer()).read
     assert read(output("so", "stop")) == Said("so")
     assert read(output("so", "length")) == Said("so", cut=True)
     for finish in ("abort", "error", "repetition", None):
