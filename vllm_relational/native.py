@@ -190,9 +190,9 @@ def pair_dependencies(
         NativeError: a code or number out of range; the message names the argument and the index.
     """
     if _NATIVE is None:
-        from vllm_relational.plan import dependencies
+        from vllm_relational.plan import pair_dependencies as reference
 
-        return dependencies.pair_dependencies(codes, num_values, most_wrong, most_unexplained, most_distinct)
+        return reference.pair_dependencies(codes, num_values, most_wrong, most_unexplained, most_distinct)
     determinants, dependents, num_wrong = _call(
         "find_pair_dependencies",
         codes=_packed(codes, np.int32),

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from vllm_relational import RelationalLLM
 from vllm_relational.cli import options as cli_options
 from vllm_relational.cli.app import app
-from vllm_relational.retrieval import retriever as retrieving
+from vllm_relational.query import embedders
 from vllm_relational.table import read_table
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -112,7 +112,7 @@ class Harness:
         self.engine = Oracle()
         os.chdir(folder)
         cli_options.make_llm = lambda *_, **__: RelationalLLM(engine=self.engine)  # type: ignore[assignment]
-        retrieving.open_embedder = lambda name: hashed_embedder.HashedTrigrams()  # type: ignore[assignment]
+        embedders.open_embedder = lambda name: hashed_embedder.HashedTrigrams()  # type: ignore[assignment]
         Path("t.csv").write_text("text,id\n" + "".join(_line(row) for row in range(ROWS)))
         self.contexts: list[dict[str, Any]] = []
 
@@ -196,7 +196,7 @@ def run_cases(numbers: Iterable[int], show: bool = False) -> list[str]:
     counts: Counter[str] = Counter()
     here = Path.cwd()
     folder = Path(tempfile.mkdtemp(prefix="damaged-"))
-    kept = cli_options.make_llm, retrieving.open_embedder
+    kept = cli_options.make_llm, embedders.open_embedder
     try:
         harness, all_kinds = Harness(folder), list(kinds())
         for kind in all_kinds:
@@ -213,7 +213,7 @@ def run_cases(numbers: Iterable[int], show: bool = False) -> list[str]:
     finally:
         os.chdir(here)
         shutil.rmtree(folder)
-        cli_options.make_llm, retrieving.open_embedder = kept  # type: ignore[assignment]
+        cli_options.make_llm, embedders.open_embedder = kept  # type: ignore[assignment]
     for name, count in sorted(counts.items()):
         print(f"{name}: {count}")
     return wrong

@@ -1,4 +1,8 @@
-"""The architecture as behaviour: who may import whom, and how large a file may grow (DESIGN.md)."""
+"""The architecture as behaviour: which package may import which, no circles, and how large a file may grow (DESIGN.md).
+
+``LAYERS`` is the whole rule: from the bottom up, what stands side by side in a line imports nothing of each other, and
+everything may import what stands in a line below. A package imports its own modules freely, but in no circle.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,98 +19,127 @@ import pytest
 import vllm_relational
 
 PACKAGE = Path(vllm_relational.__file__).parent
-FILES = sorted(path for path in PACKAGE.rglob("*.py"))
-MAX_LINES = 500
+MAX_LINES = 400
 
-SHARED = {"records", "config", "native", "extras", "terminal"}  # what every room may import
-SHARED |= {"json_schemas", "thoughts", "options", "option_kinds"}  # read alike everywhere
-SHARED |= {"atomic_file", "named_files"}  # a file is written whole, and its names are told apart, alike everywhere
-# The front doors put rooms together; native.py finds the references of its loops in two rooms.
-FRONT = {
-    "pipeline",
+LAYERS = [
+    "records",
+    "terminal extras answer_format files option_kinds",
+    "config",
+    # the references of native code
+    "plan.pair_dependencies plan.row_sort kv.simulate kv.future_use kv.partial_index kv.prefix_queue kv.policy",
+    "native",
+    "table prompts results embed plan kv sparse",
+    "dedup retrieval vllm_ext",
+    "engine plugin",
+    "query",
+    "options",
     "llm",
-    "accessor",
-    "cli",
-    "cli_errors",
-    "cli_files",
-    "cli_resume",
-    "job_record",
-    "cli_options",
-    "cli_output",
-    "cli_retrieval",
-    "cli_sql",
-    "retrieving",
-    "unasked",
-    "bench",
-    "plugin",
-}
-FRONT |= {"plugin", "__init__", "grouping", "auditing", "forecasting", "planning", "planning_text", "planning_html"}
-# sql stands above llm, which it is given: it imports no stage. Its own files are one room.
-EXTRA = {"native": {"plan.row_sort", "plan", "kv.simulate", "kv"}, "engine": {"vllm_ext"}, "vllm_ext": {"kv", "sparse"}}
-EXTRA |= {"retrieval": {"embed"}}
-# sql is given what searches for passages, as it is given llm; where it is not, it takes what the commands take. What
-# reads the cells of a DuckDB relation is the table's: run and SQL must send the same text.
-EXTRA |= {"sql": {"retrieving", "table"}}
+    "accessor compare sql",
+    "cli __init__",
+]
 HEAVY = {"torch", "vllm", "transformers", "polars", "duckdb", "sqlglot", "matplotlib", "plotly", "faiss"}
 HEAVY |= {"sentence_transformers"}
 MAY_IMPORT_VLLM = {"engine", "vllm_ext", "plugin"}
 
 
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def room_of(module: str) -> str:
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, ast.ImportFrom | ast.Import]]:
+    """Absolute names of everything a file imports, inside functions and TYPE_CHECKING blocks too."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
+
+
+def imported_modules(module: str) -> set[str]:
+    """Modules of this package that a module imports; of ``from PACKAGE import name`` the package."""
+    found = set()
+    for name, _ in imports(MODULES[module]):
+        inside = name.removeprefix("vllm_relational.")
+        if inside != name:
+            found.add(inside if inside in MODULES else inside.rpartition(".")[0] or "__init__")
+    return found - {module}
+
+
+def place_of(module: str) -> tuple[int, str]:
+    """The layer and the entry there that a module belongs to: the longest that fits."""
+    fits = [
+        (len(entry), layer, entry)
+        for layer, line in enumerate(LAYERS)
+        for entry in line.split()
+        if module == entry or module.startswith(f"{entry}.")
+    ]
+    assert fits, f"{module} stands in no layer"
+    _, layer, entry = max(fits)
+    return layer, entry
+
+
+def package_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Absolute names of everything a file imports, inside functions and TYPE_CHECKING blocks too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_the_layers(module):
+    layer, _ = place_of(module)
+    wrong = {
+        other
+        for other in imported_modules(module)
+        if package_of(other) != package_of(module) and place_of(other)[0] >= layer
+    }
+    assert wrong == set()
 
 
-def siblings(path: Path) -> set[str]:
-    """Rooms of this package, other than its own, that a file imports."""
-    inside = {name.removeprefix("vllm_relational.") for name in imports(path) if name.startswith("vllm_relational.")}
-    rooms = {room_of(name) for name in inside}
-    there = {room_of(module_of(file)) for file in FILES}
-    return (rooms & there) - {room_of(module_of(path))}
+def test_every_layer_is_there():
+    entries = {entry for line in LAYERS for entry in line.split()}
+    assert {place_of(module)[1] for module in MODULES} == entries
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_a_room_imports_only_what_all_rooms_share(path):
-    room = room_of(module_of(path))
-    if room in FRONT:
-        return
-    allowed = {name for name in SHARED if name != "native" or room not in SHARED} | EXTRA.get(room, set())
-    assert siblings(path) <= allowed
+def test_no_module_imports_itself_by_a_detour():
+    waiting = {module: imported_modules(module) for module in MODULES}
+    while ready := {module for module, needs in waiting.items() if not needs & set(waiting)}:
+        waiting = {module: needs for module, needs in waiting.items() if module not in ready}
+    assert waiting == {}
 
 
-def test_records_import_no_room():
-    assert siblings(PACKAGE / "records.py") == set()
-    assert siblings(PACKAGE / "json_schemas.py") <= {"records"} and siblings(PACKAGE / "thoughts.py") == set()
-    assert siblings(PACKAGE / "config.py") <= {"records", "json_schemas"}
-    assert siblings(PACKAGE / "options.py") <= {"records", "json_schemas", "config", "terminal", "option_kinds"}
+def _private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_only_engine_extension_and_plugin_import_vllm(path):
-    vllm = {name for name in imports(path) if name == "vllm" or name.startswith("vllm.")}
-    room = room_of(module_of(path))
-    assert not vllm or room in MAY_IMPORT_VLLM
-    if room != "vllm_ext":
+@pytest.mark.parametrize("module", MODULES)
+def test_no_private_name_of_another_package(module):
+    taken = {
+        name
+        for name, node in imports(MODULES[module])
+        if name.startswith("vllm_relational.") and any(_private(part) for part in name.split(".")[1:])
+        if isinstance(node, ast.ImportFrom) and package_of(node.module.partition(".")[2]) != package_of(module)
+    }
+    assert taken == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_engine_extension_and_plugin_import_vllm(module):
+    vllm = {name for name, _ in imports(MODULES[module]) if name == "vllm" or name.startswith("vllm.")}
+    assert not vllm or package_of(module) in MAY_IMPORT_VLLM
+    if package_of(module) != "vllm_ext":
         assert not {name for name in vllm if name.startswith(("vllm.v1", "vllm.platforms", "vllm.distributed"))}
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_files_fit_in_the_head(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+@pytest.mark.parametrize("module", MODULES)
+def test_files_fit_in_the_head(module):
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -114,6 +148,13 @@ def loaded_by(statement: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("statement", ["import vllm_relational", "import vllm_relational.cli.app"])
-def test_importing_the_package_loads_no_heavy_library(statement):
-    assert not loaded_by(statement) & HEAVY
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import vllm_relational", HEAVY | {"pandas"}),
+        ("import vllm_relational.cli", HEAVY),
+        ("import vllm_relational.plugin", HEAVY | {"pandas", "pyarrow", "numpy"}),
+    ],
+)
+def test_importing_loads_no_heavy_library(statement, heavy):
+    assert not loaded_by(statement) & heavy

@@ -174,7 +174,7 @@ def test_a_file_that_a_statement_reads_by_a_hidden_name_is_never_its_output(fold
 
 
 def test_two_names_that_are_only_read_may_be_one(folder, monkeypatch, cli_engine):
-    monkeypatch.setattr(cli_retrieval.retrieving, "open_embedder", lambda name: HashedTrigrams())
+    monkeypatch.setattr(cli_retrieval.embedders, "open_embedder", lambda name: HashedTrigrams())
     assert call("index", "b.csv", "text", "-o", "p.index", "--embedder", "E").exit_code == 0
     found = call("retrieve", "b.csv", "text", "--index", "p.index", "-k", 1, "--passage-table", "b.csv", "-o", "q.csv")
     assert found.exit_code == 0 and read_table(folder / "q.csv")["context_1"].to_pylist() == ["hello", "world"]

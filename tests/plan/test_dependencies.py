@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from random_batches import batch_of, batches
 
 from vllm_relational import native
-from vllm_relational.plan.dependencies import Dependency, find_dependencies, pair_dependencies
+from vllm_relational.plan.dependencies import Dependency, find_dependencies
+from vllm_relational.plan.pair_dependencies import pair_dependencies
 
 seeds = st.integers(0, 2**32).map(np.random.default_rng)
 

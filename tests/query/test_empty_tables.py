@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from vllm_relational import RelationalLLM
 from vllm_relational.cli import options as cli_options
 from vllm_relational.cli.app import app
+from vllm_relational.query import embedders
 from vllm_relational.records import RelationalError
 from vllm_relational.retrieval import TextIndex, build_index
-from vllm_relational.retrieval import retriever as retrieving
 from vllm_relational.sql import connect
 from vllm_relational.table import read_table, write_table
 
@@ -151,7 +151,7 @@ def test_dry_run_bench_and_plan(folder):
 
 @pytest.mark.parametrize("name", ["i", "i-near"])
 def test_an_index_without_passages_finds_none(folder, monkeypatch, name):
-    monkeypatch.setattr(retrieving, "open_embedder", lambda name: lambda texts: 1 / 0)
+    monkeypatch.setattr(embedders, "open_embedder", lambda name: lambda texts: 1 / 0)
     search = "approximate" if name == "i-near" else "exact"
     command("index", "t.csv", "text", "-o", name, "--embedder", "m", "--search", search)
     Path("q.csv").write_text("q\nwhere\n")
@@ -162,7 +162,7 @@ def test_an_index_without_passages_finds_none(folder, monkeypatch, name):
 def test_questions_without_rows_are_not_embedded(folder, monkeypatch):
     build_index(pa.table({"text": ["one", "two"]}), "text", HashedTrigrams(64), "i", source="p.csv")
     Path("p.csv").write_text("text\none\ntwo\n")
-    monkeypatch.setattr(retrieving, "open_embedder", lambda name: lambda texts: 1 / 0)
+    monkeypatch.setattr(embedders, "open_embedder", lambda name: lambda texts: 1 / 0)
     command("retrieve", "t.csv", "text", "--index", "i", "-k", 2, "-o", "o.csv")
     assert read_table(folder / "o.csv").column_names == ["text", "n", "context_1", "context_2"]
     command("run", "t.csv", "-p", "{text} {context_1}?", "--retrieve", "text", "--index", "i", "-k", 1, "-o", "r.csv")

@@ -16,10 +16,11 @@ from vllm_relational import RelationalLLM, embed
 from vllm_relational.cli import options as cli_options
 from vllm_relational.cli.app import app
 from vllm_relational.engine import vllm_embedder
+from vllm_relational.query import embedders
+from vllm_relational.query.embedders import open_embedder
 from vllm_relational.records import RelationalError
 from vllm_relational.retrieval import TextIndex, build_index
-from vllm_relational.retrieval import retriever as retrieving
-from vllm_relational.retrieval.retriever import Retriever, open_embedder
+from vllm_relational.retrieval.retriever import Retriever
 from vllm_relational.table import read_table
 
 TEXTS = ["red apples grow", "green cars drive", "blue birds sing"]
@@ -108,7 +109,7 @@ def test_the_command_explain_asks_nothing(embedder, monkeypatch):
 
 def test_pairs_of_a_join_come_from_the_same_opener(embedder, monkeypatch):
     opened = []
-    monkeypatch.setattr(retrieving, "open_embedder", lambda name: opened.append(name) or embedder)
+    monkeypatch.setattr(embedders, "open_embedder", lambda name: opened.append(name) or embedder)
     join = "SELECT 1 FROM 'p.parquet' a JOIN 'p.parquet' b ON LLM_FILTER('{a.text} is {b.text}', a.text, b.text)"
     result, _ = call(monkeypatch, "explain", join, "--embedder", "vllm:M", "--candidates", "1")
     assert result.exit_code == 0 and "at most 3 candidates of 9 pairs" in result.stdout and opened == ["vllm:M"]

@@ -12,8 +12,9 @@ from vllm_relational.cli import errors as cli_errors
 from vllm_relational.cli import files as cli_files
 from vllm_relational.cli import options as cli_options
 from vllm_relational.cli import output as cli_output
+from vllm_relational.query import embedders
 from vllm_relational.records import RelationalError
-from vllm_relational.retrieval import retriever as retrieving
+from vllm_relational.retrieval import retriever
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -130,7 +131,7 @@ def with_passages(
 
     sidecar = read_sidecar(path)
     fix = "name the table of the passages, vllm-relational retrieve --passage-table TABLE"
-    texts = retrieving.passage_table(path, sidecar.source, passage_table, fix)
+    texts = retriever.passage_table(path, sidecar.source, passage_table, fix)
     made = _open_embedder(embedder or sidecar.embedder)
     try:
         return retrieve_fields(
@@ -152,7 +153,7 @@ def retrieved(data: pa.Table, prompt: str, question: str | None, path: Path | No
 
 def _open_embedder(name: str) -> Any:
     cli_options.prepare_processes()
-    return retrieving.open_embedder(name)
+    return embedders.open_embedder(name)
 
 
 def _close(embedder: Any) -> None:

@@ -187,8 +187,8 @@ def _merging(
 def _candidates(embedder: str | None, k: int) -> dict[str, Any]:
     if embedder is None:
         return {}
+    from vllm_relational.query.embedders import open_embedder
     from vllm_relational.retrieval import nearest_pairs
-    from vllm_relational.retrieval.retriever import open_embedder
 
     if k < 1:
         raise RelationalError(f"--candidates is {k}: ask about 1 pair a row or more")

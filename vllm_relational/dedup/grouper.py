@@ -7,16 +7,15 @@ the prompt reads always shares its group.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from vllm_relational import dedup
 from vllm_relational.config import DedupConfig
-from vllm_relational.embed import Embedder, embed_texts, reads_whole
+from vllm_relational.embed import Embedder, embed_texts, load_embedder, reads_whole, release
 from vllm_relational.records import DedupReport, Distinct, EncodedTable, Grouping, MergeExample, RelationalError
-from vllm_relational.retrieval.retriever import open_embedder, release
 
 EXACT, NORMALIZED, SEMANTIC = "exact", "normalized", "semantic"
 # Merged rows that the report shows, for each step beyond the exact one.
@@ -27,15 +26,22 @@ SHOWN_CHARACTERS = 120
 class RowGrouper:
     """The deduplication of one table; making it checks the settings against the table and does no work.
 
-    seed: of the clusters of semantic deduplication.
+    seed:  of the clusters of semantic deduplication.
+    opens: makes an embedder of the name in the settings; by default a local model.
     Raises ``RelationalError`` for unknown rules, columns that the prompt does not use, missing libraries.
     """
 
-    def __init__(self, table: EncodedTable, config: DedupConfig, seed: int = 0) -> None:
+    def __init__(
+        self,
+        table: EncodedTable,
+        config: DedupConfig,
+        seed: int = 0,
+        opens: Callable[[str], Embedder] = load_embedder,
+    ) -> None:
         self._table, self._config, self._seed = table, config, seed
         self._rules = _rules(table, config)
         self._columns = _similar_columns(table, config)
-        self._embedder = _embedder(config)
+        self._embedder = _embedder(config, opens)
         self._too_long = 0
 
     @property
@@ -196,10 +202,10 @@ def _similar_columns(table: EncodedTable, config: DedupConfig) -> tuple[str, ...
     return columns
 
 
-def _embedder(config: DedupConfig) -> Embedder | None:
+def _embedder(config: DedupConfig, opens: Callable[[str], Embedder]) -> Embedder | None:
     if config.mode != SEMANTIC:
         return None
-    return open_embedder(config.embedder) if isinstance(config.embedder, str) else config.embedder
+    return opens(config.embedder) if isinstance(config.embedder, str) else config.embedder
 
 
 def _name(embedder: Any) -> str:

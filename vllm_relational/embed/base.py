@@ -25,6 +25,11 @@ def reads_whole(embedder: Embedder, texts: list[str]) -> np.ndarray:
     return np.ones(len(texts), bool) if ask is None else np.asarray(ask(texts), bool)
 
 
+def release(embedder: object) -> None:
+    """Give back the memory of the model, as an engine for answers may need it; the next text loads it again."""
+    getattr(embedder, "release", lambda: None)()
+
+
 def embed_texts(embedder: Embedder, texts: list[str]) -> np.ndarray:
     """Unit vectors of the texts: float32 ``[len(texts), dimension]``, so that a dot product is the cosine.
 

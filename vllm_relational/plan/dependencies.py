@@ -29,12 +29,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_relational import native
+from vllm_relational.plan.pair_dependencies import NOT_DEPENDENT
 from vllm_relational.records import PlanInput
 
 MAX_UNEXPLAINED = 0.1
 MAX_DISTINCT = 0.8
-_ROUNDING = 1e-6  # 1 - 0.9 is a little less than 0.1
-_NOT_DEPENDENT = -1
 
 Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(columns, rows) -> what ``pair_dependencies`` says of that part of the table."""
@@ -88,8 +87,8 @@ def _judge_in_dimensions(codes: np.ndarray, wrong: np.ndarray, judge: Judge) -> 
     for key in sorted(first_rows, key=lambda key: -len(first_rows[key])):
         columns = np.flatnonzero((wrong[key] == 0) & (wrong[:, key] != 0))
         inside = np.ix_(columns, columns)
-        refuted = judge(columns, first_rows[key]) == _NOT_DEPENDENT
-        wrong[inside] = np.where(refuted, _NOT_DEPENDENT, wrong[inside])
+        refuted = judge(columns, first_rows[key]) == NOT_DEPENDENT
+        wrong[inside] = np.where(refuted, NOT_DEPENDENT, wrong[inside])
 
 
 def _entries(wrong: np.ndarray, num_rows: int) -> Iterator[Dependency]:
@@ -137,43 +136,3 @@ def _between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _columns(groups: list[tuple[int, ...]], chosen: np.ndarray) -> tuple[int, ...]:
     return tuple(sorted(column for i in np.flatnonzero(chosen) for column in groups[i]))
-
-
-# ---------------------------------------------------------------------------------------------- reference for tests
-def pair_dependencies(
-    codes: np.ndarray, num_values: np.ndarray, most_wrong: float, most_unexplained: float, most_distinct: float
-) -> np.ndarray:
-    """``native.pair_dependencies`` in NumPy: every pair is counted to the end."""
-    num_columns, num_rows = codes.shape
-    _check(codes, num_values)
-    result = np.full((num_columns, num_columns), _NOT_DEPENDENT, dtype=np.int64)
-    for x in range(num_columns):
-        num_distinct = len(np.unique(codes[x]))
-        if num_distinct < 2 or num_distinct > most_distinct * num_rows + _ROUNDING:
-            continue
-        for y in range(num_columns):
-            wrong, entries, other = _count(codes[x], codes[y])
-            limit = min(most_wrong * num_rows, most_unexplained * other) + _ROUNDING
-            if x != y and other and wrong <= limit and entries <= most_distinct * other + _ROUNDING:
-                result[x, y] = wrong
-    return result
-
-
-def _count(x: np.ndarray, y: np.ndarray) -> tuple[int, int, int]:
-    """Rows where y does not follow from x; values of x that say other than y's commonest value; rows that do."""
-    counts_of_y = np.bincount(y)
-    commonest = int(np.argmax(counts_of_y))
-    pairs, counts = np.unique(x.astype(np.int64) * len(counts_of_y) + y, return_counts=True)
-    most, of_commonest = np.zeros(x.max() + 1, dtype=np.int64), np.zeros(x.max() + 1, dtype=np.int64)
-    np.maximum.at(most, pairs // len(counts_of_y), counts)
-    said = pairs % len(counts_of_y) == commonest
-    of_commonest[pairs[said] // len(counts_of_y)] = counts[said]
-    return len(x) - int(most.sum()), int((of_commonest < most).sum()), len(x) - int(counts_of_y[commonest])
-
-
-def _check(codes: np.ndarray, num_values: np.ndarray) -> None:
-    if len(num_values) != len(codes):
-        raise ValueError("num_values must have an entry a column")
-    for column, limit in enumerate(num_values):
-        for row in np.flatnonzero((codes[column] < 0) | (codes[column] >= limit)):
-            raise ValueError(f"codes[{column}, {row}] = {codes[column, row]} is not in 0..{limit - 1}")

@@ -22,6 +22,7 @@ from vllm_relational.plan import PLANNERS, planner, value_overlaps, weighted
 from vllm_relational.prompts import PromptBuilder, Tokenizer, parse_template
 from vllm_relational.prompts.columns import QuestionColumns
 from vllm_relational.prompts.template import answer_room
+from vllm_relational.query import embedders
 from vllm_relational.query.audit import Answered, audit
 from vllm_relational.query.forecast import Forecaster
 from vllm_relational.query.job_record import EarlierOutput, answer_form, job_identity, retire_checkpoint, take_over
@@ -203,7 +204,7 @@ class _Job:
         with self.clock("read columns"):
             self.table = self._encode(table)
         with self.clock("deduplicate"):
-            self.grouper = RowGrouper(self.table, config.dedup, config.seed)
+            self.grouper = RowGrouper(self.table, config.dedup, config.seed, embedders.open_embedder)
             self.grouping, self.merges = self.grouper.group(self._complete_rows())
         with self.clock("tokenise"):
             self.prompts = PromptBuilder(

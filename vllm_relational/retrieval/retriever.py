@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vllm_relational import embed
 from vllm_relational.records import RelationalError
 
 if TYPE_CHECKING:
@@ -13,32 +15,7 @@ if TYPE_CHECKING:
     from vllm_relational.embed import Embedder
     from vllm_relational.retrieval import TextIndex
 
-VLLM_PREFIX = "vllm:"
 QUESTION = "question"
-
-
-def open_embedder(name: str) -> Any:
-    """An embedder by the name that an index keeps: a folder or hub name, or ``vllm:NAME`` for one in vLLM.
-
-    Its model is loaded with the first text. Raises ``RelationalError`` where the library is missing.
-    """
-    if name.startswith(VLLM_PREFIX):
-        from vllm_relational.engine.vllm_embedder import VllmEmbedder
-
-        return VllmEmbedder(_whole_path(name.removeprefix(VLLM_PREFIX)))
-    from vllm_relational import embed
-
-    return embed.load_embedder(_whole_path(name))
-
-
-def _whole_path(name: str) -> str:
-    """The index keeps the name of its model: a folder must be found again from anywhere."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def release(embedder: Any) -> None:
-    """Give back the memory of the model, as an engine for answers may need it; the next text loads it again."""
-    getattr(embedder, "release", lambda: None)()
 
 
 def passage_table(index: Path, source: str | None, given: Path | None, fix: str) -> pa.Table:
@@ -57,10 +34,13 @@ class Retriever:
     """Opens indexes for SQL and keeps them open until one of their files changes; see ``sql.retrieve.Retrieves``.
 
     embedder: for the questions, in place of the model that an index names.
+    opens:    makes an embedder of the name that an index keeps; by default a local model. Commands and SQL hand in
+              ``query.embedders.open_embedder``, which knows ``vllm:NAME`` too.
     """
 
-    def __init__(self, embedder: Embedder | None = None) -> None:
+    def __init__(self, embedder: Embedder | None = None, opens: Callable[[str], Embedder] | None = None) -> None:
         self._embedder = embedder
+        self._opens = opens or embed.load_embedder
         self._opened: dict[Path, tuple[object, TextIndex]] = {}
 
     def identity(self, path: str, k: int) -> str:
@@ -82,7 +62,7 @@ class Retriever:
         try:
             found = retrieve_fields(pa.table({QUESTION: questions}), QUESTION, index, k, ordered=ordered)
         finally:
-            release(index.embedder)
+            embed.release(index.embedder)
         return found.drop_columns([QUESTION])
 
     def _open(self, path: Path) -> TextIndex:
@@ -93,7 +73,7 @@ class Retriever:
         known = self._opened.get(path)
         if known is None or known[0] != state:
             texts = passage_table(path, sidecar.source, None, "index the table that holds them now")
-            embedder = self._embedder or open_embedder(sidecar.embedder)
+            embedder = self._embedder or self._opens(sidecar.embedder)
             self._opened[path] = (state, TextIndex.load(path, texts, embedder))
         return self._opened[path][1]
 

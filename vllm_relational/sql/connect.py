@@ -244,6 +244,7 @@ def _relation_of(value: Any) -> Any:
 def _with_retriever(settings: Settings) -> Settings:
     if settings.retriever is not None:
         return settings
+    from vllm_relational.query import embedders
     from vllm_relational.retrieval.retriever import Retriever
 
-    return dataclasses.replace(settings, retriever=Retriever())
+    return dataclasses.replace(settings, retriever=Retriever(opens=embedders.open_embedder))
