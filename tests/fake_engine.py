@@ -70,6 +70,9 @@ class FakeEngine:
         self.open_streams = 0
         self.closed = False
 
+    def expected(self) -> EngineInfo:
+        return EngineInfo(self.model)
+
     def start(self) -> EngineInfo:
         return EngineInfo(self.model, max_model_len=self.max_model_len)
 

@@ -16,8 +16,9 @@ from vllm_relational.engine.base import Engine
 from vllm_relational.files.named import NamedFile, check_distinct
 from vllm_relational.prompts import FourByteEstimate, Tokenizer, load_tokenizer
 from vllm_relational.query.job_record import EarlierOutput
-from vllm_relational.query.pipeline import PreparedQuery, prepare, run_query
-from vllm_relational.query.unasked import NoEngine
+from vllm_relational.query.no_engine import NoEngine
+from vllm_relational.query.pipeline import run_query
+from vllm_relational.query.prepared import Prepared, prepare
 from vllm_relational.records import (
     AnswerFormat,
     EngineInfo,
@@ -33,6 +34,7 @@ from vllm_relational.terminal import warn
 
 # Longer reasons are cut in warnings; the whole ones are in ``last_result.errors``.
 SHOWN_REASONS = 3
+NO_MODEL = "none: sizes only"
 
 
 class RelationalLLM:
@@ -168,7 +170,7 @@ class RelationalLLM:
         info = info or self.expected_engine()
         return self.prepare(table, prompt, **options).plan(info).report
 
-    def prepare(self, table: Any, prompt: str, **options: Any) -> PreparedQuery:
+    def prepare(self, table: Any, prompt: str, **options: Any) -> Prepared:
         """Read, deduplicate and tokenise a query that is then planned several times; options of ``run``.
 
         ``prepare(...).plan(llm.expected_engine(), order)`` forecasts one order.
@@ -221,18 +223,10 @@ class RelationalLLM:
     def expected_engine(self) -> EngineInfo:
         """What the engine will most likely be, as far as that is known without starting it. A server is asked once what
         it is, and need not answer."""
-        from vllm_relational.engine.endpoint import EndpointEngine
-        from vllm_relational.engine.vllm_engine import VllmEngine
-
-        if self._engine is None and self._base_url is None and self._model is not None:
-            return VllmEngine(self._model, **self._engine_args).expected()
-        if isinstance(self._engine, VllmEngine):
-            return self._engine.expected()
-        name = self._model or "none: sizes only"
-        if self._base_url is not None and isinstance(self.engine, EndpointEngine):
-            return dataclasses.replace(self.engine.expected(), model=name)
-        eviction = self._engine_args.get("scheduler", {}).get("eviction", EngineInfo.eviction)
-        return EngineInfo(model=name, eviction=eviction)
+        if self._engine is None and self._base_url is None and self._model is None:
+            return EngineInfo(NO_MODEL)
+        info = self.engine.expected()
+        return info if self._base_url is None else dataclasses.replace(info, model=self._model or NO_MODEL)
 
     def _load_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:

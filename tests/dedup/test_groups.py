@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_relational.dedup import distinct_rows, first_of, origins, regrouped, row_counts, source_rows
+from vllm_relational.dedup import distinct_rows, origins, part_of, regrouped, row_counts, source_rows
 from vllm_relational.records import Distinct, Grouping
 
 
@@ -49,15 +49,16 @@ def test_a_row_is_joined_by_the_first_step_after_which_it_is_with_the_row_asked(
         assert place == expected
 
 
-@given(groupings(), st.integers(1, 14))
-def test_the_first_rows_keep_their_groups(grouping, num_rows):
-    cut = first_of(grouping, num_rows)
-    before, after = grouping.distinct.inverse[:num_rows], cut.distinct.inverse
+@given(groupings(), st.sets(st.integers(0, 13)))
+def test_some_rows_keep_their_groups(grouping, chosen):
+    rows = np.array(sorted(row for row in chosen if row < len(grouping.distinct.inverse)), np.int64)
+    part = part_of(grouping, rows)
+    before, after = grouping.distinct.inverse[rows], part.distinct.inverse
     assert np.array_equal(before == -1, after == -1)
     assert np.array_equal(before[:, None] == before, after[:, None] == after)
-    assert (cut.distinct.first_rows < num_rows).all()
-    kept = [row for row in grouping.distinct.first_rows if row < num_rows]
-    assert set(kept) <= set(cut.distinct.first_rows)
+    asked = rows[part.distinct.first_rows]
+    assert set(grouping.distinct.first_rows) & set(rows) <= set(asked)
+    assert all(np.array_equal(level[rows], part.levels[name]) for name, level in grouping.levels.items())
 
 
 @pytest.mark.parametrize("num_rows", [0, 3])

@@ -125,6 +125,18 @@ def test_neither_in_blocks_or_with_a_small_cache(table, block_size, capacity, ra
     assert hits.sum() <= most_served(segments, codes)[0]
 
 
+@settings(max_examples=60)
+@given(tables(), st.booleans())
+def test_values_that_no_row_has_do_not_count(table, sorted_before):
+    columns, codes = table
+    used = [sorted(set(column.tolist())) for column in codes]
+    without = segments_of([[values[code] for code in kept] for values, kept in zip(columns, used, strict=True)])
+    renumbered = np.array([np.searchsorted(kept, column) for kept, column in zip(used, codes, strict=True)], np.int32)
+    segments = segments_of(columns)
+    known = (value_overlaps(segments.cells), value_overlaps(without.cells)) if sorted_before else ((), ())
+    assert most_served(segments, codes, known[0]) == most_served(without, renumbered, known[1])
+
+
 def test_where_values_are_equal_or_differ_at_once_it_is_that_of_whole_cells():
     """And an order reaches it."""
     cells = (column_of([(11, 1, 1), (12, 2)]), column_of([(21, 5), (22,)]))

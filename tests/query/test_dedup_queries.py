@@ -17,7 +17,8 @@ from vllm_relational.config import DedupConfig, QueryConfig
 from vllm_relational.dedup import normalizer
 from vllm_relational.dedup.normalize import DEFAULT_RULES
 from vllm_relational.engine import vllm_embedder
-from vllm_relational.query.pipeline import plan_query, prepare, run_query
+from vllm_relational.query.pipeline import run_query
+from vllm_relational.query.prepared import prepare
 from vllm_relational.records import (
     Choice,
     EngineDiedError,
@@ -241,7 +242,7 @@ def test_numbers_out_of_range_are_refused(options):
 def test_merging_changes_the_forecast():
     info = EngineInfo("fake")
     exact, merged = (
-        plan_query(arrow(ROWS), "{*}?", TEXT, QueryConfig(dedup=DedupConfig(mode)), info, ByteTokenizer())
+        prepare(arrow(ROWS), "{*}?", TEXT, QueryConfig(dedup=DedupConfig(mode)), ByteTokenizer()).plan(info).report
         for mode in ("exact", "normalized")
     )
     assert (exact.num_asked, merged.num_asked) == (6, 3)

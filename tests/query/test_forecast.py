@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from token_engine import TokenEngine
 
 from vllm_relational.config import QueryConfig
-from vllm_relational.query.pipeline import prepare, run_query
+from vllm_relational.query.pipeline import run_query
+from vllm_relational.query.prepared import prepare
 from vllm_relational.records import Choice, EngineInfo, FreeText, QueryResult, RelationalError
 
 cells = st.sampled_from(["x", "y", 'q"\n,', "a much longer text " * 3, "another, longer text " * 4])

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from vllm_relational.config import QueryConfig
 from vllm_relational.plan.objective import total_tokens
 from vllm_relational.prompts import FourByteEstimate
-from vllm_relational.query.pipeline import plan_query, prepare, run_query
+from vllm_relational.query.pipeline import run_query
+from vllm_relational.query.prepared import prepare
 from vllm_relational.records import (
     Choice,
     EngineDiedError,
@@ -283,7 +284,7 @@ def test_the_report_of_a_run():
 
 def test_a_dry_run_predicts_what_the_run_predicts():
     info = EngineInfo("fake")
-    planned = plan_query(arrow(TABLE), "{*}?", FreeText(), QueryConfig(), info, ByteTokenizer())
+    planned = prepare(arrow(TABLE), "{*}?", FreeText(), QueryConfig(), ByteTokenizer()).plan(info).report
     report = ask(TABLE, FakeEngine()).report
     assert (planned.predicted, planned.original, planned.ceiling) == (
         report.predicted,
@@ -296,7 +297,7 @@ def test_a_dry_run_predicts_what_the_run_predicts():
 @given(tables)
 def test_forecasts_are_shares_of_the_prompt_tokens(rows):
     info = EngineInfo("fake", block_size=1)
-    report = plan_query(arrow(rows), "{*}?", FreeText(), QueryConfig(nulls="keep"), info, FourByteEstimate())
+    report = prepare(arrow(rows), "{*}?", FreeText(), QueryConfig(nulls="keep"), FourByteEstimate()).plan(info).report
     for forecast in (report.predicted, report.original):
         assert 0 <= forecast.hit_tokens <= forecast.prompt_tokens
     assert 0 <= report.ceiling <= 1
@@ -304,7 +305,7 @@ def test_forecasts_are_shares_of_the_prompt_tokens(rows):
 
 def test_engines_without_prefix_cache_are_predicted_no_hits():
     info = EngineInfo("fake", prefix_caching=False)
-    report = plan_query(arrow(TABLE), "{*}?", FreeText(), QueryConfig(), info, FourByteEstimate())
+    report = prepare(arrow(TABLE), "{*}?", FreeText(), QueryConfig(), FourByteEstimate()).plan(info).report
     assert report.predicted.hit_tokens == 0 < report.predicted.prompt_tokens
 
 
@@ -318,7 +319,7 @@ def test_a_query_prepared_once_is_planned_as_if_prepared_for_each_plan(rows, nam
     info = EngineInfo("fake", max_model_len=300)
     prepared = prepare(arrow(rows), "{*}?", TEXT, QueryConfig(), ByteTokenizer())
     for name in names:
-        alone = plan_query(arrow(rows), "{*}?", TEXT, QueryConfig(order=name), info, ByteTokenizer())
+        alone = prepare(arrow(rows), "{*}?", TEXT, QueryConfig(order=name), ByteTokenizer()).plan(info).report
         assert facts_of(prepared.plan(info, name).report) == facts_of(alone)
 
 
@@ -326,7 +327,7 @@ def test_a_query_prepared_once_is_planned_as_if_prepared_for_each_plan(rows, nam
 def test_the_first_rows_of_a_prepared_query_are_a_query_of_their_own(rows, name, num_rows):
     info = EngineInfo("fake", block_size=1)
     prepared = prepare(arrow(rows), "{*}?", TEXT, QueryConfig(order=name), ByteTokenizer())
-    alone = plan_query(arrow(rows[:num_rows]), "{*}?", TEXT, QueryConfig(order=name), info, ByteTokenizer())
+    alone = prepare(arrow(rows[:num_rows]), "{*}?", TEXT, QueryConfig(order=name), ByteTokenizer()).plan(info).report
     assert facts_of(prepared.first(num_rows).plan(info).report) == facts_of(alone)
 
 
@@ -346,7 +347,7 @@ def test_a_plan_comes_with_what_it_was_made_from():
 
 def test_only_planners_that_read_overlaps_have_them_computed(monkeypatch):
     asked = []
-    monkeypatch.setattr("vllm_relational.query.pipeline.value_overlaps", lambda cells: asked.append(1) or ())
+    monkeypatch.setattr("vllm_relational.query.planned.value_overlaps", lambda cells: asked.append(1) or ())
     prepared = prepare(arrow(TABLE), "{*}?", TEXT, QueryConfig(), ByteTokenizer())
     for name in ("original", "fixed", "ggr"):
         prepared.plan(EngineInfo("fake"), name)

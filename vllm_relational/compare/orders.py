@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from vllm_relational.compare.provenance import code_version, machine
 from vllm_relational.llm import RelationalLLM
-from vllm_relational.query.pipeline import PreparedQuery
+from vllm_relational.query.prepared import Prepared
 from vllm_relational.records import EngineInfo, QueryResult, RelationalError
 
 # Rows asked to measure the engine's speed before a comparison with a time budget.
@@ -152,7 +152,7 @@ def rows_within(
     return low
 
 
-def _computed_tokens(prepared: PreparedQuery, info: EngineInfo, orders: Sequence[str]) -> int:
+def _computed_tokens(prepared: Prepared, info: EngineInfo, orders: Sequence[str]) -> int:
     return sum(prepared.plan(info, order).report.predicted.computed_tokens for order in orders)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from vllm_relational import dedup
 from vllm_relational.config import DedupConfig
 from vllm_relational.embed import Embedder, embed_texts, load_embedder, reads_whole, release
-from vllm_relational.records import DedupReport, Distinct, EncodedTable, Grouping, MergeExample, RelationalError
+from vllm_relational.records import DedupReport, Distinct, EncodedTable, Grouping, MergeExample, Origin, RelationalError
 
-EXACT, NORMALIZED, SEMANTIC = "exact", "normalized", "semantic"
+EXACT, NORMALIZED, SEMANTIC = Origin.EXACT, Origin.NORMALIZED, Origin.SEMANTIC
 # Merged rows that the report shows, for each step beyond the exact one.
 EXAMPLES = 3
 SHOWN_CHARACTERS = 120
@@ -60,7 +60,8 @@ class RowGrouper:
     def group(self, asked: np.ndarray) -> tuple[Grouping, DedupReport]:
         """Group the rows where ``asked`` (bool ``[num_rows]``) is True."""
         exact = dedup.distinct_rows(self._table.codes, asked)
-        levels, distinct, codes = {EXACT: exact.inverse}, exact, self._table.codes
+        levels: dict[str, np.ndarray] = {EXACT: exact.inverse}
+        distinct, codes = exact, self._table.codes
         similarity = np.empty(0, np.float32)
         if self._rules:
             codes = dedup.normal_codes(self._table, self._rules)
@@ -141,10 +142,15 @@ def merged_rows(grouping: Grouping) -> dict[str, int]:
     return {name: int((origin == place).sum()) for place, name in enumerate(grouping.levels)}
 
 
-def first_rows(grouping: Grouping, report: DedupReport, num_rows: int) -> tuple[Grouping, DedupReport]:
-    """The same groups over the first rows of the table only."""
-    cut = dedup.first_of(grouping, num_rows)
-    examples = tuple(example for example in report.examples if max(example.row, example.source_row) < num_rows)
+def rows_of(grouping: Grouping, report: DedupReport, rows: np.ndarray) -> tuple[Grouping, DedupReport]:
+    """The same groups over some rows of the table only, int64 ascending; examples that show other rows are left out."""
+    cut = dedup.part_of(grouping, rows)
+    place = {row: number for number, row in enumerate(rows.tolist())}
+    examples = tuple(
+        dataclasses.replace(example, row=place[example.row], source_row=place[example.source_row])
+        for example in report.examples
+        if example.row in place and example.source_row in place
+    )
     return cut, dataclasses.replace(report, merged=merged_rows(cut), examples=examples)
 
 
@@ -155,15 +161,15 @@ def answer_origins(grouping: Grouping, known: Mapping[int, str], failed: np.ndar
     now, and they inherit. failed: bool ``[num_rows]``.
     """
     source, origin = dedup.source_rows(grouping.distinct), dedup.origins(grouping)
-    steps = [*grouping.levels, "asked"]  # -1 is the last
+    steps = [*grouping.levels, Origin.ASKED]  # -1 is the last
     words = np.array(steps, dtype=object)[origin]
     asked = set(grouping.distinct.first_rows.tolist())
     for row, word in known.items():
         if row in asked:
             words[row] = word
     failed = failed | (source < 0)
-    words[failed] = "failed"
-    return np.where(failed, -1, source), words.tolist()
+    words[failed] = Origin.FAILED
+    return np.where(failed, -1, source), [str(word) for word in words]
 
 
 def name_sources(errors: list[str | None], grouping: Grouping) -> None:

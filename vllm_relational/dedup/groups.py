@@ -62,15 +62,20 @@ def source_rows(distinct: Distinct) -> np.ndarray:
     return rows
 
 
-def first_of(grouping: Grouping, num_rows: int) -> Grouping:
-    """The same groups over the first rows of the table only; a group whose row is cut off asks its first that stays."""
-    inverse = grouping.distinct.inverse[:num_rows]
+def part_of(grouping: Grouping, rows: np.ndarray) -> Grouping:
+    """The same groups over some rows of the table only, int64 ascending; rows are numbered anew.
+
+    A group whose row is not among them asks the first of its rows that is.
+    """
+    inverse = grouping.distinct.inverse[rows]
     kept, first = np.unique(inverse[inverse >= 0], return_index=True)
     stands_in = np.flatnonzero(inverse >= 0)[first]
-    rows = grouping.distinct.first_rows[kept]
-    rows = np.where(rows < num_rows, rows, stands_in)
+    place = np.full(len(grouping.distinct.inverse), -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    asked = place[grouping.distinct.first_rows[kept]]
+    asked = np.where(asked >= 0, asked, stands_in)
     number = np.full(grouping.distinct.num_distinct, -1, np.int64)
     number[kept] = np.arange(len(kept))
     everything = Distinct(grouping.distinct.first_rows, inverse)
-    levels = {name: level[:num_rows] for name, level in grouping.levels.items()}
-    return Grouping(regrouped(everything, number, rows), levels)
+    levels = {name: level[rows] for name, level in grouping.levels.items()}
+    return Grouping(regrouped(everything, number, asked), levels)

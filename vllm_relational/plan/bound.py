@@ -30,6 +30,7 @@ values, which ``PlanInput.overlaps`` has done already, and one pass over the cod
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -79,8 +80,9 @@ def most_served(
     """Tokens that can be served at most, and the tokens of all prompts.
 
     codes:    int32 ``[num_columns, num_rows]``, rows that differ; overlaps: of ``segments.cells``, if known.
-    The last token of a prompt is always computed.
+    The last token of a prompt is always computed. Values that no row of the batch has do not count.
     """
+    segments, codes, overlaps, earlier = _used_only(segments, codes, overlaps, earlier)
     num_rows, header, tail = codes.shape[1], len(segments.header), len(segments.tail)
     total = num_rows * (header + tail) + sum(map(_total, segments.cells, codes))
     if not num_rows:
@@ -100,6 +102,46 @@ def most_served(
     computed += tails - _begun(codes, used, fresh, alike)
     computed += header - max((_common(asked.segments.header, segments.header) for asked in earlier), default=0)
     return min(total - computed, total - num_rows), total
+
+
+def _used_only(
+    segments: PromptSegments, codes: np.ndarray, overlaps: Sequence[ValueOverlaps], earlier: Sequence[Earlier]
+) -> tuple[PromptSegments, np.ndarray, Sequence[ValueOverlaps], Sequence[Earlier]]:
+    """The same batch without the values that it does not have: of a part of a table, or where rows are answered."""
+    used = [
+        np.bincount(column, minlength=len(cells.lengths)) > 0
+        for column, cells in zip(codes, segments.cells, strict=True)
+    ]
+    if all(mask.all() for mask in used):
+        return segments, codes, overlaps, earlier
+    number = [np.cumsum(mask) - 1 for mask in used]
+    cells = tuple(map(_cells_of, segments.cells, used))
+    return (
+        dataclasses.replace(segments, cells=cells),
+        np.array([of[column] for of, column in zip(number, codes, strict=True)], np.int32).reshape(codes.shape),
+        tuple(map(_overlaps_of, overlaps, used)),
+        [_known_of(asked, used, number) for asked in earlier],
+    )
+
+
+def _cells_of(cells: TokenSegments, used: np.ndarray) -> TokenSegments:
+    offsets = np.append(0, np.cumsum(cells.lengths[used])).astype(np.int64)
+    return TokenSegments(cells.tokens[np.repeat(used, cells.lengths)], offsets)
+
+
+def _overlaps_of(values: ValueOverlaps, used: np.ndarray) -> ValueOverlaps:
+    """Neighbours in sorted order share the least that is shared between them."""
+    kept = np.sort(values.rank[used])
+    if not len(kept):
+        return ValueOverlaps(np.empty(0, np.int32), np.empty(0, values.shared.dtype))
+    between = np.minimum.reduceat(values.shared[: kept[-1] + 1], np.append(0, kept[:-1] + 1))
+    between[0] = 0
+    return ValueOverlaps(np.searchsorted(kept, values.rank[used]).astype(np.int32), between)
+
+
+def _known_of(asked: Earlier, used: Sequence[np.ndarray], number: Sequence[np.ndarray]) -> Earlier:
+    columns = zip(asked.known, used, number, strict=True)
+    return Earlier(asked.segments, tuple(of[known[mask[known]]] for known, mask, of in columns))
 
 
 def _is_ambiguous(header: np.ndarray, earlier: Sequence[Earlier]) -> bool:

@@ -30,7 +30,7 @@ class Forecaster:
     config: QueryConfig
     info: EngineInfo
 
-    def asked(self, plan: Plan, codes: np.ndarray) -> PromptBatch:
+    def prompt_batch(self, plan: Plan, codes: np.ndarray) -> PromptBatch:
         """The prompts of a plan as later ones find them in the cache."""
         return PromptBatch(self.table, self.segments, codes, plan, self.config.layout == ROW_FIRST)
 
@@ -42,7 +42,9 @@ class Forecaster:
         info, policy = self.info, policy or self.info.eviction
         capacity = (info.kv_cache_tokens or 0) // info.block_size
         if self.config.after:
-            served = replay_last([*self.config.after, self.asked(plan, codes)], info.block_size, capacity, policy)
+            served = replay_last(
+                [*self.config.after, self.prompt_batch(plan, codes)], info.block_size, capacity, policy
+            )
         else:
             served = replay(self.segments, codes, plan, info.block_size, capacity, [policy])[policy]
         less_than_a_block = info.kv_cache_tokens is not None and not capacity  # 0 means without limit above
