@@ -263,7 +263,7 @@ def test_values_are_read_in_one_type(given, name, read):
         ({"model": "m", "scheduler": ["token_exact"]}, "scheduler is"),
         ({"model": "m", "attention": 5}, "attention is 5: use 'dipr'"),
         ({"model": "m", "dipr": "alpha"}, "dipr is 'alpha': give settings"),
-        ({"engine": 5}, "engine is 5: give an object with expected, start, ask"),
+        ({"engine": 5}, "engine is 5: give an object with start, ask"),
         ({"engine": FakeEngine}, "engine is"),
         ({"engine": FakeEngine(), "dtype": "half"}, "no option 'dtype'"),
         ({"model": "m", "concurrency": 5}, "concurrency is for a server: name one with base_url"),

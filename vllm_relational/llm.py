@@ -225,7 +225,10 @@ class RelationalLLM:
         it is, and need not answer."""
         if self._engine is None and self._base_url is None and self._model is None:
             return EngineInfo(NO_MODEL)
-        info = self.engine.expected()
+        expected = getattr(self.engine, "expected", None)  # engines of users may not say
+        if expected is None:
+            return EngineInfo(str(getattr(self.engine, "model", NO_MODEL)))
+        info: EngineInfo = expected()
         return info if self._base_url is None else dataclasses.replace(info, model=self._model or NO_MODEL)
 
     def _load_tokenizer(self) -> Tokenizer:

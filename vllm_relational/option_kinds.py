@@ -208,7 +208,7 @@ Batches = Annotated[tuple[PromptBatch, ...], BeforeValidator(_batches)]
 EmbedderName = Annotated[Any, BeforeValidator(_embedder)]
 Function = Annotated[Any, BeforeValidator(_callable)]
 # Objects of the user's, known by what they do.
-AnEngine = Annotated[Any, BeforeValidator(_does("expected", "start", "ask", "close"))]
+AnEngine = Annotated[Any, BeforeValidator(_does("start", "ask", "close"))]
 AnLlm = Annotated[Any, BeforeValidator(_does("run", "prepare", "expected_engine"))]
 SomeRates = Annotated[Any, BeforeValidator(_does("seconds"))]
 SomePrices = Annotated[Any, BeforeValidator(_does("dollars"))]

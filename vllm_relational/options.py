@@ -117,9 +117,7 @@ class LlmOptions(Options):
     base_url: Named | None = Field(None, description="give an address, e.g. http://localhost:8000/v1")
     tokenizer: ModelName | None = Field(None, description="give a folder or hub name")
     order: Named = Field(description="give the name of a planner, e.g. 'tree'")
-    engine: AnEngine = Field(
-        None, description="give an object with expected, start, ask, reset_cache and close (engine/base.py)"
-    )
+    engine: AnEngine = Field(None, description="give an object with start, ask, reset_cache and close (engine/base.py)")
     quiet: Flag = Field(True, description="give True or False")
     scheduler: Settings | None = Field(None, description="give settings, e.g. {'token_exact': True}")
     attention: Text | None = Field(None, description="use 'dipr', or None for vLLM's own")
