@@ -11,7 +11,8 @@ from sqlglot import exp
 from vllm_relational.sql.blocks import Aggregates, condition_of, sql_of
 from vllm_relational.sql.parse import holds_call
 from vllm_relational.sql.passes.limit import number_of, unnests
-from vllm_relational.sql.passes.pushdown import Source, mapped, sources_of
+from vllm_relational.sql.passes.pushdown import mapped
+from vllm_relational.sql.passes.sources import Source, sources_of
 
 _KEEPS_ROWS_APART = ("group", "having", "distinct", "qualify", "windows", "joins", "laterals")
 

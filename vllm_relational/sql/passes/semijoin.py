@@ -9,15 +9,12 @@ joins on equal keys that form a tree; otherwise rows without a partner may be le
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import condition_of, conjuncts
 from vllm_relational.sql.parse import holds_call
-
-if TYPE_CHECKING:
-    from vllm_relational.sql.passes.pushdown import Source
+from vllm_relational.sql.passes.sources import Source
 
 _INNER = ("", "INNER", "CROSS")
 # False or NULL where one of their operands is NULL.
