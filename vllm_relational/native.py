@@ -136,8 +136,8 @@ def simulate_prefix_cache(
         plan: the rows to ask, in order, and the field order of each; ``plan.fields`` may be a broadcast view.
         block_size: tokens a KV block, 1 or more.
         capacity_blocks: KV blocks in the cache; 0 means without limit.
-        policy: which block goes when the cache is full: ``lru`` (stock vLLM), ``fifo``, ``belady`` or ``batch``; they
-            are explained in ``kv/policy.py``.
+        policy: which block goes when the cache is full, one of ``kv.policy.POLICIES``; ``lru`` is stock vLLM. One
+            without a C++ replay is replayed by the reference.
         limits: for tests, see ``NO_LIMITS``; the references know none.
 
     Returns:
@@ -150,8 +150,8 @@ def simulate_prefix_cache(
     from vllm_relational.kv import policy as policies
     from vllm_relational.kv import simulate
 
-    policies.sort_key(policy)
-    if _NATIVE is None:
+    known = policies.sort_key(policy)
+    if _NATIVE is None or not known.replay:
         return simulate.simulate_prefix_cache(segments, codes, plan, block_size, capacity_blocks, policy)
     hit_tokens, prompt_tokens = _call(
         "simulate_prefix_cache",
@@ -164,7 +164,7 @@ def simulate_prefix_cache(
         fields=np.asarray(plan.fields, dtype=np.int32),  # as it is: a broadcast view stays one row of memory
         block_size=block_size,
         capacity_blocks=capacity_blocks,
-        policy=getattr(_NATIVE.EvictionPolicy, "belady" if policy == "batch" else policy),  # the same hits
+        policy=getattr(_NATIVE.EvictionPolicy, known.replay),
         limits=dict(limits),
     )
     return hit_tokens, prompt_tokens

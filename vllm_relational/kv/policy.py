@@ -1,5 +1,8 @@
 """Eviction policies as sort keys: of the blocks that may go, the one with the least key goes first.
 
+A policy is one function and one row of ``POLICIES``. The forecast (``kv/simulate.py``), the settings, the command line
+and the block pool of a live engine (``vllm_ext/scheduler/free_queue.py``) take it from there.
+
 Only leaves may go: blocks without a child in the cache that the request at hand does not hold. vLLM's block pool does
 not check this: it takes the head of its queue, and a child can outlive its parent there. But a request reuses leading
 blocks only, so such a child serves nobody, and once its parent is computed again vLLM computes the child again too: it
@@ -22,9 +25,10 @@ NEVER = math.inf
 
 @dataclass(slots=True)
 class BlockUse:
-    """What a policy may know of a block. Requests are counted from 0 in the order asked.
+    """What a policy may know of a block. Requests are counted from 0 in the order asked; an engine counts steps of its
+    block pool instead.
 
-    depth:    blocks of the prompt up to this one, itself included.
+    depth:    blocks of the prompt up to this one, itself included; in an engine, of those that were freed with it.
     inserted: the request that computed it.
     last_use: the latest request that held it.
     next_use: the next request that will, as far as the queue of requests is known; ``NEVER`` if none will.
@@ -74,11 +78,35 @@ def batch(block: BlockUse) -> tuple[float, ...]:
     return (-block.next_use, block.last_use, -block.depth)
 
 
-POLICIES: Mapping[str, SortKey] = {"lru": lru, "fifo": fifo, "belady": belady, "batch": batch}
+@dataclass(frozen=True)
+class Policy:
+    """A sort key and what it declares about itself; called like the key.
+
+    reads_queue: it reads ``next_use``: an engine keeps an index of what waiting requests need.
+    serves:      an engine can run it. False where it must know requests that have not arrived.
+    replay:      the C++ replay with the same hits, by its name in ``csrc/replay/prefix_cache.h``. "" where there is
+                 none: then the reference replays, which takes time for every block of the cache.
+    """
+
+    key: SortKey
+    reads_queue: bool = False
+    serves: bool = True
+    replay: str = ""
+
+    def __call__(self, block: BlockUse) -> tuple[float, ...]:
+        return self.key(block)
 
 
-def sort_key(policy: str) -> SortKey:
-    """The sort key of the policy of that name; ``ValueError`` with the names there are."""
+POLICIES: Mapping[str, Policy] = {
+    "lru": Policy(lru, replay="lru"),
+    "fifo": Policy(fifo, replay="fifo"),
+    "belady": Policy(belady, reads_queue=True, serves=False, replay="belady"),
+    "batch": Policy(batch, reads_queue=True, replay="belady"),
+}
+
+
+def sort_key(policy: str) -> Policy:
+    """The policy of that name, which is its sort key; ``ValueError`` with the names there are."""
     if policy not in POLICIES:
         raise ValueError(f"there is no eviction policy {policy!r}: use one of {', '.join(POLICIES)}")
     return POLICIES[policy]

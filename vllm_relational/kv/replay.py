@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from vllm_relational import native
+from vllm_relational.kv.policy import sort_key
 from vllm_relational.records import CacheForecast, Plan, PromptBatch, PromptSegments, TokenSegments
 
 
@@ -39,9 +40,11 @@ def replay_last(
 ) -> CacheForecast:
     """The forecast of the last batch, with the cache as those before it left it; at least one batch.
 
-    ``batch`` counts as ``lru`` here: that policy knows one batch at a time, and its replay would know them all.
+    What an engine runs by its queue, as ``batch``, counts as ``lru`` here: it knows one batch at a time, and its replay
+    would know them all.
     """
-    policy = "lru" if policy == "batch" else policy
+    known = sort_key(policy)
+    policy = "lru" if known.reads_queue and known.serves else policy
     hits, lengths = native.simulate_prefix_cache(*joined(batches), block_size, capacity_blocks, policy)
     last = slice(len(hits) - len(batches[-1].plan.rows), None)
     return CacheForecast(int(lengths[last].sum(dtype=np.int64)), int(hits[last].sum(dtype=np.int64)))

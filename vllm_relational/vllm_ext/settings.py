@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vllm_relational.kv.policy import POLICIES
 from vllm_relational.records import RelationalError
 from vllm_relational.sparse.settings import DiprSettings, read_dipr
 
@@ -19,7 +20,7 @@ ATTENTION_BACKEND = "CUSTOM"
 SCHEDULER = "vllm_relational.vllm_ext.scheduler.RelationalScheduler"
 WORKER = "vllm_relational.vllm_ext.worker.Worker"
 """For the attention: it tells prompts from answers that are computed again."""
-EVICTIONS = ("lru", "fifo", "batch")
+EVICTIONS = tuple(name for name, policy in POLICIES.items() if policy.serves)
 ORDERS = ("arrival", "prefix-tree")
 
 
@@ -27,8 +28,8 @@ ORDERS = ("arrival", "prefix-tree")
 class SchedulerSettings:
     """Settings of ``RelationalScheduler``. ``RelationalError`` for values that there are not.
 
-    eviction:   which cached block goes when the cache is full: ``lru`` as stock vLLM, ``fifo``, or ``batch``: what no
-                waiting request needs first, then what is needed last.
+    eviction:   which cached block goes when the cache is full, a policy of ``kv/policy.py``: ``lru`` as stock vLLM,
+                ``fifo``, or ``batch``: what no waiting request needs first, then what is needed last.
     order:      ``arrival`` as stock vLLM; ``prefix-tree``: while many requests wait, depth-first by common prefixes.
     deep_queue: how many waiting requests are many.
     max_age_s:  seconds: a request is overtaken only by requests that arrived at most so long after it.

@@ -14,12 +14,13 @@ from vllm_relational.kv.policy import BlockUse, sort_key
 from vllm_relational.vllm_ext.scheduler.free_queue import (
     BatchFreeQueue,
     FifoFreeQueue,
+    KeyedFreeQueue,
     NativeFreeQueue,
     PolicyFreeQueue,
     make_free_queue,
 )
 
-QUEUES = ["stock", "lru", "fifo", "batch"]
+QUEUES = ["stock", "lru", "fifo", "batch", "keyed"]
 cells = st.lists(st.sampled_from([1, 2]), max_size=5)
 tails = st.integers(0, BLOCK_SIZE)
 prompts = st.builds(lambda cells, tail: [t for c in cells for t in [c] * BLOCK_SIZE] + [9] * tail, cells, tails).filter(
@@ -45,8 +46,11 @@ def install(manager, name, reference=False):
     future = FutureUse() if reference else native.future_use()
     if name == "lru":
         pool.free_block_queue = PolicyFreeQueue(pool)
+    elif name.startswith("keyed"):  # by the key of batch, unless it names another policy
+        policy = sort_key(name.partition(" ")[2] or "batch")
+        pool.free_block_queue = KeyedFreeQueue(pool, policy, future if policy.reads_queue else None)
     elif name != "stock" and not reference:
-        pool.free_block_queue = make_free_queue(pool, future if name == "batch" else None)
+        pool.free_block_queue = make_free_queue(pool, name, future if sort_key(name).reads_queue else None)
     elif name != "stock":
         pool.free_block_queue = BatchFreeQueue(pool, future) if name == "batch" else FifoFreeQueue(pool)
     return future
@@ -166,7 +170,23 @@ def test_native_hands_out_the_very_blocks_of_the_reference(name, operations):
     assert queues[0].evictions == queues[1].evictions
 
 
-@pytest.mark.parametrize("name", ["fifo", "batch"])
+@pytest.mark.parametrize("policy", ["lru", "fifo", "batch"])
+@settings(max_examples=100, deadline=None)
+@given(several=st.lists(prompts, max_size=12), waiting=st.lists(prompts, max_size=6))
+def test_a_policy_by_its_key_finds_the_blocks_of_its_own_queue(policy, several, waiting):
+    """One request at a time: there the numbers of requests and the clock of the queue rise alike."""
+    drivers = Driver(f"keyed {policy}"), Driver(policy)
+    for driver in drivers:
+        for prompt in waiting:
+            driver.wait(prompt)
+        for prompt in several:
+            driver.start(prompt)
+            driver.finish(0)
+    hits = [[found if found == "full" else found[0] for found in driver.trace] for driver in drivers]
+    assert hits[0] == hits[1]
+
+
+@pytest.mark.parametrize("name", ["fifo", "batch", "keyed"])
 @settings(max_examples=60, deadline=None)
 @given(several=st.lists(prompts, max_size=12), waiting=st.lists(prompts, max_size=6))
 def test_blocks_without_a_hash_come_first_and_children_before_parents(name, several, waiting):

@@ -6,14 +6,15 @@ whoever else calls them. A free block is in one of two places:
 
     the list:  vLLM's linked list, in its order: blocks without a hash, then blocks that nobody needs (rank ``IDLE``),
                those freed first at the head. For them everything costs what it costs in stock vLLM.
-    the heap:  blocks that somebody needs, by rank, those freed first among equals. O(log n) a block. An entry holds
+    the heap:  blocks with another rank, by rank, those freed first among equals. O(log n) per block. An entry holds
                as long as it is the block's entry in ``_kept``; the others are thrown out when they come up, or
                when they are more than those that hold.
 
 The list goes first. vLLM frees the blocks of a request deepest first, so a child goes before its parent in both.
 While a block is free its rank may change. The rank is looked up again when the block comes up, so that one who has
 become worth more (a request for it arrived) stays; of those that have become worth less ``refresh`` must be told.
-``kv/policy.py`` has the same policies as sort keys, and tests hold the two together.
+``kv/policy.py`` has the same policies as sort keys, and tests hold the two together. ``batch`` and ``fifo`` have queues
+of their own here, which take their keys apart; ``KeyedFreeQueue`` runs any other policy by its key.
 
 ``NativeFreeQueue`` does all this in C++ (csrc/scheduler/free_queue.h), the list included, so that it costs no more than
 vLLM's own; it hears of ranks that change from the native index of future uses. The classes in Python are its reference.
@@ -35,20 +36,24 @@ from vllm.v1.core.kv_cache_utils import (
 
 from vllm_relational import native
 from vllm_relational.kv.future_use import FutureUse
+from vllm_relational.kv.policy import BlockUse, SortKey, sort_key
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
 
-IDLE = -math.inf
+IDLE = (-math.inf,)
 """Rank of a block that nobody needs."""
 GROUP_BYTES = 4  # what vLLM appends to the hash of a block: the number of its KV cache group
 SPARE_ENTRIES = 64
 
-_Entry = tuple[float, int, int]  # rank, clock when freed, block id
+Rank = tuple[float, ...]
+_Entry = tuple[Rank, int, int]  # rank, clock when freed, block id
 
 
-def make_free_queue(pool: BlockPool, future: FutureUse | None) -> PolicyFreeQueue | NativeFreeQueue:
-    """The queue for ``batch``, which reads ``future``, or without one for ``fifo``; to be put into the pool."""
+def make_free_queue(pool: BlockPool, eviction: str, future: FutureUse | None) -> PolicyFreeQueue | NativeFreeQueue:
+    """The queue for a policy but ``lru``, to be put into the pool. future: for policies that read the queue."""
+    if eviction not in ("batch", "fifo"):
+        return KeyedFreeQueue(pool, sort_key(eviction), future)
     if native.is_native():
         return NativeFreeQueue(pool, future)
     return FifoFreeQueue(pool) if future is None else BatchFreeQueue(pool, future)
@@ -111,7 +116,7 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
         self._kept: dict[int, _Entry] = {}
         self._heap: list[_Entry] = []
 
-    def _rank(self, block: KVCacheBlock) -> float:
+    def _rank(self, block: KVCacheBlock) -> Rank:
         """Of a free block: the less, the sooner it goes. ``IDLE`` if it has no hash."""
         return IDLE
 
@@ -239,7 +244,7 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
             self._clock += 1
             self._keep(block, self._rank(block), self._clock)
 
-    def _keep(self, block: KVCacheBlock, rank: float, clock: int) -> None:
+    def _keep(self, block: KVCacheBlock, rank: Rank, clock: int) -> None:
         """Put a block that is in no place, and not counted, into the heap."""
         entry = (rank, clock, block.block_id)
         self._kept[block.block_id] = entry
@@ -307,9 +312,9 @@ class BatchFreeQueue(PolicyFreeQueue):
         super().__init__(pool, future.needed)
         self._future, self._next_use = future, future.next_use
 
-    def _rank(self, block: KVCacheBlock) -> float:
+    def _rank(self, block: KVCacheBlock) -> Rank:
         block_hash = block._block_hash
-        return -self._next_use(block_hash[:-GROUP_BYTES]) if block_hash is not None else IDLE
+        return (-self._next_use(block_hash[:-GROUP_BYTES]),) if block_hash is not None else IDLE
 
     def _count_needs(self) -> int:
         return self._future.num_added
@@ -333,8 +338,8 @@ class FifoFreeQueue(PolicyFreeQueue):
         super().__init__(pool, _Everything())
         self._inserted = [0] * len(pool.blocks)
 
-    def _rank(self, block: KVCacheBlock) -> float:
-        return self._inserted[block.block_id] if block._block_hash is not None else IDLE
+    def _rank(self, block: KVCacheBlock) -> Rank:
+        return (self._inserted[block.block_id],) if block._block_hash is not None else IDLE
 
     def popleft_n(self, n: int) -> list[KVCacheBlock]:
         """The next n blocks, which are inserted now; so many must be free."""
@@ -349,4 +354,46 @@ class FifoFreeQueue(PolicyFreeQueue):
         newest = 0
         for block in blocks:
             newest = self._inserted[block.block_id] = max(newest, self._inserted[block.block_id])
+        super().append_n(blocks)
+
+
+class KeyedFreeQueue(PolicyFreeQueue):
+    """Least sort key first: any policy of ``kv/policy.py``, in Python. All that is cached lies on the heap.
+
+    key:    reads a ``BlockUse`` in which the clock of this queue stands for the number of a request.
+    future: what waits, by block hash without group; None for a key that does not read ``next_use``.
+    """
+
+    RANKED = "cached"
+
+    def __init__(self, pool: BlockPool, key: SortKey, future: FutureUse | None = None) -> None:
+        super().__init__(pool, _Everything())
+        self._key, self._next_use = key, future.next_use if future is not None else None
+        self._uses = [BlockUse(depth=1, inserted=0, last_use=0) for _ in pool.blocks]
+
+    def _rank(self, block: KVCacheBlock) -> Rank:
+        if block._block_hash is None:
+            return IDLE
+        use = self._uses[block.block_id]
+        if self._next_use is not None:
+            use.next_use = self._next_use(block._block_hash[:-GROUP_BYTES])
+        return self._key(use)
+
+    def popleft_n(self, n: int) -> list[KVCacheBlock]:
+        """The next n blocks, which are inserted now; so many must be free."""
+        taken = super().popleft_n(n)
+        self._clock += 1
+        for block in taken:
+            self._uses[block.block_id] = BlockUse(depth=1, inserted=self._clock, last_use=self._clock)
+        return taken
+
+    def append_n(self, blocks: list[KVCacheBlock]) -> None:
+        """Blocks of one request are free, deepest first: this was their last use. A parent is as young as its children,
+        so that it does not go before them."""
+        self._clock += 1
+        newest = 0
+        for place, block in enumerate(blocks):
+            use = self._uses[block.block_id]
+            newest = use.inserted = max(newest, use.inserted)
+            use.depth, use.last_use = len(blocks) - place, self._clock
         super().append_n(blocks)

@@ -25,6 +25,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from vllm_relational import native
 from vllm_relational.kv.future_use import FutureUse
+from vllm_relational.kv.policy import sort_key
 from vllm_relational.records import RelationalError
 from vllm_relational.vllm_ext.attention.statistics import StatisticsReader
 from vllm_relational.vllm_ext.scheduler import metrics, partial_reuse
@@ -66,16 +67,19 @@ class SyncRelationalScheduler(Scheduler):
 
     def _install_eviction(self) -> None:
         eviction = self.settings.eviction
-        if eviction == "batch" and self.policy is not SchedulingPolicy.FCFS:
-            raise RelationalError("eviction batch reads the order of the queue: leave vLLM's scheduling policy at fcfs")
+        reads_queue = sort_key(eviction).reads_queue
+        if reads_queue and self.policy is not SchedulingPolicy.FCFS:
+            raise RelationalError(
+                f"eviction {eviction} reads the order of the queue: leave vLLM's scheduling policy at fcfs"
+            )
         if eviction == "lru" or not self.cache_config.enable_prefix_caching:
             return
         if not self._is_single_full_attention:
             logger.warning("eviction is lru: %s is for models whose layers are all full attention", eviction)
             return
         pool = self.kv_cache_manager.block_pool
-        self._future = native.future_use() if eviction == "batch" else None
-        pool.free_block_queue = self.free_queue = make_free_queue(pool, self._future)
+        self._future = native.future_use() if reads_queue else None
+        pool.free_block_queue = self.free_queue = make_free_queue(pool, eviction, self._future)
 
     @property
     def _is_single_full_attention(self) -> bool:
