@@ -1,5 +1,7 @@
 """The LLM functions of SQL: what each asks of a row, how its answer is enforced, and the type that SQL sees.
 
+Adding a function is adding a row to ``LLM_FUNCTIONS``; the parser, the planner and the messages take it from there.
+
 A question is all of a call that decides its answer beside the row: two calls with equal questions share answers.
 """
 
@@ -20,23 +22,6 @@ from vllm_relational.sql.json_types import shaped, sql_type_of
 YES, NO = "yes", "no"
 BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
-# By name: the literal arguments between the prompt and the columns.
-LITERALS = {
-    "LLM": (),
-    "LLM_FILTER": (),
-    "LLM_CLASSIFY": ("a list of labels",),
-    "LLM_SCORE": ("the lowest score", "the highest score"),
-    "LLM_EXTRACT": ("a JSON schema",),
-    "LLM_AGG": (),
-}
-USAGE = {
-    "LLM": "LLM('prompt', column, ...)",
-    "LLM_FILTER": "LLM_FILTER('statement', column, ...)",
-    "LLM_CLASSIFY": "LLM_CLASSIFY('prompt', ['label', 'label'], column, ...)",
-    "LLM_SCORE": "LLM_SCORE('prompt', 1, 5, column, ...)",
-    "LLM_EXTRACT": """LLM_EXTRACT('prompt', '{"type": "object", "properties": {...}}', column, ...)""",
-    "LLM_AGG": "LLM_AGG('prompt', column)",
-}
 # Not an LLM function, but planned as one: it is computed once over its distinct inputs.
 RETRIEVE = "RETRIEVE"
 
@@ -84,17 +69,15 @@ class Question:
 
     def sql_type(self) -> str:
         """The DuckDB type of the answer."""
-        if self.function == "LLM_FILTER":
-            return "BOOLEAN"
         if isinstance(self.answer_format, JsonSchema):
             return sql_type_of(self.answer_format.schema)
-        return "BIGINT" if isinstance(self.answer_format, IntegerRange) else "VARCHAR"
+        return LLM_FUNCTIONS[self.function].sql_type
 
     def value(self, answer: Any) -> Any:
         """An answer of ``RelationalLLM.run`` as a value of ``sql_type``; None stays None."""
         if answer is None:
             return None
-        if self.function == "LLM_FILTER":
+        if LLM_FUNCTIONS[self.function].sql_type == "BOOLEAN":
             return answer == YES
         return shaped(answer, self.answer_format.schema) if isinstance(self.answer_format, JsonSchema) else answer
 
@@ -104,23 +87,15 @@ def _parts(answer_format: AnswerFormat) -> list[Any]:
     return [value if not isinstance(value, Mapping) else dict(value) for value in values]
 
 
-# ------------------------------------------------------------------------------------------------------- decisions
+# -------------------------------------------------------------------------------------------------- answer formats
 def decision_of(function: str, literals: Sequence[Any], max_tokens: int, max_json_tokens: int) -> AnswerFormat:
     """How the answers of a call are enforced.
 
-    literals:   the values of the arguments that ``LITERALS`` lists for the function.
+    literals:   the values of the arguments that ``LLM_FUNCTIONS`` lists for the function.
     max_tokens, max_json_tokens: the longest answers.
     Raises ``RelationalError`` without a place: the parser adds it.
     """
-    answer_format: AnswerFormat = FreeText(max_tokens)
-    if function == "LLM_FILTER":
-        return Choice((YES, NO))
-    if function == "LLM_CLASSIFY":
-        answer_format = Choice(_labels(literals[0]))
-    elif function == "LLM_SCORE":
-        answer_format = IntegerRange(_whole(literals[0]), _whole(literals[1]))
-    elif function == "LLM_EXTRACT":
-        answer_format = JsonSchema(_schema(literals[0]), max_json_tokens)
+    answer_format = LLM_FUNCTIONS[function].answer_format(literals, max_tokens, max_json_tokens)
     check_answer_format(answer_format)
     return answer_format
 
@@ -148,6 +123,55 @@ def _schema(value: Any) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise RelationalError('the JSON schema is not a JSON object in quotes: write \'{"type": "object", ...}\'')
     return schema
+
+
+# -------------------------------------------------------------------------------------------------- the functions
+@dataclass(frozen=True)
+class SqlFunction:
+    """An LLM function.
+
+    usage:         a call of it, for messages.
+    literals:      what stands between the prompt and the columns, in words, one per argument.
+    answer_format: the values of these arguments, the longest text and the longest JSON in tokens -> how answers are
+                   enforced. Raises ``RelationalError`` for values that there are not.
+    sql_type:      the DuckDB type of the answers; of a JSON schema it is ``sql_type_of`` that. A BOOLEAN is a choice of
+                   ``YES`` and ``NO``.
+    wording:       what is sent before the prompt.
+    """
+
+    usage: str
+    literals: tuple[str, ...] = ()
+    answer_format: Callable[[Sequence[Any], int, int], AnswerFormat] = lambda _, text, json: FreeText(text)
+    sql_type: str = "VARCHAR"
+    wording: str = ""
+
+
+LLM_FUNCTIONS: Mapping[str, SqlFunction] = {
+    "LLM": SqlFunction("LLM('prompt', column, ...)"),
+    "LLM_FILTER": SqlFunction(
+        "LLM_FILTER('statement', column, ...)",
+        answer_format=lambda *_: Choice((YES, NO)),
+        sql_type="BOOLEAN",
+        wording="Is the following true? ",
+    ),
+    "LLM_CLASSIFY": SqlFunction(
+        "LLM_CLASSIFY('prompt', ['label', 'label'], column, ...)",
+        ("a list of labels",),
+        lambda given, *_: Choice(_labels(given[0])),
+    ),
+    "LLM_SCORE": SqlFunction(
+        "LLM_SCORE('prompt', 1, 5, column, ...)",
+        ("the lowest score", "the highest score"),
+        lambda given, *_: IntegerRange(_whole(given[0]), _whole(given[1])),
+        sql_type="BIGINT",
+    ),
+    "LLM_EXTRACT": SqlFunction(
+        """LLM_EXTRACT('prompt', '{"type": "object", "properties": {...}}', column, ...)""",
+        ("a JSON schema",),
+        lambda given, _, longest: JsonSchema(_schema(given[0]), longest),
+    ),
+    "LLM_AGG": SqlFunction("LLM_AGG('prompt', column)"),
+}
 
 
 # ----------------------------------------------------------------------------------------------- names in the prompt
@@ -201,8 +225,7 @@ def canonical_template(function: str, prompt: str, arguments: Sequence[Argument]
         return "{" + _resolve(match[1].strip(), arguments, fields) + "}"
 
     template = BRACES.sub(canonical, prompt)
-    if function == "LLM_FILTER":
-        template = f"Is the following true? {template}"
+    template = LLM_FUNCTIONS[function].wording + template
     return template if named else f"{template} Answer from {{*}}."
 
 

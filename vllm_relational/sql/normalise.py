@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, conjuncts, own_nodes, set_condition
-from vllm_relational.sql.functions import USAGE, Argument
+from vllm_relational.sql.functions import LLM_FUNCTIONS, Argument
 from vllm_relational.sql.parse import calls, error_here, holds_call, is_call, is_retrieval, sql_of
 from vllm_relational.sql.retrieve import spell_tables
 
@@ -209,7 +209,7 @@ def _aggregate_values(call: exp.Anonymous, sql: str) -> None:
         return  # the planner says what is wrong
     given = call.expressions[1]
     if given.is_star:
-        raise error_here(sql, call, f"LLM_AGG takes one column: write {USAGE['LLM_AGG']}")
+        raise error_here(sql, call, f"LLM_AGG takes one column: write {LLM_FUNCTIONS['LLM_AGG'].usage}")
     order = given if isinstance(given, exp.Order) else None
     column = order.this if order is not None else given
     text = exp.cast(column.copy(), "VARCHAR")

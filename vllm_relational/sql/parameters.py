@@ -13,7 +13,7 @@ from typing import Any
 from sqlglot import exp
 
 from vllm_relational.records import RelationalError
-from vllm_relational.sql.functions import LITERALS
+from vllm_relational.sql.functions import LLM_FUNCTIONS
 from vllm_relational.sql.markers import markers, runs_on
 from vllm_relational.sql.parse import calls, is_retrieval
 
@@ -68,7 +68,7 @@ def _read_places(tree: exp.Expr) -> Iterator[exp.Expr]:
         if is_retrieval(call):
             yield from call.expressions[1:]
         else:
-            yield from call.expressions[: len(LITERALS[call.name.upper()]) + 1]
+            yield from call.expressions[: len(LLM_FUNCTIONS[call.name.upper()].literals) + 1]
     for limit in tree.find_all(exp.Limit, exp.Offset):
         yield limit.expression
 

@@ -18,15 +18,15 @@ from sqlglot.tokenizer_core import Token, TokenType
 
 from vllm_relational.option_kinds import half_character
 from vllm_relational.records import RelationalError
-from vllm_relational.sql.functions import LITERALS, RETRIEVE, USAGE
+from vllm_relational.sql.functions import LLM_FUNCTIONS, RETRIEVE
 from vllm_relational.sql.markers import set_apart
 from vllm_relational.sql.source import UnfaithfulError, read, written
 
 DIALECT = "duckdb"
-FUNCTIONS = {*LITERALS, RETRIEVE}
+FUNCTIONS = {*LLM_FUNCTIONS, RETRIEVE}
 _NAMES_IN_MESSAGE = re.compile(r"""["']([^"']+)["']|with name (\w+)|Function (\w+)""")
 _LOOKUP = re.compile(r'"__llm_op_\d+_\d+"|__llm_op_\d+_\d+')
-_CALL = re.compile(rf"\b(?:{'|'.join(LITERALS)})\s*\(", re.IGNORECASE)
+_CALL = re.compile(rf"\b(?:{'|'.join(LLM_FUNCTIONS)})\s*\(", re.IGNORECASE)
 # By statement, what to write in its place.
 _FIRST = "CREATE TEMP TABLE answers AS SELECT ... first, then go by that table"
 _INSTEAD: tuple[tuple[Any, str], ...] = (
@@ -215,20 +215,20 @@ class CallParts:
 def parts_of(call: exp.Anonymous, sql: str) -> CallParts:
     """Take a call apart; raises ``SQLError`` when its arguments are not those of the function."""
     function = call.name.upper()
-    wanted = LITERALS[function]
+    wanted, usage = LLM_FUNCTIONS[function].literals, LLM_FUNCTIONS[function].usage
     arguments = call.expressions
     if len(arguments) < len(wanted) + 2:
-        raise error_here(sql, call, f"{function} has {len(arguments)} arguments: write {USAGE[function]}")
+        raise error_here(sql, call, f"{function} has {len(arguments)} arguments: write {usage}")
     prompt = literal(arguments[0])
     if not isinstance(prompt, str):
-        raise error_here(sql, call, f"the prompt of {function} is not a text in quotes: write {USAGE[function]}")
+        raise error_here(sql, call, f"the prompt of {function} is not a text in quotes: write {usage}")
     literals = tuple(literal(argument) for argument in arguments[1 : len(wanted) + 1])
     for name, value in zip(wanted, literals, strict=True):
         if value is None:
-            raise error_here(sql, call, f"{function} needs {name} after the prompt: write {USAGE[function]}")
+            raise error_here(sql, call, f"{function} needs {name} after the prompt: write {usage}")
     columns = tuple(arguments[len(wanted) + 1 :])
     if function == "LLM_AGG" and len(columns) != 1:
-        raise error_here(sql, call, f"LLM_AGG takes one column: write {USAGE[function]}")
+        raise error_here(sql, call, f"LLM_AGG takes one column: write {usage}")
     return CallParts(function, prompt, literals, columns)
 
 

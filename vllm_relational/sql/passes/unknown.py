@@ -10,10 +10,9 @@ from sqlglot import exp
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import SOURCES, key_of, lookup
+from vllm_relational.sql.functions import LLM_FUNCTIONS
 from vllm_relational.sql.json_types import sql_type_of
 from vllm_relational.sql.parse import calls, is_retrieval, literal
-
-_TYPES = {"LLM_FILTER": "BOOLEAN", "LLM_SCORE": "BIGINT"}
 
 
 def type_of(call: exp.Anonymous) -> str | None:
@@ -22,7 +21,7 @@ def type_of(call: exp.Anonymous) -> str | None:
     if is_retrieval(call):
         return None
     if name != "LLM_EXTRACT":
-        return _TYPES.get(name, "VARCHAR")
+        return LLM_FUNCTIONS[name].sql_type
     schema = literal(call.expressions[1]) if len(call.expressions) > 1 else None
     try:
         return sql_type_of(json.loads(schema)) if isinstance(schema, str) else None
