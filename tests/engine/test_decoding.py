@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from vllm_relational.engine import answer_formats, vllm_engine
+from vllm_relational.engine import decoding, vllm_engine
 from vllm_relational.engine.decoding import Said, all_spellings, first_tokens, plan_decision
 from vllm_relational.records import Choice, FreeText, JsonSchema, Prompt
 
 
 @pytest.fixture(autouse=True)
 def no_vllm(monkeypatch):
-    monkeypatch.setattr(answer_formats, "_sampling", lambda **_: None)
+    monkeypatch.setattr(decoding, "_sampling", lambda **_: None)
 
 
 class WordTokenizer:
