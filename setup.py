@@ -106,6 +106,8 @@ setup(
             "pytest>=8.2",  # runs the tests
             "pytest-timeout>=2.3",  # a hanging engine fails its test instead of the run
             "hypothesis>=6.100",  # random batches: native against reference
+            "nbclient>=0.10",  # a test runs the notebook of the examples
+            "ipykernel>=6.29",  # the kernel that it runs in
             "ruff>=0.6",  # lint and format
             "mypy>=1.11",  # type check
             "pandas-stubs>=2.0",  # types of pandas

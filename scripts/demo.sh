@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on the example table with a real 0.5B model: the same question in original and in planned order.
+# One question over the example table with a real 0.5B model, in the original and in the planned order.
 #   demo.sh [SECONDS]     how long the asking may take; a slow machine then asks fewer of the 300 rows (default 200)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,16 +8,19 @@ bash scripts/setup.sh demo report
 model=$(.venv/bin/python scripts/get_demo_model.py)
 mkdir -p demo
 .venv/bin/vllm-relational bench examples/airbnb_reviews.parquet --model "$model" \
-  --prompt 'What does the guest praise most? Guest wrote: {comments} Home: {name} {property_type} {description} {neighborhood_overview}' \
-  --choices location,cleanliness,host,comfort,value \
+  --prompt 'Who would enjoy this home most? Guest wrote: {comments} Home: {name} {property_type} {description} {neighborhood_overview}' \
+  --choices 'family,couple,student,business traveller' \
   --orders original,tree --budget "$seconds" \
-  --output demo/answers.parquet --report demo/report.html
+  --output demo/answers.parquet --report demo/report.html --csv demo/bench.csv --overwrite
+echo
+.venv/bin/python scripts/demo_chart.py demo/bench.csv
 .venv/bin/python - <<'PYTHON'
 import pandas as pd
 
 answers = pd.read_parquet("demo/answers.parquet")
 answers["comments"] = answers["comments"].str.replace("\n", " ").str.slice(0, 90)
-print("\nAnswers of the first rows, in input order:")
+print("\nAnswers, all rows:", ", ".join(f"{count} {label}" for label, count in answers["answer"].value_counts().items()))
+print("\nAnswers of the first rows, in the order of the table:")
 print(answers[["comments", "answer"]].head(10).to_string(justify="left"))
 print("\nAll answers: demo/answers.parquet; the report: demo/report.html")
 PYTHON

@@ -31,7 +31,7 @@ case $device in
 esac
 extras=$(IFS=,; echo "${*:-report}")
 stamp=.venv/.vllm-relational
-wanted="$device $extras $(cat setup.py pyproject.toml csrc/*.* | cksum)"
+wanted="$device $extras $(cat setup.py pyproject.toml $(find csrc -name '*.h' -o -name '*.cc' -o -name CMakeLists.txt | sort) | cksum)"
 [ -f "$stamp" ] && grep -qxF "$wanted" "$stamp" && exit 0
 
 [ "${VLLM_RELATIONAL_NO_NATIVE:-}" = 1 ] || command -v c++ >/dev/null || command -v g++ >/dev/null ||

@@ -496,7 +496,7 @@ void bind_scheduler_parts(nb::module_& m) {
       .def("next_use", &FutureUse::next_use, nb::arg("block"))
       .def("count", [](const FutureUse& self, nb::handle hash) { return self.uses.count(key_of(hash)); })
       .def_prop_ro("num_blocks", [](const FutureUse& self) { return self.uses.num_blocks(); });
-  nb::class_<FreeQueue>(m, "FreeQueue", nb::type_slots(collected<FreeQueue>()), "vllm_ext/free_queue.py.")
+  nb::class_<FreeQueue>(m, "FreeQueue", nb::type_slots(collected<FreeQueue>()), "vllm_ext/scheduler/free_queue.py.")
       .def(nb::init<nb::object, nb::object>(), nb::arg("pool"), nb::arg("future").none())
       .def_prop_ro("num_free_blocks", &FreeQueue::size)
       .def_prop_ro("num_kept", &FreeQueue::num_kept)
@@ -517,7 +517,7 @@ void bind_scheduler_parts(nb::module_& m) {
       .def("seek", &PrefixQueue::seek, nb::arg("hashes"))
       .def("first", &PrefixQueue::first);
   nb::class_<PartialSources>(m, "PartialSources", nb::type_slots(collected<PartialSources>()),
-                             "vllm_ext/partial_sources.py.")
+                             "vllm_ext/scheduler/partial_sources.py.")
       .def(nb::init<nb::object, size_t>(), nb::arg("blocks"), nb::arg("block_size"))
       .def("__len__", &PartialSources::size)
       .def("enter", &PartialSources::enter, nb::arg("cached"), nb::arg("first"), nb::arg("hashes"), nb::arg("prefixes"),

@@ -1,4 +1,4 @@
-// The free blocks of vLLM's pool in the order of an eviction policy: vllm_ext/free_queue.py explains it and is its
+// The free blocks of vLLM's pool in the order of an eviction policy: vllm_ext/scheduler/free_queue.py explains it and is its
 // reference.
 #pragma once
 

@@ -2,7 +2,7 @@
 
 A key's channel ``k`` is stored as ``code`` with ``k' = origin + step * code`` and ``|k - k'| <= step / 2``. So for
 every query ``|q.k - q.k'| <= sum_i |q_i| step_i / 2``: a hard bound, in the spirit of vector-approximation files
-(Weber, Schek and Blott, 1998). ``kernels/write.py`` computes the same bits on the GPU.
+(Weber, Schek and Blott, 1998). ``sparse/kernels/write.py`` computes the same bits on the GPU.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class SchedulerSettings:
     order:      ``arrival`` as stock vLLM; ``prefix-tree``: while many requests wait, depth-first by common prefixes.
     deep_queue: how many waiting requests are many.
     max_age_s:  seconds: a request is overtaken only by requests that arrived at most so long after it.
-    token_exact: reuse prefixes to the token, not to the block (``vllm_ext/partial_reuse.py``).
+    token_exact: reuse prefixes to the token, not to the block (``vllm_ext/scheduler/partial_reuse.py``).
     """
 
     eviction: str = "lru"

@@ -1,0 +1,1 @@
+"""The pages that are made: measurements from the CSVs of ``scripts/bench``, options from their definitions."""
