@@ -56,9 +56,11 @@ def import_vllm() -> Any:
             "vLLM is not installed: pip install 'vllm-relational[cuda]' (NVIDIA GPU) or 'vllm-relational[cpu]', "
             f"or use a server with --base-url ({first_line(error)})"
         ) from error
+    from vllm_relational.vllm_ext.contract.check import check_contract
     from vllm_relational.vllm_ext.version import check_version
 
     check_version(vllm.__version__)
+    check_contract("process", vllm.__version__)
     return vllm
 
 

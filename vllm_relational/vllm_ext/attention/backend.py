@@ -214,7 +214,8 @@ class DiprImpl:
     def do_kv_cache_update(
         self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
     ) -> None:
-        """As vLLM; where the cache has an index, groups whose last token was written are sealed."""
+        """As vLLM, which calls it before ``forward``: ``forward_includes_kv_cache_update`` is False. Where the cache
+        has an index, groups whose last token was written are quantised."""
         if self._has_index(kv_cache):
             self.write(self.pages(kv_cache), key, value, slot_mapping)
         else:

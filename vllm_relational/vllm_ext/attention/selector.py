@@ -16,6 +16,7 @@ from vllm.logger import init_logger
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from vllm_relational.vllm_ext.attention.support import unsupported_model
+from vllm_relational.vllm_ext.contract.check import check_contract
 from vllm_relational.vllm_ext.settings import read_attention
 from vllm_relational.vllm_ext.version import check_version, is_supported
 
@@ -53,6 +54,7 @@ def is_wanted(vllm_config: Any) -> bool:
     """Whether an engine that asked for DIPR gets it; says so in the log. ``RelationalError`` for wrong settings."""
     settings = read_attention(vllm_config.additional_config)
     check_version(vllm.__version__)
+    check_contract("attention", vllm.__version__)
     reason = "its method is dense" if settings.method == "dense" else unsupported_model(vllm_config)
     if not is_supported(vllm.__version__):
         reason = f"vLLM {vllm.__version__} is not known to vllm-relational"

@@ -34,6 +34,7 @@ from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
+from vllm_relational.vllm_ext.contract import replaced_by
 from vllm_relational.vllm_ext.scheduler.partial_sources import make_partial_sources
 from vllm_relational.vllm_ext.scheduler.partial_support import unsupported
 
@@ -96,17 +97,14 @@ class PartialReuse:
         self._new: list[tuple[Any, list[Any], int]] = []
         self._scheduling = False
         self._stock: dict[str, Any] = {}
-        for owner, name in (
-            (manager, "get_computed_blocks"),
-            (manager, "new_step_starts"),
-            (manager, "take_kv_cache_block_copies"),
-            (manager, "free"),
-            (manager, "record_prefix_cache_stats"),
-            (pool, "cache_full_blocks"),
-            (pool, "reset_prefix_cache"),
-        ):
-            self._stock[name] = getattr(owner, name)
-            setattr(owner, name, getattr(self, "_" + name.lstrip("_")))
+        for owner, names in replaced_by("scheduler.partial_reuse").items():
+            for name in names:
+                self._replace({"KVCacheManager": manager, "BlockPool": pool}[owner], name)
+
+    def _replace(self, owner: Any, name: str) -> None:
+        """Put the method below of this name, after an underscore, in the place of vLLM's."""
+        self._stock[name] = getattr(owner, name)
+        setattr(owner, name, getattr(self, f"_{name}"))
 
     # -- blocks come and go ---------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@
 
 Everything that vLLM does stays as it is: after its own ``__init__``, parts are put in the place of vLLM's, each behind
 vLLM's own interface. A part that the settings do not ask for, or that the model does not allow, is not installed, and
-stock vLLM's stays. Written against vLLM 0.32.0 (v1/core/sched/scheduler.py, v1/core/kv_cache_manager.py); under another
-version that ``VLLM_RELATIONAL_ALLOW_VLLM`` allows nothing is installed at all.
+stock vLLM's stays. What of vLLM they touch is in ``vllm_ext/contract``; under another version that
+``VLLM_RELATIONAL_ALLOW_VLLM`` allows nothing is installed at all.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from vllm_relational.kv.future_use import FutureUse
 from vllm_relational.kv.policy import sort_key
 from vllm_relational.records import RelationalError
 from vllm_relational.vllm_ext.attention.statistics import StatisticsReader
+from vllm_relational.vllm_ext.contract.check import check_contract
 from vllm_relational.vllm_ext.scheduler import metrics, partial_reuse
 from vllm_relational.vllm_ext.scheduler.free_queue import NativeFreeQueue, PolicyFreeQueue, make_free_queue
 from vllm_relational.vllm_ext.scheduler.waiting_queue import RelationalQueue
@@ -51,6 +52,7 @@ class SyncRelationalScheduler(Scheduler):
         self._counts = metrics.Counts()
         self._attention = StatisticsReader()
         check_version(vllm.__version__)
+        check_contract("scheduler", vllm.__version__)
         self.settings = read_settings(self.vllm_config.additional_config)
         if is_supported(vllm.__version__):
             self.install()
