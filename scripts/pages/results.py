@@ -7,20 +7,13 @@ from statistics import mean, median
 from pages.measurements import Row, conditions, fixed, one, page, percent, read, table, times
 
 PLANNERS = ("original", "fixed", "fixed_v2", "ggr", "tree")
-# These CSVs have no columns for commit and machine: both, in this order.
-ORIGINS = {
-    "planner": "ce994ec (`tree`) and b9e6fdb (`ggr`); two cores of a shared virtual machine (Xeon)",
-    "planner_other_tables": "596b680; two cores of a shared virtual machine (Xeon)",
-    "planner_growth": "ce994ec, since then planning has become faster; two cores of a shared virtual machine (Xeon)",
-    "planner_shapes": "f8d5785; two cores of a server processor, other cores busy",
-    "semantic_dedup": "12a7528; two cores of a shared machine",
-}
 
 
 def origin(name: str) -> str:
-    """Commit, machine and file of a CSV without such columns."""
-    commit, _, machine = ORIGINS[name].partition("; ")
-    return f"{machine[0].upper()}{machine[1:]}; no model; commit {commit}. Numbers: `scripts/bench/{name}.csv`."
+    """Commit, machine and file of a CSV without such columns: a line of ``origins.csv``."""
+    row = one(read("origins"), file=name)
+    machine = row["machine"]
+    return f"{machine[0].upper()}{machine[1:]}; no model; commit {row['commit']}. Numbers: `scripts/bench/{name}.csv`."
 
 
 # --------------------------------------------------------------------------------------------------------- planner
