@@ -10,10 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from vllm_relational.answer_format.statement import NO, WORDING, YES
 from vllm_relational.llm import RelationalLLM
 from vllm_relational.records import RelationalError
-
-YES, NO = "yes", "no"
 
 
 @pd.api.extensions.register_dataframe_accessor("llm")
@@ -36,8 +35,7 @@ class LLMAccessor:
 
     def filter(self, statement: str, **options: Any) -> pd.DataFrame:
         """The rows for which ``statement`` holds. Rows that failed are left out, with a warning."""
-        question = f"Is the following true? {statement}"
-        holds = (self._ask(question, options, choices=(YES, NO)) == YES).to_numpy(dtype=bool)
+        holds = (self._ask(WORDING + statement, options, choices=(YES, NO)) == YES).to_numpy(dtype=bool)
         kept: pd.DataFrame = self._frame.loc[holds]
         return kept
 

@@ -1,4 +1,4 @@
-"""Libraries of the extras that several rooms use: imported when needed; a missing one is named with its command."""
+"""Libraries of the extras that several packages use: imported when needed; a missing one is named with its command."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ FREE_QUEUE: Any = _NATIVE.FreeQueue if _NATIVE is not None else object
 """Base of ``vllm_ext.free_queue.NativeFreeQueue``; ``object`` when native code is not there."""
 
 
-# The references are imported when called: the rooms they live in import this module.
+# The references are imported when called: the packages they live in import this module.
 def future_use() -> FutureUse:
     """A new index of what waiting requests need; native ones take block hashes that are bytes."""
     if _NATIVE is None:

@@ -1,4 +1,4 @@
-"""Whatever an embedder returns, what leaves this room are unit vectors, one a text."""
+"""Whatever an embedder returns, what leaves this package are unit vectors, one a text."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ that closes the row and an empty line. No cell can feign that: in a JSON text th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from vllm_relational.prompts.template import Question, answer_rule
 from vllm_relational.prompts.tokenizer import Tokenizer
 from vllm_relational.records import AnswerFormat, EncodedTable, Plan, Prompt, PromptSegments
 
+MakePrompts = Callable[[Plan, np.ndarray, np.ndarray], Iterator[Prompt]]
+"""(plan, codes, keys) -> prompts in planned order, see ``PromptBuilder.token_prompts``."""
 # Rows whose joined segments are compared with the tokens of their whole text.
 BORDER_SAMPLE = 32
 
@@ -79,6 +81,10 @@ class PromptBuilder:
         lengths = [int(cells.lengths[code]) for cells, code in zip(self.segments.cells, codes, strict=True)]
         column = int(np.argmax(lengths))
         return self._table.names[column], lengths[column]
+
+    def maker(self, form: str) -> MakePrompts:
+        """Makes prompts in the form that an engine reads, see ``Engine.prompt_form``."""
+        return self.token_prompts if form == "token_ids" else self.message_prompts
 
     def token_prompts(self, plan: Plan, codes: np.ndarray, keys: np.ndarray) -> Iterator[Prompt]:
         """Prompts as token ids in planned order, one at a time.

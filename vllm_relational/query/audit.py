@@ -83,9 +83,9 @@ def _asked(
         return {}
     fields = np.stack([fields_of(row) for row in rows.tolist()])
     plan = Plan("audit", np.arange(len(rows), dtype=np.int64), fields)
-    form = prompts.token_prompts if engine.prompt_form == "token_ids" else prompts.message_prompts
     parse = parser(answer_format)
     completions = (
-        checked(completion, parse) for completion in engine.ask(form(plan, codes[:, rows], rows), answer_format)
+        checked(completion, parse)
+        for completion in engine.ask(prompts.maker(engine.prompt_form)(plan, codes[:, rows], rows), answer_format)
     )
     return {completion.key: parse(completion.text) for completion in completions if completion.text is not None}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from vllm_relational.dedup.grouper import RowGrouper, rows_of
 from vllm_relational.engine.base import Engine
 from vllm_relational.plan import planner
 from vllm_relational.prompts import PromptBuilder, Tokenizer, parse_template
+from vllm_relational.prompts.build import MakePrompts
 from vllm_relational.prompts.columns import QuestionColumns
 from vllm_relational.prompts.template import Question
 from vllm_relational.query import embedders
@@ -38,19 +39,14 @@ from vllm_relational.records import (
     Grouping,
     JobRecord,
     Origin,
-    Plan,
     PlanInput,
     PlannedQuery,
-    Prompt,
     RowFailedError,
 )
 from vllm_relational.results.cache import AnswerCache, QueryCache, opened_cache
 from vllm_relational.results.outcome import NULL_CELL, admitted
 from vllm_relational.results.parse import parser
 from vllm_relational.table import encode_columns, nulls_as_values
-
-Prompts = Callable[[Plan, np.ndarray, np.ndarray], Iterator[Prompt]]
-"""(plan, codes, keys) -> prompts in planned order, see ``PromptBuilder``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +141,9 @@ class Prepared:
         """Another batch over the same columns, such as one in characters, as this query's planner shall see it."""
         return self.rules.applied(batch)
 
-    def prompts_for(self, engine: Engine) -> Prompts:
+    def prompts_for(self, engine: Engine) -> MakePrompts:
         """Makes the prompts in the form that the engine reads."""
-        return self.prompts.token_prompts if engine.prompt_form == "token_ids" else self.prompts.message_prompts
+        return self.prompts.maker(engine.prompt_form)
 
     # --------------------------------------------------------------------------------------- what is known of it
     def record(self, model: str) -> JobRecord:

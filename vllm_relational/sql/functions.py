@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_relational.answer_format.statement import NO, WORDING, YES
 from vllm_relational.config import check_answer_format
 from vllm_relational.option_kinds import read_labels
 from vllm_relational.records import AnswerFormat, Choice, FreeText, IntegerRange, JsonSchema, RelationalError
 from vllm_relational.sql.json_types import shaped, sql_type_of
 
-YES, NO = "yes", "no"
 BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 # Not an LLM function, but planned as one: it is computed once over its distinct inputs.
@@ -152,7 +152,7 @@ LLM_FUNCTIONS: Mapping[str, SqlFunction] = {
         "LLM_FILTER('statement', column, ...)",
         answer_format=lambda *_: Choice((YES, NO)),
         sql_type="BOOLEAN",
-        wording="Is the following true? ",
+        wording=WORDING,
     ),
     "LLM_CLASSIFY": SqlFunction(
         "LLM_CLASSIFY('prompt', ['label', 'label'], column, ...)",

@@ -1,6 +1,6 @@
 """Dictionary encoding: a cell becomes the number of its distinct value, a value its JSON text.
 
-Everything after this room works on integers; a value is turned into text once, however often it occurs.
+Everything after this package works on integers; a value is turned into text once, however often it occurs.
 """
 
 from __future__ import annotations
