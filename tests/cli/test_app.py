@@ -18,6 +18,7 @@ from vllm_relational.cli.output import check_csv
 from vllm_relational.compare.orders import FIELDS
 from vllm_relational.records import RelationalError
 from vllm_relational.table import read_table
+from vllm_relational.vllm_ext.settings import EVICTIONS
 
 ROWS = "text,n\ngood,1\nbad,2\ngood,1\n"
 
@@ -74,8 +75,8 @@ def test_a_dry_run_knows_the_cache_and_what_it_evicts(tmp_path, tokenizer_folder
     [
         (["--capacity", "3", "--dry-run"], "a cache holds a block"),
         (["--capacity", "3000"], "for --dry-run"),
-        (["--eviction", "mru", "-m", "m"], "one of lru, fifo, batch"),
-        (["--eviction", "mru", "--dry-run"], "one of lru, fifo, batch"),
+        (["--eviction", "mru", "-m", "m"], f"one of {', '.join(EVICTIONS)}"),
+        (["--eviction", "mru", "--dry-run"], f"one of {', '.join(EVICTIONS)}"),
         (["--token-exact", "-m", "m", "--engine-arg", "scheduler_cls=x"], "exclude each other"),
         (["--token-exact", "--base-url", "http://localhost:1/v1"], "vllm-relational serve"),
     ],

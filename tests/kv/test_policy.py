@@ -116,7 +116,7 @@ def test_keys_of_blocks_of_one_request_put_the_deepest_first():
 
 
 def test_unknown_policy_names_those_there_are():
-    with pytest.raises(ValueError, match="'mru': use one of lru, fifo, belady, batch"):
+    with pytest.raises(ValueError, match=f"'mru': use one of {', '.join(POLICIES)}"):
         sort_key("mru")
 
 

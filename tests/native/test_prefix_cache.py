@@ -144,7 +144,7 @@ def with_cells(first):
     [
         ({"block_size": 0}, "block_size must be 1"),
         ({"capacity_blocks": -1}, "capacity_blocks must be 0"),
-        ({"policy": "random"}, "'random': use one of lru, fifo, belady"),
+        ({"policy": "random"}, f"'random': use one of {', '.join(POLICIES)}"),
         ({"codes": ids([[0, 2], [0, 1]])}, r"codes\[0, 1\] = 2"),
         ({"codes": ids([[0, 1], [-1, 1]])}, r"codes\[1, 0\] = -1"),
         ({"codes": ids([[0, 1]])}, "codes has 1 columns"),

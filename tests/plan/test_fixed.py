@@ -126,7 +126,7 @@ def test_original_is_the_input_order():
 
 
 def test_an_unknown_planner_lists_those_there_are():
-    with pytest.raises(RelationalError, match="no order 'best': use one of original, fixed"):
+    with pytest.raises(RelationalError, match=f"no order 'best': use one of {', '.join(PLANNERS)}"):
         planner("best")
 
 
