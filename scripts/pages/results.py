@@ -35,9 +35,9 @@ def planner_page() -> str:
         f"{origin('planner_growth')} One table, rows drawn again, one cell in twenty changed. Memory is that of the "
         "process beyond the table.",
         table(["rows", "cells", "seconds of `ggr`", "seconds of `tree`", "memory of `tree`"], _growth_rows()),
-        "## A million rows of every shape",
+        "## Tables of every shape",
         f"{origin('planner_shapes')} Hit rates count whole cells.",
-        table(["columns", "seconds", "processor seconds", "hits of `tree`", "hits of `ggr`"], _shape_rows()),
+        table(["columns", "rows", "seconds", "processor seconds", "hits of `tree`", "hits of `ggr`"], _shape_rows()),
     )
 
 
@@ -81,6 +81,7 @@ def _shape_rows() -> list[list[str]]:
     return [
         [
             row["shape"],
+            fixed(row["rows"]),
             fixed(row["seconds"], 1),
             fixed(row["cpu_seconds"], 1),
             percent(row["hit_share"]),
