@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_relational.sparse import codec
+from vllm_relational.sparse import codec, naive
 from vllm_relational.sparse.pages import PageLayout, Pages, new_cache
 
 
@@ -64,3 +64,28 @@ def paged_batch(
     cache = cache.to(device)
     lengths = torch.tensor(lens, dtype=torch.int32, device=device)
     return Paged(layout.views(cache), query.to(dtype).to(device), block_table.to(device), lengths, rows.to(device))
+
+
+def decode_paged(
+    queries: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    rule: naive.Rule | naive.TopPages,
+    window: naive.Window | None = None,
+    *,
+    by_group: bool = True,
+    tail: bool = False,
+    double: bool = False,
+) -> list[naive.Decoded]:
+    """``naive.decode`` for every request: queries ``[num_reqs, num_heads, head_size]``, caches as in ``naive.gather``,
+    block_table ``[num_reqs, max_blocks]``, seq_lens ``[num_reqs]``. ``double`` computes in float64."""
+    found = []
+    for query, blocks, seq_len in zip(queries, block_table, seq_lens.tolist(), strict=True):
+        key, value = naive.gather(key_cache, blocks, seq_len), naive.gather(value_cache, blocks, seq_len)
+        if double:
+            query, key, value = query.double(), key.double(), value.double()
+        found.append(naive.decode(query, key, value, scale, rule, window, by_group=by_group, tail=tail))
+    return found

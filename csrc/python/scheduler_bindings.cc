@@ -286,7 +286,6 @@ class FreeQueue {
     return counts;
   }
 
-  size_t num_kept() const { return queue_.num_kept(); }
 
   // The queue hangs from the pool and holds it: Python's collector must see that.
   int traverse(visitproc visit, void* arg) const {
@@ -499,7 +498,6 @@ void bind_scheduler_parts(nb::module_& m) {
   nb::class_<FreeQueue>(m, "FreeQueue", nb::type_slots(collected<FreeQueue>()), "vllm_ext/scheduler/free_queue.py.")
       .def(nb::init<nb::object, nb::object>(), nb::arg("pool"), nb::arg("future").none())
       .def_prop_ro("num_free_blocks", &FreeQueue::size)
-      .def_prop_ro("num_kept", &FreeQueue::num_kept)
       .def_prop_ro("evictions", &FreeQueue::evictions)
       .def("popleft_n", &FreeQueue::take, nb::arg("n"))
       .def("remove", &FreeQueue::remove, nb::arg("block"))

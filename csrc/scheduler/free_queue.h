@@ -55,9 +55,6 @@ class FreeQueue : private FutureUse::Listener {
   // All free blocks: the list, then the heap by rank.
   std::vector<uint32_t> all() const;
 
-  // Free blocks in the heap, and the place where their rank would be read: for tests.
-  size_t num_kept() const { return heap_.size(); }
-
  private:
   enum class Where : uint8_t { kHeld, kList, kHeap };
 

@@ -35,6 +35,7 @@ from vllm.v1.worker.gpu import cudagraph_utils  # noqa: E402
 from vllm_relational.sparse import codec, naive  # noqa: E402
 from vllm_relational.sparse.kernels.write import write  # noqa: E402
 from vllm_relational.sparse.pages import PageLayout, new_cache  # noqa: E402
+from vllm_relational.sparse.settings import beta_of  # noqa: E402
 from vllm_relational.vllm_ext.attention import cuda_graphs as decode_graphs  # noqa: E402
 from vllm_relational.vllm_ext.attention import prompt_lengths  # noqa: E402
 from vllm_relational.vllm_ext.attention.batch_rows import Kind  # noqa: E402
@@ -221,7 +222,7 @@ def test_a_finite_alpha_is_near_the_reference(backend):
     layer, builder = make_parts(backend, {**SETTINGS, "alpha": 0.2})
     output = torch.full_like(batch.query, torch.nan)
     step(layer, builder.build(0, batch.common()), batch, output)
-    rule, window = naive.Dipr(naive.beta_of(0.2, SCALE)), naive.Window(16, 32, 32)
+    rule, window = naive.Dipr(beta_of(0.2, SCALE)), naive.Window(16, 32, 32)
     dense = batch.expected(SCALE, naive.Dense(), window, []).float()
     sparse = batch.expected(SCALE, rule, window, [0, 1]).float()
     apart = (sparse - dense).abs().max()

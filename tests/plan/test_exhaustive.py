@@ -7,11 +7,12 @@ import itertools
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from plan_oracles import trie_hit_tokens
 from random_batches import assert_valid, batch_of, batches
 
 from vllm_relational.plan import PLANNERS, plan_exhaustive
 from vllm_relational.plan.ggr import GgrOptions, plan_ggr
-from vllm_relational.plan.objective import hit_tokens, trie_hit_tokens
+from vllm_relational.plan.objective import hit_tokens
 from vllm_relational.records import Plan, PlanInput, RelationalError
 
 

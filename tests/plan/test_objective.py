@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plan_oracles import phc, trie_hit_tokens
 from random_batches import batch_of, planned_batches, segments_of
 
 from vllm_relational import native
@@ -18,11 +19,9 @@ from vllm_relational.plan.characters import character_batch, character_table, hi
 from vllm_relational.plan.objective import (
     depth_first_rows,
     hit_tokens,
-    phc,
     repeated_share,
     row_hit_tokens,
     total_tokens,
-    trie_hit_tokens,
 )
 from vllm_relational.records import Plan, PlanInput
 from vllm_relational.table.encode import encode_columns

@@ -7,13 +7,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from paged import paged_batch
+from attention import rules
+from paged import decode_paged, paged_batch
 
 from vllm_relational.sparse import naive
+from vllm_relational.sparse.settings import beta_of
 
 
 def decoded(batch, rule, window=None, **options):
-    return naive.decode_paged(
+    return decode_paged(
         batch.query[batch.rows.long()],
         batch.pages.key,
         batch.pages.value,
@@ -40,7 +42,7 @@ def test_dense_is_the_attention_of_torch(group, block_size):
 
 def test_dipr_keeps_what_has_a_share_of_the_greatest_weight():
     batch, alpha = paged_batch([500], spread=2.0), 0.03
-    rule = naive.Dipr(naive.beta_of(alpha, batch.scale))
+    rule = naive.Dipr(beta_of(alpha, batch.scale))
     (found,) = decoded(batch, rule, by_group=False)
     (dense,) = decoded(batch, naive.Dense(), double=True)
     key = naive.gather(batch.pages.key, batch.block_table[0], 500).double().repeat_interleave(4, 0)
@@ -67,9 +69,9 @@ def test_the_window_is_kept_and_the_body_is_whole_groups(length):
 
 def test_top_k_and_top_p_by_their_definitions():
     batch = paged_batch([300], spread=2.0)
-    (few,) = decoded(batch, naive.TopK(7), by_group=False)
+    (few,) = decoded(batch, rules.TopK(7), by_group=False)
     assert (few.kept.sum(-1) == 7).all()
-    (most,) = decoded(batch, naive.TopP(0.9), by_group=False)
+    (most,) = decoded(batch, rules.TopP(0.9), by_group=False)
     assert (most.mass >= 0.9 - 1e-6).all()
     lightest = torch.where(most.kept, torch.inf, 0)  # without one more it would not do
     assert most.kept.sum(-1).min() >= 1 and lightest.shape == most.kept.shape
@@ -133,7 +135,7 @@ def test_the_tail_of_pages_weighs_groups_by_their_middle():
 
 def test_the_tail_counts_what_is_not_kept_with_the_mean_of_its_group():
     batch, window = paged_batch([704], spread=2.0), naive.Window(32, 64)
-    rule = naive.Dipr(naive.beta_of(0.05, batch.scale))
+    rule = naive.Dipr(beta_of(0.05, batch.scale))
     (dense,) = decoded(batch, naive.Dense(), double=True)
     (without,) = decoded(batch, rule, window, double=True)
     (with_tail,) = decoded(batch, rule, window, double=True, tail=True)

@@ -13,8 +13,6 @@ policy of vLLM and under the best that there can be.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from vllm_relational.records import Plan, PlanInput
@@ -33,7 +31,7 @@ def hit_tokens(batch: PlanInput, plan: Plan) -> int:
 
 def row_hit_tokens(batch: PlanInput, plan: Plan) -> np.ndarray:
     """int64 ``[len(plan.rows)]``: ``hit_tokens`` row by row, in the order asked."""
-    cells, lengths = cell_ids(batch, plan.rows, plan.fields), _cell_lengths(batch)
+    cells, lengths = cell_ids(batch, plan.rows, plan.fields), cell_lengths(batch)
     hits = np.zeros(len(plan.rows), dtype=np.int64)
     rows = np.arange(len(plan.rows))
     nodes = np.zeros(len(plan.rows), dtype=np.int64)  # the tree node that each of ``rows`` has reached
@@ -47,17 +45,6 @@ def row_hit_tokens(batch: PlanInput, plan: Plan) -> np.ndarray:
         if not len(rows):
             break
     return hits
-
-
-def phc(batch: PlanInput, plan: Plan) -> int:
-    """Prefix hit count (arXiv 2403.05821 v2, equations 1 and 2).
-
-    The sum over rows of the squared lengths of the leading cells equal to those of the row before. The paper compares
-    values only; here the column must be the same too, because its name stands in the prompt.
-    """
-    cells, lengths = cell_ids(batch, plan.rows, plan.fields), _cell_lengths(batch)
-    leading = np.logical_and.accumulate(cells[1:] == cells[:-1], axis=1)
-    return int((lengths[cells[1:]] ** 2)[leading].sum())
 
 
 def total_tokens(batch: PlanInput) -> int:
@@ -100,33 +87,7 @@ def cell_ids(batch: PlanInput, rows: np.ndarray, fields: np.ndarray) -> np.ndarr
     return numbers
 
 
-def _cell_lengths(batch: PlanInput) -> np.ndarray:
+def cell_lengths(batch: PlanInput) -> np.ndarray:
     """int64 ``[number of cell_ids]``: the length of each (column, value)."""
     lengths: np.ndarray = np.concatenate([np.empty(0, np.int64), *batch.cell_tokens]).astype(np.int64)
     return lengths
-
-
-# ---------------------------------------------------------------------------------------------- reference for tests
-class CellTrie:
-    """A prefix tree of cells held in dictionaries: slow and plain, the oracle of ``hit_tokens``."""
-
-    def __init__(self) -> None:
-        self._children: dict[Cell, CellTrie] = {}
-
-    def insert(self, path: Sequence[Cell], lengths: Sequence[int]) -> int:
-        """Add one row; returns the lengths of its leading cells that the tree held already, summed."""
-        node, hits, known = self, 0, True
-        for cell, length in zip(path, lengths, strict=True):
-            known = known and cell in node._children
-            hits += length if known else 0
-            node = node._children.setdefault(cell, CellTrie())
-        return hits
-
-
-def trie_hit_tokens(batch: PlanInput, plan: Plan) -> int:
-    """``hit_tokens``, counted cell by cell with a ``CellTrie``."""
-    trie, hits = CellTrie(), 0
-    for row, fields in zip(plan.rows.tolist(), plan.fields.tolist(), strict=True):
-        path = [(column, int(batch.codes[column, row])) for column in fields]
-        hits += trie.insert(path, [int(batch.cell_tokens[column][code]) for column, code in path])
-    return hits

@@ -95,12 +95,6 @@ def decode(codes: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> tor
     return dequantise(unpack(codes), origin, step)
 
 
-def error_bound(queries: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """How far ``q.k'`` may be from ``q.k``: queries ``[..., head_size]``, step ``[num_groups, head_size]``
-    -> ``[..., num_groups]``."""
-    return (queries.float().abs() @ decode_step(step).float().T) * (0.5 * SLACK)
-
-
 def outline(queries: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What a group's origin and step say of its products, without its codes: ``q.k`` of each of its keys is at most
     ``reach`` from ``middle``. Together they are the box bound of Quest (arXiv 2406.10774).

@@ -21,11 +21,6 @@ MAX_LIFT = 64.0
 """Bits: a token of a group that was not chosen counts at most ``2 ** 64`` times as much as any of the window."""
 
 
-def beta_of(alpha: float, scale: float) -> float:
-    """Attention weights of at least ``alpha`` times the greatest <=> products of at least the greatest minus beta."""
-    return -math.log(alpha) / scale
-
-
 @dataclass(frozen=True)
 class Window:
     """Tokens at the start (``sinks``, rounded up to a group) and at the end (at least ``recent``) of every context.
@@ -61,14 +56,6 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class WindowOnly:
-    """No token beyond the window."""
-
-    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
-        return torch.zeros_like(scores, dtype=torch.bool)
-
-
-@dataclass(frozen=True)
 class Dipr:
     """Tokens whose product is at most ``beta`` below the greatest of the head. A NaN product is kept."""
 
@@ -76,30 +63,6 @@ class Dipr:
 
     def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
         return ~(scores < scores.amax(-1, keepdim=True) - self.beta)
-
-
-@dataclass(frozen=True)
-class TopK:
-    """The ``k`` greatest products of a head."""
-
-    k: int
-
-    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
-        best = scores.topk(min(self.k, scores.shape[-1]), dim=-1).indices
-        return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
-
-
-@dataclass(frozen=True)
-class TopP:
-    """The greatest products of a head that together have attention mass ``p``, at least one."""
-
-    p: float
-
-    def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
-        weights, order = torch.softmax(scores * scale, -1).sort(-1, descending=True)
-        needed = weights.cumsum(-1) - weights < self.p
-        needed[..., 0] = True
-        return torch.zeros_like(needed).scatter_(-1, order, needed)
 
 
 @dataclass(frozen=True)
@@ -242,28 +205,3 @@ def _group_means(value: torch.Tensor, group: int) -> torch.Tensor:
     parts = torch.split(value, group, dim=1)
     means = [part.mean(1, keepdim=True).expand_as(part) for part in parts]
     return torch.cat(means, dim=1)
-
-
-def decode_paged(
-    queries: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    rule: Rule | TopPages,
-    window: Window | None = None,
-    *,
-    by_group: bool = True,
-    tail: bool = False,
-    double: bool = False,
-) -> list[Decoded]:
-    """``decode`` for every request: queries ``[num_reqs, num_heads, head_size]``, caches as in ``gather``,
-    block_table ``[num_reqs, max_blocks]``, seq_lens ``[num_reqs]``. ``double`` computes in float64."""
-    found = []
-    for query, blocks, seq_len in zip(queries, block_table, seq_lens.tolist(), strict=True):
-        key, value = gather(key_cache, blocks, seq_len), gather(value_cache, blocks, seq_len)
-        if double:
-            query, key, value = query.double(), key.double(), value.double()
-        found.append(decode(query, key, value, scale, rule, window, by_group=by_group, tail=tail))
-    return found

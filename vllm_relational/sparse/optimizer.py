@@ -6,7 +6,7 @@ and the tokens that are listed. On a given card launches take a fixed time and s
 pays from a length on that falls as the batch grows.
 
 An engine has one sparse method, chosen when it starts: what is best at its greatest length and batch
-(``Costs.sparse``). A step chooses between that and dense attention (``Costs.choose``).
+(``Costs.sparse``). A step chooses between that and dense attention by length (``Costs.pays_from``).
 """
 
 from __future__ import annotations
@@ -138,11 +138,6 @@ class Costs:
         dense = self.lines["dense"].a_token
         able = [method for method in allowed if self.lines[method].a_token < dense] or ["scan"]
         return min(able, key=lambda method: self.lines[method].us(self.max_seq_len, self.max_reqs))
-
-    def choose(self, seq_len: int, num_reqs: int, layer: int) -> str:
-        """The method for a request of a batch in a layer: dense where it must be or is as cheap, else ``sparse``."""
-        pays = layer >= self.settings.dense_layers and seq_len >= self.pays_from(num_reqs)
-        return self.sparse if pays else "dense"
 
     def pays_from(self, num_reqs: int) -> int:
         """The length from which on ``sparse`` takes less than dense attention in a batch of ``num_reqs``; with a method

@@ -72,11 +72,6 @@ class PageLayout:
         """Bytes of the mean value a token."""
         return 2 * self.head_size / self.group
 
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of the page of one block and one KV head."""
-        return self.block_size * self.token_bytes
-
     def views(self, cache: torch.Tensor) -> Pages:
         """The parts of a layer's cache ``[num_blocks, num_kv_heads, block_size, token_bytes / itemsize]``.
 

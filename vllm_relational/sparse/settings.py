@@ -91,7 +91,12 @@ class DiprSettings:
     def beta(self, scale: float, seq_len: int) -> float:
         """How far below the greatest product ``q.k`` a token of a context of ``seq_len`` may be; infinite for all."""
         alpha = self.alpha if self.alpha_length is None else min(self.alpha_length / max(seq_len, 1), 1.0)
-        return -math.log(alpha) / scale if alpha > 0 else math.inf
+        return beta_of(alpha, scale) if alpha > 0 else math.inf
+
+
+def beta_of(alpha: float, scale: float) -> float:
+    """Attention weights of at least ``alpha`` times the greatest <=> products of at least the greatest minus beta."""
+    return -math.log(alpha) / scale
 
 
 def read_dipr(given: Any) -> DiprSettings:

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 
 import torch
 
-from attention import selection
+from attention import rules, selection
 from attention.selection import Index, Selection
 from vllm_relational.records import RelationalError
 from vllm_relational.sparse import naive
+from vllm_relational.sparse.settings import beta_of
 
 _WORD = re.compile(
     r"(?P<rule>[a-z_]+)(?::(?P<value>[^@+]+))?(?:@(?P<bits>\d)/(?P<group>\d+))?(?:\+(?P<tail>tail|est))?(?P<head>\+head)?"
@@ -52,16 +53,16 @@ class Trial:
     def select(self, scale: float, seq_len: int) -> Selection:
         """Which tokens a query of a context of ``seq_len`` tokens keeps."""
         if self.rule in _WITHOUT_VALUE:
-            return selection.ByProducts(naive.Dense() if self.rule == "dense" else naive.WindowOnly())
+            return selection.ByProducts(naive.Dense() if self.rule == "dense" else rules.WindowOnly())
         if self.rule == "recent":
             return selection.Recent(int(self.value))
         if self.rule == "top":
-            return selection.ByProducts(naive.TopK(int(self.value)))
+            return selection.ByProducts(rules.TopK(int(self.value)))
         if self.rule == "mass":
-            return selection.ByProducts(naive.TopP(self.value))
+            return selection.ByProducts(rules.TopP(self.value))
         if self.rule in _PAGES:
             return selection.TopPages(int(self.value), self.index, _PAGES[self.rule])
-        beta = naive.beta_of(self.alpha(seq_len), scale)
+        beta = beta_of(self.alpha(seq_len), scale)
         if self.rule == "dipr":
             return selection.ByProducts(naive.Dipr(beta))
         if self.rule == "estimated":

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attention import selection
+from attention import rules, selection
 from attention.measure import scored_by
 from attention.selection import ByProducts, Estimated, Index, Scan
 from attention.trial import read_trial
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vllm_relational.sparse import codec, naive
 from vllm_relational.sparse.naive import Window
+from vllm_relational.sparse.settings import beta_of
 
 WINDOW = Window(sinks=16, recent=40)
 
@@ -35,7 +36,7 @@ def oracle(query, key, value, scale, rule, tail, by_group):
 @pytest.mark.parametrize("by_group", [True, False])
 @pytest.mark.parametrize("tail", [False, True])
 @pytest.mark.parametrize(
-    "rule", [naive.Dense(), naive.WindowOnly(), naive.Dipr(6.0), naive.TopK(17), naive.TopP(0.7)], ids=repr
+    "rule", [naive.Dense(), rules.WindowOnly(), naive.Dipr(6.0), rules.TopK(17), rules.TopP(0.7)], ids=repr
 )
 def test_attends_as_the_oracle(rule, tail, by_group):
     query, key, value = drawn(0, seq_len=301)
@@ -143,7 +144,7 @@ def test_tail_by_the_index_is_near_the_exact_tail():
     query, key, value = drawn(6)
     scored, values = scored_by(query, key, 0.3, WINDOW), selection.padded(value)
     exact = read_trial("dipr:0.2+tail").attend(scored, values, 256).output
-    rule = naive.Dipr(naive.beta_of(0.2, 0.3))
+    rule = naive.Dipr(beta_of(0.2, 0.3))
     (right,) = (each.output for each in oracle(query[:, :, -1:], key, value, 0.3, rule, True, True))
     torch.testing.assert_close(exact[0, :, :, -1].flatten(0, 1), right)
     errors = []

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from attention import selection
+from attention import rules, selection
 from attention.trial import RULES, read_trial
 
 from vllm_relational.records import RelationalError
@@ -11,12 +11,12 @@ from vllm_relational.sparse import naive
 
 EXAMPLES = {
     "dense": selection.ByProducts(naive.Dense()),
-    "window+tail": selection.ByProducts(naive.WindowOnly()),
+    "window+tail": selection.ByProducts(rules.WindowOnly()),
     "dipr:4e-3": selection.ByProducts(naive.Dipr(-math.log(4e-3) * 8)),
     "dipr:8/L+est": selection.ByProducts(naive.Dipr(-math.log(8 / 1000) * 8)),
     "recent:2048": selection.Recent(2048),
-    "top:500": selection.ByProducts(naive.TopK(500)),
-    "mass:0.95": selection.ByProducts(naive.TopP(0.95)),
+    "top:500": selection.ByProducts(rules.TopK(500)),
+    "mass:0.95": selection.ByProducts(rules.TopP(0.95)),
     "scan:4e-3@3/64": selection.Scan(-math.log(4e-3) * 8, selection.Index(3, 64)),
     "scan_window:4e-3": selection.Scan(-math.log(4e-3) * 8, maximum="window"),
     "scan_global:4e-3": selection.Scan(-math.log(4e-3) * 8, maximum="global"),

@@ -23,6 +23,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 
 from vllm_relational.sparse import codec, naive
 from vllm_relational.sparse.decoder import SparseDecoder
+from vllm_relational.sparse.settings import beta_of
 from vllm_relational.vllm_ext.attention import prompt_lengths
 from vllm_relational.vllm_ext.attention.backend import DiprBuilder
 from vllm_relational.vllm_ext.attention.cpu import DiprCpuBackend, causal_attention
@@ -90,7 +91,7 @@ def test_every_request_gets_its_attention(backend, requests, flash):
     batch = Batch(requests)
     found = run(backend, SETTINGS, batch)
     sparse = [row for row, request in enumerate(requests) if request in (MIXED[0], MIXED[5])]
-    rule = naive.Dipr(naive.beta_of(SETTINGS["alpha"], SCALE))
+    rule = naive.Dipr(beta_of(SETTINGS["alpha"], SCALE))
     wanted = batch.expected(SCALE, rule, naive.Window(16, 32, 32), sparse)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     dense = batch.expected(SCALE, rule, naive.Window(16, 32, 32), [])
@@ -114,7 +115,7 @@ def test_answers_that_are_computed_again_are_sparse_again(backend, size, flash, 
     monkeypatch.setattr(SparseDecoder, "most_requests", lambda self, longest: size)
     runner = batch.runner()
     found = run(backend, SETTINGS, batch, runner)
-    rule = naive.Dipr(naive.beta_of(SETTINGS["alpha"], SCALE))
+    rule = naive.Dipr(beta_of(SETTINGS["alpha"], SCALE))
     wanted = batch.expected(SCALE, rule, naive.Window(16, 32, 32), [0, 1, 2, 3, 5])
     dense = batch.expected(SCALE, rule, naive.Window(16, 32, 32), [])
     first = int(batch.query_start_loc[3]) + 80 - 10  # the answer of request 3, dense until its context has 100 tokens

@@ -287,11 +287,6 @@ class PolicyFreeQueue(FreeKVCacheBlockQueue):
         self._hash_map = self._pool.cached_block_hash_to_block
 
     # -------------------------------------------------------------------------------------------------- looking
-    @property
-    def num_kept(self) -> int:
-        """Free blocks in the heap."""
-        return len(self._kept)
-
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
         """All free blocks: the list, then the heap. Ranks that changed since are not looked up."""
         return super().get_all_free_blocks() + [self._pool.blocks[entry[2]] for entry in sorted(self._kept.values())]
