@@ -18,7 +18,7 @@ from vllm_relational.kv.policy import POLICIES, Policy
 from vllm_relational.plan import PLANNERS, Planner, planner
 from vllm_relational.records import Plan, PromptSegments, TokenSegments
 from vllm_relational.sql import functions
-from vllm_relational.sql.functions import Argument, Question, canonical_template, decision_of
+from vllm_relational.sql.functions import Argument, CallQuestion, answer_format_of, canonical_template
 from vllm_relational.vllm_ext.scheduler.free_queue import make_free_queue
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -94,10 +94,10 @@ def test_the_function_is_a_row(monkeypatch):
     assert num_lines < MAX_LINES
     (name, function), *_ = eval("{" + "\n".join(added) + "}", dict(vars(functions))).items()
     monkeypatch.setitem(functions.LLM_FUNCTIONS, name, function)
-    question = Question(
+    question = CallQuestion(
         name,
         canonical_template(name, "{a} is true", [Argument("a")]),
-        decision_of(name, (), max_tokens=64, max_json_tokens=256),
+        answer_format_of(name, (), max_tokens=64, max_json_tokens=256),
         ("a",),
     )
     assert question.template == "How likely is it, in per cent, that this is true? {a} is true"

@@ -8,7 +8,7 @@ import pytest
 from fake_engine import FakeEngine
 
 from vllm_relational.records import Choice, FreeText, JsonSchema, RelationalError
-from vllm_relational.sql.functions import Argument, Question, canonical_template, field_names
+from vllm_relational.sql.functions import Argument, CallQuestion, canonical_template, field_names
 from vllm_relational.sql.json_types import shaped, sql_type_of
 
 TEXT, OTHER, COUNT = Argument("text", "r"), Argument("text", "p"), Argument("COUNT(*)")
@@ -52,21 +52,21 @@ def test_fields_have_names_of_their_own():
 
 
 def test_a_question_reads_what_it_names():
-    question = Question("LLM", "{b} and {{a}}", FreeText(), ("a", "b"))
+    question = CallQuestion("LLM", "{b} and {{a}}", FreeText(), ("a", "b"))
     assert question.reads == ("b",)
-    assert Question("LLM", "{*}", FreeText(), ("a", "b")).reads == ("a", "b")
+    assert CallQuestion("LLM", "{*}", FreeText(), ("a", "b")).reads == ("a", "b")
 
 
 def test_equal_questions_and_no_others_have_one_identity():
-    base = Question("LLM", "{a}", FreeText(), ("a",))
-    assert base.identity() == Question("LLM", "{a}", FreeText(), ("a", "b")).identity()
+    base = CallQuestion("LLM", "{a}", FreeText(), ("a",))
+    assert base.identity() == CallQuestion("LLM", "{a}", FreeText(), ("a", "b")).identity()
     others = [
-        Question("LLM_AGG", "{a}", FreeText(), ("a",)),
-        Question("LLM", "{a} ", FreeText(), ("a",)),
-        Question("LLM", "{a}", FreeText(5), ("a",)),
-        Question("LLM", "{a}", Choice(("x", "y")), ("a",)),
-        Question("LLM", "{a}", Choice(("y", "x")), ("a",)),
-        Question("LLM", "{*}", FreeText(), ("a",)),
+        CallQuestion("LLM_AGG", "{a}", FreeText(), ("a",)),
+        CallQuestion("LLM", "{a} ", FreeText(), ("a",)),
+        CallQuestion("LLM", "{a}", FreeText(5), ("a",)),
+        CallQuestion("LLM", "{a}", Choice(("x", "y")), ("a",)),
+        CallQuestion("LLM", "{a}", Choice(("y", "x")), ("a",)),
+        CallQuestion("LLM", "{*}", FreeText(), ("a",)),
     ]
     assert len({question.identity() for question in [base, *others]}) == 7
 
@@ -121,7 +121,7 @@ def test_json_answers_have_the_type_of_their_schema(schema, sql_type, value, hel
     assert shaped(value, schema) == held
     kind = duckdb.sql(f"SELECT NULL::{sql_type} AS x").to_arrow_table().schema.field(0).type
     assert pa.array([held], kind).to_pylist() == [held]
-    assert Question("LLM_EXTRACT", "{a}", JsonSchema(schema), ("a",)).sql_type() == sql_type
+    assert CallQuestion("LLM_EXTRACT", "{a}", JsonSchema(schema), ("a",)).sql_type() == sql_type
 
 
 @pytest.mark.parametrize(

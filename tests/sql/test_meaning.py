@@ -7,7 +7,7 @@ import datetime
 import pytest
 
 from vllm_relational.records import RelationalError
-from vllm_relational.sql.source import read, written
+from vllm_relational.sql.source_text import read, written
 
 DAY = datetime.date(2023, 1, 2)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from vllm_relational.records import EngineInfo, FreeText, RelationalError, RunReport
-from vllm_relational.sql.functions import Question
+from vllm_relational.sql.functions import CallQuestion
 from vllm_relational.sql.merging import ASKED, CACHED
 
 # Where the engine does not say how long a prompt may be.
@@ -25,7 +25,7 @@ COMBINE = "Every item is an answer to this over a part of the values: combine th
 
 
 def reduce_groups(
-    llm: Any, records: pa.Table, question: Question, options: dict[str, Any], reports: list[RunReport]
+    llm: Any, records: pa.Table, question: CallQuestion, options: dict[str, Any], reports: list[RunReport]
 ) -> tuple[list[Any], list[str | None], list[str], list[str]]:
     """One answer a group.
 
@@ -59,7 +59,7 @@ def reduce_groups(
     return answers, errors, origins, statuses
 
 
-def first_parts(llm: Any, records: pa.Table, question: Question, options: dict[str, Any]) -> pa.Table:
+def first_parts(llm: Any, records: pa.Table, question: CallQuestion, options: dict[str, Any]) -> pa.Table:
     """The records that the first round asks about."""
     name = records.column_names[0]
     groups = dict(enumerate(records.column(0).to_pylist()))

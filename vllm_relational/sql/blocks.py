@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import sqlglot
 from sqlglot import exp
 
 from vllm_relational.sql.parse import DIALECT, calls, holds_call
@@ -390,8 +389,3 @@ def _take_tables_before(around: exp.Select, outer: exp.Select, block: exp.Select
         elif held is not None and held is not place:
             around.set(key, held.copy())
     return place is not None and place.arg_key in SOURCES
-
-
-def parse_expression(text: str) -> exp.Expr:
-    """A tree for an expression that this package writes."""
-    return sqlglot.parse_one(text, read=DIALECT)

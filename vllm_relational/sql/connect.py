@@ -10,27 +10,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import RLock
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
+from sqlglot import exp
 
 from vllm_relational.files.named import NamedFile, check_distinct
 from vllm_relational.options import Places, SqlOptions, read_options
 from vllm_relational.records import RelationalError
+from vllm_relational.sql.answers_database import AnswersDatabase
+from vllm_relational.sql.context import StatementContext
 from vllm_relational.sql.execute import Execution, execute
 from vllm_relational.sql.interrupts import interruptible, interrupts
-from vllm_relational.sql.job import Job
 from vllm_relational.sql.merging import Merging
 from vllm_relational.sql.operator import Settings
 from vllm_relational.sql.parameters import Parameters, numbered, values_of
 from vllm_relational.sql.parse import check_text, holds_call, names_in, parse, statements
 from vllm_relational.sql.session import Session, dense, reread, variables_of
-from vllm_relational.sql.store import Store
-from vllm_relational.sql.trail import Model, Trail
+from vllm_relational.sql.statement_model import Model, StatementModel
 
 if TYPE_CHECKING:
-    from vllm_relational.sql.forecast import Plan
+    from vllm_relational.sql.forecast import StatementPlan
 
 _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(?!ANALYZE\b)", re.IGNORECASE)
 
@@ -117,7 +118,7 @@ class Connection:
     def __init__(self, opened: duckdb.DuckDBPyConnection, llm: Model, side: Path | None, settings: Settings) -> None:
         self.duckdb, self.settings = opened, _with_retriever(settings)
         self._llm = llm
-        self._store = Store(opened, side)
+        self._database = AnswersDatabase(opened, side)
         self._lock = RLock()
         self.last_run: Execution | None = None
         self._publish_errors()
@@ -153,49 +154,49 @@ class Connection:
 
     def _ask(self, text: str, params: Parameters, frame: FrameType | None) -> Result | None:
         if match := _EXPLAIN.match(text):
-            plan = self._explained(self._job(text[match.end() :], params, frame))
+            plan = self._explained(self._context(_read(text[match.end() :]), params, frame))
             return self._result(
                 self.duckdb.from_arrow(pa.table({"explain_key": ["llm_plan"], "explain_value": [plan]}))
             )
-        if not holds_call(parse(numbered(text))):  # a table or macro of the user's has the name
+        read = _read(text)
+        if not holds_call(read.tree):  # a table or macro of the user's has the name
             return self._pass_on(text, params, frame)
-        self.last_run = execute(self._job(text, params, frame))
+        self.last_run = execute(self._context(read, params, frame))
         rows = self.last_run.rows
         return self._result(rows) if rows is not None else None
 
     def _result(self, relation: duckdb.DuckDBPyRelation) -> Result:
         return Result(relation, self.duckdb, self._lock)
 
-    def forecast(self, query: str, params: Parameters = None) -> Plan:
+    def forecast(self, query: str, params: Parameters = None) -> StatementPlan:
         """The plan of a statement as numbers; nothing is sent to a model."""
         from vllm_relational.sql.explain import forecast
 
         with self._lock, interrupts():
-            return forecast(self._job(query, params, sys._getframe(1)))
+            return forecast(self._context(_read(query), params, sys._getframe(1)))
 
     def explain(self, query: str, params: Parameters = None) -> str:
         """The plan of a statement as a text; nothing is sent to a model."""
         with self._lock, interrupts():
-            return self._explained(self._job(query, params, sys._getframe(1)))
+            return self._explained(self._context(_read(query), params, sys._getframe(1)))
 
-    def _job(self, text: str, params: Parameters, frame: FrameType | None) -> Job:
-        check_text(text)
-        text = numbered(text)
+    def _context(self, read: _Read, params: Parameters, frame: FrameType | None) -> StatementContext:
+        text = read.sql
         session = self._session(text, frame)
         session = dataclasses.replace(
             session,
             variables=reread(session.variables, session.around, names_in(text)),
             values=values_of(text, params),
         )
-        return Job(session, self._store, Trail(self._llm), self.settings, text)
+        return StatementContext(session, self._database, StatementModel(self._llm), self.settings, text, read.tree)
 
     def _session(self, text: str, frame: FrameType | None) -> Session:
         return _session_of(self.duckdb, frame, names_in(text))
 
-    def _explained(self, job: Job) -> str:
+    def _explained(self, context: StatementContext) -> str:
         from vllm_relational.sql.explain import explain
 
-        return explain(job)
+        return explain(context)
 
     def report(self) -> str:
         """What the last statement with LLM functions asked, predicted against measured; '' before the first."""
@@ -206,12 +207,12 @@ class Connection:
     def errors(self) -> Any:
         """The rows that failed, as a DataFrame: operator, inputs, reason. In SQL: the table ``llm_errors``."""
         with self._lock:
-            return self._store.errors().to_pandas()
+            return self._database.errors().to_pandas()
 
     def close(self) -> None:
         """Close the database. The LLM object stays open."""
         with self._lock:
-            self._store.close()
+            self._database.close()
             self.duckdb.close()
 
     def __enter__(self) -> Connection:
@@ -223,10 +224,23 @@ class Connection:
     def _publish_errors(self) -> None:
         """``llm_errors`` without the database's name, unless the user has a table of that name."""
         known = "SELECT 1 FROM duckdb_tables() WHERE table_name = 'llm_errors' AND database_name <> ?"
-        if not self.duckdb.execute(known, [self._store.database]).fetchall():
+        if not self.duckdb.execute(known, [self._database.name]).fetchall():
             self.duckdb.execute(
-                f"CREATE OR REPLACE TEMP VIEW llm_errors AS SELECT * FROM {self._store.schema}.llm_errors"
+                f"CREATE OR REPLACE TEMP VIEW llm_errors AS SELECT * FROM {self._database.schema}.llm_errors"
             )
+
+
+class _Read(NamedTuple):
+    """A statement, read once: its text with its parameters numbered, and its tree."""
+
+    sql: str
+    tree: exp.Expr
+
+
+def _read(text: str) -> _Read:
+    check_text(text)
+    sql = numbered(text)
+    return _Read(sql, parse(sql))
 
 
 def _session_of(connection: duckdb.DuckDBPyConnection, frame: FrameType | None, names: Iterable[str] = ()) -> Session:

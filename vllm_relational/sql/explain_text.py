@@ -12,7 +12,7 @@ from rich.tree import Tree
 from vllm_relational.config import ROW_FIRST
 from vllm_relational.sql.cost import Tokens, measured, predicted
 from vllm_relational.sql.execute import Execution
-from vllm_relational.sql.forecast import Forecast, Plan
+from vllm_relational.sql.forecast import OperatorForecast, StatementPlan
 from vllm_relational.sql.merging import audit_lines, merge_lines
 from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.retrieve import Retrieval
@@ -22,7 +22,7 @@ WIDTH = 110
 SHOWN = 90
 
 
-def render_plan(plan: Plan) -> str:
+def render_plan(plan: StatementPlan) -> str:
     """The operators of a plan, each above those whose answers it needs."""
     root = Tree(_line(plan.sql))
     nodes: dict[str, Tree] = {}
@@ -51,7 +51,7 @@ def render_run(run: Execution, settings: Settings) -> str:
     return _printed(root)
 
 
-def _needs(entry: Forecast) -> Sequence[str]:
+def _needs(entry: OperatorForecast) -> Sequence[str]:
     return [*entry.waits_for, *entry.reads]
 
 
@@ -62,7 +62,7 @@ def _heading(operator: Operator) -> str:
     return f"{operator.table.place} {places.get(operator.clause, 'in SELECT')}: {operator.sql}"
 
 
-def _forecast_lines(entry: Forecast, settings: Settings) -> list[str]:
+def _forecast_lines(entry: OperatorForecast, settings: Settings) -> list[str]:
     operator = entry.operator
     if entry.reads:
         asked = ", ".join(f"llm.{name}" for name in entry.reads)
@@ -101,11 +101,11 @@ def _layout_lines(operator: Operator) -> list[str]:
     return ["layout: the row first, the question behind it"] if layout == ROW_FIRST else []
 
 
-def _most(entry: Forecast) -> str:
+def _most(entry: OperatorForecast) -> str:
     return "" if entry.is_certain else "at most "
 
 
-def _input_line(entry: Forecast) -> str:
+def _input_line(entry: OperatorForecast) -> str:
     operator = entry.operator
     known = operator.distinct - entry.open
     counts_inputs = known > 0 and operator.question.function != "LLM_AGG"

@@ -18,7 +18,7 @@ from sqlglot import exp
 
 from vllm_relational.sql.parse import CHANGED, calls, error_here, sql_of
 from vllm_relational.sql.session import Session
-from vllm_relational.sql.source import OPENED_META, SOURCE_META, source_of, written
+from vllm_relational.sql.source_text import OPENED_META, SOURCE_META, source_of, written
 
 # Nodes that plans take apart or build anew.
 _REBUILT = (

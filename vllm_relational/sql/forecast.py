@@ -15,25 +15,27 @@ from sqlglot import exp
 
 from vllm_relational.sql.aggregate import ASSUMED_CONTEXT, first_parts
 from vllm_relational.sql.blocks import ARGUMENT, GUARD_META, KEY, condition_of, conjuncts, keep_conditions, lookups
+from vllm_relational.sql.context import StatementContext
 from vllm_relational.sql.cost import Tokens, answer_tokens
-from vllm_relational.sql.functions import Question
-from vllm_relational.sql.job import Job
+from vllm_relational.sql.evaluation import Evaluation
+from vllm_relational.sql.functions import CallQuestion
 from vllm_relational.sql.merging import inherited
 from vllm_relational.sql.operator import Operator, Settings
-from vllm_relational.sql.parse import DIALECT, calls, holds_call, parse
+from vllm_relational.sql.operator_table import OperatorTable
+from vllm_relational.sql.parse import DIALECT, calls, holds_call
 from vllm_relational.sql.passes.blocking import check_rows, two_sides
-from vllm_relational.sql.planner import Asked, Driver, Planner
+from vllm_relational.sql.planned_call import PlannedCall
+from vllm_relational.sql.planner import CallPlanner
 from vllm_relational.sql.probe import evaluated, is_free
 from vllm_relational.sql.retrieve import Retrieval
 from vllm_relational.sql.selectivity import ASSUMED, Selectivity, product, selectivities
-from vllm_relational.sql.store import OperatorTable
 
 # On a block with a LIMIT: the rows after which a run stops, and what its predicates keep.
 NEED_META, PASSING_META = "need", "passing"
 
 
 @dataclass
-class Forecast:
+class OperatorForecast:
     """What is known of an operator before it is asked.
 
     tokens:     of the prompts that have no answer yet, for all rows that may come.
@@ -88,7 +90,7 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StatementPlan:
     """The forecasts of a statement in the order in which its operators would be asked.
 
     sql: the statement on one line, without comments; notes: what was rewritten in it as a whole; unread: columns that
@@ -96,7 +98,7 @@ class Plan:
     """
 
     sql: str
-    forecasts: tuple[Forecast, ...]
+    forecasts: tuple[OperatorForecast, ...]
     settings: Settings
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
@@ -134,37 +136,41 @@ class Extent:
         return not self.counts_only and not self.halvings and not self.quick
 
 
-def forecast_tree(job: Job, tree: exp.Expr, extent: Extent = Extent()) -> Plan:
+def forecast_tree(context: StatementContext, tree: exp.Expr, extent: Extent = Extent()) -> StatementPlan:
     """The forecasts for a prepared tree, which stays as it is."""
-    found: dict[str, Forecast] = {}
-    job = job.from_start()
-    job.planner().plan(tree.copy(), _Forecaster(job, found, extent))
-    written = parse(job.sql).sql(dialect=DIALECT, comments=False)
-    return Plan(written, tuple(found.values()), job.settings)
+    found: dict[str, OperatorForecast] = {}
+    context = context.from_start()
+    planner = context.planner()
+    ForecastEvaluation(context, planner, found, extent).evaluate(planner.walk(tree.copy()))
+    written = context.tree.sql(dialect=DIALECT, comments=False)
+    return StatementPlan(written, tuple(found.values()), context.settings)
 
 
-class _Forecaster(Driver):
+class ForecastEvaluation(Evaluation):
     """Computes what each operator would be asked, as far as that is known."""
 
-    def __init__(self, job: Job, found: dict[str, Forecast], extent: Extent) -> None:
-        self._job, self._found, self._extent = job, found, extent
+    def __init__(
+        self, context: StatementContext, planner: CallPlanner, found: dict[str, OperatorForecast], extent: Extent
+    ) -> None:
+        super().__init__(planner)
+        self._context, self._found, self._extent = context, found, extent
 
-    def settle(self, asked: Asked) -> None:
+    def ask(self, planned: PlannedCall) -> None:
         """Plan the inputs that are known, or say what they wait for."""
-        found, operator = self._found, asked.operator
+        found, operator = self._found, planned.operator
         unknown = self._unknown()
-        query, undecided = _without(asked.query, unknown)
-        entry = found.setdefault(operator.table.name, Forecast(operator))
-        entry.stops_after = max(entry.stops_after, asked.site.block.meta.get(NEED_META, 0))
+        query, undecided = _without(planned.query, unknown)
+        entry = found.setdefault(operator.table.name, OperatorForecast(operator))
+        entry.stops_after = max(entry.stops_after, planned.site.block.meta.get(NEED_META, 0))
         kept = self._kept(undecided, unknown)
         entry.waits_for += [each.operator for each in kept if each.operator not in entry.waits_for]
         entry.narrow(product(kept), kept)
         reads = sorted({unknown[node.name].name for node in lookups(query) if node.name in unknown})
         if reads:
             entry.reads += reads
-            operator.rows_in += self._job.count(_rows_only(query))
+            operator.rows_in += self._context.count(_rows_only(query))
         else:
-            self._plan(entry, asked, query)
+            self._plan(entry, planned, query)
 
     def _unknown(self) -> dict[str, OperatorTable]:
         """By their lookups, the operators that lack answers."""
@@ -175,29 +181,29 @@ class _Forecaster(Driver):
         """What the conditions keep; one operator counts once, as a guard repeats a condition."""
         found: dict[str, Selectivity] = {}
         for condition in conditions:
-            for each in selectivities(self._job, condition, unknown):
+            for each in selectivities(self._context, condition, unknown):
                 found.setdefault(each.operator, each)
         return list(found.values())
 
-    def _plan(self, entry: Forecast, asked: Asked, query: exp.Select) -> None:
-        question, settings = asked.operator.question, self._job.settings
-        sides = two_sides(question.function, asked.columns, asked.site.block)
+    def _plan(self, entry: OperatorForecast, planned: PlannedCall, query: exp.Select) -> None:
+        question, settings = planned.operator.question, self._context.settings
+        sides = two_sides(question.function, planned.columns, planned.site.block)
         if self._extent.choosing and (sides is not None or (isinstance(question, Retrieval) and not entry.is_certain)):
             entry.is_partial = True
             return
         if sides is not None:
-            check_rows(self._job.count(query))
-        needed, left_out = evaluated(self._job, asked, self._unknown()), set[str]()
-        inputs = self._job.distinct_inputs(asked.operator, query, only=needed, left_out=left_out)
-        self._job.store.lacks(asked.operator.table, bool(left_out))
+            check_rows(self._context.count(query))
+        needed, left_out = evaluated(self._context, planned, self._unknown()), set[str]()
+        inputs = self._context.distinct_inputs(planned.operator, query, only=needed, left_out=left_out)
+        self._context.answers_database.lacks(planned.operator.table, bool(left_out))
         if isinstance(question, Retrieval):
-            self._job.ask(asked.operator, inputs)
+            self._context.ask(planned.operator, inputs)
             return
-        _plan_inputs(self._job, entry, inputs, question, self._extent)
-        if entry.stops_after and asked.operator.rows_in:
-            kept: list[Selectivity] = asked.site.block.meta.get(PASSING_META, [])
-            likely = max(settings.batch_rows, entry.stops_after / max(product(kept), 1 / asked.operator.rows_in))
-            entry.narrow(likely / asked.operator.rows_in, kept)
+        _plan_inputs(self._context, entry, inputs, question, self._extent)
+        if entry.stops_after and planned.operator.rows_in:
+            kept: list[Selectivity] = planned.site.block.meta.get(PASSING_META, [])
+            likely = max(settings.batch_rows, entry.stops_after / max(product(kept), 1 / planned.operator.rows_in))
+            entry.narrow(likely / planned.operator.rows_in, kept)
         if sides is not None and settings.candidates is not None and inputs.num_rows:
             left = [ARGUMENT.format(place) for place in sides[0]]
             rows = inputs.group_by(left).aggregate([]).num_rows
@@ -206,26 +212,28 @@ class _Forecaster(Driver):
 
     def is_free(self, rows: exp.Select) -> bool:
         """By running them."""
-        return is_free(self._job, rows)
+        return is_free(self._context, rows)
 
-    def first(self, planner: Planner, kept: exp.Select, need: int) -> exp.Expr:
+    def first(self, kept: exp.Select, need: int) -> exp.Expr:
         """A run stops once enough rows passed; the forecast is for all that may be asked."""
         kept.meta[NEED_META] = need
         parts = [part for part in condition_of(kept, "where") if holds_call(part)]
-        kept.meta[PASSING_META] = [each for part in parts for each in self._passing(planner, part)]
-        return super().first(planner, kept, need)
+        kept.meta[PASSING_META] = [each for part in parts for each in self._passing(part)]
+        return super().first(kept, need)
 
-    def _passing(self, planner: Planner, part: exp.Expr) -> list[Selectivity]:
+    def _passing(self, part: exp.Expr) -> list[Selectivity]:
         """What a predicate keeps whose call is still to be asked."""
         found = list(calls(part))
         if len(found) != 1:
             return [Selectivity("", ASSUMED)]
-        asked, test = planner.inspect(found[0]), exp.paren(part.copy(), copy=False)
-        next(calls(test)).replace(planner.lookup(asked))
-        return selectivities(self._job, test, {asked.operator.table.lookup: asked.operator.table})
+        planned, test = self._planner.inspect(found[0]), exp.paren(part.copy(), copy=False)
+        next(calls(test)).replace(self._planner.lookup(planned))
+        return selectivities(self._context, test, {planned.operator.table.lookup: planned.operator.table})
 
 
-def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, question: Question, extent: Extent) -> None:
+def _plan_inputs(
+    context: StatementContext, entry: OperatorForecast, inputs: pa.Table, question: CallQuestion, extent: Extent
+) -> None:
     """What the pipeline's plan says of the inputs without an answer, or of some of them."""
     operator, keys = entry.operator, inputs[KEY].to_pylist()
     todo = inputs.filter(pa.array(_are_open(entry, keys), pa.bool_()))
@@ -238,10 +246,10 @@ def _plan_inputs(job: Job, entry: Forecast, inputs: pa.Table, question: Question
     records = operator.records(todo)
     options = operator.options(question, records, embeds=not extent.choosing)
     if question.function == "LLM_AGG":
-        records = first_parts(job.llm, records, question, options)
-        entry.assumed = 0 if job.llm.expected_engine().max_model_len else ASSUMED_CONTEXT
+        records = first_parts(context.llm, records, question, options)
+        entry.assumed = 0 if context.llm.expected_engine().max_model_len else ASSUMED_CONTEXT
     kept = thinned(records, extent.common.get(operator.table.name, ()), extent.halvings)
-    report = job.llm.forecast(kept, question.template, quick=extent.quick, **options)
+    report = context.llm.forecast(kept, question.template, quick=extent.quick, **options)
     scale = records.num_rows / kept.num_rows
     output = report.num_asked * answer_tokens(question.answer_format)
     tokens = Tokens(report.predicted.prompt_tokens, report.predicted.hit_tokens, output)
@@ -263,7 +271,7 @@ def thinned(records: pa.Table, fields: Sequence[str], halvings: int) -> pa.Table
     return records.filter(pa.array(chosen, pa.bool_())) if any(chosen) else records.slice(0, 1)
 
 
-def _are_open(entry: Forecast, keys: Sequence[str]) -> list[bool]:
+def _are_open(entry: OperatorForecast, keys: Sequence[str]) -> list[bool]:
     """Whether a run would ask: without an answer, or failed before, and not planned for another place already."""
     table, merging = entry.operator.table, entry.operator.merging
     return [(table.is_open(key, merging) or key in table.failed) and key not in entry.planned for key in keys]

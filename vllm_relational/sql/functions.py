@@ -27,7 +27,7 @@ RETRIEVE = "RETRIEVE"
 
 
 @dataclass(frozen=True)
-class Question:
+class CallQuestion:
     """What a call asks.
 
     template: for ``RelationalLLM.run``; braces hold names of ``fields``.
@@ -88,7 +88,7 @@ def _parts(answer_format: AnswerFormat) -> list[Any]:
 
 
 # -------------------------------------------------------------------------------------------------- answer formats
-def decision_of(function: str, literals: Sequence[Any], max_tokens: int, max_json_tokens: int) -> AnswerFormat:
+def answer_format_of(function: str, literals: Sequence[Any], max_tokens: int, max_json_tokens: int) -> AnswerFormat:
     """How the answers of a call are enforced.
 
     literals:   the values of the arguments that ``LLM_FUNCTIONS`` lists for the function.

@@ -13,19 +13,20 @@ import pyarrow as pa
 from vllm_relational.config import DEFAULT_SYSTEM_PROMPT, KEEP_NULLS, QUESTION_FIRST, Layout, check_layout
 from vllm_relational.records import EngineDiedError, EngineInfo, FreeText, JsonSchema, QueryResult, RunReport
 from vllm_relational.sql.aggregate import reduce_groups
+from vllm_relational.sql.answers_database import AnswersDatabase
 from vllm_relational.sql.blocks import KEY
 from vllm_relational.sql.cost import Prices, Rates
-from vllm_relational.sql.functions import Question
+from vllm_relational.sql.functions import CallQuestion
 from vllm_relational.sql.merging import ASKED, BEYOND_EXACT, CACHED, RESUMED, Merging
+from vllm_relational.sql.operator_table import BLOCKED, CUT, OperatorTable, StoredAnswers
 from vllm_relational.sql.passes.blocking import Candidates
 from vllm_relational.sql.retrieve import Retrieval, Retrieves
-from vllm_relational.sql.store import BLOCKED, CUT, OperatorTable, Settled, Store
 
 # Characters of an answer that a reason quotes.
 LONGEST_SHOWN = 80
 
 
-class Asks(Protocol):
+class LanguageModel(Protocol):
     """What is needed of ``RelationalLLM``; see there."""
 
     def run(self, table: Any, prompt: str, **options: Any) -> QueryResult:
@@ -83,7 +84,7 @@ class Settings:
         if self.layout is not None:
             check_layout(self.layout)
 
-    def options(self, question: Question, records: pa.Table, embeds: bool = True) -> dict[str, Any]:
+    def options(self, question: CallQuestion, records: pa.Table, embeds: bool = True) -> dict[str, Any]:
         """The options of ``RelationalLLM.run`` for a question about these records; see ``Merging.options``."""
         nulls = "keep" if self.keeps_nulls else "error"
         asked = {**question.options(), "nulls": nulls, "system_prompt": self.system_prompt, "order": self.order}
@@ -107,7 +108,7 @@ class Operator:
 
     sql: str
     clause: str
-    question: Question | Retrieval
+    question: CallQuestion | Retrieval
     table: OperatorTable
     settings: Settings
     reports: list[RunReport] = field(default_factory=list)
@@ -121,7 +122,7 @@ class Operator:
     places: set[int | None] = field(default_factory=set)
     layout: Layout = QUESTION_FIRST
 
-    def options(self, question: Question, records: pa.Table, embeds: bool = True) -> dict[str, Any]:
+    def options(self, question: CallQuestion, records: pa.Table, embeds: bool = True) -> dict[str, Any]:
         """The options of ``RelationalLLM.run`` for the question of this operator about these records."""
         return {**self.settings.options(question, records, embeds), "layout": self.layout}
 
@@ -137,9 +138,9 @@ class Operator:
             return ""
         return self.settings.merging.identity(self.question.reads)
 
-    def check(self, llm: Asks) -> None:
+    def check(self, llm: LanguageModel) -> None:
         """Raise ``RelationalError`` for settings that a run would refuse, before anything is asked."""
-        if isinstance(self.question, Question):
+        if isinstance(self.question, CallQuestion):
             nothing = pa.table({name: pa.array([None], pa.string()) for name in self.question.reads})
             llm.prepare(nothing, self.question.template, **self.options(self.question, nothing))
 
@@ -152,7 +153,7 @@ class Operator:
         """The inputs as the table that the model is asked about."""
         return inputs.drop_columns([KEY]).rename_columns(list(self.question.reads))
 
-    def ask(self, llm: Asks, store: Store, inputs: pa.Table, audits: bool = True) -> None:
+    def ask(self, llm: LanguageModel, database: AnswersDatabase, inputs: pa.Table, audits: bool = True) -> None:
         """Ask the inputs that have no answer yet, and keep the answers. audits: False for a sample."""
         todo = self.pending(inputs)
         if todo.num_rows == 0:
@@ -161,21 +162,27 @@ class Operator:
         if isinstance(self.question, Retrieval):
             found = self.question.search(records.column(0).combine_chunks())
             nothing, asked = [""] * len(keys), [ASKED] * len(keys)
-            store.add(self.table, Settled(keys, _structs(records), found, nothing, asked, keys))
+            database.add(self.table, StoredAnswers(keys, _structs(records), found, nothing, asked, keys))
             self.asked += len(keys)
         else:
-            self._ask_model(self.question, llm, store, records, keys, self._to_audit() if audits else 0)
+            self._ask_model(self.question, llm, database, records, keys, self._to_audit() if audits else 0)
 
     def _ask_model(
-        self, question: Question, llm: Asks, store: Store, records: pa.Table, keys: list[str], audit: int
+        self,
+        question: CallQuestion,
+        llm: LanguageModel,
+        database: AnswersDatabase,
+        records: pa.Table,
+        keys: list[str],
+        audit: int,
     ) -> None:
-        with store.checkpoint(self.table, [*keys, self.merging] if self.merging else keys, self.layout) as kept:
+        with database.checkpoint(self.table, [*keys, self.merging] if self.merging else keys, self.layout) as kept:
             try:
                 said = self._run(question, llm, records, kept.options, audit)
             except EngineDiedError as error:
                 raise EngineDiedError(_how_to_go_on(error, kept.name is not None)) from error
             settled = _settled(question, keys, records, said, self.table.arrow_type)
-            store.add(self.table, settled, self.merging, kept)
+            database.add(self.table, settled, self.merging, kept)
         self._count(said.origins)
 
     def _count(self, origins: Sequence[str]) -> None:
@@ -191,27 +198,29 @@ class Operator:
         audited = [report.audit.samples for report in self.reports if report.audit is not None]
         return max(self.settings.merging.audit - sum(found[0].num_asked for found in audited if found), 0)
 
-    def rule_out(self, store: Store, inputs: pa.Table) -> None:
+    def rule_out(self, database: AnswersDatabase, inputs: pa.Table) -> None:
         """Answer the inputs that have no answer yet with false, without asking."""
         todo = self.pending(inputs)
         keys = todo[KEY].to_pylist()
         nobody: list[str | None] = [None] * len(keys)
         no, why = [False] * len(keys), [BLOCKED] * len(keys)
-        store.add(self.table, Settled(keys, _structs(self.records(todo)), no, why, nobody, nobody))
+        database.add(self.table, StoredAnswers(keys, _structs(self.records(todo)), no, why, nobody, nobody))
 
-    def _run(self, question: Question, llm: Asks, records: pa.Table, kept: dict[str, Any], audit: int) -> Said:
+    def _run(
+        self, question: CallQuestion, llm: LanguageModel, records: pa.Table, kept: dict[str, Any], audit: int
+    ) -> ModelAnswers:
         options = {**self.options(question, records), "audit": audit}
         if question.function == "LLM_AGG":
             answers, errors, origins, statuses = reduce_groups(llm, records, question, options, self.reports)
-            return Said(answers, errors, origins, range(len(answers)), statuses)
+            return ModelAnswers(answers, errors, origins, range(len(answers)), statuses)
         result = llm.run(records, question.template, **{**options, **kept})
         self.reports.append(result.report)
         errors = [_in_sql(reason) for reason in result.errors]
-        return Said(result.answers, errors, result.origins, result.source_rows.tolist(), result.statuses)
+        return ModelAnswers(result.answers, errors, result.origins, result.source_rows.tolist(), result.statuses)
 
 
 @dataclass(frozen=True)
-class Said:
+class ModelAnswers:
     """What a run says of its records, see ``QueryResult``: one of each a record."""
 
     answers: Sequence[Any]
@@ -222,9 +231,9 @@ class Said:
 
 
 def _settled(
-    question: Question, keys: Sequence[str], records: pa.Table, said: Said, answer_type: pa.DataType
-) -> Settled:
-    """What the store keeps: a source is the key of the input whose answer it is."""
+    question: CallQuestion, keys: Sequence[str], records: pa.Table, said: ModelAnswers, answer_type: pa.DataType
+) -> StoredAnswers:
+    """What the database keeps: a source is the key of the input whose answer it is."""
     values, errors = _values(question, said, answer_type)
     sources = [keys[row] if error is None else None for row, error in zip(said.source_rows, errors, strict=True)]
     known = ("exact", *BEYOND_EXACT, CACHED)
@@ -233,10 +242,10 @@ def _settled(
         for origin, error in zip(said.origins, errors, strict=True)
     ]
     cut = {key for key, status in zip(keys, said.statuses, strict=True) if status == CUT}
-    return Settled(keys, _structs(records), values, [error or "" for error in errors], origins, sources, cut)
+    return StoredAnswers(keys, _structs(records), values, [error or "" for error in errors], origins, sources, cut)
 
 
-def _values(question: Question, said: Said, answer_type: pa.DataType) -> tuple[list[Any], list[str | None]]:
+def _values(question: CallQuestion, said: ModelAnswers, answer_type: pa.DataType) -> tuple[list[Any], list[str | None]]:
     """Answers as SQL holds them, and errors: an answer that a schema admits and no type of SQL holds fails alone."""
     values, errors = [None] * len(said.answers), list(said.errors)
     for place, answer in enumerate(said.answers):
@@ -273,9 +282,9 @@ def _how_to_go_on(error: EngineDiedError, kept: bool) -> str:
     )
 
 
-def keeps_nulls(question: Question | Retrieval, settings: Settings) -> bool:
+def keeps_nulls(question: CallQuestion | Retrieval, settings: Settings) -> bool:
     """Whether a question may be asked about nulls; nothing is near to a null."""
-    return settings.keeps_nulls and isinstance(question, Question)
+    return settings.keeps_nulls and isinstance(question, CallQuestion)
 
 
 def _structs(records: pa.Table) -> pa.Array:
@@ -284,6 +293,6 @@ def _structs(records: pa.Table) -> pa.Array:
     return pa.StructArray.from_arrays(columns, names=records.column_names)
 
 
-def with_reads(question: Question, keeps: Sequence[str]) -> Question:
+def with_reads(question: CallQuestion, keeps: Sequence[str]) -> CallQuestion:
     """The question over the fields that it keeps."""
     return dataclasses.replace(question, fields=tuple(keeps))

@@ -20,7 +20,7 @@ from vllm_relational.option_kinds import half_character
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.functions import LLM_FUNCTIONS, RETRIEVE
 from vllm_relational.sql.markers import set_apart
-from vllm_relational.sql.source import UnfaithfulError, read, written
+from vllm_relational.sql.source_text import UnfaithfulError, read, written
 
 DIALECT = "duckdb"
 FUNCTIONS = {*LLM_FUNCTIONS, RETRIEVE}

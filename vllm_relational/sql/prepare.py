@@ -10,89 +10,90 @@ from sqlglot import exp
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import Aggregates, sql_of
 from vllm_relational.sql.constants import constant_calls, questions, with_answers
+from vllm_relational.sql.context import StatementContext
+from vllm_relational.sql.evaluation import Evaluation
 from vllm_relational.sql.faithful import check_meaning, name_of
-from vllm_relational.sql.functions import Question
-from vllm_relational.sql.job import Job
+from vllm_relational.sql.functions import CallQuestion
 from vllm_relational.sql.normalise import normalise, refuse_volatile
 from vllm_relational.sql.operator import Operator
 from vllm_relational.sql.parameters import spell_literals
-from vllm_relational.sql.parse import engine_error, misplaced, parse
+from vllm_relational.sql.parse import engine_error, misplaced
 from vllm_relational.sql.passes.dead import bury, dead_calls
 from vllm_relational.sql.passes.inner_limit import push_limits
 from vllm_relational.sql.passes.prune import drop_unread
 from vllm_relational.sql.passes.pushdown import push_conditions
-from vllm_relational.sql.planner import Driver, Planner, aggregate_names
+from vllm_relational.sql.planner import CallPlanner
 from vllm_relational.sql.probe import may_probe
 
 
-def prepared(job: Job) -> tuple[exp.Expr, list[str]]:
+def prepared(context: StatementContext) -> tuple[exp.Expr, list[str]]:
     """The normalised tree of a statement, rewritten where that saves questions, and what was rewritten.
 
     Rewrites go by names as written; where a name means something else in its new place, the statement stays as it is.
     """
-    tree = parse(job.sql)
+    tree = context.tree.copy()
     if not is_query(tree):
-        tree = _questions(job, tree)
-    refuse_volatile(tree, job.sql)
-    check_meaning(job.connection, tree, job.sql)
-    spell_literals(tree, job.connection.values)
-    normalise(tree, job.sql, lambda item: name_of(job.connection, item))
-    job.store.volatile = False
-    if not job.settings.optimize:
+        tree = _questions(context, tree)
+    refuse_volatile(tree, context.sql)
+    check_meaning(context.connection, tree, context.sql)
+    spell_literals(tree, context.connection.values)
+    normalise(tree, context.sql, lambda item: name_of(context.connection, item))
+    context.answers_database.volatile = False
+    if not context.settings.optimize:
         return tree, []
     if may_probe(tree):
-        job.store.volatile = True
-        job.store.volatile = _binds(job, tree)
-    aggregates = Aggregates(aggregate_names(job.connection))
-    buried = _bury_dead(job, tree, aggregates)
+        context.answers_database.volatile = True
+        context.answers_database.volatile = _binds(context, tree)
+    aggregates = Aggregates(context.connection.aggregate_names)
+    buried = _bury_dead(context, tree, aggregates)
     rewritten = tree.copy()
-    notes = drop_unread(rewritten) + push_conditions(rewritten, aggregates, lambda query: _is_whole(job, query))
+    notes = drop_unread(rewritten) + push_conditions(rewritten, aggregates, lambda query: _is_whole(context, query))
     notes += push_limits(rewritten, aggregates)
-    return (rewritten, [*buried, *notes]) if notes and _binds(job, rewritten) else (tree, buried)
+    return (rewritten, [*buried, *notes]) if notes and _binds(context, rewritten) else (tree, buried)
 
 
-def _bury_dead(job: Job, tree: exp.Expr, aggregates: Aggregates) -> list[str]:
+def _bury_dead(context: StatementContext, tree: exp.Expr, aggregates: Aggregates) -> list[str]:
     """Take out calls that no row evaluates, once it is clear that they are right; returns what was done."""
-    dead = dead_calls(tree, aggregates, lambda condition: _holds(job, condition))
+    dead = dead_calls(tree, aggregates, lambda condition: _holds(context, condition))
     if dead:
-        bind(job, rehearse(job.planner(), tree))
+        bind(context, rehearse(context.planner(), tree))
     return bury(dead)
 
 
-def _holds(job: Job, condition: str) -> bool:
+def _holds(context: StatementContext, condition: str) -> bool:
     """Whether a condition of constants is TRUE, or DuckDB cannot compute it, which binding will say."""
     try:
-        found = job.connection.execute(f"SELECT ({condition}) IS TRUE").fetchall()
+        found = context.connection.execute(f"SELECT ({condition}) IS TRUE").fetchall()
     except duckdb.Error:
         return True
     return bool(found[0][0])
 
 
-def _questions(job: Job, tree: exp.Expr) -> exp.Select:
+def _questions(context: StatementContext, tree: exp.Expr) -> exp.Select:
     """The query for the answers of a statement that is none itself; raises ``SQLError`` where that is not enough."""
-    spell_literals(tree, job.connection.values)
+    spell_literals(tree, context.connection.values)
     found = constant_calls(tree)
     if not found:
-        raise misplaced(job.sql, tree)
-    _check(job, with_answers(job.sql, found, {}))
+        raise misplaced(context.sql, tree)
+    _check(context, with_answers(context.sql, found, {}))
     return questions(found)
 
 
-def _is_whole(job: Job, query: exp.Expr) -> bool:
+def _is_whole(context: StatementContext, query: exp.Expr) -> bool:
     """Whether a query binds by itself."""
     try:
-        job.connection.execute(f"DESCRIBE {sql_of(query.unnest())}").fetchall()
+        context.connection.execute(f"DESCRIBE {sql_of(query.unnest())}").fetchall()
     except (duckdb.Error, RelationalError):
         return False
     return True
 
 
-def _check(job: Job, text: str) -> None:
+def _check(context: StatementContext, text: str) -> None:
     """Let DuckDB bind a statement that is no query, as far as it explains such statements; raises ``SQLError``."""
     try:
-        job.connection.execute(f"EXPLAIN {text}").fetchall()
+        context.connection.execute(f"EXPLAIN {text}").fetchall()
     except (duckdb.BinderException, duckdb.CatalogException) as error:
-        raise engine_error(job.sql, error) from error
+        raise engine_error(context.sql, error) from error
     except duckdb.Error:
         return  # there is no EXPLAIN for it: it fails when it runs
 
@@ -106,33 +107,33 @@ def is_query(tree: exp.Expr) -> bool:
     )
 
 
-def unread(job: Job, operators: Iterable[Operator]) -> list[str]:
+def unread(context: StatementContext, operators: Iterable[Operator]) -> list[str]:
     """Columns that the settings of deduplication name and no question of the statement reads: misspelt, most likely.
 
     No error: the settings are those of a session, and its other statements may read them.
     """
-    asked = (operator.question for operator in operators if isinstance(operator.question, Question))
-    return job.settings.merging.unread(name for question in asked for name in question.reads)
+    asked = (operator.question for operator in operators if isinstance(operator.question, CallQuestion))
+    return context.settings.merging.unread(name for question in asked for name in question.reads)
 
 
-def rehearse(planner: Planner, tree: exp.Expr) -> exp.Expr:
+def rehearse(planner: CallPlanner, tree: exp.Expr) -> exp.Expr:
     """The statement with lookups in place of calls, nothing asked."""
     copy = tree.copy()
-    planner.plan(copy, Driver())
+    Evaluation(planner).evaluate(planner.walk(copy))
     return copy
 
 
-def bind(job: Job, tree: exp.Expr) -> None:
+def bind(context: StatementContext, tree: exp.Expr) -> None:
     """Let DuckDB check a statement without running it; raises ``SQLError``."""
     try:
-        job.connection.execute(f"EXPLAIN {sql_of(tree)}").fetchall()
+        context.connection.execute(f"EXPLAIN {sql_of(tree)}").fetchall()
     except duckdb.Error as error:
-        raise engine_error(job.sql, error) from error
+        raise engine_error(context.sql, error) from error
 
 
-def _binds(job: Job, tree: exp.Expr) -> bool:
+def _binds(context: StatementContext, tree: exp.Expr) -> bool:
     try:
-        bind(job, rehearse(job.planner(), tree))
+        bind(context, rehearse(context.planner(), tree))
     except RelationalError:
         return False
     return True

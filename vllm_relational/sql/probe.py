@@ -31,31 +31,31 @@ from vllm_relational.sql.blocks import (
     relaxed,
     sql_of,
 )
+from vllm_relational.sql.context import StatementContext
 from vllm_relational.sql.interrupts import interruptible
-from vllm_relational.sql.job import Job
+from vllm_relational.sql.operator_table import OperatorTable
 from vllm_relational.sql.parse import calls, holds_call
 from vllm_relational.sql.passes.unknown import unknown as unknown_value
-from vllm_relational.sql.planner import Asked
-from vllm_relational.sql.store import OperatorTable
+from vllm_relational.sql.planned_call import PlannedCall
 
 HERE_META = "probed"
 _DROPS_ROWS = ("having", "distinct", "qualify", "limit", "offset")
 
 
-def evaluated(job: Job, asked: Asked, unknown: Container[str] = ()) -> set[str] | None:
+def evaluated(context: StatementContext, planned: PlannedCall, unknown: Container[str] = ()) -> set[str] | None:
     """The keys that DuckDB evaluates a call for, and perhaps more; None where its block's inputs are these.
 
     unknown: lookups that do not have all of their answers.
     """
-    if not job.settings.optimize or not _has_consumer(asked.site):
+    if not context.settings.optimize or not _has_consumer(planned.site):
         return None
-    query = _probe(job, asked, unknown)
+    query = _probe(context, planned, unknown)
     if query is None:
         return None
     try:
-        with noted([asked.operator.table]), interruptible(job.connection):
-            _run(job, query)
-            return asked.operator.table.noted
+        with noted([planned.operator.table]), interruptible(context.connection):
+            _run(context, query)
+            return planned.operator.table.noted
     except duckdb.Error:  # NULL in place of an answer may be what a function refuses
         return None
 
@@ -72,20 +72,20 @@ def noted(tables: Sequence[OperatorTable]) -> Iterator[None]:
             table.noted = None
 
 
-def is_free(job: Job, rows: exp.Select) -> bool:
+def is_free(context: StatementContext, rows: exp.Select) -> bool:
     """Whether DuckDB computes these rows without an answer that is unknown."""
-    unknown = job.store.unknown
+    unknown = context.answers_database.unknown
     try:
-        with noted([unknown]), interruptible(job.connection):
-            _run(job, rows)
+        with noted([unknown]), interruptible(context.connection):
+            _run(context, rows)
             return not unknown.noted
     except duckdb.Error:  # the rows read columns of a query around them
         return False
 
 
-def _run(job: Job, query: exp.Expr) -> None:
-    relation = job.connection.relation(sql_of(query))
-    job.connection.called(relation.materialize)
+def _run(context: StatementContext, query: exp.Expr) -> None:
+    relation = context.connection.relation(sql_of(query))
+    context.connection.called(relation.materialize)
 
 
 def may_probe(tree: exp.Expr) -> bool:
@@ -117,25 +117,25 @@ def query_of(tree: exp.Expr) -> exp.Expr:
     return query
 
 
-def own_order(job: Job, found: Sequence[Sequence[Asked]]) -> list[int]:
+def own_order(context: StatementContext, found: Sequence[Sequence[PlannedCall]]) -> list[int]:
     """The order in which DuckDB evaluates predicates of a block, given by their calls; as written where it hides that.
 
     It moves comparisons with constants behind other conditions, and some conditions below joins.
     """
-    plan = _plan(job, [asked for row in found for asked in row])
-    places = [min(plan.find(f"{asked.operator.table.lookups[1]}(") for asked in row) for row in found]
+    plan = _plan(context, [planned for row in found for planned in row])
+    places = [min(plan.find(f"{planned.operator.table.lookups[1]}(") for planned in row) for row in found]
     return sorted(range(len(found)), key=places.__getitem__) if min(places) >= 0 else list(range(len(found)))
 
 
-def _plan(job: Job, found: Sequence[Asked]) -> str:
+def _plan(context: StatementContext, found: Sequence[PlannedCall]) -> str:
     """What DuckDB computes for the statement with volatile lookups in place of calls, in order; '' if it cannot say."""
     query, here = _marked(found)
-    for call, asked in zip(here, found, strict=False):
-        call.replace(lookup(asked.operator.table.lookups[1], asked.key))
-    query = _without_calls(job, query) if query is not None else None
+    for call, planned in zip(here, found, strict=False):
+        call.replace(lookup(planned.operator.table.lookups[1], planned.key))
+    query = _without_calls(context, query) if query is not None else None
     try:
         text = f"EXPLAIN (FORMAT json) {sql_of(query)}" if query is not None else "SELECT '', '[]'"
-        return "".join(_conditions(json.loads(job.connection.execute(text).fetchall()[0][1])))
+        return "".join(_conditions(json.loads(context.connection.execute(text).fetchall()[0][1])))
     except duckdb.Error:
         return ""
 
@@ -147,33 +147,33 @@ def _conditions(nodes: Sequence[Any]) -> Iterator[str]:
         yield json.dumps(node["extra_info"])
 
 
-def _probe(job: Job, asked: Asked, unknown: Container[str]) -> exp.Expr | None:
+def _probe(context: StatementContext, planned: PlannedCall, unknown: Container[str]) -> exp.Expr | None:
     """The statement's query with a lookup in place of the call; None where another call has no type yet."""
-    query, here = _marked([asked])
+    query, here = _marked([planned])
     if query is None:
         return None
-    known = here[0].replace(lookup(asked.operator.table.lookup, asked.key))
-    _relax(query, known, unknown, job.store.unknown.lookup)
-    return _without_calls(job, query)
+    known = here[0].replace(lookup(planned.operator.table.lookup, planned.key))
+    _relax(query, known, unknown, context.answers_database.unknown.lookup)
+    return _without_calls(context, query)
 
 
-def _marked(found: Sequence[Asked]) -> tuple[exp.Expr | None, list[exp.Expr]]:
+def _marked(found: Sequence[PlannedCall]) -> tuple[exp.Expr | None, list[exp.Expr]]:
     """A copy of the statement's query and these calls in it; None where one does not stand in it."""
-    for number, asked in enumerate(found):
-        asked.call.meta[HERE_META] = number
+    for number, planned in enumerate(found):
+        planned.call.meta[HERE_META] = number
     query = query_of(found[0].call.root().copy())
-    for asked in found:
-        asked.call.meta.pop(HERE_META)
+    for planned in found:
+        planned.call.meta.pop(HERE_META)
     here = {call.meta[HERE_META]: call for call in calls(query) if HERE_META in call.meta}
     if len(here) < len(found) or not isinstance(query, exp.Query):
         return None, []
     return query, [here[number] for number in range(len(found))]
 
 
-def _without_calls(job: Job, query: exp.Expr) -> exp.Expr | None:
+def _without_calls(context: StatementContext, query: exp.Expr) -> exp.Expr | None:
     """The query with its calls unknown; None where one has no type yet."""
     for call in reversed(list(calls(query))):  # the inner ones first
-        value = unknown_value(job.store.unknown.lookup, call)
+        value = unknown_value(context.answers_database.unknown.lookup, call)
         if value is None:
             return None
         call.replace(value)

@@ -38,7 +38,7 @@ class Retrieves(Protocol):
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What a call of ``retrieve`` looks for; to an operator what ``Question`` is.
+    """What a call of ``retrieve`` looks for; to an operator what ``CallQuestion`` is.
 
     path:    of the index, as written; k: passages a question.
     ordered: by rank, else placed so that rows share them.

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from vllm_relational.sql.operator import Operator
+from vllm_relational.sql.operator_table import OperatorTable
 from vllm_relational.sql.probe import noted
 from vllm_relational.sql.retrieve import Retrieval
-from vllm_relational.sql.store import OperatorTable
 
 
 class AnswersMissingError(Exception):

@@ -10,8 +10,8 @@ import duckdb
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import lookups, sql_of
-from vllm_relational.sql.job import Job
-from vllm_relational.sql.store import ANSWERED, OperatorTable
+from vllm_relational.sql.context import StatementContext
+from vllm_relational.sql.operator_table import ANSWERED, OperatorTable
 
 # Share of rows that an LLM predicate keeps, before enough were asked.
 ASSUMED = 0.5
@@ -41,7 +41,9 @@ def product(found: Iterable[Selectivity]) -> float:
     return math.prod(each.share for each in found)
 
 
-def selectivities(job: Job, condition: exp.Expr, tables: Mapping[str, OperatorTable]) -> list[Selectivity]:
+def selectivities(
+    context: StatementContext, condition: exp.Expr, tables: Mapping[str, OperatorTable]
+) -> list[Selectivity]:
     """The selectivity of a condition over lookups of ``tables``, by the lookups' names.
 
     It is measured where the condition is about one answer and nothing else: over other columns the answers alone do not
@@ -49,11 +51,11 @@ def selectivities(job: Job, condition: exp.Expr, tables: Mapping[str, OperatorTa
     """
     read = {node.sql(): node for node in lookups(condition) if node.name in tables}
     names = list(dict.fromkeys(node.name for node in read.values()))
-    measured = _measured(job, condition, tables[names[0]]) if len(read) == 1 else None
+    measured = _measured(context, condition, tables[names[0]]) if len(read) == 1 else None
     return [measured] if measured is not None else [Selectivity(tables[name].name, ASSUMED) for name in names]
 
 
-def _measured(job: Job, condition: exp.Expr, table: OperatorTable) -> Selectivity | None:
+def _measured(context: StatementContext, condition: exp.Expr, table: OperatorTable) -> Selectivity | None:
     test = exp.paren(condition.copy(), copy=False)
     for node in list(lookups(test)):
         node.replace(exp.column("answer", "__answers"))
@@ -64,7 +66,7 @@ def _measured(job: Job, condition: exp.Expr, table: OperatorTable) -> Selectivit
         f"WHERE status = '{ANSWERED}'"
     )
     try:
-        n, k = job.connection.execute(text).fetchall()[0]
+        n, k = context.connection.execute(text).fetchall()[0]
     except duckdb.Error:  # no table before the first answer; a condition that fails on some answer
         return None
     return Selectivity(table.name, k / n, n) if n >= MIN_ANSWERS else None

@@ -12,7 +12,7 @@ from vllm_relational.sql.blocks import Aggregates, condition_of, sql_of
 from vllm_relational.sql.parse import holds_call
 from vllm_relational.sql.passes.limit import number_of, unnests
 from vllm_relational.sql.passes.pushdown import mapped
-from vllm_relational.sql.passes.sources import Source, sources_of
+from vllm_relational.sql.passes.sources import FromTable, sources_of
 
 _KEEPS_ROWS_APART = ("group", "having", "distinct", "qualify", "windows", "joins", "laterals")
 
@@ -37,7 +37,7 @@ def _rows_differ(block: exp.Select) -> bool:
     return any(item.find(exp.Window) or unnests(item) for item in block.expressions)
 
 
-def _push(block: exp.Select, source: Source, rows: int) -> bool:
+def _push(block: exp.Select, source: FromTable, rows: int) -> bool:
     """Limit the body, if its rows come out in an order that it can compute itself."""
     body, order = source.body, _inner_order(block, source)
     if body is None or order is None or not all(_holds_inside(part, source) for part in condition_of(block, "where")):
@@ -47,7 +47,7 @@ def _push(block: exp.Select, source: Source, rows: int) -> bool:
     return True
 
 
-def _holds_inside(part: exp.Expr, source: Source) -> bool:
+def _holds_inside(part: exp.Expr, source: FromTable) -> bool:
     """Whether a condition of the outer query is one that ``push_conditions`` has put into the body."""
     if holds_call(part) or source.body is None:
         return False
@@ -55,7 +55,7 @@ def _holds_inside(part: exp.Expr, source: Source) -> bool:
     return inner is not None and sql_of(inner) in {sql_of(held) for held in condition_of(source.body, "where")}
 
 
-def _inner_order(block: exp.Select, source: Source) -> exp.Order | None:
+def _inner_order(block: exp.Select, source: FromTable) -> exp.Order | None:
     """ORDER BY in terms of the body's columns; an empty one without, None where that takes an answer or an alias."""
     order: exp.Order | None = block.args.get("order")
     aliases = {item.alias.casefold() for item in block.expressions if isinstance(item, exp.Alias)}

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from vllm_relational.config import QUESTION_FIRST, ROW_FIRST, Layout
-from vllm_relational.sql.forecast import Extent, Plan, forecast_tree
-from vllm_relational.sql.job import Job
+from vllm_relational.sql.context import StatementContext
+from vllm_relational.sql.forecast import Extent, StatementPlan, forecast_tree
 from vllm_relational.sql.operator import Operator
 
 # Inputs of an operator from which the choice is forecast: of more, a part.
@@ -29,35 +29,39 @@ MAX_SINGLE = 6
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The job with its layouts, what to say of them, and the plan with them where it is exact."""
+class ChosenLayouts:
+    """The context with its layouts, what to say of them, and the plan with them where it is exact."""
 
-    job: Job
+    context: StatementContext
     notes: tuple[str, ...] = ()
-    plan: Plan | None = None
+    plan: StatementPlan | None = None
 
 
-def choose_layouts(job: Job, tree: exp.Expr, operators: Sequence[Operator], may_start: bool = False) -> Chosen:
+def choose_layouts(
+    context: StatementContext, tree: exp.Expr, operators: Sequence[Operator], may_start: bool = False
+) -> ChosenLayouts:
     """Choose a layout for every operator of a prepared tree; nothing is asked.
 
     may_start: the statement will be asked: start the engine to know the size of its cache, if there is a choice.
     """
-    groups = sharing(operators) if job.settings.optimize and job.settings.layout is None else []
+    groups = sharing(operators) if context.settings.optimize and context.settings.layout is None else []
     if not groups:
-        return Chosen(job)
-    counted = forecast_tree(job, tree, Extent(choosing=True, counts_only=True))
+        return ChosenLayouts(context)
+    counted = forecast_tree(context, tree, Extent(choosing=True, counts_only=True))
     sizes = {entry.operator.table.name: entry.to_ask for entry in counted.forecasts}
     groups = [
         open_ones for group in groups if len(open_ones := [one for one in group if sizes.get(one.table.name)]) > 1
     ]
     if not groups:
-        return Chosen(job)
+        return ChosenLayouts(context)
     if may_start:
-        job = dataclasses.replace(job, llm=job.llm.started())
-    search = _Search(job, tree, _extent(groups, sizes))
+        context = dataclasses.replace(context, llm=context.llm.started())
+    search = _LayoutSearch(context, tree, _extent(groups, sizes))
     for group in groups:
         search.improve(group)
-    return Chosen(dataclasses.replace(job, layouts=search.layouts), search.notes(groups), search.exact_plan())
+    return ChosenLayouts(
+        dataclasses.replace(context, layouts=search.layouts), search.notes(groups), search.exact_plan()
+    )
 
 
 def sharing(operators: Sequence[Operator]) -> list[list[Operator]]:
@@ -84,14 +88,14 @@ def _extent(groups: Sequence[Sequence[Operator]], sizes: Mapping[str, int]) -> E
     return Extent(choosing=True, halvings=halvings, common=common, quick=most >= QUICK_FROM)
 
 
-class _Search:
+class _LayoutSearch:
     """Finds layouts with few prompt tokens to compute, starting from all questions first."""
 
-    def __init__(self, job: Job, tree: exp.Expr, extent: Extent) -> None:
-        self._job, self._tree, self._extent = job.with_cache_share(0.5**extent.halvings), tree, extent
+    def __init__(self, context: StatementContext, tree: exp.Expr, extent: Extent) -> None:
+        self._context, self._tree, self._extent = context.with_cache_share(0.5**extent.halvings), tree, extent
         self.layouts: dict[str, Layout] = {}
         self._plan = self._first = self._forecast({})
-        self._tried: dict[str, Plan] = {}
+        self._tried: dict[str, StatementPlan] = {}
 
     def improve(self, group: Sequence[Operator]) -> None:
         """Try the whole group in the other layout, then each operator of a small group."""
@@ -101,15 +105,15 @@ class _Search:
             for name in names:
                 self._try([name])
 
-    def _try(self, names: Sequence[str]) -> Plan:
+    def _try(self, names: Sequence[str]) -> StatementPlan:
         turned = {name: QUESTION_FIRST if self.layouts.get(name) == ROW_FIRST else ROW_FIRST for name in names}
         plan = self._forecast({**self.layouts, **turned})
         if _computed(plan) < _computed(self._plan):
             self.layouts, self._plan = {**self.layouts, **turned}, plan
         return plan
 
-    def _forecast(self, layouts: Mapping[str, Layout]) -> Plan:
-        return forecast_tree(dataclasses.replace(self._job, layouts=layouts), self._tree, self._extent)
+    def _forecast(self, layouts: Mapping[str, Layout]) -> StatementPlan:
+        return forecast_tree(dataclasses.replace(self._context, layouts=layouts), self._tree, self._extent)
 
     def notes(self, groups: Sequence[Sequence[Operator]]) -> tuple[str, ...]:
         """What was chosen and what the other layout would cost."""
@@ -129,14 +133,14 @@ class _Search:
         )
         return f"questions before rows in {_listed(names)}: {costs} (expected{part})"
 
-    def exact_plan(self) -> Plan | None:
+    def exact_plan(self) -> StatementPlan | None:
         """The forecast with the chosen layouts, where it is of all inputs."""
         whole = self._extent.is_exact and not any(entry.is_partial for entry in self._plan.forecasts)
-        whole = whole and self._job.settings.merging.dedup != "semantic"
+        whole = whole and self._context.settings.merging.dedup != "semantic"
         return self._plan if whole else None
 
 
-def _computed(plan: Plan) -> int:
+def _computed(plan: StatementPlan) -> int:
     return plan.tokens.prompt - plan.tokens.cached
 
 

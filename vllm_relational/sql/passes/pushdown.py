@@ -14,7 +14,7 @@ from sqlglot import exp
 from vllm_relational.sql.blocks import Aggregates, condition_of, conjuncts, lookups, own_nodes, set_condition, sql_of
 from vllm_relational.sql.parse import holds_call
 from vllm_relational.sql.passes.semijoin import is_one_of, partner_keys, rejects_nulls
-from vllm_relational.sql.passes.sources import Source, sources_of
+from vllm_relational.sql.passes.sources import FromTable, sources_of
 
 # Joins that give a row another partner where a row of one side is gone.
 _ODD_METHODS = ("ASOF", "POSITIONAL")
@@ -50,7 +50,7 @@ def push_answered(block: exp.Select, aggregates: Aggregates, binds: Callable[[ex
                 set_condition(source.body, "where", held)
 
 
-def _loses_rows(block: exp.Select, source: Source) -> bool:
+def _loses_rows(block: exp.Select, source: FromTable) -> bool:
     """Whether a condition that is false for a row of the source drops it: no outer join keeps it."""
     joins = block.args.get("joins") or []
     place = joins.index(source.join) if source.join is not None else -1
@@ -61,7 +61,9 @@ def _loses_rows(block: exp.Select, source: Source) -> bool:
     return source.join is None or (source.join.side in ("", "LEFT") and source.join.kind != "OUTER")
 
 
-def _push(block: exp.Select, source: Source, sources: list[Source], is_whole: Callable[[exp.Expr], bool]) -> list[str]:
+def _push(
+    block: exp.Select, source: FromTable, sources: list[FromTable], is_whole: Callable[[exp.Expr], bool]
+) -> list[str]:
     assert source.body is not None
     found = [*_outer_conditions(block, source, len(sources) == 1, is_whole), *_partner_keys(block, source, sources)]
     known = {sql_of(part) for part in condition_of(source.body, "where")}
@@ -72,7 +74,7 @@ def _push(block: exp.Select, source: Source, sources: list[Source], is_whole: Ca
 
 
 def _outer_conditions(
-    block: exp.Select, source: Source, alone: bool, is_whole: Callable[[exp.Expr], bool]
+    block: exp.Select, source: FromTable, alone: bool, is_whole: Callable[[exp.Expr], bool]
 ) -> Iterator[exp.Expr]:
     """Conditions on the source alone: of its own join, and of WHERE unless a LEFT JOIN keeps what they drop."""
     held = source.join.args.get("on") if source.join is not None else None
@@ -97,7 +99,7 @@ def _may_move(query: exp.Expr, is_whole: Callable[[exp.Expr], bool]) -> bool:
     return not any(table.name.casefold() in named for table in query.find_all(exp.Table)) and is_whole(query)
 
 
-def mapped(part: exp.Expr, source: Source, alone: bool) -> exp.Expr | None:
+def mapped(part: exp.Expr, source: FromTable, alone: bool) -> exp.Expr | None:
     """The condition in terms of the body's own columns; None where it cannot be said so."""
     copy = exp.paren(part.copy(), copy=False)
     for column in [node for node in own_nodes(copy) if isinstance(node, exp.Column)]:
@@ -128,7 +130,7 @@ def _is_all_of_one_table(body: exp.Select) -> bool:
     return isinstance(star, exp.Star) and not any(star.args.get(key) for key in ("except_", "replace", "rename"))
 
 
-def _partner_keys(block: exp.Select, source: Source, sources: list[Source]) -> Iterator[exp.Expr]:
+def _partner_keys(block: exp.Select, source: FromTable, sources: list[FromTable]) -> Iterator[exp.Expr]:
     """``key IN (SELECT other's key ...)`` in terms of the body's own columns, for the keys that can be said so."""
     for names, keys in partner_keys(block, source, sources):
         found = [_inner(name, source.body) if source.body is not None else None for name in names]

@@ -14,7 +14,7 @@ from sqlglot import exp
 
 from vllm_relational.sql.blocks import condition_of, conjuncts
 from vllm_relational.sql.parse import holds_call
-from vllm_relational.sql.passes.sources import Source
+from vllm_relational.sql.passes.sources import FromTable
 
 _INNER = ("", "INNER", "CROSS")
 # False or NULL where one of their operands is NULL.
@@ -23,7 +23,7 @@ _ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.IntDiv, exp.Mod)
 
 
 def partner_keys(
-    block: exp.Select, source: Source, sources: Sequence[Source]
+    block: exp.Select, source: FromTable, sources: Sequence[FromTable]
 ) -> Iterator[tuple[list[str], exp.Select]]:
     """Columns of the source, and the query for the values of which they must have one to come out of the block."""
     for other in sources:
@@ -38,7 +38,7 @@ def partner_keys(
 
 
 def _keys(
-    block: exp.Select, table: Source, names: Sequence[str], source: Source, sources: Sequence[Source]
+    block: exp.Select, table: FromTable, names: Sequence[str], source: FromTable, sources: Sequence[FromTable]
 ) -> exp.Select:
     """The keys of the rows of ``table`` that may come out; ``sources``: the tables that are not on the way to it."""
     keys = exp.Select(expressions=[exp.column(name, table.alias) for name in names]).from_(table.table.copy())
@@ -68,14 +68,14 @@ def _extends(block: exp.Select) -> bool:
     return any(join.side in ("RIGHT", "FULL") for join in block.args.get("joins") or [])
 
 
-def _must_match(block: exp.Select, other: Source) -> bool:
+def _must_match(block: exp.Select, other: FromTable) -> bool:
     """Whether every row that comes out has one of ``other`` in it."""
     if other.join is None or (not other.join.side and other.join.kind in (*_INNER, "SEMI")):
         return True
     return other.join.side == "LEFT" and not _extends(block) and rejects_nulls(block, other)
 
 
-def rejects_nulls(block: exp.Select, other: Source) -> bool:
+def rejects_nulls(block: exp.Select, other: FromTable) -> bool:
     """Whether WHERE, or the ON of an inner join, drops the rows in which an optional table has no partner."""
     for part in (plain.unnest() for plain in _of_all_rows(block)):
         operands = [part.args.get("this"), part.args.get("expression")] if isinstance(part, _STRICT) else []
@@ -100,14 +100,14 @@ def _of_all_rows(block: exp.Select) -> list[exp.Expr]:
     return [part for part in parts if not holds_call(part)]
 
 
-def _necessary(block: exp.Select, *tables: Source) -> list[exp.Expr]:
+def _necessary(block: exp.Select, *tables: FromTable) -> list[exp.Expr]:
     """Conditions that rows of these tables meet where they come out together."""
     own = [table.join for table in tables if table.join is not None]
     parts = [part for join in own for part in conjuncts(join.args.get("on")) if not holds_call(part)]
     return [*parts, *(part for part in _of_all_rows(block) if not any(part is known for known in parts))]
 
 
-def _equations(block: exp.Select, source: Source, other: Source) -> Iterator[tuple[str, str]]:
+def _equations(block: exp.Select, source: FromTable, other: FromTable) -> Iterator[tuple[str, str]]:
     """Pairs of column names, the source's and the other's, that the joins make equal."""
     if len(block.args.get("joins") or []) == 1:
         join = block.args["joins"][0]
@@ -124,7 +124,7 @@ def _tables(part: exp.Expr) -> set[str]:
     return {column.table.casefold() for column in part.find_all(exp.Column)}
 
 
-def _is_readable(block: exp.Select, other: Source) -> bool:
+def _is_readable(block: exp.Select, other: FromTable) -> bool:
     """Whether the table can be read in a subquery without asking anything."""
     if not isinstance(other.table, exp.Table) or holds_call(other.table):
         return False
@@ -132,7 +132,7 @@ def _is_readable(block: exp.Select, other: Source) -> bool:
     return not any(cte.alias.casefold() == name and holds_call(cte) for cte in block.root().find_all(exp.CTE))
 
 
-def _is_unknown(block: exp.Select, source: Source, other: Source) -> bool:
+def _is_unknown(block: exp.Select, source: FromTable, other: FromTable) -> bool:
     """Whether the source's body stands before the other table's WITH entry: there the name is another table's."""
     names = [cte.alias.casefold() for cte in block.root().find_all(exp.CTE)]
     entry, own = other.table.name.casefold(), source.table.name.casefold()

@@ -14,7 +14,7 @@ _ROWS_DEPEND = ("group", "having", "limit", "offset", "qualify", "windows", "sam
 
 
 @dataclass(frozen=True)
-class Source:
+class FromTable:
     """A table of a FROM. ``body``: its SELECT, where conditions may be put into it. ``join``: None for the first."""
 
     alias: str
@@ -23,7 +23,7 @@ class Source:
     body: exp.Select | None
 
 
-def sources_of(tree: exp.Expr, block: exp.Select, aggregates: Aggregates) -> Iterator[Source]:
+def sources_of(tree: exp.Expr, block: exp.Select, aggregates: Aggregates) -> Iterator[FromTable]:
     """The tables of a FROM; those with calls inside have a body if its rows do not depend on one another."""
     first = block.args.get("from_")
     parts = [(None, first.this)] if first is not None else []
@@ -31,7 +31,7 @@ def sources_of(tree: exp.Expr, block: exp.Select, aggregates: Aggregates) -> Ite
     for join, table in parts:
         body = _body(tree, table)
         usable = body is not None and holds_call(body) and _rows_are_free(body, aggregates)
-        yield Source(table.alias_or_name, table, join, body if usable else None)
+        yield FromTable(table.alias_or_name, table, join, body if usable else None)
 
 
 def _body(tree: exp.Expr, table: exp.Expr) -> exp.Select | None:

@@ -11,47 +11,49 @@ import pyarrow as pa
 from sqlglot import exp
 
 from vllm_relational.config import Layout
+from vllm_relational.sql.answers_database import AnswersDatabase
 from vllm_relational.sql.blocks import KEY, sql_of
 from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.operator import Operator, Settings
 from vllm_relational.sql.parse import engine_error
-from vllm_relational.sql.planner import Planner
+from vllm_relational.sql.planner import CallPlanner
 from vllm_relational.sql.retrieve import Retrieval
 from vllm_relational.sql.session import Session
-from vllm_relational.sql.store import Store
-from vllm_relational.sql.trail import Trail
+from vllm_relational.sql.statement_model import StatementModel
 from vllm_relational.table.duckdb_cells import arrow_of_relation
 
 COUNT = "__count"
 
 
 @dataclass(frozen=True)
-class Job:
+class StatementContext:
     """One statement and what it runs on.
 
     connection: the user's, with what the statement may name; sql: as written, its parameters numbered.
+    tree:       the statement, read once; whoever changes it changes a copy.
     layouts:    of operators by the name of their table; the others have the question first.
     searched:   the questions of ``retrieve`` that this statement searched for, by table and key, also to forecast.
     """
 
     connection: Session
-    store: Store
-    llm: Trail
+    answers_database: AnswersDatabase
+    llm: StatementModel
     settings: Settings
     sql: str
+    tree: exp.Expr
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     searched: set[tuple[str, str]] = field(default_factory=set)
 
-    def planner(self) -> Planner:
+    def planner(self) -> CallPlanner:
         """A planner for the statement, with no operator yet."""
         model = self.llm.expected_engine().model
-        return Planner(self.connection, self.store, self.settings, self.sql, model, self.layouts)
+        return CallPlanner(self.connection, self.answers_database, self.settings, self.sql, model, self.layouts)
 
-    def from_start(self) -> Job:
+    def from_start(self) -> StatementContext:
         """The statement before anything was asked."""
         return dataclasses.replace(self, llm=self.llm.from_start())
 
-    def with_cache_share(self, share: float) -> Job:
+    def with_cache_share(self, share: float) -> StatementContext:
         """The statement on an engine with that share of its KV cache, for a forecast of that share of the inputs."""
         return dataclasses.replace(self, llm=self.llm.with_cache_share(share))
 
@@ -81,16 +83,16 @@ class Job:
         audits: False for a sample.
         """
         if not isinstance(operator.question, Retrieval):
-            operator.ask(self.llm, self.store, inputs, audits)
+            operator.ask(self.llm, self.answers_database, inputs, audits)
             return
         before, name = operator.asked, operator.table.name
         self.searched.update((name, key) for key in operator.pending(inputs)[KEY].to_pylist())
-        operator.ask(self.llm, self.store, inputs)
+        operator.ask(self.llm, self.answers_database, inputs)
         operator.asked = before + sum((name, key) in self.searched for key in inputs[KEY].to_pylist())
 
     def keep_rows(self, text: str) -> str:
         """Store the rows of a query in a temporary table, which stays until the next statement; returns its name."""
-        name = self.store.new_rows()
+        name = self.answers_database.new_rows()
         try:
             with interruptible(self.connection):
                 self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {text}").fetchall()

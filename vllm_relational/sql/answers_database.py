@@ -11,10 +11,8 @@ import contextlib
 import itertools
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -24,7 +22,7 @@ from vllm_relational.config import Layout
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import LOOKUP
 from vllm_relational.sql.checkpoints import NOT_KEPT, Checkpoints, Kept
-from vllm_relational.sql.merging import BEYOND_EXACT
+from vllm_relational.sql.operator_table import ANSWERED, BLOCKED, CUT, FAILED, OperatorTable, StoredAnswers
 
 # What the database of answers is called: the first name that the user has no database or schema of.
 NAMES = ("llm", "llm_answers", "vllm_relational_answers")
@@ -34,88 +32,13 @@ TAKEN_NAMES = "SELECT database_name FROM duckdb_databases() UNION SELECT schema_
 OPERATOR_NAME = re.compile(r"op_[1-9][0-9]{0,8}", re.ASCII)
 # Columns of an operator's table that files of earlier versions lack.
 ADDED_COLUMNS = ("origin", "source", "merging")
-ANSWERED, CUT, FAILED, BLOCKED = "answered", "cut", "failed", "not a candidate"
 
 
-@dataclass
-class OperatorTable:
-    """The inputs of one question that are settled.
-
-    name:     ``op_1``; place: with the database that it is in, ``llm.op_1``.
-    answers:  by key, what SQL sees; None for a row that failed.
-    failed:   the keys that failed, with the reason.
-    inherited: the keys whose answer is another input's, with the settings that merged them (``Merging.identity``).
-    lookups:  the SQL functions that know the answers, a plain one and a volatile one; none before there are any.
-    lookup:   the one that statements use now, see ``Store.volatile``.
-    noted:    the keys that were looked up since somebody wanted to know; None where nobody does.
-    """
-
-    name: str
-    place: str
-    sql_type: str
-    arrow_type: pa.DataType
-    answers: dict[str, Any] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    inherited: dict[str, str] = field(default_factory=dict)
-    lookups: tuple[str, ...] = ()
-    lookup: str = ""
-    noted: set[str] | None = None
-
-    def is_open(self, key: str, merging: str) -> bool:
-        """Whether an input is to be asked: it has no answer, or one that it inherited under other settings."""
-        return key not in self.answers or self.inherited.get(key, merging) != merging
-
-    def look_up(self, keys: pa.Array) -> pa.Array:
-        """The answers to a column of keys; null for a key that was not asked."""
-        answers, wanted = self.answers, keys.to_pylist()
-        if self.noted is not None:
-            self.noted.update(wanted)
-        return pa.array([answers.get(key) for key in wanted], self.arrow_type)
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What became of some inputs; one of each an input.
-
-    inputs:  structs; reasons: '' for an answered input, ``BLOCKED`` for one that was not asked, else why it failed.
-    origins: 'asked', 'cached' (from the result cache), or the step that it was inherited by: 'exact', 'normalized',
-             'semantic'; None without answer.
-    sources: the key of the input whose answer it is, its own where it was asked; None without answer.
-    cut:     the keys whose answer is a text that was cut off at max_tokens; their status is 'cut'.
-    """
-
-    keys: Sequence[str]
-    inputs: pa.Array
-    answers: Sequence[Any]
-    reasons: Sequence[str]
-    origins: Sequence[str | None]
-    sources: Sequence[str | None]
-    cut: Collection[str] = ()
-
-    def columns(self, answer_type: pa.DataType, merging: str) -> dict[str, pa.Array]:
-        """The columns of an operator's table. merging: the settings behind inherited answers."""
-        said = [CUT if key in self.cut else ANSWERED for key in self.keys]
-        status = [
-            reason if reason == BLOCKED else FAILED if reason else word
-            for reason, word in zip(self.reasons, said, strict=True)
-        ]
-        return {
-            "key": pa.array(self.keys, pa.string()),
-            "inputs": self.inputs,
-            "answer": pa.array(self.answers, answer_type),
-            "status": pa.array(status, pa.string()),
-            "reason": pa.array([reason or None for reason in self.reasons], pa.string()),
-            "origin": pa.array(self.origins, pa.string()),
-            "source": pa.array(self.sources, pa.string()),
-            "merging": pa.array([merging if origin in BEYOND_EXACT else None for origin in self.origins], pa.string()),
-        }
-
-
-class Store:
+class AnswersDatabase:
     """All operator tables behind one connection.
 
     side:     the database file for them; None keeps them in memory, for as long as the connection lives.
-    database: what it is called in SQL, ``llm`` unless the user has a database or schema of that name.
+    name:     what it is called in SQL, ``llm`` unless the user has a database or schema of that name.
     volatile: whether lookups are volatile functions now. DuckDB evaluates those for no more rows than the calls that
               they stand for, were they volatile; but it takes them in fewer places.
     Raises ``RelationalError`` when the file cannot be opened.
@@ -124,7 +47,7 @@ class Store:
     def __init__(self, connection: duckdb.DuckDBPyConnection, side: Path | None = None) -> None:
         self._user, self._side = connection, side
         self._cursor = connection.cursor()
-        self.database = self.schema = ""
+        self.name = self.schema = ""
         self._checkpoints: Checkpoints | None = None
         self._attach(side)
         self._tables: dict[str, OperatorTable] = {}
@@ -190,7 +113,7 @@ class Store:
                 if f'database with name "{name}" already exists' in str(error):
                     continue
                 raise
-            self.database, self.schema = name, f"{name}.main"
+            self.name, self.schema = name, f"{name}.main"
             return
 
     # ---------------------------------------------------------------------------------------------------- tables
@@ -198,7 +121,7 @@ class Store:
         """The table of a question, with what it answered before; made where there is none."""
         if identity not in self._tables:
             name = self._known(identity, sql_type) or self._new(identity, function, prompt, sql_type)
-            table = OperatorTable(name, f"{self.database}.{name}", sql_type, self._arrow_type(sql_type))
+            table = OperatorTable(name, f"{self.name}.{name}", sql_type, self._arrow_type(sql_type))
             self._load(table)
             self._tables[identity] = table
         self._publish(self._tables[identity])
@@ -251,7 +174,7 @@ class Store:
 
     def _exists(self, name: str) -> bool:
         query = "SELECT 1 FROM duckdb_tables() WHERE database_name = ? AND table_name = ?"
-        return self._cursor.execute(query, [self.database, name]).fetchall() != []
+        return self._cursor.execute(query, [self.name, name]).fetchall() != []
 
     def _publish(self, table: OperatorTable) -> None:
         """Make the table's lookups functions of SQL, unless they are; a rollback of the user's may have undone it."""
@@ -297,7 +220,7 @@ class Store:
     # ---------------------------------------------------------------------------------------------------- answers
     @contextlib.contextmanager
     def checkpoint(self, table: OperatorTable, keys: Sequence[str], layout: Layout) -> Iterator[Kept]:
-        """Options of ``RelationalLLM.run`` that keep answers as they come, beside the file of a named store.
+        """Options of ``RelationalLLM.run`` that keep answers as they come, beside the side file.
 
         A run over the same keys goes on from them after a crash, in the layout that it had then: what is left to ask
         may be too little to choose that layout again. The file goes when ``add`` has stored the run's answers.
@@ -309,7 +232,7 @@ class Store:
         yield self._checkpoints.of(table.name, keys, layout)
         self._checkpoints.sweep()
 
-    def add(self, table: OperatorTable, settled: Settled, merging: str = "", kept: Kept = NOT_KEPT) -> None:
+    def add(self, table: OperatorTable, settled: StoredAnswers, merging: str = "", kept: Kept = NOT_KEPT) -> None:
         """Keep what became of some inputs, in memory and in the table.
 
         merging: the settings that merged them; kept: the checkpoint that is not needed any more.
@@ -374,7 +297,7 @@ class Store:
                 self._user.remove_function(name)
         self._tables.clear()
         try:
-            self._cursor.execute(f"DETACH {self.database}")
+            self._cursor.execute(f"DETACH {self.name}")
         except duckdb.Error as error:  # a full disk, a damaged file
             raise RelationalError(f"cannot complete the side file {self._side}: {_first_line(error)}") from error
         finally:

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any, Protocol
 
 from vllm_relational.records import EngineInfo, PromptBatch, QueryResult, RunReport
-from vllm_relational.sql.operator import Asks
+from vllm_relational.sql.operator import LanguageModel
 
 
-class Model(Asks, Protocol):
+class Model(LanguageModel, Protocol):
     """What a statement needs of ``RelationalLLM``."""
 
     @property
@@ -20,7 +20,7 @@ class Model(Asks, Protocol):
         """The engine, started; what it says of itself."""
 
 
-class Trail:
+class StatementModel:
     """``RelationalLLM`` that remembers what a statement asked, and plans and forecasts what comes next from there.
 
     info:   the engine to forecast for; None for the one that is expected.
@@ -31,27 +31,27 @@ class Trail:
         self._llm, self._info, self._engine = llm, info, engine
         self._asked: list[PromptBatch] = []
 
-    def from_start(self) -> Trail:
+    def from_start(self) -> StatementModel:
         """The same before anything was asked."""
-        return Trail(self._llm, self._info, self._engine)
+        return StatementModel(self._llm, self._info, self._engine)
 
-    def started(self) -> Trail:
+    def started(self) -> StatementModel:
         """For the engine as it is, which is started if need be. Named as expected: answers are filed under that."""
         info = dataclasses.replace(self._llm.start(), model=self.expected_engine().model)
-        return Trail(self._llm, info, self._llm.engine)
+        return StatementModel(self._llm, info, self._llm.engine)
 
     def start(self) -> EngineInfo:
         """The engine, started if need be; what it says of itself, and what is expected where it does not say."""
         info, expected = self._llm.start(), self.expected_engine()
         return dataclasses.replace(info, max_model_len=info.max_model_len or expected.max_model_len)
 
-    def with_cache_share(self, share: float) -> Trail:
+    def with_cache_share(self, share: float) -> StatementModel:
         """For that share of the engine's KV cache."""
         info = self.expected_engine()
         if info.kv_cache_tokens is None or share == 1:
             return self.from_start()
         smaller = max(int(info.kv_cache_tokens * share), info.block_size)
-        return Trail(self._llm, dataclasses.replace(info, kv_cache_tokens=smaller), self._engine)
+        return StatementModel(self._llm, dataclasses.replace(info, kv_cache_tokens=smaller), self._engine)
 
     def run(self, table: Any, prompt: str, **options: Any) -> QueryResult:
         """Ask the prompt of every row."""

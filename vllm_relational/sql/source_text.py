@@ -136,7 +136,7 @@ def _joined(token: Token, first: Token, last: Token) -> Token:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceText:
     """The text of a node, which begins at ``start`` of a statement.
 
     pieces: around the holes; shape: the node as it was read; order: of the holes in the text.
@@ -150,14 +150,14 @@ class Source:
     order: tuple[int, ...]
     is_faithful: bool = True
 
-    def __deepcopy__(self, memo: object) -> Source:
+    def __deepcopy__(self, memo: object) -> SourceText:
         return self
 
 
-def source_of(node: exp.Expr) -> Source | None:
+def source_of(node: exp.Expr) -> SourceText | None:
     """The text that a node was read from; None for one that was made, or whose text is not known."""
     found = node.meta.get(SOURCE_META) if node._meta else None
-    return found if isinstance(found, Source) else None
+    return found if isinstance(found, SourceText) else None
 
 
 def _remember(tree: exp.Expr, sql: str) -> None:
@@ -281,7 +281,7 @@ def _closes_last(sql: str, start: int, end: int) -> bool:
     return False
 
 
-def _source(node: exp.Expr, span: tuple[int, int], sql: str) -> Source | None:
+def _source(node: exp.Expr, span: tuple[int, int], sql: str) -> SourceText | None:
     holes: list[exp.Expr] = []
     shape = _shape(node, holes, whole=True)
     spans = [hole.meta[SPAN_META] for hole in holes]
@@ -293,7 +293,7 @@ def _source(node: exp.Expr, span: tuple[int, int], sql: str) -> Source | None:
             return None
         pieces.append(sql[position:start])
         position = end
-    return Source(sql, span[0], (*pieces, sql[position : span[1]]), shape, tuple(order))
+    return SourceText(sql, span[0], (*pieces, sql[position : span[1]]), shape, tuple(order))
 
 
 # ------------------------------------------------------------------------------------------------------------ shapes
@@ -338,7 +338,7 @@ def _fill(value: Any, shape: Any, holes: list[exp.Expr]) -> bool:
 class UnfaithfulError(Exception):
     """sqlglot would have to write a node anew and would not keep its meaning. ``statement``, ``start``: its place."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceText) -> None:
         super().__init__(source.statement, source.start)
         self.statement, self.start = source.statement, source.start
 
@@ -361,7 +361,7 @@ class _SourceGenerator(_GENERATOR):  # type: ignore[misc]
             raise UnfaithfulError(source)
         return str(super().sql(node, None, comment))
 
-    def _as_read(self, node: exp.Expr, source: Source) -> str | None:
+    def _as_read(self, node: exp.Expr, source: SourceText) -> str | None:
         held: list[exp.Expr] = []
         if not _is_as_read(node, source.shape, held):
             return None
