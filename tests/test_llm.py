@@ -239,3 +239,14 @@ def test_without_a_model_the_accessor_says_how_to_make_one():
         pass
     with pytest.raises(RelationalError, match=r"df\.llm needs a model: .*RelationalLLM\("):
         pd.DataFrame(ROWS).llm.map("{text}?")
+
+
+@pytest.mark.parametrize("prompt", [5, None, b"{text}", ["{text}"]])
+def test_a_prompt_that_is_no_text_is_told_what_to_give(prompt):
+    with RelationalLLM(engine=FakeEngine()) as llm, pytest.raises(RelationalError, match="give a text that names"):
+        llm.run(pd.DataFrame(ROWS), prompt)
+
+
+def test_an_earlier_output_has_its_type():
+    with RelationalLLM(engine=FakeEngine()) as llm, pytest.raises(RelationalError, match="earlier is of the type int"):
+        llm.run(pd.DataFrame(ROWS), "{text}", earlier=5)

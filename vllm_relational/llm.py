@@ -150,6 +150,10 @@ class RelationalLLM:
         answer_format: AnswerFormat,
         earlier: EarlierOutput | None = None,
     ) -> QueryResult:
+        if earlier is not None and not isinstance(earlier, EarlierOutput):
+            raise RelationalError(
+                f"earlier is of the type {type(earlier).__name__}: give an EarlierOutput, or leave it out"
+            )
         check_distinct(_named_files(table, config))
         arrow = read_table(table)
         engine, tokenizer = self.engine, self._load_tokenizer()

@@ -234,7 +234,9 @@ def _check_prompt(prompt: Any) -> None:
     try:
         read_text(prompt)
     except ValueError as error:
-        raise RelationalError(f"the prompt is {shown(prompt)}: {error or 'give a text that names columns'}") from None
+        raise RelationalError(
+            f"the prompt is {shown(prompt)}: {str(error) or 'give a text that names columns'}"
+        ) from None
 
 
 def _decision(read: RunOptions) -> AnswerFormat:

@@ -17,6 +17,8 @@ from vllm_relational.answer_format.thoughts import thought_opening, without_thou
         ("<THINK>hm</Think>yes", "yes"),
         ("<thinking>hm</thinking> yes", "yes"),
         ("[THINK]hm[/THINK]yes", "yes"),
+        ("<reasoning>hm</reasoning>\nyes", "yes"),
+        ("Its <reasoning> is sound.", "Its <reasoning> is sound."),
         ("<seed:think>hm</seed:think>yes", "yes"),
         ("<|START_THINKING|>hm<|END_THINKING|>yes", "yes"),
         ("◁think▷hm◁/think▷yes", "yes"),

@@ -354,3 +354,24 @@ def test_a_lazy_frame_and_a_stream_of_batches_are_tables():
     stream = pa.RecordBatchReader.from_batches(pa.schema([("c", pa.int8())]), [pa.record_batch([[1]], ["c"])][:0])
     assert read_table(pl.LazyFrame({"c": [1]})).to_pydict() == {"c": [1]}
     assert read_table(stream).to_pydict() == {"c": []}
+
+
+def test_times_that_arrow_does_not_have_are_refused_by_column():
+    relation = duckdb.sql("SELECT 1 AS id, TIME '24:00:00' AS closes")
+    with pytest.raises(RelationalError, match="column 'closes' holds values that its type"):
+        read_table(relation)
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ("DATE '0044-03-15 (BC)'", "0044-03-15 (BC)"),
+        ("DATE '0001-12-31 (BC)'", "0001-12-31 (BC)"),
+        ("DATE '0001-01-01'", "0001-01-01"),
+        ("TIMESTAMP '0044-03-15 (BC) 10:00:00'", "0044-03-15 (BC) 10:00:00"),
+        ("DATE '12345-01-02'", "12345-01-02"),
+    ],
+)
+def test_years_before_1_are_written_as_duckdb_prints_them(cell, text):
+    table = read_table(duckdb.sql(f"SELECT {cell} AS c"))
+    assert encode_columns(table, ["c"]).values[0] == [f'"{text}"']

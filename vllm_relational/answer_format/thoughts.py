@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 # Marks of the chat templates of reasoning models (vLLM's reasoning parsers list them); upper and lower case alike.
-_NAME = r"(?:[a-z]{1,8}[:|])?(?:think|thinking|thought)(?:_fast(?:er)?|:[^\s<>]{1,32})?"
+_NAME = r"(?:[a-z]{1,8}[:|])?(?:think|thinking|thought|reasoning)(?:_fast(?:er)?|:[^\s<>]{1,32})?"
 _OPENS = re.compile(
     rf"<{_NAME}>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|begin_of_thought\|>|<\|open\|>think<\|sep\|>|<\|channel>thought",
     re.IGNORECASE,

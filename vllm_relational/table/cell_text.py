@@ -28,6 +28,7 @@ MAX_DIGITS = 76  # of Arrow's widest decimal
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[,:]|[^\s,:"]+')
 _NO_FRACTION = re.compile(r"\.0+$")
+_YEAR_BEFORE_1 = re.compile(r"(?P<year>-\d+|0000)(?P<day>-\d\d-\d\d)(?P<time>.*)")
 _SPACED = {",": ", ", ":": ": "}
 
 
@@ -182,7 +183,15 @@ def _date_or_time(cell: pa.Scalar) -> Any:
         unit = "D" if pa.types.is_date32(cell.type) else getattr(cell.type, "unit", "ms")
         moment = np.array(cell.value, f"datetime64[{unit}]")
         text = str(np.datetime_as_string(moment.astype("datetime64[D]") if pa.types.is_date(cell.type) else moment))
-        return _NO_FRACTION.sub("", text)
+        return _before_christ(_NO_FRACTION.sub("", text))
+
+
+def _before_christ(text: str) -> str:
+    """ISO 8601 has a year 0; years before 1 are written as DuckDB prints them: ``0044-03-15 (BC)``."""
+    found = _YEAR_BEFORE_1.match(text)
+    if found is None:
+        return text
+    return f"{1 - int(found['year']):04}{found['day']} (BC){found['time'].replace('T', ' ')}"
 
 
 def _time_of_day(cell: pa.Scalar) -> str:

@@ -45,9 +45,7 @@ def _read_file(path: Path) -> pa.Table:
         raise RelationalError(f"{path} is not a file that can be read twice: store the table in a file first")
     reader = _reader_of(path)
     try:
-        table = reader(path)
-        table.validate(full=True)
-        return table
+        return _valid(reader(path))
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         raise RelationalError(f"cannot read {path}: {_first_line(error)}") from error
 
@@ -79,12 +77,33 @@ def _read_parquet(path: Path) -> pa.Table:
 
 def _from_object(source: Any) -> pa.Table:
     try:
-        table = arrow_of(source, READABLE)
-        table.validate(full=True)
-        return table
+        return _valid(arrow_of(source, READABLE))
     except (pa.ArrowException, UnicodeError, OverflowError) as error:
         reason = " ".join(str(part) for part in error.args)
         raise RelationalError(f"cannot turn the table into Arrow: {reason}") from error
+
+
+def _valid(table: pa.Table) -> pa.Table:
+    """The table; raises ``RelationalError`` with the column that holds times which Arrow does not have."""
+    try:
+        table.validate(full=True)
+        return table
+    except pa.ArrowInvalid:
+        for place, field in enumerate(table.schema):
+            if pa.types.is_temporal(field.type) and not _is_valid(table.column(place)):
+                raise RelationalError(
+                    f"column {field.name!r} holds values that its type {field.type} does not have, such as a time of "
+                    "day of 24:00:00: give it as text (CAST(column AS VARCHAR))"
+                ) from None
+        raise
+
+
+def _is_valid(column: pa.ChunkedArray) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:

@@ -314,6 +314,40 @@ def test_parameters_that_a_server_refuses_are_learned_once(
     assert not any(name in body for body in fake_server.bodies for name in named)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "System role not supported",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+        "Only user and assistant roles are supported!",
+        "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+    ],
+)
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_models_without_a_system_role_read_it_from_the_user(
+    fake_server: FakeServer, message: str, concurrency: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuses = lambda body: body["messages"][0]["role"] == "system"  # noqa: E731
+    fake_server.reply = lambda body: fail(400, message) if refuses(body) else chat("yes")
+    questions = [Prompt(key, system="Be brief.", user=f"row {key}") for key in range(20)]
+    answers = list(engine(fake_server, concurrency=concurrency).ask(questions, FreeText(7)))
+    assert [answer.text for answer in answers] == ["yes"] * 20
+    assert sum(map(refuses, fake_server.bodies)) <= concurrency
+    assert fake_server.bodies[-1]["messages"][0]["content"].startswith("Be brief.\n\nrow ")
+    assert sum("does not take the system role" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["`temperature` may only be set to 1 when thinking is enabled", "temperature must be 1 for this model"],
+)
+def test_a_temperature_that_is_fixed_is_left_out(fake_server: FakeServer, message: str) -> None:
+    fake_server.reply = lambda body: fail(400, message) if "temperature" in body else chat("yes")
+    answers = list(engine(fake_server, concurrency=4).ask(prompts(20), FreeText(7)))
+    assert [answer.text for answer in answers] == ["yes"] * 20
+    assert sum("temperature" in body for body in fake_server.bodies) <= 4
+
+
 def test_a_limit_that_is_too_large_is_the_rows_matter(fake_server: FakeServer) -> None:
     message = "'max_tokens' or 'max_completion_tokens' is too large: 500. This model's maximum context length is 200"
     fake_server.reply = lambda body: fail(400, message) if "row 1." in user(body) else chat("yes")

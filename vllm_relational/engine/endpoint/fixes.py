@@ -10,6 +10,7 @@ from vllm_relational.records import EngineDiedError
 
 MONEY_STATUSES = frozenset({400, 402, 403, 429})
 _CREDENTIAL = re.compile(r"key|token|credential|password|bearer", re.IGNORECASE)
+_TEMPLATE = re.compile(r"chat template|\brole", re.IGNORECASE)
 _CONSTRAINT = re.compile(r"grammar|json.?schema|response_format|structured.?output|guided", re.IGNORECASE)
 
 
@@ -62,6 +63,10 @@ def _fix_of_request(error: RefusedError) -> str:
         return "simplify the schema (--schema, schema=) or the choices, or ask for text and read it yourself"
     if error.is_too_large:
         return "lower --max-tokens (max_tokens=), ask about shorter rows, or serve the model with a longer context"
+    if _TEMPLATE.search(str(error)):
+        return (
+            "leave the system prompt out (--system-prompt '', system_prompt='') or correct the server's chat template"
+        )
     if error.status in (404, 405):
         return "correct --base-url (base_url=), it often ends in /v1, or --model (model=)"
     return "check --base-url (base_url=), --model (model=) and the account"

@@ -28,13 +28,20 @@ CHANGES: dict[str, str | None] = {
     "temperature": None,
     "chat_template_kwargs": None,
 }
+SYSTEM_ROLE = "the system role"  # some models have none: what it says then opens the user's message
 _OURS = {*CHANGES, *(name for name in CHANGES.values() if name)}
+_LEFT_OUT = {SYSTEM_ROLE: "the system prompt opens the user's message"}
 TINY = "Answer with OK."
 BYTES_A_TOKEN = 64  # of an answer, escaped, with what a server adds to it
 FIXED_BYTES, MAX_BYTES = 4 * 2**20, 256 * 2**20
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|not (be )?(permitted|allowed)|extra|"
-    r"deprecated|instead",
+    r"deprecated|instead|(?:may|can|must) only|must be (?:set to )?[\"'`]?1\b",
+    re.IGNORECASE,
+)
+_NO_SYSTEM_ROLE = re.compile(
+    r"system (?:role|message|prompt)s?[^.]{0,40}not|roles must alternate|only user and assistant|"
+    r"role[^.]{0,20}does not support.{0,3}system",
     re.IGNORECASE,
 )
 
@@ -48,6 +55,8 @@ class Terms:
 
     def apply(self, body: dict[str, Any]) -> dict[str, Any]:
         changes = dict(self.changes)
+        if SYSTEM_ROLE in changes:
+            body = {**body, "messages": _without_system(body["messages"])}
         renamed = {changes.get(name, name): value for name, value in body.items()}
         return {name: value for name, value in renamed.items() if name is not None}
 
@@ -139,7 +148,7 @@ class Question:
             return None
         named = self._unsupported(terms, refused)
         if named is not None:
-            return replace(terms, changes=(*terms.changes, (named, CHANGES[named])))
+            return replace(terms, changes=(*terms.changes, (named, CHANGES.get(named))))
         about_terms = bool(refused.parameter) and not refused.parameter.startswith(("response_format", "messages"))
         if terms.dialect != "response_format" or self._accepted or about_terms:
             return None
@@ -148,6 +157,8 @@ class Question:
     def _unsupported(self, terms: Terms, refused: RefusedError) -> str | None:
         """The parameter of ours that the server names as one that it does not take, and that was not changed yet."""
         text = str(refused)
+        if _NO_SYSTEM_ROLE.search(text) and SYSTEM_ROLE not in dict(terms.changes):
+            return SYSTEM_ROLE
         if refused.is_too_large or not _UNSUPPORTED.search(f"{text} {refused.code}"):
             return None
         changed = dict(terms.changes)
@@ -159,7 +170,7 @@ class Question:
         for before, terms, refused in steps:
             self._learned.changes = terms.changes
             for name, other in terms.changes[len(before.changes) :]:
-                sent = f"sending {other} instead" if other else "leaving it out"
+                sent = f"sending {other} instead" if other else _LEFT_OUT.get(name, "leaving it out")
                 _note(f"the server does not take {name} ({refused}): {sent}")
             if terms.dialect == "words" and before.dialect != "words":
                 self._learned.refused_constraints.add(self._constraint)
@@ -189,6 +200,11 @@ class Question:
             )
         checked = checked_reply(reply, self._connection.clean)
         return read_completion(key, checked, self._decision, dialect)
+
+
+def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The same words from the user alone."""
+    return [{"role": "user", "content": "\n\n".join(message["content"] for message in messages)}]
 
 
 def _names(refused: RefusedError, parameter: str) -> bool:
