@@ -89,7 +89,7 @@ class Question:
     ) -> None:
         self._connection = connection
         self._model = model
-        self._decision = answer_format
+        self._answer_format = answer_format
         self._preferred = dialect
         self._constraint = json.dumps(constraint(answer_format, dialect), sort_keys=True, default=str)
         self._learned = learned
@@ -178,7 +178,7 @@ class Question:
 
     # -------------------------------------------------------------------------------------------------- answer
     def _post(self, prompt: Prompt, terms: Terms, max_retries: int | None) -> tuple[Completion, float]:
-        body = terms.apply(request_body(self._model.asked, prompt, self._decision, terms.dialect))
+        body = terms.apply(request_body(self._model.asked, prompt, self._answer_format, terms.dialect))
         reply, sent_at = self._connection.post("/chat/completions", body, self._max_bytes, max_retries)
         try:
             completion = self._read(prompt.key, reply, terms.dialect)
@@ -199,7 +199,7 @@ class Question:
                 f"give --served-as {quote(shown)} (served_as={shown!r})"
             )
         checked = checked_reply(reply, self._connection.clean)
-        return read_completion(key, checked, self._decision, dialect)
+        return read_completion(key, checked, self._answer_format, dialect)
 
 
 def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
