@@ -118,15 +118,27 @@ def _private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+def _taken(module: str) -> Iterator[str]:
+    """Private names of this package's modules that a module imports or reads from what it imports."""
+    modules = {}  # local name -> module
+    for name, node in imports(MODULES[module]):
+        if not name.startswith("vllm_relational."):
+            continue
+        if any(map(_private, name.split(".")[1:])):
+            yield name
+        local = next((a.asname or a.name for a in node.names if name.endswith(a.name)), "")
+        modules[local] = name
+    for node in ast.walk(tree_of(MODULES[module])):
+        if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and _private(node.attr)):
+            continue
+        if modules.get(node.value.id, "").removeprefix("vllm_relational.") in MODULES:
+            yield f"{modules[node.value.id]}.{node.attr}"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_no_private_name_of_another_package(module):
-    taken = {
-        name
-        for name, node in imports(MODULES[module])
-        if name.startswith("vllm_relational.") and any(_private(part) for part in name.split(".")[1:])
-        if isinstance(node, ast.ImportFrom) and package_of(node.module.partition(".")[2]) != package_of(module)
-    }
-    assert taken == set()
+    names = (name.removeprefix("vllm_relational.") for name in _taken(module))
+    assert {name for name in names if package_of(name) != package_of(module)} == set()
 
 
 @pytest.mark.parametrize("module", MODULES)
