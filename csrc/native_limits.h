@@ -30,13 +30,13 @@ struct Limits {
   int64_t cells_in_cache = 1'000'000;  // of the table: above, a row tried counts as fetched from memory
   int64_t nodes_at_a_time = 4'096;   // places are looked for before any of them moves
   int64_t nodes_per_task = 32;
-  int64_t most_passes = 64;
+  int64_t max_passes = 64;
   int64_t siblings_touched = 8;      // looked at again when a child comes or goes
-  int64_t most_restarts_in_vain = 64;
+  int64_t max_restarts_in_vain = 64;
   int64_t restarts_between_looks = 64;  // at whether they gain enough
   int64_t rows_per_random_move = 200;
-  // Heads, shared orders, and what is counted row by row.
-  int64_t most_heads = 8;            // columns tried as the first cell of the unshared rest
+  // Leading columns, shared orders, and what is counted row by row.
+  int64_t max_leading_columns = 8;            // columns tried as the first cell of the unshared rest
   int64_t values_per_rank = 16;      // values are counted, not their ranks sorted, for so many a rank or fewer
   int64_t ranks_worth_threads = 16'384;  // of a node: so many or more are looked at column by column on all threads
   int64_t dissolving_rounds = 16;    // in which branches that lose by dissolving drop out
@@ -45,12 +45,12 @@ struct Limits {
   // Sums of a row's lengths stay below; lengths are cut where they would not.
   int64_t longest_row = std::numeric_limits<int32_t>::max();
   // Tables to plan: nodes of a tree, two a row at most, and cells are numbered with 32 bits.
-  int64_t most_rows = (int64_t{1} << 30) - 1;
-  int64_t most_cells = std::numeric_limits<int32_t>::max();
+  int64_t max_rows = (int64_t{1} << 30) - 1;
+  int64_t max_cells = std::numeric_limits<int32_t>::max();
   // Replays of a prefix cache: slots of an empty hash table (a power of two), and blocks held at a time, so
   // that 32 bits name every slot.
   int64_t first_slots = 1024;
-  int64_t most_blocks = int64_t{1} << 31;
+  int64_t max_blocks = int64_t{1} << 31;
 };
 
 struct NamedLimit {
@@ -74,26 +74,26 @@ inline constexpr std::array kLimits{
     NamedLimit{"cells_in_cache", &Limits::cells_in_cache, 0},
     NamedLimit{"nodes_at_a_time", &Limits::nodes_at_a_time, 1},
     NamedLimit{"nodes_per_task", &Limits::nodes_per_task, 1},
-    NamedLimit{"most_passes", &Limits::most_passes, 0},
+    NamedLimit{"max_passes", &Limits::max_passes, 0},
     NamedLimit{"siblings_touched", &Limits::siblings_touched, 0},
-    NamedLimit{"most_restarts_in_vain", &Limits::most_restarts_in_vain, 0},
+    NamedLimit{"max_restarts_in_vain", &Limits::max_restarts_in_vain, 0},
     NamedLimit{"restarts_between_looks", &Limits::restarts_between_looks, 1},
     NamedLimit{"rows_per_random_move", &Limits::rows_per_random_move, 1},
-    NamedLimit{"most_heads", &Limits::most_heads, 0},
+    NamedLimit{"max_leading_columns", &Limits::max_leading_columns, 0},
     NamedLimit{"values_per_rank", &Limits::values_per_rank, 0},
     NamedLimit{"ranks_worth_threads", &Limits::ranks_worth_threads, 0},
     NamedLimit{"dissolving_rounds", &Limits::dissolving_rounds, 0},
     NamedLimit{"sampled_rows", &Limits::sampled_rows, 1},
     NamedLimit{"rows_at_a_time", &Limits::rows_at_a_time, 1},
     NamedLimit{"longest_row", &Limits::longest_row, 0},
-    NamedLimit{"most_rows", &Limits::most_rows, 0},
-    NamedLimit{"most_cells", &Limits::most_cells, 0},
+    NamedLimit{"max_rows", &Limits::max_rows, 0},
+    NamedLimit{"max_cells", &Limits::max_cells, 0},
     NamedLimit{"first_slots", &Limits::first_slots, 2},
-    NamedLimit{"most_blocks", &Limits::most_blocks, 0},
+    NamedLimit{"max_blocks", &Limits::max_blocks, 0},
 };
 
 // Raises std::length_error where there are more than the most; `what` are "rows".
-inline void check_most(int64_t count, int64_t most, const char* what) {
+inline void check_max(int64_t count, int64_t most, const char* what) {
   if (count <= most) return;
   throw std::length_error(std::to_string(count) + " " + what + " are too many: the most are " + std::to_string(most));
 }

@@ -67,10 +67,10 @@ class Assignment {
   bool is_open(int32_t group) const { return takers_[at(group)] > 0; }
 
   // Moves that open and close single groups. closed_are_settled: what is closed now would gain nothing by opening.
-  void improve(int64_t most_passes, bool closed_are_settled) {
+  void improve(int64_t max_passes, bool closed_are_settled) {
     changed_.resize(groups_.weight.size());
     for (int32_t g = 0; g < groups_.num_groups(); ++g) changed_[at(g)] = !closed_are_settled || is_open(g);
-    for (int64_t pass = 0; pass < most_passes; ++pass) {
+    for (int64_t pass = 0; pass < max_passes; ++pass) {
       bool changed = false;
       for (int32_t g = 0; g < groups_.num_groups(); ++g) {
         if (!changed_[at(g)]) continue;

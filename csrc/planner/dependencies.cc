@@ -86,7 +86,7 @@ class Finder {
     std::vector<PairDependency> found;
     for (int32_t x = 0; x < table_.num_columns; ++x) {
       const ColumnFacts& determinant = facts(x);
-      if (determinant.num_distinct < 2 || over(determinant.num_distinct, limits_.most_distinct, table_.num_rows)) {
+      if (determinant.num_distinct < 2 || over(determinant.num_distinct, limits_.max_distinct, table_.num_rows)) {
         continue;
       }
       grouping_.read(table_.column(x), determinant.num_codes);
@@ -107,8 +107,8 @@ class Finder {
   }
 
   bool beyond(int64_t num_wrong, int64_t num_entries, int64_t num_other) const {
-    return over(num_wrong, limits_.most_wrong, table_.num_rows) ||
-           over(num_wrong, limits_.most_unexplained, num_other) || over(num_entries, limits_.most_distinct, num_other);
+    return over(num_wrong, limits_.max_wrong, table_.num_rows) ||
+           over(num_wrong, limits_.max_unexplained, num_other) || over(num_entries, limits_.max_distinct, num_other);
   }
 
   // The rows of `y` that do not follow from `x`; nothing as soon as a limit is passed.

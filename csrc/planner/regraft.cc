@@ -141,7 +141,7 @@ class Regrafter {
   }
 
   void run_around(std::vector<int32_t> nodes, int64_t& work) {
-    for (int64_t round = 0; round < limits_.most_passes && work > 0 && !nodes.empty(); ++round, ++seed_) {
+    for (int64_t round = 0; round < limits_.max_passes && work > 0 && !nodes.empty(); ++round, ++seed_) {
       std::sort(nodes.begin(), nodes.end());
       nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
       touched_.clear();
@@ -235,7 +235,7 @@ ValueIndex::ValueIndex(const PlanTable& table) {
     for (int32_t f = 0; f < table.num_factors; ++f) {
       const size_t value = value_of(row, f);
       rows_[static_cast<size_t>(start_[value + 1]++)] = row;
-      if (seen[value]) most_saved_ += table.lengths_of(row)[f];
+      if (seen[value]) max_saved_ += table.lengths_of(row)[f];
       seen[value] = true;
     }
   }

@@ -14,7 +14,7 @@ class ValueIndex {
   explicit ValueIndex(const PlanTable& table);
 
   // No tree saves more: each value once, and once more whatever repeats.
-  int64_t most_saved() const { return most_saved_; }
+  int64_t max_saved() const { return max_saved_; }
 
   struct Rows {
     const int32_t* first;
@@ -29,7 +29,7 @@ class ValueIndex {
   std::vector<int64_t> first_value_;  // [num_factors]
   std::vector<int64_t> start_;        // [num_values + 1]
   std::vector<int32_t> rows_;         // ascending per value
-  int64_t most_saved_ = 0;
+  int64_t max_saved_ = 0;
 };
 
 // One pass over all nodes below the root; every move saves more than it costs. Returns what the tree saves then. `work`

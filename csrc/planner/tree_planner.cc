@@ -9,7 +9,7 @@
 
 #include "planner/cluster.h"
 #include "planner/field_order.h"
-#include "planner/heads.h"
+#include "planner/leading_columns.h"
 #include "planner/prefix_tree.h"
 #include "planner/regraft.h"
 #include "planner/row_order.h"
@@ -26,8 +26,8 @@ size_t at(int64_t index) { return static_cast<size_t>(index); }
 
 // A budget in units of work; an endless one is as much as 64 bits can count.
 int64_t work_of(double budget_seconds, double work_per_second) {
-  constexpr double kMost = 0x1p62;
-  return static_cast<int64_t>(std::min(budget_seconds * work_per_second, kMost));
+  constexpr double kMax = 0x1p62;
+  return static_cast<int64_t>(std::min(budget_seconds * work_per_second, kMax));
 }
 
 // ----------------------------------------------------------------------------------- one order for all rows
@@ -151,7 +151,7 @@ class TreeSearch {
   TreeSearch(const PlanRequest& request, const SearchOptions& options, const std::vector<FieldOrder>& orders,
              Workers& workers)
       : request_(request), options_(options), orders_(orders), workers_(workers),
-        table_(make_plan_table(request, workers)), heads_(head_columns(request, table_, workers)) {}
+        table_(make_plan_table(request, workers)), leading_columns_(find_leading_columns(request, table_, workers)) {}
 
   // The plans of the best starting tree. Finds beside it what the given plans are worth, orders that all rows share, in
   // the order of the constructor's, and others.
@@ -212,24 +212,24 @@ class TreeSearch {
     trees_ = std::move(best);
   }
 
-  // With heads, in both ways to choose them. An order shared by all rows has larger neighbourhoods, where more cells
-  // begin alike: tried too. Of a large table one tree in one way.
+  // With leading columns, in both ways to choose them. An order shared by all rows has larger neighbourhoods, where more
+  // cells begin alike: tried too. Of a large table one tree in one way.
   std::vector<FieldOrders> plans_of(const PrefixTree& tree) {
-    if (heads_.empty()) return {write_fields(tree, orders_.front(), {}, request_.precedence)};
+    if (leading_columns_.empty()) return {write_fields(tree, orders_.front(), {}, request_.precedence)};
     const size_t num_trees = is_large() ? 1 : orders_.size() + 1;
     const size_t num_ways = is_large() ? 1 : 2;
     std::vector<std::optional<PrefixTree>> trees(num_ways * num_trees);
-    std::vector<Heads> heads(trees.size());
+    std::vector<LeadingColumns> leading(trees.size());
     workers_.for_each(trees.size(), [&](size_t i) {
       const size_t order = i % num_trees;
       trees[i] = order == num_trees - 1 ? tree : tree_in_order(orders_[order]);
-      heads[i] = choose_heads(*trees[i], heads_, i < num_trees, workers_);
+      leading[i] = choose_leading_columns(*trees[i], leading_columns_, i < num_trees, workers_);
     });
     std::vector<FieldOrders> plans;
     for (size_t first = 0; first < trees.size(); first += num_trees) {
       size_t best = first;
-      for (size_t i = first; i < first + num_trees; ++i) best = heads[i].saved >= heads[best].saved ? i : best;
-      plans.push_back(write_fields(*trees[best], orders_.front(), heads[best], request_.precedence));
+      for (size_t i = first; i < first + num_trees; ++i) best = leading[i].saved >= leading[best].saved ? i : best;
+      plans.push_back(write_fields(*trees[best], orders_.front(), leading[best], request_.precedence));
     }
     return plans;
   }
@@ -275,12 +275,12 @@ class TreeSearch {
     int64_t work = work_of(budget_seconds, kWorkPerSecond);
     if (work <= 0 || table_.codes.empty()) return;
     const ValueIndex& index = *index_;
-    const int64_t most_saved = index.most_saved(), work_between_looks = work / kLooks;
+    const int64_t max_saved = index.max_saved(), work_between_looks = work / kLooks;
     settle(tree, index, options_.seed, work);
     int64_t in_vain = 0;  // restarts in a row that gain nothing
     Progress progress{tree.saved(), work};
-    for (uint64_t restart = 1; work > 0 && in_vain < limits().most_restarts_in_vain; ++restart, ++in_vain) {
-      if (tree.saved() >= most_saved) break;
+    for (uint64_t restart = 1; work > 0 && in_vain < limits().max_restarts_in_vain; ++restart, ++in_vain) {
+      if (tree.saved() >= max_saved) break;
       const bool look = restart % restarts_between_looks() == 0 || progress.work_left - work > work_between_looks;
       if (look && !pays(progress, {tree.saved(), work})) break;
       const uint64_t seed = options_.seed + (restart << 32);
@@ -303,15 +303,15 @@ class TreeSearch {
     const double seconds = static_cast<double>(before.work_left - now.work_left) / kWorkPerSecond;
     const auto gain = static_cast<double>(now.saved - before.saved);
     before = now;
-    return gain >= options_.least_gain * seconds;
+    return gain >= options_.min_gain * seconds;
   }
   uint64_t restarts_between_looks() const { return static_cast<uint64_t>(limits().restarts_between_looks); }
 
   void settle(PrefixTree& tree, const ValueIndex& index, uint64_t seed, int64_t& work) {
     constexpr int64_t kWorthAnotherPass = 20000;  // a pass that gains less than this share of the savings is the last
     Progress before{tree.saved(), work};
-    const auto most_passes = static_cast<uint64_t>(limits().most_passes);
-    for (uint64_t pass = 0; pass < most_passes && work > 0; ++pass) {
+    const auto max_passes = static_cast<uint64_t>(limits().max_passes);
+    for (uint64_t pass = 0; pass < max_passes && work > 0; ++pass) {
       const int64_t saved = regraft(tree, index, seed + pass, work, workers_);
       if (saved - before.saved <= saved / kWorthAnotherPass || !pays(before, {saved, work})) break;
     }
@@ -322,7 +322,7 @@ class TreeSearch {
   const std::vector<FieldOrder>& orders_;
   Workers& workers_;
   PlanTable table_;
-  std::vector<HeadColumn> heads_;
+  std::vector<LeadingColumn> leading_columns_;
   std::vector<PrefixTree> trees_;  // the contenders, best first
   std::optional<ValueIndex> index_;  // for the local search, if there is any
 };
@@ -357,8 +357,8 @@ bool is_allowed(const PlanRequest& request, const FieldOrders& orders) {
 
 TreePlan plan_tree(const PlanRequest& request, const SearchOptions& options, std::vector<FieldOrders> others,
                    Workers& workers) {
-  check_most(request.codes.num_rows, request.limits.most_rows, "rows");
-  check_most(request.codes.num_rows * request.codes.num_columns, request.limits.most_cells, "cells");
+  check_max(request.codes.num_rows, request.limits.max_rows, "rows");
+  check_max(request.codes.num_rows * request.codes.num_columns, request.limits.max_cells, "cells");
   std::erase_if(others, [&](const FieldOrders& other) { return !is_allowed(request, other); });
   const std::vector<FieldOrder> orders = shared_orders(request);
   Best best(request, workers);

@@ -15,7 +15,7 @@ struct SearchOptions {
   double budget_seconds = 0;
   uint64_t seed = 0;
   // Passes and restarts that gain fewer tokens a second of that budget are the last.
-  double least_gain = 0;
+  double min_gain = 0;
 };
 
 // rows: a permutation, in depth-first order of the prefix tree. fields: [num_rows][num_columns], fields[i] is the

@@ -97,7 +97,7 @@ OverlapOfRanks::OverlapOfRanks(std::span<const int64_t> shared) : shared_(shared
   std::vector<int64_t> level;
   for (size_t i = 0; i + kBlock <= shared.size(); i += kBlock) level.push_back(least(i, i + kBlock));
   for (size_t width = 1; !level.empty(); width *= 2) {
-    least_of_blocks_.push_back(level);
+    min_of_blocks_.push_back(level);
     if (level.size() <= width) break;
     for (size_t i = 0; i + width < level.size(); ++i) level[i] = std::min(level[i], level[i + width]);
     level.resize(level.size() - width);
@@ -116,7 +116,7 @@ int64_t OverlapOfRanks::between(int32_t low, int32_t high) const {
   const size_t last_block = end / kBlock;  // one past
   if (first_block >= last_block) return least(begin, end);
   const size_t level = static_cast<size_t>(std::bit_width(last_block - first_block) - 1);
-  const std::vector<int64_t>& minima = least_of_blocks_[level];
+  const std::vector<int64_t>& minima = min_of_blocks_[level];
   int64_t result = std::min(minima[first_block], minima[last_block - (size_t{1} << level)]);
   if (begin < first_block * kBlock) result = std::min(result, least(begin, first_block * kBlock));
   if (last_block * kBlock < end) result = std::min(result, least(last_block * kBlock, end));

@@ -30,7 +30,7 @@ class OverlapOfRanks {
   int64_t least(size_t begin, size_t end) const;  // of shared_[begin .. end), not empty
 
   std::span<const int64_t> shared_;
-  std::vector<std::vector<int64_t>> least_of_blocks_;  // [level][i]: over 2^level blocks from block i
+  std::vector<std::vector<int64_t>> min_of_blocks_;  // [level][i]: over 2^level blocks from block i
 };
 
 }  // namespace vllm_relational

@@ -248,8 +248,8 @@ nb::tuple simulate_prefix_cache(const Array& header, const std::vector<Array>& c
   return nb::make_tuple(to_numpy(std::move(result.hit_tokens)), to_numpy(std::move(result.prompt_tokens)));
 }
 
-nb::tuple find_pair_dependencies(const Array& codes, const Array& num_values, double most_wrong,
-                                 double most_unexplained, double most_distinct) {
+nb::tuple find_pair_dependencies(const Array& codes, const Array& num_values, double max_wrong,
+                                 double max_unexplained, double max_distinct) {
   const vr::CodeTable table = code_table(codes);
   const auto limits = list_of<int64_t>(num_values, "num_values");
   if (limits.size() != static_cast<size_t>(table.num_columns)) fail("num_values must have an entry a column");
@@ -259,7 +259,7 @@ nb::tuple find_pair_dependencies(const Array& codes, const Array& num_values, do
     nb::gil_scoped_release release;
     check_range(limits, "num_values", std::numeric_limits<int32_t>::max(), "values at most");
     for (int64_t c = 0; c < table.num_columns; ++c) check_codes(table, c, limits[static_cast<size_t>(c)]);
-    for (const auto& pair : vr::find_pair_dependencies(table, {most_wrong, most_unexplained, most_distinct})) {
+    for (const auto& pair : vr::find_pair_dependencies(table, {max_wrong, max_unexplained, max_distinct})) {
       determinants.push_back(pair.determinant);
       dependents.push_back(pair.dependent);
       num_wrong.push_back(pair.num_wrong);
@@ -378,7 +378,7 @@ void raise_pending_signal() {
 nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, const Array& pinned,
                     const Array& before, const std::vector<Array>& ranks, const std::vector<Array>& shared,
                     const std::vector<Array>& others, int64_t header_tokens, int64_t block_size, double budget,
-                    uint64_t seed, int num_threads, double least_gain, const Limits& limits) {
+                    uint64_t seed, int num_threads, double min_gain, const Limits& limits) {
   if (!(budget >= 0)) fail("budget_seconds must be 0 or more, not " + std::to_string(budget));
   vr::PlanRequest request = plan_request(codes, cell_tokens, pinned, before, header_tokens, block_size);
   request.limits = limits_of(limits);
@@ -392,7 +392,7 @@ nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, c
       check_codes(request.codes, c, static_cast<int64_t>(request.lengths[static_cast<size_t>(c)].size()));
     }
     vr::Workers workers(num_threads, raise_pending_signal);
-    plan = vr::plan_tree(request, {budget, seed, least_gain}, std::move(plans), workers);
+    plan = vr::plan_tree(request, {budget, seed, min_gain}, std::move(plans), workers);
   }
   return nb::make_tuple(to_numpy(std::move(plan.rows)), to_numpy(std::move(plan.fields)));
 }

@@ -5,7 +5,7 @@
 namespace vllm_relational {
 
 BlockTree::BlockTree(const Limits& limits)
-    : most_blocks_(limits.most_blocks), slots_(static_cast<size_t>(limits.first_slots), Slot{0, kRoot}), hashes_(1, 0),
+    : max_blocks_(limits.max_blocks), slots_(static_cast<size_t>(limits.first_slots), Slot{0, kRoot}), hashes_(1, 0),
       parents_(1, kRoot), depths_(1, 0) {}
 
 void BlockTree::follow(std::span<const uint64_t> chain, size_t num_unchanged, std::vector<Node>& path) {
@@ -24,7 +24,7 @@ BlockTree::Node BlockTree::find_or_insert(uint64_t hash, Node parent) {
   for (; slots_[slot].node != kRoot; slot = (slot + 1) & mask) {
     if (slots_[slot].tag == tag && hashes_[slots_[slot].node] == hash) return slots_[slot].node;
   }
-  check_most(static_cast<int64_t>(hashes_.size()), most_blocks_, "distinct blocks");
+  check_max(static_cast<int64_t>(hashes_.size()), max_blocks_, "distinct blocks");
   const auto node = static_cast<Node>(hashes_.size());
   slots_[slot] = {tag, node};
   hashes_.push_back(hash);

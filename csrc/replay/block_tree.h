@@ -34,7 +34,7 @@ class BlockTree {
   Node find_or_insert(uint64_t hash, Node parent);
   void grow_table();
 
-  int64_t most_blocks_;
+  int64_t max_blocks_;
   std::vector<Slot> slots_;  // open addressing, linear probing, a power of two of slots
   std::vector<uint64_t> hashes_;
   std::vector<Node> parents_;

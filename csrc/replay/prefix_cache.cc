@@ -9,7 +9,7 @@ namespace vllm_relational {
 // ------------------------------------------------------------------------------------------------------- cache
 PrefixCache::PrefixCache(int64_t capacity_blocks, const Limits& limits)
     : capacity_(capacity_blocks == 0 ? std::numeric_limits<int64_t>::max() : capacity_blocks),
-      most_blocks_(limits.most_blocks),
+      max_blocks_(limits.max_blocks),
       slot_mask_(static_cast<size_t>(limits.first_slots) - 1),
       slots_(slot_mask_ + 1, Slot{0, 0}),
       nodes_(1, Node{0, 0, 0}) {}
@@ -37,7 +37,7 @@ std::pair<PrefixCache::Index, bool> PrefixCache::find_or_insert(uint64_t hash) {
     unlink(slots_[slot].node);
     return {slots_[slot].node, true};
   }
-  check_most(size_ + 1, most_blocks_, "blocks in the cache");
+  check_max(size_ + 1, max_blocks_, "blocks in the cache");
   const Index node = new_node(hash);
   slots_[slot] = {static_cast<uint32_t>(hash), node};
   ++size_;

@@ -53,7 +53,7 @@ class PrefixCache {
   void link_below(Index node, Index newer);
 
   int64_t capacity_;
-  int64_t most_blocks_;
+  int64_t max_blocks_;
   int64_t size_ = 0;
   size_t slot_mask_;
   std::vector<Slot> slots_;      // open addressing, linear probing, a power of two of slots
@@ -75,7 +75,7 @@ struct ReplayResult {
 // reuses its leading cached blocks, though at most (prompt_len - 1) / block_size of them, because vLLM always
 // recomputes one token or more; then all its full blocks are cached. Of a prompt larger than the cache the first
 // capacity_blocks blocks stay. Needs block_size >= 1, capacity_blocks >= 0 (0: without limit), fewer than 2^32 - 1
-// requests. Throws std::length_error for more distinct blocks at a time than limits.most_blocks.
+// requests. Throws std::length_error for more distinct blocks at a time than limits.max_blocks.
 ReplayResult simulate_prefix_cache(const PlannedBatch& batch, int64_t block_size, int64_t capacity_blocks,
                                    EvictionPolicy policy = EvictionPolicy::kLru);
 

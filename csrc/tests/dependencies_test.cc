@@ -54,10 +54,10 @@ std::vector<PairDependency> find_naively(const Columns& columns, const Dependenc
       const auto rows = static_cast<double>(columns[x].size());
       const double other = rows - static_cast<double>(commonest.second);
       if (x == y || other == 0 || groups.size() < 2) continue;
-      if (static_cast<double>(groups.size()) > limits.most_distinct * rows + 1e-6) continue;
-      if (static_cast<double>(entries) > limits.most_distinct * other + 1e-6) continue;
-      const double most_wrong = std::min(limits.most_wrong * rows, limits.most_unexplained * other);
-      if (static_cast<double>(wrong) > most_wrong + 1e-6) continue;
+      if (static_cast<double>(groups.size()) > limits.max_distinct * rows + 1e-6) continue;
+      if (static_cast<double>(entries) > limits.max_distinct * other + 1e-6) continue;
+      const double max_wrong = std::min(limits.max_wrong * rows, limits.max_unexplained * other);
+      if (static_cast<double>(wrong) > max_wrong + 1e-6) continue;
       found.push_back({static_cast<int32_t>(x), static_cast<int32_t>(y), wrong});
     }
   }

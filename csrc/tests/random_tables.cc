@@ -32,10 +32,10 @@ int64_t shared_tokens(const Table& table, const TreePlan& plan, size_t i) {
 
 }  // namespace
 
-Table random_table(int64_t num_columns, int64_t num_rows, int64_t most_values, int64_t longest, std::mt19937& random) {
+Table random_table(int64_t num_columns, int64_t num_rows, int64_t max_values, int64_t longest, std::mt19937& random) {
   Table table{num_columns, num_rows, {}, {}, {}, {}, {}, {}, {}};
   for (int64_t c = 0; c < num_columns; ++c) {
-    const int64_t num_values = draw(random, 1, most_values);
+    const int64_t num_values = draw(random, 1, max_values);
     const bool follows = c > 0 && draw(random, 0, 3) == 0;
     for (int64_t row = 0; row < num_rows; ++row) {
       const int64_t code = follows ? table.code(static_cast<int32_t>(c - 1), row) : draw(random, 0, num_values - 1);
@@ -62,7 +62,7 @@ void add_texts(Table& table, int64_t num_tokens, std::mt19937& random) {
 void add_limits(Table& table, std::mt19937& random) {
   const int64_t cells = table.num_rows * table.num_columns;
   for (const NamedLimit& limit : kLimits) {
-    if (limit.name.starts_with("most_rows") || limit.name.starts_with("most_cells") || limit.name == "most_blocks") continue;
+    if (limit.name.starts_with("max_rows") || limit.name.starts_with("max_cells") || limit.name == "max_blocks") continue;
     if (draw(random, 0, 1) == 0) continue;
     const int64_t sizes[] = {1, 3, table.num_columns, table.num_rows, cells, 2 * cells};
     const int64_t size = sizes[random() % std::size(sizes)];

@@ -57,8 +57,8 @@ struct Table {
   }
 };
 
-// Columns of 1 to `most_values` values with 0 to `longest` tokens; one in four columns follows from the one before it.
-Table random_table(int64_t num_columns, int64_t num_rows, int64_t most_values, int64_t longest, std::mt19937& random);
+// Columns of 1 to `max_values` values with 0 to `longest` tokens; one in four columns follows from the one before it.
+Table random_table(int64_t num_columns, int64_t num_rows, int64_t max_values, int64_t longest, std::mt19937& random);
 
 // Gives every value a text of that length, of few tokens, so that many begin alike.
 void add_texts(Table& table, int64_t num_tokens, std::mt19937& random);

@@ -13,7 +13,7 @@ using namespace vllm_relational;
 namespace {
 
 // Every pair of ranks for small columns; some of a large one.
-void least_between_any_two(size_t num_values, std::mt19937& random) {
+void min_between_any_two(size_t num_values, std::mt19937& random) {
   std::vector<int64_t> shared(num_values);
   for (int64_t& entry : shared) entry = draw(random, 0, 1000);
   const OverlapOfRanks overlaps(shared);
@@ -108,8 +108,8 @@ void nothing_to_sort() {
 
 // The least and the greatest token, an end before either, and equal texts by their number.
 void any_token_may_be_in_a_text() {
-  constexpr int32_t kLeast = std::numeric_limits<int32_t>::min(), kMost = std::numeric_limits<int32_t>::max();
-  const std::vector<int32_t> tokens{5, kMost, 5, kLeast, 5, 5, kMost, -1, kMost};
+  constexpr int32_t kMin = std::numeric_limits<int32_t>::min(), kMax = std::numeric_limits<int32_t>::max();
+  const std::vector<int32_t> tokens{5, kMax, 5, kMin, 5, 5, kMax, -1, kMax};
   const SortedValues sorted = sort_values(tokens, std::vector<int64_t>{0, 2, 4, 5, 7, 9});
   CHECK((sorted.rank == std::vector<int32_t>{3, 2, 1, 4, 0}));
   CHECK((sorted.shared == std::vector<int64_t>{0, 0, 1, 1, 2}));
@@ -119,8 +119,8 @@ void any_token_may_be_in_a_text() {
 
 int main() {
   std::mt19937 random(1);
-  for (size_t num_values = 0; num_values <= 70; ++num_values) least_between_any_two(num_values, random);
-  for (const size_t num_values : {127, 128, 129, 150, 1000, 4096, 5001}) least_between_any_two(num_values, random);
+  for (size_t num_values = 0; num_values <= 70; ++num_values) min_between_any_two(num_values, random);
+  for (const size_t num_values : {127, 128, 129, 150, 1000, 4096, 5001}) min_between_any_two(num_values, random);
   for (int i = 0; i < 300; ++i) texts_know_what_they_share(random);
   for (int i = 0; i < 300; ++i) pools_know_what_neighbours_share(random);
   nothing_to_sort();

@@ -20,7 +20,7 @@ from vllm_relational.records import Plan, PlanInput, PromptSegments, TokenSegmen
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="native code was not built")
 
 LEAST = native.limit_names() if native.AVAILABLE else {}
-REFUSALS = ("most_rows", "most_cells", "most_blocks")
+REFUSALS = ("max_rows", "max_cells", "max_blocks")
 """Limits beyond which a table is refused; the others only change the way."""
 POWERS = ("first_slots",)
 
@@ -125,7 +125,7 @@ def test_a_search_that_does_not_pay_ends_early():
 
 
 # ------------------------------------------------------------------------------------------------------- refusals
-@pytest.mark.parametrize(("limit", "most", "what"), [("most_rows", 60, "60 rows"), ("most_cells", 180, "180 cells")])
+@pytest.mark.parametrize(("limit", "most", "what"), [("max_rows", 60, "60 rows"), ("max_cells", 180, "180 cells")])
 def test_tables_too_large_to_number_are_refused(limit, most, what):
     batch = two_groups(60)
     assert_valid(batch, planned(batch, {limit: most}))
@@ -154,10 +154,10 @@ def test_hash_tables_grow_from_any_size(policy, first_slots):
 def test_more_blocks_than_can_be_numbered_are_refused(policy):
     capacity = 0 if policy == "lru" else 1000
     num_blocks = 2 + 5 * 2 + 5  # of the header, of five cells, and those that end in the tail
-    hits = replay_of(10, {"most_blocks": num_blocks}, capacity, policy)
+    hits = replay_of(10, {"max_blocks": num_blocks}, capacity, policy)
     assert hits == replay_of(10, {}, capacity, policy)
     with pytest.raises(RelationalError, match="are too many: the most are 11"):
-        replay_of(10, {"most_blocks": 11}, capacity, policy)
+        replay_of(10, {"max_blocks": 11}, capacity, policy)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-#include "planner/heads.h"
+#include "planner/leading_columns.h"
 
 #include <algorithm>
 #include <optional>
@@ -13,16 +13,16 @@ namespace {
 
 size_t at(int64_t index) { return static_cast<size_t>(index); }
 
-HeadColumn make_head(const PlanRequest& request, const PlanTable& table, int32_t column) {
+LeadingColumn make_leading_column(const PlanRequest& request, const PlanTable& table, int32_t column) {
   const ValueOverlaps& overlaps = request.overlaps[at(column)];
-  HeadColumn head{column, table.factor_of[at(column)], {}, {}, {}, OverlapOfRanks(overlaps.shared)};
-  for (const int32_t needed : request.precedence.needs(column)) head.needs.push_back(table.factor_of[at(needed)]);
-  for (const int32_t code : request.codes.column(column)) head.rank_of_row.push_back(overlaps.rank[at(code)]);
-  head.length_of_rank.resize(overlaps.rank.size());
+  LeadingColumn made{column, table.factor_of[at(column)], {}, {}, {}, OverlapOfRanks(overlaps.shared)};
+  for (const int32_t needed : request.precedence.needs(column)) made.needs.push_back(table.factor_of[at(needed)]);
+  for (const int32_t code : request.codes.column(column)) made.rank_of_row.push_back(overlaps.rank[at(code)]);
+  made.length_of_rank.resize(overlaps.rank.size());
   for (size_t v = 0; v < overlaps.rank.size(); ++v) {
-    head.length_of_rank[at(overlaps.rank[v])] = request.lengths[at(column)][v];
+    made.length_of_rank[at(overlaps.rank[v])] = request.lengths[at(column)][v];
   }
-  return head;
+  return made;
 }
 
 // How the values alone begin alike, each once.
@@ -30,13 +30,14 @@ bool any_alike(const ValueOverlaps& overlaps) {
   return std::any_of(overlaps.shared.begin(), overlaps.shared.end(), [](int64_t shared) { return shared > 0; });
 }
 
-class HeadSearch {
+class LeadingColumnSearch {
  public:
-  HeadSearch(PrefixTree& tree, const std::vector<HeadColumn>& columns, bool branches_count, Workers& workers)
+  LeadingColumnSearch(PrefixTree& tree, const std::vector<LeadingColumn>& columns, bool branches_count,
+                      Workers& workers)
       : tree_(tree), columns_(columns), branches_count_(branches_count), workers_(workers),
         counts_(make_counts(tree.table())), scratch_(make_scratch()) {}
 
-  Heads run() {
+  LeadingColumns run() {
     look_at_lowest_nodes();
     const int64_t saved = settle(tree_.root(), true).saved;
     return {std::move(column_of_node_), saved};
@@ -60,11 +61,11 @@ class HeadSearch {
 
   struct Best {
     int64_t saved = 0;
-    size_t head = kNoHead;
+    size_t leading = kNone;
   };
-  static constexpr size_t kNoHead = ~size_t{0};
+  static constexpr size_t kNone = ~size_t{0};
 
-  // By head; one for each thread's task.
+  // By leading column; one for each thread's task.
   struct Scratch {
     std::vector<RankPool> pools;
     std::vector<std::vector<int32_t>> ranks;
@@ -74,8 +75,8 @@ class HeadSearch {
   Scratch make_scratch() const {
     Scratch scratch{{}, std::vector<std::vector<int32_t>>(columns_.size()), std::vector<int64_t>(columns_.size())};
     const int64_t values_per_rank = tree_.table().limits.values_per_rank;
-    for (const HeadColumn& head : columns_) {
-      scratch.pools.emplace_back(head.overlaps, head.length_of_rank, values_per_rank);
+    for (const LeadingColumn& column : columns_) {
+      scratch.pools.emplace_back(column.overlaps, column.length_of_rank, values_per_rank);
     }
     return scratch;
   }
@@ -94,7 +95,7 @@ class HeadSearch {
         const Open lowest = open(node);
         const auto num_rows = static_cast<int64_t>(lowest.leaves.size());
         if (!lowest.inner.empty() || num_rows >= tree_.table().limits.ranks_worth_threads) continue;
-        best_of_lowest_[i] = best_head(node, lowest.leaves, {}, scratch);
+        best_of_lowest_[i] = best_column(node, lowest.leaves, {}, scratch);
       }
     });
   }
@@ -131,18 +132,18 @@ class HeadSearch {
     return result;
   }
 
-  // What a node saves in all whose branches are settled: sharing below and at it, and heads.
+  // What a node saves in all whose branches are settled: sharing below and at it, and leading columns.
   Branch close(Open& node, bool may_dissolve) {
     rows_.insert(rows_.end(), node.leaves.begin(), node.leaves.end());
     const size_t end = rows_.size();
     const std::optional<Best> known = take_best_of_lowest(node.node);
-    Best best = known ? *known : best_head(node.node, node.leaves, node.branches, scratch_);
+    Best best = known ? *known : best_column(node.node, node.leaves, node.branches, scratch_);
     if (may_dissolve && !node.branches.empty() && dissolve_branches(node.node, best, node.leaves, node.branches)) {
-      cluster_anew(node.node, best.head, node.leaves, node.branches);
-      best.saved = saved_as_head(best.head, node.leaves, node.branches, scratch_);
+      cluster_anew(node.node, best.leading, node.leaves, node.branches);
+      best.saved = saved_by_leading(best.leading, node.leaves, node.branches, scratch_);
       rows_.resize(end);  // the same rows as before, grouped anew
     }
-    set_head(node.node, best);
+    set_leading_column(node.node, best);
     int64_t saved = (tree_.num_children(node.node) - 1) * tree_.weight(node.node) + best.saved;
     for (const Branch& branch : node.branches) saved += branch.saved;
     return {node.node, node.begin, end, saved};
@@ -152,69 +153,69 @@ class HeadSearch {
     return std::span(rows_).subspan(branch.begin, branch.end - branch.begin);
   }
 
-  void set_head(int32_t node, const Best& best) {
+  void set_leading_column(int32_t node, const Best& best) {
     if (column_of_node_.size() <= at(node)) column_of_node_.resize(at(node) + 1, -1);
-    column_of_node_[at(node)] = best.head == kNoHead ? -1 : columns_[best.head].column;
+    column_of_node_[at(node)] = best.leading == kNone ? -1 : columns_[best.leading].column;
   }
 
-  Best best_head(int32_t node, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches,
+  Best best_column(int32_t node, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches,
                  Scratch& scratch) {
     std::vector<int64_t>& saved = scratch.saved;
-    const auto look = [&](size_t head) {
-      saved[head] = may_be_head(columns_[head], node) ? saved_as_head(head, leaves, branches, scratch) : 0;
+    const auto look = [&](size_t leading) {
+      saved[leading] = may_lead(columns_[leading], node) ? saved_by_leading(leading, leaves, branches, scratch) : 0;
     };
     const auto num_ranks = static_cast<int64_t>(leaves.size() + branches.size());
     if (num_ranks >= tree_.table().limits.ranks_worth_threads) {
       workers_.for_each(columns_.size(), look);
     } else {
-      for (size_t head = 0; head < columns_.size(); ++head) look(head);
+      for (size_t leading = 0; leading < columns_.size(); ++leading) look(leading);
     }
     const auto most = std::max_element(saved.begin(), saved.end());
     return *most > 0 ? Best{*most, static_cast<size_t>(most - saved.begin())} : Best{};
   }
 
   // Not shared already, and what it needs is.
-  bool may_be_head(const HeadColumn& head, int32_t node) const {
+  bool may_lead(const LeadingColumn& column, int32_t node) const {
     const int32_t* codes = tree_.codes(node);
-    if (head.factor >= 0 && codes[head.factor] >= 0) return false;
-    return std::all_of(head.needs.begin(), head.needs.end(), [&](int32_t f) {
+    if (column.factor >= 0 && codes[column.factor] >= 0) return false;
+    return std::all_of(column.needs.begin(), column.needs.end(), [&](int32_t f) {
       return f >= 0 && codes[f] >= 0 && is_usable(tree_.table(), codes, f);
     });
   }
 
   // A branch that shares the column can start with it too, but then not with what its siblings start with.
-  int64_t saved_as_head(size_t head, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches,
+  int64_t saved_by_leading(size_t leading, const std::vector<int32_t>& leaves, const std::vector<Branch>& branches,
                         Scratch& scratch) {
-    const HeadColumn& column = columns_[head];
-    std::vector<int32_t>& ranks = ranks_of(head, leaves, scratch);
+    const LeadingColumn& column = columns_[leading];
+    std::vector<int32_t>& ranks = ranks_of(leading, leaves, scratch);
     for (const Branch& branch : branches) {
       if (!branches_count_ || column.factor < 0) break;
       if (tree_.codes(branch.node)[column.factor] < 0) continue;
       ranks.push_back(column.rank_of_row[at(rows_[branch.begin])]);
     }
-    return scratch.pools[head].saved(ranks);
+    return scratch.pools[leading].saved(ranks);
   }
 
-  // Valid until the next call for the same head.
-  std::vector<int32_t>& ranks_of(size_t head, const std::vector<int32_t>& rows, Scratch& scratch) {
-    std::vector<int32_t>& ranks = scratch.ranks[head];
+  // Valid until the next call for the same column.
+  std::vector<int32_t>& ranks_of(size_t leading, const std::vector<int32_t>& rows, Scratch& scratch) {
+    std::vector<int32_t>& ranks = scratch.ranks[leading];
     ranks.clear();
-    for (const int32_t row : rows) ranks.push_back(columns_[head].rank_of_row[at(row)]);
+    for (const int32_t row : rows) ranks.push_back(columns_[leading].rank_of_row[at(row)]);
     return ranks;
   }
 
   // Moves the rows of branches that save more so directly below the node, into `leaves`. Returns whether any did.
   bool dissolve_branches(int32_t node, Best& best, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
     std::vector<int32_t> pool = pool_of(leaves, branches);
-    const Best all = best_head(node, pool, {}, scratch_);
-    if (all.head == kNoHead) return false;
+    const Best all = best_column(node, pool, {}, scratch_);
+    if (all.leading == kNone) return false;
     std::vector<Branch> moving = branches, staying;
     for (int64_t round = 0; round < tree_.table().limits.dissolving_rounds; ++round) {
-      if (!keep_worthwhile(node, all.head, pool, moving, staying)) break;
+      if (!keep_worthwhile(node, all.leading, pool, moving, staying)) break;
       pool = pool_of(leaves, moving);
     }
     if (moving.empty()) return false;
-    const Best after = best_head(node, pool, staying, scratch_);
+    const Best after = best_column(node, pool, staying, scratch_);
     int64_t gain = after.saved - best.saved;
     for (const Branch& branch : moving) gain += gain_without(node, branch);
     if (gain <= 0) return false;
@@ -234,20 +235,20 @@ class HeadSearch {
     return pool;
   }
 
-  // What the sharing at the node gains less what the branch loses when its rows move up, heads not counted.
+  // What the sharing at the node gains less what the branch loses when its rows move up, leading columns not counted.
   int64_t gain_without(int32_t node, const Branch& branch) const {
     return static_cast<int64_t>(branch.end - branch.begin - 1) * tree_.weight(node) - branch.saved;
   }
 
   // Branches that lose by moving even among all of the pool go from `moving` to `staying`. Returns whether any did: a
   // smaller pool gains less.
-  bool keep_worthwhile(int32_t node, size_t head, const std::vector<int32_t>& pool, std::vector<Branch>& moving,
+  bool keep_worthwhile(int32_t node, size_t leading, const std::vector<int32_t>& pool, std::vector<Branch>& moving,
                        std::vector<Branch>& staying) {
-    const HeadColumn& column = columns_[head];
-    scratch_.pools[head].fill(ranks_of(head, pool, scratch_));
+    const LeadingColumn& column = columns_[leading];
+    scratch_.pools[leading].fill(ranks_of(leading, pool, scratch_));
     const auto first_staying = std::stable_partition(moving.begin(), moving.end(), [&](const Branch& branch) {
       int64_t gain = gain_without(node, branch);
-      for (const int32_t row : rows_of(branch)) gain += scratch_.pools[head].gain(column.rank_of_row[at(row)]);
+      for (const int32_t row : rows_of(branch)) gain += scratch_.pools[leading].gain(column.rank_of_row[at(row)]);
       return gain > 0;
     });
     const bool any = first_staying != moving.end();
@@ -257,8 +258,8 @@ class HeadSearch {
   }
 
   // Leaves with the same first cell share it, and may share more: they become branches.
-  void cluster_anew(int32_t node, size_t head, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
-    const int32_t factor = columns_[head].factor;
+  void cluster_anew(int32_t node, size_t leading, std::vector<int32_t>& leaves, std::vector<Branch>& branches) {
+    const int32_t factor = columns_[leading].factor;
     if (factor < 0) return;
     const auto code = [&](int32_t row) { return tree_.codes(row)[factor]; };
     std::stable_sort(leaves.begin(), leaves.end(), [&](int32_t a, int32_t b) { return code(a) < code(b); });
@@ -279,7 +280,7 @@ class HeadSearch {
   }
 
   PrefixTree& tree_;
-  const std::vector<HeadColumn>& columns_;
+  const std::vector<LeadingColumn>& columns_;
   bool branches_count_;
   Workers& workers_;
   CodeCounts counts_;
@@ -291,29 +292,30 @@ class HeadSearch {
 
 }  // namespace
 
-std::vector<HeadColumn> head_columns(const PlanRequest& request, const PlanTable& table, Workers& workers) {
+std::vector<LeadingColumn> find_leading_columns(const PlanRequest& request, const PlanTable& table, Workers& workers) {
   if (request.overlaps.empty() || table.num_rows < 2) return {};
   std::vector<std::pair<int64_t, int32_t>> worth(request.overlaps.size());
   workers.for_each(worth.size(), [&](size_t c) {
     const auto column = static_cast<int32_t>(c);
     worth[c] = {0, column};
     if (!any_alike(request.overlaps[c])) return;
-    const HeadColumn head = make_head(request, table, column);
-    std::vector<int32_t> ranks = head.rank_of_row;
-    worth[c].first = -RankPool(head.overlaps, head.length_of_rank, table.limits.values_per_rank).saved(ranks);
+    const LeadingColumn made = make_leading_column(request, table, column);
+    std::vector<int32_t> ranks = made.rank_of_row;
+    worth[c].first = -RankPool(made.overlaps, made.length_of_rank, table.limits.values_per_rank).saved(ranks);
   });
   std::erase_if(worth, [](const auto& entry) { return entry.first == 0; });
   std::sort(worth.begin(), worth.end());
-  std::vector<HeadColumn> result;
-  for (size_t i = 0; i < std::min(worth.size(), at(table.limits.most_heads)); ++i) {
-    result.push_back(make_head(request, table, worth[i].second));
+  std::vector<LeadingColumn> result;
+  for (size_t i = 0; i < std::min(worth.size(), at(table.limits.max_leading_columns)); ++i) {
+    result.push_back(make_leading_column(request, table, worth[i].second));
   }
   return result;
 }
 
-Heads choose_heads(PrefixTree& tree, const std::vector<HeadColumn>& columns, bool branches_count, Workers& workers) {
+LeadingColumns choose_leading_columns(PrefixTree& tree, const std::vector<LeadingColumn>& columns,
+                                      bool branches_count, Workers& workers) {
   if (columns.empty()) return {{}, tree.saved()};
-  return HeadSearch(tree, columns, branches_count, workers).run();
+  return LeadingColumnSearch(tree, columns, branches_count, workers).run();
 }
 
 }  // namespace vllm_relational

@@ -11,7 +11,7 @@
 namespace vllm_relational {
 
 // A column whose values begin alike, so that the unshared rest of a row may start with it.
-struct HeadColumn {
+struct LeadingColumn {
   int32_t column = 0;
   int32_t factor = -1;         // -1 when it is in none
   std::vector<int32_t> needs;  // factors of the columns that must stand before, -1 for a column in none
@@ -21,21 +21,22 @@ struct HeadColumn {
 };
 
 // The few columns that are worth most as the first cell of all rows; none where the request knows no overlaps.
-std::vector<HeadColumn> head_columns(const PlanRequest& request, const PlanTable& table, Workers& workers);
+std::vector<LeadingColumn> find_leading_columns(const PlanRequest& request, const PlanTable& table, Workers& workers);
 
 // Which column the unshared rest of a node's children starts with, by node; -1 for no preference.
-struct Heads {
+struct LeadingColumns {
   std::vector<int32_t> column_of_node;
-  int64_t saved = 0;  // tokens that the tree and the heads save together
+  int64_t saved = 0;  // tokens that the tree and the leading columns save together
 
   int32_t of(int32_t node) const {
     return static_cast<size_t>(node) < column_of_node.size() ? column_of_node[static_cast<size_t>(node)] : -1;
   }
 };
 
-// Chooses heads. Where rows save more as neighbours that begin alike than by sharing a few more cells, their subtree is
-// dissolved, and rows with the same first cell are clustered anew. branches_count: whether subtrees that share the
-// column are counted among the neighbours, or rows only: which is better differs from table to table.
-Heads choose_heads(PrefixTree& tree, const std::vector<HeadColumn>& columns, bool branches_count, Workers& workers);
+// Chooses leading columns. Where rows save more as neighbours that begin alike than by sharing a few more cells, their
+// subtree is dissolved, and rows with the same first cell are clustered anew. branches_count: whether subtrees that
+// share the column are counted among the neighbours, or rows only: which is better differs from table to table.
+LeadingColumns choose_leading_columns(PrefixTree& tree, const std::vector<LeadingColumn>& columns,
+                                      bool branches_count, Workers& workers);
 
 }  // namespace vllm_relational
