@@ -105,6 +105,7 @@ setup(
         "dev": [
             "pytest>=8.2",  # runs the tests
             "pytest-timeout>=2.3",  # a hanging engine fails its test instead of the run
+            "pytest-xdist>=3.6",  # scripts/test.sh --fast runs on two cores
             "hypothesis>=6.100",  # random batches: native against reference
             "nbclient>=0.10",  # a test runs the notebook of the examples
             "ipykernel>=6.29",  # the kernel that it runs in

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs every check: ruff, mypy, the tests.  test.sh [PYTEST ARGUMENT ...]
+# Sets up .venv and runs every check: ruff, mypy, the tests.  test.sh [--fast | PYTEST ARGUMENT ...]
+#   --fast   on two processes, without the tests that start vLLM, interpret GPU kernels or build C++
 # Without arguments the tests run in two processes: those of tests/e2e, which mostly wait for engines, and the others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-if [ $# -gt 0 ]; then
+if [ "$*" = --fast ]; then
+  .venv/bin/mypy
+  exec .venv/bin/python -m pytest -q --durations=5 -n 2 --dist worksteal -m "not vllm and not slow" --ignore=tests/e2e
+elif [ $# -gt 0 ]; then
   .venv/bin/mypy
   exec .venv/bin/python -m pytest -q --durations=5 "$@"
 fi

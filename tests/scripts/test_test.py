@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "test.sh"
 PYTEST = """#!/bin/sh
 case "$*" in
+*"not vllm and not slow"*) echo "fast $*"; exit $OTHERS ;;
 *--ignore=tests/e2e*) echo others; exit $OTHERS ;;
 *) echo "engines $*"; exit $ENGINES ;;
 esac
@@ -47,6 +48,13 @@ def test_it_fails_when_a_part_fails_and_only_then(tree, ends):
     assert done.returncode == (1 if ends else 0), done.stderr
     assert "engines" in done.stdout and ("others" in done.stdout) == ("MYPY" not in ends)
     assert not list(tree.glob("tmp.*"))
+
+
+@pytest.mark.parametrize("ends", [{}, {"OTHERS": "1"}, {"MYPY": "1"}])
+def test_fast_runs_one_part_without_engines(tree, ends):
+    done = run(tree, "--fast", **ends)
+    assert done.returncode == (1 if ends else 0), done.stderr
+    assert ("fast" in done.stdout) == ("MYPY" not in ends) and "engines" not in done.stdout
 
 
 def test_arguments_go_to_one_process(tree):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 KERNELS = Path(__file__).parent / "kernels"
 PEER = KERNELS / "test_xformers_merge.py"
 
