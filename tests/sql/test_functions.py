@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import duckdb
 import pyarrow as pa
 import pytest
 from fake_engine import FakeEngine
 
-from vllm_relational.records import Choice, FreeText, JsonSchema, RelationalError
-from vllm_relational.sql.functions import Argument, CallQuestion, canonical_template, field_names
+from vllm_relational.answer_format.statement import NO, YES
+from vllm_relational.records import Choice, FreeText, IntegerRange, JsonSchema, RelationalError
+from vllm_relational.sql.functions import (
+    LLM_FUNCTIONS,
+    Argument,
+    CallQuestion,
+    SqlFunction,
+    canonical_template,
+    field_names,
+)
 from vllm_relational.sql.json_types import shaped, sql_type_of
 
 TEXT, OTHER, COUNT = Argument("text", "r"), Argument("text", "p"), Argument("COUNT(*)")
@@ -149,3 +160,68 @@ def test_a_schema_that_grows_without_end_has_a_type():
         f"d{n}": {"type": "object", "properties": {k: {"$ref": f"#/$defs/d{n + 1}"} for k in "ab"}} for n in range(40)
     }
     assert len(sql_type_of({"$ref": "#/$defs/d0", "$defs": twice})) < 100_000
+
+
+ADDED = {
+    "LLM_PERCENT": SqlFunction(
+        "LLM_PERCENT('statement', column, ...)", answer_format=lambda *_: IntegerRange(0, 100), sql_type="BIGINT"
+    ),
+    "LLM_HOLDS": SqlFunction(
+        "LLM_HOLDS('statement', column, ...)", answer_format=lambda *_: Choice((YES, NO)), sql_type="BOOLEAN"
+    ),
+    "LLM_PARTS": SqlFunction(
+        "LLM_PARTS('prompt', column, ...)",
+        answer_format=lambda *_: JsonSchema({"type": "object", "properties": {"b": {"type": "integer"}}}),
+        sql_type="STRUCT",
+    ),
+    "LLM_VOTE": SqlFunction("LLM_VOTE('prompt', column)", wording="Vote. ", aggregates=True),
+}
+
+
+@pytest.fixture
+def added(monkeypatch):
+    for name, function in ADDED.items():
+        monkeypatch.setitem(LLM_FUNCTIONS, name, function)
+
+
+@pytest.mark.parametrize(
+    ("query", "types", "rows"),
+    [
+        ("SELECT LLM_PERCENT('{text}', text) AS v FROM review", ["BIGINT"], 40),
+        ("SELECT id FROM (SELECT id, llm_percent('{text}', text) AS v FROM review) WHERE v > 200", ["BIGINT"], 0),
+        ("SELECT (LLM_PARTS('{text}', text)).b AS v FROM review WHERE id < 3", ["BIGINT"], 3),
+        (
+            "SELECT p.id, LLM_PARTS('{text}', text) FROM product p JOIN review r "
+            "ON LLM_HOLDS('{name} {text}', name, text) WHERE p.id = r.id",
+            ["BIGINT", "STRUCT(b BIGINT)"],
+            None,
+        ),
+        ("SELECT stars, LLM_VOTE('{text}', text) AS v FROM review GROUP BY stars", ["BIGINT", "VARCHAR"], 6),
+    ],
+)
+@pytest.mark.parametrize("optimize", [True, False])
+def test_a_row_of_the_table_is_a_function_of_sql(connect, engine, added, query, types, rows, optimize):
+    result = connect(optimize=optimize).sql(query)
+    assert [str(kind).replace('"', "") for kind in result.types] == types
+    assert rows in (None, len(result.fetchall()))
+    assert engine.asked
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("SELECT 1 FROM review WHERE LLM_VOTE('{text}', text) = 'x'", "LLM_VOTE cannot stand in WHERE"),
+        ("SELECT LLM_VOTE('{text}', text, id) FROM review", "LLM_VOTE takes one column"),
+        ("SELECT LLM_PERCENT('{text}') FROM review", r"write LLM_PERCENT\('statement', column, ...\)"),
+        ("SELECT LLM_PERCENT('{text}', text) FILTER (WHERE id > 3) FROM review", "LLM_PERCENT takes no FILTER"),
+    ],
+)
+def test_its_wrong_calls_are_refused_by_its_name(connect, added, query, reason):
+    with pytest.raises(RelationalError, match=reason):
+        connect().sql(query)
+
+
+def test_the_page_has_a_row_for_each_with_its_type():
+    page = (Path(__file__).parents[2] / "docs" / "sql.md").read_text(encoding="utf-8")
+    types = dict(re.findall(r"^\| `(LLM\w*)\(.*?\)` \| `(\w+)` \|", page, re.MULTILINE))
+    assert types == {name: function.sql_type for name, function in LLM_FUNCTIONS.items()}

@@ -11,7 +11,14 @@ from vllm_relational.records import RelationalError
 from vllm_relational.sql.answers_database import AnswersDatabase
 from vllm_relational.sql.binding import KEPT_META, Binding
 from vllm_relational.sql.blocks import Aggregates, Site, input_query, site_of
-from vllm_relational.sql.functions import Argument, CallQuestion, answer_format_of, canonical_template, field_names
+from vllm_relational.sql.functions import (
+    Argument,
+    CallQuestion,
+    answer_format_of,
+    asks_groups,
+    canonical_template,
+    field_names,
+)
 from vllm_relational.sql.normalise import ARGUMENTS_META, WRITTEN_META, expand_stars
 from vllm_relational.sql.operator import Operator, Settings, keeps_nulls, with_reads
 from vllm_relational.sql.parse import SQLError, error_here, is_retrieval, parts_of, sql_of
@@ -79,8 +86,9 @@ class CallReader:
             raise self._error(call, IN_BRACKETS)
         if isinstance(call.find_ancestor(exp.Pivot, exp.Select), exp.Pivot):
             raise self._error(call, IN_PIVOT)
-        if call.name.upper() == "LLM_AGG" and site.clause in CLAUSES:
-            raise self._error(call, f"LLM_AGG cannot stand in {CLAUSES[site.clause]}: groups come after it; use HAVING")
+        name = call.name.upper()
+        if asks_groups(name) and site.clause in CLAUSES:
+            raise self._error(call, f"{name} cannot stand in {CLAUSES[site.clause]}: groups come after it; use HAVING")
         return site
 
     def _question(self, call: exp.Anonymous, site: Site) -> tuple[CallQuestion | Retrieval, list[exp.Expr]]:

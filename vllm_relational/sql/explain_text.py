@@ -108,7 +108,7 @@ def _most(entry: OperatorForecast) -> str:
 def _input_line(entry: OperatorForecast) -> str:
     operator = entry.operator
     known = operator.distinct - entry.open
-    counts_inputs = known > 0 and operator.question.function != "LLM_AGG"
+    counts_inputs = known > 0 and not operator.question.aggregates
     answered = f", {known:,} of them answered before" if counts_inputs else ""
     merged = f", {entry.inherits:,} inherit the answer of another" if entry.inherits else ""
     return f"{_most(entry)}{operator.rows_in:,} rows in, {operator.distinct:,} distinct{answered}{merged}"

@@ -245,7 +245,7 @@ def _plan_inputs(
         return
     records = operator.records(todo)
     options = operator.options(question, records, embeds=not extent.choosing)
-    if question.function == "LLM_AGG":
+    if question.aggregates:
         records = first_parts(context.llm, records, question, options)
         entry.assumed = 0 if context.llm.expected_engine().max_model_len else ASSUMED_CONTEXT
     kept = thinned(records, extent.common.get(operator.table.name, ()), extent.halvings)

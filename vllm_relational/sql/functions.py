@@ -46,9 +46,14 @@ class CallQuestion:
         return self.fields if "*" in named else tuple(field for field in self.fields if field in named)
 
     @property
+    def aggregates(self) -> bool:
+        """Whether it is asked once about all values of a group."""
+        return LLM_FUNCTIONS[self.function].aggregates
+
+    @property
     def has_layout(self) -> bool:
-        """Whether the row may stand first: LLM_AGG cuts its values to what the question leaves room for."""
-        return self.function != "LLM_AGG"
+        """Whether the row may stand first: values of a group are cut to what the question leaves room for."""
+        return not self.aggregates
 
     def identity(self) -> str:
         """A text that is equal for equal questions."""
@@ -77,7 +82,7 @@ class CallQuestion:
         """An answer of ``RelationalLLM.run`` as a value of ``sql_type``; None stays None."""
         if answer is None:
             return None
-        if LLM_FUNCTIONS[self.function].sql_type == "BOOLEAN":
+        if is_predicate(self.function):
             return answer == YES
         return shaped(answer, self.answer_format.schema) if isinstance(self.answer_format, JsonSchema) else answer
 
@@ -134,9 +139,10 @@ class SqlFunction:
     literals:      what stands between the prompt and the columns, in words, one per argument.
     answer_format: the values of these arguments, the longest text and the longest JSON in tokens -> how answers are
                    enforced. Raises ``RelationalError`` for values that there are not.
-    sql_type:      the DuckDB type of the answers; of a JSON schema it is ``sql_type_of`` that. A BOOLEAN is a choice of
-                   ``YES`` and ``NO``.
+    sql_type:      the DuckDB type of the answers. A BOOLEAN is a choice of ``YES`` and ``NO``; STRUCT is any type that
+                   a JSON schema has (``sql_type_of``).
     wording:       what is sent before the prompt.
+    aggregates:    it takes one column, and is asked once about all values of a group.
     """
 
     usage: str
@@ -144,6 +150,7 @@ class SqlFunction:
     answer_format: Callable[[Sequence[Any], int, int], AnswerFormat] = lambda _, text, json: FreeText(text)
     sql_type: str = "VARCHAR"
     wording: str = ""
+    aggregates: bool = False
 
 
 LLM_FUNCTIONS: Mapping[str, SqlFunction] = {
@@ -169,9 +176,20 @@ LLM_FUNCTIONS: Mapping[str, SqlFunction] = {
         """LLM_EXTRACT('prompt', '{"type": "object", "properties": {...}}', column, ...)""",
         ("a JSON schema",),
         lambda given, _, longest: JsonSchema(_schema(given[0]), longest),
+        sql_type="STRUCT",
     ),
-    "LLM_AGG": SqlFunction("LLM_AGG('prompt', column)"),
+    "LLM_AGG": SqlFunction("LLM_AGG('prompt', column)", aggregates=True),
 }
+
+
+def asks_groups(function: str) -> bool:
+    """Whether a function is asked about groups; False for ``RETRIEVE``."""
+    return function in LLM_FUNCTIONS and LLM_FUNCTIONS[function].aggregates
+
+
+def is_predicate(function: str) -> bool:
+    """Whether a function says yes or no; False for ``RETRIEVE``."""
+    return function in LLM_FUNCTIONS and LLM_FUNCTIONS[function].sql_type == "BOOLEAN"
 
 
 # ----------------------------------------------------------------------------------------------- names in the prompt

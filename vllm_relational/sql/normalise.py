@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, conjuncts, own_nodes, set_condition
-from vllm_relational.sql.functions import LLM_FUNCTIONS, Argument
+from vllm_relational.sql.functions import LLM_FUNCTIONS, Argument, asks_groups
 from vllm_relational.sql.parse import calls, error_here, holds_call, is_call, is_retrieval, sql_of
 from vllm_relational.sql.retrieve import spell_tables
 
@@ -37,7 +37,7 @@ def normalise(tree: exp.Expr, sql: str, name_of: Callable[[exp.Expr], str] = sql
         _name_items(query, name_of)
         _move_inner_conditions(query)
     for call in list(calls(tree)):
-        if call.name.upper() == "LLM_AGG":
+        if asks_groups(call.name.upper()):
             _aggregate_values(call, sql)
     spell_tables(tree, sql)
 
@@ -128,12 +128,12 @@ def _refuse_aggregation(call: exp.Anonymous, sql: str) -> None:
     """What belongs to aggregates cannot stand with a call that is asked row by row."""
     name, held = call.name.upper(), call.parent
     if isinstance(held, exp.Window) and call.arg_key == "this":
-        fix = "use GROUP BY" if name == "LLM_AGG" else f"aggregate its answers: max({name}(...)) OVER (...)"
+        fix = "use GROUP BY" if asks_groups(name) else f"aggregate its answers: max({name}(...)) OVER (...)"
         raise error_here(sql, call, f"{name} cannot run over a window: {fix}")
-    if isinstance(held, exp.Filter) and name != "LLM_AGG":
+    if isinstance(held, exp.Filter) and not asks_groups(name):
         raise error_here(sql, call, f"{name} takes no FILTER: write CASE WHEN condition THEN {name}(...) END")
     if any(isinstance(given, exp.Distinct) for given in call.expressions):
-        fix = "SELECT DISTINCT in a subquery" if name == "LLM_AGG" else "equal inputs are asked once anyway"
+        fix = "SELECT DISTINCT in a subquery" if asks_groups(name) else "equal inputs are asked once anyway"
         raise error_here(sql, call, f"{name} takes no DISTINCT: {fix}")
 
 

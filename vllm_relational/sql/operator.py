@@ -88,7 +88,7 @@ class Settings:
         """The options of ``RelationalLLM.run`` for a question about these records; see ``Merging.options``."""
         nulls = "keep" if self.keeps_nulls else "error"
         asked = {**question.options(), "nulls": nulls, "system_prompt": self.system_prompt, "order": self.order}
-        return asked | self.merging.options(records, question.function == "LLM_AGG", embeds)
+        return asked | self.merging.options(records, question.aggregates, embeds)
 
 
 @dataclass
@@ -210,7 +210,7 @@ class Operator:
         self, question: CallQuestion, llm: LanguageModel, records: pa.Table, kept: dict[str, Any], audit: int
     ) -> ModelAnswers:
         options = {**self.options(question, records), "audit": audit}
-        if question.function == "LLM_AGG":
+        if question.aggregates:
             answers, errors, origins, statuses = reduce_groups(llm, records, question, options, self.reports)
             return ModelAnswers(answers, errors, origins, range(len(answers)), statuses)
         result = llm.run(records, question.template, **{**options, **kept})

@@ -18,12 +18,11 @@ from sqlglot.tokenizer_core import Token, TokenType
 
 from vllm_relational.option_kinds import half_character
 from vllm_relational.records import RelationalError
-from vllm_relational.sql.functions import LLM_FUNCTIONS, RETRIEVE
+from vllm_relational.sql.functions import LLM_FUNCTIONS, RETRIEVE, asks_groups
 from vllm_relational.sql.markers import set_apart
 from vllm_relational.sql.source_text import UnfaithfulError, read, written
 
 DIALECT = "duckdb"
-FUNCTIONS = {*LLM_FUNCTIONS, RETRIEVE}
 _NAMES_IN_MESSAGE = re.compile(r"""["']([^"']+)["']|with name (\w+)|Function (\w+)""")
 _LOOKUP = re.compile(r'"__llm_op_\d+_\d+"|__llm_op_\d+_\d+')
 _CALL = re.compile(rf"\b(?:{'|'.join(LLM_FUNCTIONS)})\s*\(", re.IGNORECASE)
@@ -113,7 +112,7 @@ def _asks(tokens: Sequence[Token]) -> bool:
 
 def _is_function(name: Token, after: Token) -> bool:
     """Whether two words begin a call of an LLM function or ``retrieve``."""
-    known = name.text.upper() in FUNCTIONS and name.token_type != TokenType.STRING
+    known = _is_known(name.text) and name.token_type != TokenType.STRING
     return known and after.token_type == TokenType.L_PAREN
 
 
@@ -184,7 +183,11 @@ def quoted(name: str) -> str:
 
 def is_call(node: Any) -> bool:
     """Whether a node of the tree calls an LLM function or ``retrieve``."""
-    return isinstance(node, exp.Anonymous) and node.name.upper() in FUNCTIONS
+    return isinstance(node, exp.Anonymous) and _is_known(node.name)
+
+
+def _is_known(name: str) -> bool:
+    return name.upper() in LLM_FUNCTIONS or name.upper() == RETRIEVE
 
 
 def is_retrieval(node: Any) -> bool:
@@ -227,8 +230,8 @@ def parts_of(call: exp.Anonymous, sql: str) -> CallParts:
         if value is None:
             raise error_here(sql, call, f"{function} needs {name} after the prompt: write {usage}")
     columns = tuple(arguments[len(wanted) + 1 :])
-    if function == "LLM_AGG" and len(columns) != 1:
-        raise error_here(sql, call, f"LLM_AGG takes one column: write {usage}")
+    if asks_groups(function) and len(columns) != 1:
+        raise error_here(sql, call, f"{function} takes one column: write {usage}")
     return CallParts(function, prompt, literals, columns)
 
 

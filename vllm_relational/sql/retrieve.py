@@ -53,7 +53,7 @@ class Retrieval:
 
     function = RETRIEVE
     reads = ("question",)
-    has_layout = False
+    aggregates = has_layout = False
 
     @property
     def template(self) -> str:

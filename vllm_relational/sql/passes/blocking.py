@@ -18,6 +18,7 @@ from sqlglot import exp
 
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.blocks import KEY
+from vllm_relational.sql.functions import is_predicate
 
 # (texts of one side, texts of the other, k) -> for each text of the first, positions in the second, best first.
 Candidates = Callable[[list[str], list[str], int], Sequence[Sequence[int]]]
@@ -41,7 +42,7 @@ def two_sides(function: str, columns: Sequence[exp.Expr], block: exp.Select) -> 
     """
     tables = [column.table.casefold() if isinstance(column, exp.Column) else "" for column in columns]
     names = list(dict.fromkeys(tables))
-    if function != "LLM_FILTER" or len(names) != 2 or "" in names or _laterals(block).intersection(names):
+    if not is_predicate(function) or len(names) != 2 or "" in names or _laterals(block).intersection(names):
         return None
     left = [place for place, table in enumerate(tables) if table == names[0]]
     return left, [place for place in range(len(tables)) if place not in left]

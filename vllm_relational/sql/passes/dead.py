@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, sql_of
+from vllm_relational.sql.functions import asks_groups
 from vllm_relational.sql.parse import calls
 from vllm_relational.sql.passes.guards import guards_of
 from vllm_relational.sql.passes.limit import unnests
@@ -42,7 +43,7 @@ def bury(dead: list[exp.Anonymous]) -> list[str]:
 def _may_go(call: exp.Anonymous, aggregates: Aggregates) -> bool:
     """Whether the block makes the same rows without the call."""
     return (
-        call.name.upper() != "LLM_AGG"
+        not asks_groups(call.name.upper())
         and type_of(call) is not None
         and not aggregates.within(call)
         and not unnests(call)

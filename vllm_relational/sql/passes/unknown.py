@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlglot import exp
 
-from vllm_relational.records import RelationalError
+from vllm_relational.records import JsonSchema, RelationalError
 from vllm_relational.sql.blocks import SOURCES, key_of, lookup
 from vllm_relational.sql.functions import LLM_FUNCTIONS
 from vllm_relational.sql.json_types import sql_type_of
@@ -17,14 +16,15 @@ from vllm_relational.sql.parse import calls, is_retrieval, literal
 
 def type_of(call: exp.Anonymous) -> str | None:
     """The type of a call's answer; None where it takes the call's columns to tell."""
-    name = call.name.upper()
     if is_retrieval(call):
         return None
-    if name != "LLM_EXTRACT":
-        return LLM_FUNCTIONS[name].sql_type
-    schema = literal(call.expressions[1]) if len(call.expressions) > 1 else None
+    function = LLM_FUNCTIONS[call.name.upper()]
+    if function.sql_type != "STRUCT":
+        return function.sql_type
+    given = [literal(argument) for argument in call.expressions[1 : len(function.literals) + 1]]
     try:
-        return sql_type_of(json.loads(schema)) if isinstance(schema, str) else None
+        form = function.answer_format([*given, *[None] * (len(function.literals) - len(given))], 1, 1)
+        return sql_type_of(form.schema) if isinstance(form, JsonSchema) else None
     except (ValueError, RelationalError):
         return None
 
