@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Make docs/results (from the CSVs of scripts/bench) and docs/reference (from the definitions of the options).
+"""Make docs/results (from the CSVs of scripts/bench), and from the definitions of the options docs/reference and the
+arguments that editors read.
 
 python scripts/make_pages.py            write the pages
 python scripts/make_pages.py --check    only say which are out of date; exit status 1 if any is
@@ -11,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pages.arguments import arguments_module
 from pages.attention import attention_page
 from pages.orders import chart, orders_page
 from pages.reference import cli_page, options_page
@@ -29,12 +31,18 @@ PAGES = {
     "results/sql.md": sql_page,
     "reference/options.md": options_page,
     "reference/cli.md": cli_page,
+    "../vllm_relational/config/arguments.py": arguments_module,
 }
+
+
+def place(name: str) -> Path:
+    """Where a page stands."""
+    return (DOCS / name).resolve()
 
 
 def outdated() -> dict[Path, str]:
     """By path: the text of every page that is not as it should be."""
-    made = {DOCS / name: make() for name, make in PAGES.items()}
+    made = {place(name): make() for name, make in PAGES.items()}
     return {path: text for path, text in made.items() if not path.exists() or path.read_text("utf-8") != text}
 
 

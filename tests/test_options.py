@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import inspect
 import re
@@ -16,11 +15,10 @@ from fake_engine import FakeEngine
 
 import vllm_relational.sql
 from vllm_relational import RelationalError, RelationalLLM
+from vllm_relational.config import QueryOptions
+from vllm_relational.config.kinds import read_labels, shown
+from vllm_relational.config.llm import ServerOptions
 from vllm_relational.engine.endpoint import EndpointEngine
-from vllm_relational.option_kinds import read_labels, shown
-from vllm_relational.options import RunOptions, ServerOptions, SqlOptions, read_options
-from vllm_relational.sql.merging import Merging
-from vllm_relational.sql.operator import Settings
 
 FRAME = pd.DataFrame({"text": ["yes", "no"]})
 
@@ -234,10 +232,10 @@ def test_labels_of_an_enum_are_answers():
         ({"similarity": np.float32(1)}, "similarity", 1.0),
         ({"column_weights": {"a": 2}}, "column_weights", {"a": 2.0}),
         ({"normalize": None}, "normalize", {}),
-        ({"normalize": {"*": "case"}}, "normalize", {"*": ("case",)}),
+        ({"normalize": {"*": "case"}, "dedup": "normalized"}, "normalize", {"*": ("case",)}),
         ({"cache": Path("a.sqlite")}, "cache", Path("a.sqlite")),
         ({"seed": 2**31 - 2}, "seed", 2**31 - 2),
-        ({"resume": np.True_}, "resume", True),
+        ({"resume": np.True_, "checkpoint": "a.jsonl"}, "resume", True),
         ({"system_prompt": Sent.POS}, "system_prompt", "pos"),
         ({"max_tokens": Number.TWO}, "max_tokens", 2),
         ({"range": (Number.ONE, Number.TWO)}, "range", (1, 2)),
@@ -246,7 +244,7 @@ def test_labels_of_an_enum_are_answers():
     ],
 )
 def test_values_are_read_in_one_type(given, name, read):
-    found = getattr(read_options(RunOptions, given), name)
+    found = getattr(QueryOptions(**given), name)
     assert found == read and type(found) is type(read)
 
 
@@ -326,13 +324,6 @@ def test_options_of_the_accessor(llm, call, reason):
 
 
 # ---------------------------------------------------------------------------------------------------- one definition
-def test_the_options_of_sql_are_those_of_its_settings():
-    fields = {field.name: field.default for field in dataclasses.fields(Settings) if field.name != "merging"}
-    merging = {field.name: field.default for field in dataclasses.fields(Merging) if field.name != "normalize"}
-    known = {name: field.default for name, field in SqlOptions.model_fields.items()}
-    assert known == {**fields, **merging, "normalize": {}, "read_only": False}
-
-
 def test_the_options_of_a_server_are_those_of_its_engine():
     parameters = list(inspect.signature(EndpointEngine.__init__).parameters.values())[3:]
     known = {name: field.default for name, field in ServerOptions.model_fields.items()}

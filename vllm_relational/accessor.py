@@ -6,13 +6,18 @@ The newest open ``RelationalLLM`` answers; ``df.llm.using(llm)`` names another o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 
 from vllm_relational.answer_format.statement import NO, WORDING, YES
+from vllm_relational.config import QueryOptions
+from vllm_relational.config.arguments import QueryArguments
+from vllm_relational.config.signature import takes
 from vllm_relational.llm import RelationalLLM
 from vllm_relational.records import RelationalError
+
+_takes_options = takes(QueryOptions, order=None)
 
 
 @pd.api.extensions.register_dataframe_accessor("llm")
@@ -29,21 +34,25 @@ class LLMAccessor:
         accessor._llm = llm
         return accessor
 
-    def map(self, prompt: str, **options: Any) -> pd.Series:
+    @_takes_options
+    def map(self, prompt: str, **options: Unpack[QueryArguments]) -> pd.Series:
         """Free text, one answer a row."""
         return self._ask(prompt, options)
 
-    def filter(self, statement: str, **options: Any) -> pd.DataFrame:
+    @_takes_options
+    def filter(self, statement: str, **options: Unpack[QueryArguments]) -> pd.DataFrame:
         """The rows for which ``statement`` holds. Rows that failed are left out, with a warning."""
         holds = (self._ask(WORDING + statement, options, choices=(YES, NO)) == YES).to_numpy(dtype=bool)
         kept: pd.DataFrame = self._frame.loc[holds]
         return kept
 
-    def classify(self, prompt: str, labels: Sequence[str], **options: Any) -> pd.Series:
+    @_takes_options
+    def classify(self, prompt: str, labels: Sequence[str], **options: Unpack[QueryArguments]) -> pd.Series:
         """One of ``labels`` for each row."""
         return self._ask(prompt, options, choices=labels)
 
-    def score(self, prompt: str, low: int, high: int, **options: Any) -> pd.Series:
+    @_takes_options
+    def score(self, prompt: str, low: int, high: int, **options: Unpack[QueryArguments]) -> pd.Series:
         """A whole number from ``low`` to ``high`` for each row, as nullable ``Int64``."""
         return self._ask(prompt, options, range=(low, high))
 

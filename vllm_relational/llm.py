@@ -7,11 +7,15 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 
-from vllm_relational.config import DEFAULT_ORDER, QueryConfig
+from vllm_relational.config import DEFAULT_ORDER, QueryConfig, QueryOptions
+from vllm_relational.config.arguments import QueryArguments
+from vllm_relational.config.kinds import check_prompt
+from vllm_relational.config.llm import llm_options
+from vllm_relational.config.signature import takes
 from vllm_relational.engine.base import Engine
 from vllm_relational.files.named import NamedFile, check_distinct
 from vllm_relational.prompts import FourByteEstimate, Tokenizer, load_tokenizer
@@ -35,6 +39,9 @@ from vllm_relational.terminal import warn
 # Longer reasons are cut in warnings; the whole ones are in ``last_result.errors``.
 SHOWN_REASONS = 3
 NO_MODEL = "none: sizes only"
+
+
+_takes_options = takes(QueryOptions, order=None)
 
 
 class RelationalLLM:
@@ -71,8 +78,6 @@ class RelationalLLM:
         dipr: Mapping[str, Any] | None = None,
         **engine_args: Any,
     ) -> None:
-        from vllm_relational.options import llm_options
-
         given = llm_options(
             {
                 "model": model,
@@ -111,7 +116,8 @@ class RelationalLLM:
         RelationalLLM._newest = self
 
     # ------------------------------------------------------------------------------------------------- asking
-    def query(self, table: Any, prompt: str, **options: Any) -> Any:
+    @_takes_options
+    def query(self, table: Any, prompt: str, **options: Unpack[QueryArguments]) -> Any:
         """Ask ``prompt`` of every row; answers come back in the table's order, one a row.
 
         Takes the options of ``run``. Returns a pandas Series with the DataFrame's index, a polars Series, a pyarrow
@@ -124,20 +130,18 @@ class RelationalLLM:
         _warn_of_cut_answers(result)
         return _like(table, result, answer_format)
 
-    def run(self, table: Any, prompt: str, *, earlier: EarlierOutput | None = None, **options: Any) -> QueryResult:
+    @takes(QueryOptions, explained=True, order=None)
+    def run(
+        self,
+        table: Any,
+        prompt: str,
+        *,
+        earlier: EarlierOutput | None = None,
+        **options: Unpack[QueryArguments],
+    ) -> QueryResult:
         """Ask ``prompt`` of every row and return answers, errors and the report.
 
-        choices:       labels to choose from: texts, or whole numbers, which become texts.
-        range:         (low, high), both included.
-        schema:        a JSON schema as a dict.
-        max_tokens:    longest answer, for text (64) and JSON (256); for choices and ranges, room on a server whose
-                       model thinks first.
-        order, pin, system_prompt, on_error, nulls, checkpoint, resume, progress, cache, audit, seed, layout, after:
-                       see ``QueryConfig``; progress defaults to True when standard error is a terminal.
-        dedup:         'exact', 'normalized' or 'semantic'; normalize (rules by column), similarity, similar_columns and
-                       embedder belong to it, see ``DedupConfig``.
-        earlier:       the output that the caller replaces with this one, see ``job_record.EarlierOutput``.
-
+        earlier: the output that the caller replaces with this one, see ``job_record.EarlierOutput``.
         Raises ``RelationalError`` when the query or an option is wrong, ``EngineDiedError``, ``RowFailedError``.
         """
         return self._answered(table, prompt, *self._settings(prompt, options), earlier)
@@ -164,7 +168,10 @@ class RelationalLLM:
         """Of a run that Ctrl-C or an error ends, what was answered."""
         self.last_result = result
 
-    def plan(self, table: Any, prompt: str, info: EngineInfo | None = None, **options: Any) -> RunReport:
+    @_takes_options
+    def plan(
+        self, table: Any, prompt: str, info: EngineInfo | None = None, **options: Unpack[QueryArguments]
+    ) -> RunReport:
         """Plan the query and forecast cache hits without starting an engine; options of ``run``.
 
         info: the engine to plan for; by default this one as it will most likely be, with an unlimited KV cache.
@@ -174,7 +181,8 @@ class RelationalLLM:
         info = info or self.expected_engine()
         return self.prepare(table, prompt, **options).plan(info).report
 
-    def prepare(self, table: Any, prompt: str, **options: Any) -> Prepared:
+    @_takes_options
+    def prepare(self, table: Any, prompt: str, **options: Unpack[QueryArguments]) -> Prepared:
         """Read, deduplicate and tokenise a query that is then planned several times; options of ``run``.
 
         ``prepare(...).plan(llm.expected_engine(), order)`` forecasts one order.
@@ -244,9 +252,10 @@ class RelationalLLM:
         return self._tokenizer
 
     def _settings(self, prompt: str, options: Mapping[str, Any]) -> tuple[QueryConfig, AnswerFormat]:
-        from vllm_relational.options import query_settings
-
-        return query_settings(prompt, options, self.order)
+        check_prompt(prompt)
+        order = self.order if options.get("order") is None else options["order"]
+        read = QueryOptions.read({**options, "order": order})
+        return read, read.answer_format()
 
 
 def _named_files(table: Any, config: QueryConfig) -> Iterator[NamedFile]:

@@ -11,36 +11,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer.main
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pages.measurements import page, table
+from vllm_relational.config.llm import LlmOptions, ServerOptions
+from vllm_relational.config.option import Options, facts
+from vllm_relational.config.query import AnswerOptions, MergingOptions, QueryConfig, QueryOptions
+from vllm_relational.config.sql import Places, SqlOptions
 
-# What a docstring says of an option, "name: meaning", is its meaning here too.
-DOCUMENTED = (
-    "vllm_relational.config:QueryConfig",
-    "vllm_relational.config:DedupConfig",
-    "vllm_relational.llm:RelationalLLM",
-    "vllm_relational.llm:RelationalLLM.run",
-    "vllm_relational.sql.operator:Settings",
-    "vllm_relational.sql.connect:connect",
-    "vllm_relational.engine.endpoint.engine:EndpointEngine",
-)
 KINDS = {str: "text", int: "whole number", float: "number", bool: "True or False", Path: "file", Any: "object"}
+OPTIONS = (QueryOptions, AnswerOptions, QueryConfig, MergingOptions, LlmOptions, ServerOptions, SqlOptions, Places)
 ENTRY = re.compile(r"^(\w+(?:, \w+)*):\s+(.*)$")
 
 
 # --------------------------------------------------------------------------------------------------------- options
 def options_page() -> str:
     """One table per class of options."""
-    from vllm_relational import options
     from vllm_relational.sparse.settings import DiprSettings
     from vllm_relational.vllm_ext.settings import SchedulerSettings
 
     parts: list[str] = []
-    for kind in option_classes(options):
-        parts += [f"## {kind.__name__}", first_paragraph(kind) + _also(kind), _options(kind)]
+    for kind in OPTIONS:
+        parts += [f"## {kind.__name__}", first_paragraph(kind) + _also(kind), *_options(kind)]
     parts += _settings(SchedulerSettings, "`scheduler={...}` in Python, and the options of `serve`.")
     parts += _settings(DiprSettings, "`dipr={...}` in Python, `--dipr NAME=VALUE` of `serve`.")
     return page(
@@ -61,19 +54,14 @@ def _settings(kind: type, purpose: str) -> list[str]:
     return [f"## {kind.__name__}", purpose, table(["setting", "default", "meaning"], rows, num_texts=3)]
 
 
-def _options(kind: type[BaseModel]) -> str:
-    return table(["option", "default", "takes", "meaning"], rows_of(kind), num_texts=4)
+def _options(kind: type[Options]) -> list[str]:
+    rows = rows_of(kind)
+    return [table(["option", "default", "takes", "meaning"], rows, num_texts=4)] if rows else []
 
 
-def _also(kind: type[BaseModel]) -> str:
-    bases = [base.__name__ for base in kind.__mro__[1:] if issubclass(base, BaseModel) and base.model_fields]
+def _also(kind: type[Options]) -> str:
+    bases = [base.__name__ for base in kind.__bases__ if base is not Options]
     return f" It also has the options of {' and '.join(bases)}." if bases else ""
-
-
-def option_classes(module: types.ModuleType) -> list[type[BaseModel]]:
-    """The classes of options that a module defines, in its order."""
-    found = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, BaseModel)]
-    return [kind for kind in found if kind.__module__ == module.__name__ and kind.model_fields]
 
 
 def first_paragraph(kind: type) -> str:
@@ -81,13 +69,13 @@ def first_paragraph(kind: type) -> str:
     return " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split()).replace("``", "`")
 
 
-def rows_of(kind: type[BaseModel]) -> list[list[str]]:
+def rows_of(kind: type[Options]) -> list[list[str]]:
     """Of the fields that the class defines itself; inherited ones stand in the table of the class they are from."""
-    known = known_meanings(kind)
+    own = inspect.get_annotations(kind)
     return [
-        [f"`{field.alias or name}`", default_of(field), takes(field), cell(known.get(field.alias or name, ""))]
+        [f"`{field.alias or name}`", default_of(field), takes(field), cell(field.description or "")]
         for name, field in kind.model_fields.items()
-        if name in inspect.get_annotations(kind)
+        if name in own
     ]
 
 
@@ -96,12 +84,12 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required() or field.default is PydanticUndefined:
         return "required"
     text = repr(field.default)
-    return f"`{cell(text)}`" if len(text) <= 48 else "see `config.py`"
+    return f"`{cell(text)}`" if len(text) <= 48 else "see `config/names.py`"
 
 
 def takes(field: FieldInfo) -> str:
     """The type, and what the message for a wrong value says."""
-    said = (field.description or "").removeprefix("give ").removeprefix("use ")
+    said = facts(field).fix.removeprefix("give ").removeprefix("use ")
     return cell(f"{type_name(field.annotation)}: {said}" if said else type_name(field.annotation))
 
 
@@ -122,23 +110,6 @@ def type_name(kind: Any) -> str:
 def cell(text: str) -> str:
     """Text that stays within its cell."""
     return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
-
-
-def known_meanings(kind: type) -> dict[str, str]:
-    """By option: what the docstring of the class says, then those of ``DOCUMENTED``; the first one counts."""
-    found = meanings(kind)
-    first = [name for name in DOCUMENTED if kind.__name__.startswith("Sql") and ".sql." in name]
-    for name in [*first, *DOCUMENTED]:
-        found = {**meanings(_object(name)), **found}
-    return found
-
-
-def _object(name: str) -> Any:
-    module, _, path = name.partition(":")
-    found: Any = __import__(module, fromlist=["_"])
-    for part in path.split("."):
-        found = getattr(found, part)
-    return found
 
 
 def meanings(documented: Any) -> dict[str, str]:
@@ -195,4 +166,4 @@ def _cli_default(option: Any) -> str:
     if default is None or default is False or default == () or callable(default):
         return ""
     text = str(default)
-    return f"`{cell(text)}`" if len(text) <= 60 and text else "see `config.py`"
+    return f"`{cell(text)}`" if len(text) <= 60 and text else "see `config/names.py`"

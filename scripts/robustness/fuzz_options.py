@@ -31,9 +31,11 @@ import pyarrow as pa
 
 import vllm_relational.sql
 from vllm_relational import RelationalError, RelationalLLM
-from vllm_relational.config import check_answer_format
-from vllm_relational.option_kinds import read_labels
-from vllm_relational.options import LlmOptions, RunOptions, ServerOptions, SqlOptions
+from vllm_relational.answer_format.check import check_answer_format
+from vllm_relational.config.kinds import read_labels
+from vllm_relational.config.llm import LlmOptions, ServerOptions
+from vllm_relational.config.query import QueryOptions
+from vllm_relational.config.sql import SqlOptions
 from vllm_relational.records import Choice, Completion, EngineInfo, FreeText, IntegerRange, JsonSchema
 from vllm_relational.results.outcome import checked
 from vllm_relational.results.parse import parser
@@ -78,7 +80,7 @@ ODD: tuple[Any, ...] = (
     pa.array(["a", "b"]), (), [], {}, set(), {"a"}, frozenset({"a", "b"}), range(3), iter("ab"), object(), 1j, ...,
 )  # fmt: skip
 NAMES = [
-    *RunOptions.model_fields,
+    *QueryOptions.model_fields,
     "schema",
     "temperature",
     "chioces",

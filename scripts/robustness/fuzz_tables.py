@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from vllm_relational.config import DedupConfig
+from vllm_relational.config import MergingOptions
 from vllm_relational.dedup.grouper import RowGrouper
 from vllm_relational.plan import PLANNERS
 from vllm_relational.prompts import FourByteEstimate, PromptBuilder, parse_template
@@ -302,7 +302,7 @@ def check_prompts(case: Case, table: pa.Table, template: str) -> None:
     encoded = encode_columns(table, question.columns)
     encoded = nulls_as_values(encoded) if case.random.random() < 0.7 else encoded
     complete = (encoded.codes >= 0).all(axis=0)
-    grouping, _ = RowGrouper(encoded, DedupConfig(), 0).group(complete)
+    grouping, _ = RowGrouper(encoded, MergingOptions()).group(complete)
     first = grouping.distinct.first_rows
     codes = np.ascontiguousarray(encoded.codes[:, first])
     builder = PromptBuilder(question, encoded, FreeText(), "", FourByteEstimate())

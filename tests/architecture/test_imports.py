@@ -23,7 +23,7 @@ MAX_LINES = 460
 
 LAYERS = [
     "records",
-    "terminal extras answer_format files option_kinds",
+    "terminal extras answer_format files",
     "config",
     # the references of native code
     "plan.pair_dependencies plan.row_sort kv.simulate kv.future_use kv.partial_index kv.prefix_queue kv.policy",
@@ -32,7 +32,6 @@ LAYERS = [
     "dedup retrieval vllm_ext",
     "engine plugin",
     "query",
-    "options",
     "llm",
     "accessor compare sql",
     "cli __init__",

@@ -7,7 +7,8 @@ import pytest
 from markdown_pages import ROOT, name, without_blocks
 from pages import orders, reference
 from pages.measurements import NOTICE, fixed, one, percent, table, wrapped
-from pydantic import BaseModel, Field
+
+from vllm_relational.config.option import Options, option
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -54,24 +55,19 @@ def test_tables_and_paragraphs():
     assert wrapped("word " * 40).count("\n") == 1 and wrapped("| " + "cell " * 40).count("\n") == 0
 
 
-class Shown(BaseModel):
-    """What is shown.
+class Shown(Options):
+    """What is shown."""
 
-    size, width: in tokens,
-                 per request.
-    other text without a meaning
-    """
-
-    size: int = Field(3, description="give a whole number from 1")
-    labels: tuple[str, ...] | None = None
-    inside: dict[str, float] = Field(description="give numbers by column | or none")
+    size: int = option(3, "in tokens, per request.", "give a whole number from 1")
+    labels: tuple[str, ...] | None = option(None, "", "give labels")
+    inside: dict[str, float] = option(..., "by column.", "give numbers by column | or none")
 
 
-def test_options_are_read_from_pydantic_fields():
+def test_options_are_read_from_their_fields():
     assert reference.rows_of(Shown) == [
         ["`size`", "`3`", "whole number: a whole number from 1", "in tokens, per request."],
-        ["`labels`", "`None`", "list", ""],
-        ["`inside`", "required", "mapping: numbers by column \\| or none", ""],
+        ["`labels`", "`None`", "list: labels", ""],
+        ["`inside`", "required", "mapping: numbers by column \\| or none", "by column."],
     ]
 
 
@@ -79,7 +75,7 @@ def test_inherited_options_stand_in_the_table_of_their_class():
     class More(Shown):
         """More."""
 
-        size: int = 4
+        size: int = option(4, "", "")
 
     assert [row[0] for row in reference.rows_of(More)] == ["`size`"]
     assert without_blocks(reference.first_paragraph(More)) == "More."

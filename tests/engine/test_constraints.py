@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vllm_relational.config import check_answer_format
+from vllm_relational.answer_format.check import check_answer_format
 from vllm_relational.engine.vllm_engine import DEFAULTS, VllmEngine
 from vllm_relational.records import Choice, EngineInfo, IntegerRange, JsonSchema, Prompt, RelationalError
 

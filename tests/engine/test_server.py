@@ -94,7 +94,7 @@ def test_another_vllm_is_refused_or_runs_as_it_is(monkeypatch):
 
 def test_the_command_line_replaces_itself(monkeypatch):
     ran = []
-    monkeypatch.setattr(cli.os, "execv", lambda path, command: ran.append(command))
+    monkeypatch.setattr(os, "execv", lambda path, command: ran.append(command))
     CliRunner().invoke(cli.app, ["serve", "M", "--port", "8001", "--order", "arrival", "--max-age", "5"])
     assert config_of(ran[0]) == {"relational": {"order": "arrival", "max_age_s": 5.0}}
     assert ran[0][3:5] == ["--port", "8001"]
@@ -132,7 +132,7 @@ def test_wrong_attention_is_refused(attention, dipr, arguments, message):
 
 def test_attention_on_the_command_line(monkeypatch):
     ran = []
-    monkeypatch.setattr(cli.os, "execv", lambda path, command: ran.append(command))
+    monkeypatch.setattr(os, "execv", lambda path, command: ran.append(command))
     options = ["--attention", "dipr", "--dipr", "alpha=0.001", "--dipr", "tail=false"]
     CliRunner().invoke(cli.app, ["serve", "M", *options])
     assert config_of(ran[0])["relational"]["dipr"] == {"alpha": 0.001, "tail": False}

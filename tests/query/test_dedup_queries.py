@@ -13,7 +13,7 @@ from hashed_embedder import HashedTrigrams
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_relational.config import DedupConfig, QueryConfig
+from vllm_relational.config import QueryConfig
 from vllm_relational.dedup import normalizer
 from vllm_relational.dedup.normalize import DEFAULT_RULES
 from vllm_relational.engine import vllm_embedder
@@ -30,6 +30,13 @@ from vllm_relational.records import (
 from vllm_relational.results.checkpoint_lines import Answer, answer_line, job_digest, read_header
 
 TEXT = FreeText()
+
+
+def merging(dedup: str = "exact", normalize: dict | None = None, **options) -> dict:
+    """Options of deduplication."""
+    return {"dedup": dedup, "normalize": normalize or {}, **options}
+
+
 NORMAL = normalizer(DEFAULT_RULES)
 ROWS = [{"a": text, "b": "k"} for text in ["Good", "good!", "GOOD", "good!", "Bad", "bad.", "Ugly"]]
 INJECTIONS = ['"; DROP TABLE answers; --', "{a} {{", "<|im_start|>system\n", "\x00\x1f", "é'\""]
@@ -39,11 +46,11 @@ cells = st.none() | st.sampled_from(
 tables = st.lists(st.fixed_dictionaries({"a": cells, "b": cells}), min_size=1, max_size=12)
 modes = st.sampled_from(
     [
-        DedupConfig(),
-        DedupConfig("normalized"),
-        DedupConfig("normalized", {"a": ("case", "whitespace")}),
-        DedupConfig("semantic", embedder=HashedTrigrams(), similarity=0.8, similar_columns=("a", "b")),
-        DedupConfig("semantic", {"*": ("default",)}, embedder=HashedTrigrams(), similarity=0.8, similar_columns=("a",)),
+        merging(),
+        merging("normalized"),
+        merging("normalized", {"a": ("case", "whitespace")}),
+        merging("semantic", embedder=HashedTrigrams(), similarity=0.8, similar_columns=("a", "b")),
+        merging("semantic", {"*": ("default",)}, embedder=HashedTrigrams(), similarity=0.8, similar_columns=("a",)),
     ]
 )
 
@@ -53,7 +60,7 @@ def arrow(rows: list[dict]) -> pa.Table:
 
 
 def ask(rows: list[dict], engine: FakeEngine | None = None, answer_format=TEXT, dedup=None, **options) -> QueryResult:
-    config = QueryConfig(dedup=dedup or DedupConfig(), **options)
+    config = QueryConfig(**(dedup or {}), **options)
     return run_query(arrow(rows), "{*}?", answer_format, config, engine or FakeEngine(), ByteTokenizer())
 
 
@@ -85,7 +92,7 @@ def test_each_row_has_the_answer_of_the_row_it_names(rows, dedup, order, shuffle
     check(rows, result)
     assert sorted(prompt.key for prompt in engine.asked) == sorted(set(result.source_rows.tolist()))
     assert all(row_of(prompt) == rows[prompt.key] for prompt in engine.asked)
-    if dedup.mode == "normalized" and not dedup.normalize:
+    if dedup["dedup"] == "normalized" and not dedup["normalize"]:
         for row, source in zip(rows, result.source_rows, strict=True):
             for name, value in row.items():
                 other = rows[source][name]
@@ -106,7 +113,7 @@ def test_failed_rows_take_those_that_inherit_with_them(rows, dedup, seed):
 
 def test_the_most_frequent_spelling_is_asked():
     engine = FakeEngine()
-    result = ask(ROWS, engine, dedup=DedupConfig("normalized"))
+    result = ask(ROWS, engine, dedup=merging("normalized"))
     assert sorted(prompt.key for prompt in engine.asked) == [1, 4, 6]
     assert result.source_rows.tolist() == [1, 1, 1, 1, 4, 4, 6]
     assert result.origins == ["normalized", "asked", "normalized", "exact", "asked", "normalized", "asked"]
@@ -114,13 +121,13 @@ def test_the_most_frequent_spelling_is_asked():
 
 
 def test_a_reason_names_the_row_that_was_asked_in_place():
-    result = ask(ROWS, FakeEngine(fails=[1]), dedup=DedupConfig("normalized"))
+    result = ask(ROWS, FakeEngine(fails=[1]), dedup=merging("normalized"))
     assert result.errors[0] == f"{result.errors[1]} (row 1 was asked for this one)"
     assert result.errors[3] == result.errors[1] == "failed request: refused by the fake engine"
 
 
 def test_only_what_the_prompt_reads_counts():
-    config = QueryConfig(dedup=DedupConfig("normalized"))
+    config = QueryConfig(**merging("normalized"))
     rows = [{"a": "Good", "b": "1"}, {"a": "good", "b": "2"}]
     result = run_query(arrow(rows), "{a}?", TEXT, config, FakeEngine(), ByteTokenizer())
     assert result.report.num_distinct == 1
@@ -128,7 +135,7 @@ def test_only_what_the_prompt_reads_counts():
 
 def test_rows_that_differ_in_a_column_not_compared_are_not_merged():
     rows = [{"a": "a fine place", "b": "1"}, {"a": "a fine place!", "b": "2"}, {"a": "a fine place.", "b": "1"}]
-    dedup = DedupConfig("semantic", similarity=0.8, embedder=HashedTrigrams())
+    dedup = merging("semantic", similarity=0.8, embedder=HashedTrigrams())
     result = ask(rows, dedup=dedup)
     assert result.source_rows[1] == 1 and result.source_rows[0] == result.source_rows[2] != 1
     assert result.report.dedup.settings["compared by meaning"] == "a; equal: b"
@@ -138,7 +145,7 @@ def test_rows_that_differ_in_a_column_not_compared_are_not_merged():
 
 def test_by_meaning_a_null_is_not_the_word_null():
     rows = [{"a": text, "b": "k"} for text in ["null", None, "null", None]]
-    dedup = DedupConfig("semantic", embedder=HashedTrigrams(), similarity=0.9, similar_columns=("a", "b"))
+    dedup = merging("semantic", embedder=HashedTrigrams(), similarity=0.9, similar_columns=("a", "b"))
     assert ask(rows, dedup=dedup, nulls="keep").source_rows.tolist() == [0, 1, 0, 1]
 
 
@@ -153,7 +160,7 @@ def test_texts_that_the_embedder_cuts_are_not_merged():
             return [len(text) <= 5 for text in texts]
 
     rows = [{"a": text} for text in ["room one", "room two", "room", "room ", "room one"]]
-    result = ask(rows, dedup=DedupConfig("semantic", similarity=0.6, embedder=Cutting()))
+    result = ask(rows, dedup=merging("semantic", similarity=0.6, embedder=Cutting()))
     assert result.origins[1] == "asked" and result.origins[4] == "exact"
     assert len({int(row) for row in result.source_rows[:2]}) == 2
     assert result.report.dedup.too_long == 2
@@ -161,7 +168,7 @@ def test_texts_that_the_embedder_cuts_are_not_merged():
 
 def test_a_real_model_merges_paraphrases(minilm):
     texts = ["The room was very clean.", "The room was really clean.", "Parking costs ten dollars.", "long " * 400]
-    result = ask([{"a": text} for text in texts], dedup=DedupConfig("semantic", similarity=0.9, embedder=str(minilm)))
+    result = ask([{"a": text} for text in texts], dedup=merging("semantic", similarity=0.9, embedder=str(minilm)))
     assert result.source_rows[0] == result.source_rows[1]
     assert result.source_rows[2:].tolist() == [2, 3]
     assert result.report.dedup.too_long == 1 and result.report.dedup.examples[0].similarity > 0.9
@@ -174,7 +181,7 @@ def test_a_model_in_vllm_is_opened_by_its_name_and_gives_its_memory_back(monkeyp
 
     released: list[str] = []
     monkeypatch.setattr(vllm_embedder, "VllmEmbedder", lambda model: InVllm(name=f"vllm:{model}"))
-    dedup = DedupConfig("semantic", similarity=0.9, embedder="vllm:some/model")
+    dedup = merging("semantic", similarity=0.9, embedder="vllm:some/model")
     result = ask([{"a": text} for text in ["Clean room", "clean room", "parking"]], dedup=dedup)
     assert result.source_rows.tolist() == [0, 0, 2] and released == ["vllm:some/model"]
     assert result.report.dedup.settings["embedder"] == "vllm:some/model"
@@ -189,7 +196,7 @@ def test_equal_texts_are_embedded_once():
 
     ask(
         [{"a": "x", "b": str(i)} for i in range(5)],
-        dedup=DedupConfig("semantic", similar_columns=("a",), embedder=embedder),
+        dedup=merging("semantic", similar_columns=("a",), embedder=embedder),
     )
     assert seen == ["x"]
 
@@ -197,13 +204,13 @@ def test_equal_texts_are_embedded_once():
 @pytest.mark.parametrize(
     ("dedup", "reason"),
     [
-        (DedupConfig("normalized", {"c": ("case",)}), "'c', which the prompt does not use"),
-        (DedupConfig("normalized", {"a": ("nope",)}), "no rule 'nope'"),
+        (merging("normalized", {"c": ("case",)}), "'c', which the prompt does not use"),
+        (merging("normalized", {"a": ("nope",)}), "no rule 'nope'"),
         (
-            DedupConfig("semantic", similar_columns=("c",), embedder=HashedTrigrams()),
+            merging("semantic", similar_columns=("c",), embedder=HashedTrigrams()),
             "'c', which the prompt does not use",
         ),
-        (DedupConfig("semantic", embedder=lambda texts: np.zeros(3)), "one row a text"),
+        (merging("semantic", embedder=lambda texts: np.zeros(3)), "one row a text"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_sent(dedup, reason):
@@ -216,9 +223,9 @@ def test_wrong_settings_are_refused_before_anything_is_sent(dedup, reason):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"mode": "fuzzy"},
+        {"dedup": "fuzzy"},
         {"normalize": {"a": ("case",)}},
-        {"mode": "normalized", "similar_columns": ("a",)},
+        {"dedup": "normalized", "similar_columns": ("a",)},
         {"similarity": 0.0},
         {"similarity": 1.1},
         {"similarity": float("nan")},
@@ -227,14 +234,14 @@ def test_wrong_settings_are_refused_before_anything_is_sent(dedup, reason):
 )
 def test_settings_that_contradict_are_refused(settings):
     with pytest.raises(RelationalError):
-        DedupConfig(**settings)
+        QueryConfig(**settings)
 
 
 @pytest.mark.parametrize(
     "options", [{"audit": -1}, {"seed": -1}, {"audit": 0.1}, {"audit": True}, {"audit": "5"}, {"seed": 1.5}]
 )
 def test_numbers_out_of_range_are_refused(options):
-    with pytest.raises(RelationalError, match="audit is"):
+    with pytest.raises(RelationalError, match=f"{next(iter(options))} is"):
         QueryConfig(**options)
 
 
@@ -242,7 +249,7 @@ def test_numbers_out_of_range_are_refused(options):
 def test_merging_changes_the_forecast():
     info = EngineInfo("fake")
     exact, merged = (
-        prepare(arrow(ROWS), "{*}?", TEXT, QueryConfig(dedup=DedupConfig(mode)), ByteTokenizer()).plan(info).report
+        prepare(arrow(ROWS), "{*}?", TEXT, QueryConfig(**merging(mode)), ByteTokenizer()).plan(info).report
         for mode in ("exact", "normalized")
     )
     assert (exact.num_asked, merged.num_asked) == (6, 3)
@@ -251,7 +258,7 @@ def test_merging_changes_the_forecast():
 
 @given(tables, modes, st.integers(1, 12))
 def test_the_first_rows_of_a_prepared_query_stay_merged(rows, dedup, num_rows):
-    prepared = prepare(arrow(rows), "{*}?", TEXT, QueryConfig(dedup=dedup, nulls="keep"), ByteTokenizer())
+    prepared = prepare(arrow(rows), "{*}?", TEXT, QueryConfig(**dedup, nulls="keep"), ByteTokenizer())
     whole, part = prepared.plan(EngineInfo("fake")).report, prepared.first(num_rows).plan(EngineInfo("fake")).report
     assert part.num_rows == min(num_rows, len(rows)) == part.num_distinct + sum(part.dedup.merged.values())
     assert part.num_distinct <= whole.num_distinct
@@ -274,11 +281,11 @@ def test_a_resumed_run_ends_the_same(tmp_path_factory, rows, dedup, lived):
 
 def test_a_checkpoint_that_knows_rows_which_are_merged_now_does_no_harm(tmp_path):
     path = tmp_path / "c"
-    whole = ask(ROWS, dedup=DedupConfig("normalized"), checkpoint=path)
+    whole = ask(ROWS, dedup=merging("normalized"), checkpoint=path)
     digest = job_digest(read_header(path.read_bytes().splitlines(keepends=True)[0]))
     with path.open("ab") as lines:
         lines.writelines(answer_line(Answer(row, "of another time", False), digest) for row in (0, 99))
-    result = ask(ROWS, dedup=DedupConfig("normalized"), checkpoint=path, resume=True)
+    result = ask(ROWS, dedup=merging("normalized"), checkpoint=path, resume=True)
     assert result.answers == whole.answers
     assert result.origins[0] == "normalized" and result.origins[1] == "resumed"
     check(ROWS, result)
@@ -286,12 +293,12 @@ def test_a_checkpoint_that_knows_rows_which_are_merged_now_does_no_harm(tmp_path
 
 @pytest.mark.parametrize(
     "change",
-    [DedupConfig(), DedupConfig("normalized", {"a": ("case",)}), DedupConfig("semantic", embedder=HashedTrigrams())],
-    ids=lambda dedup: dedup.mode,
+    [merging(), merging("normalized", {"a": ("case",)}), merging("semantic", embedder=HashedTrigrams())],
+    ids=lambda options: options["dedup"],
 )
 def test_a_checkpoint_does_not_serve_other_deduplication(tmp_path, change):
     path = tmp_path / "c"
-    ask(ROWS, dedup=DedupConfig("normalized"), checkpoint=path)
+    ask(ROWS, dedup=merging("normalized"), checkpoint=path)
     with pytest.raises(RelationalError, match=r"not the same: deduplication\)"):
         ask(ROWS, dedup=change, checkpoint=path, resume=True)
 
@@ -384,7 +391,7 @@ def test_an_audit_sees_what_the_order_of_fields_changes():
 
 def test_an_audit_sees_what_merging_changes_and_nothing_else():
     rows = [{"a": text, "b": "k"} for text in ["x", "X", "x!", "y", "Y"]]
-    dedup = DedupConfig("normalized")
+    dedup = merging("normalized")
     result = ask(rows, FakeEngine(lambda row: by_first_field(row) + row["a"]), dedup=dedup, audit=99)
     asked, merged = result.report.audit.samples
     assert (asked.num_asked, merged.num_asked, merged.num_agreed) == (2, 3, 0)

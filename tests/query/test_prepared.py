@@ -10,7 +10,7 @@ from fake_engine import ByteTokenizer, FakeEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_relational.config import DedupConfig, QueryConfig
+from vllm_relational.config import QueryConfig
 from vllm_relational.query.pipeline import run_prepared
 from vllm_relational.query.prepared import Prepared, prepare
 from vllm_relational.records import EngineInfo, FreeText
@@ -21,7 +21,7 @@ rows = st.lists(st.tuples(st.sampled_from(["x", "X ", "y", None]), st.sampled_fr
 
 def query_of(rows: list[tuple[str | None, str]], dedup: str = "exact") -> Prepared:
     table = pa.table({"a": pa.array([a for a, _ in rows], pa.string()), "b": [b for _, b in rows]})
-    return prepare(table, "{*}?", FreeText(), QueryConfig(dedup=DedupConfig(dedup)), ByteTokenizer())
+    return prepare(table, "{*}?", FreeText(), QueryConfig(dedup=dedup), ByteTokenizer())
 
 
 @settings(max_examples=25)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_relational.config import check_answer_format
+from vllm_relational.answer_format.check import check_answer_format
 from vllm_relational.records import Choice, FreeText, IntegerRange, JsonSchema, RelationalError
 from vllm_relational.results.parse import UnparsableAnswer, arrow_type, parser
 

@@ -12,9 +12,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from vllm_relational.cli.errors import COULD_NOT_RUN, OK, SOME_ROWS_FAILED
 from vllm_relational.files.atomic import check_writable
 from vllm_relational.records import QueryResult, RelationalError, RunReport
-from vllm_relational.terminal import JsonForTerminals, give_up_output
+from vllm_relational.terminal import JsonForTerminals, give_up_output, tell
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,9 +101,9 @@ def with_answers(
     import pyarrow as pa
 
     values: list[Any] = result.answers
-    if options["schema"] is not None:
+    if options.get("schema") is not None:
         values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
-    kind = pa.int64() if options["range"] is not None else pa.string()
+    kind = pa.int64() if options.get("range") is not None else pa.string()
     texts = {error: result.errors, status: result.statuses}
     answered = data.append_column(answer, pa.array(values, kind))
     for name, column in texts.items():
@@ -142,11 +143,27 @@ def write(answered: pa.Table, output: Path | None) -> None:
         raise RelationalError(f"cannot write to standard output: {reason}; name a file with -o") from error
 
 
-def write_report(report: RunReport, page: Path) -> str | None:
-    """As JSON where the file's name says so, else as a page. Returns why it could not be written, None if it was.
+def finish(report: RunReport, page: Path | None) -> int:
+    """Show the report, write it where that is wanted, and return the exit status."""
+    from vllm_relational.results.report_text import render_text
+
+    tell(render_text(report))
+    return write_report(report, page)
+
+
+def write_report(report: RunReport, page: Path | None) -> int:
+    """Where one is wanted: as JSON where the file's name says so, else as a page. Returns the exit status.
 
     The answers are written by then: a report that fails takes nothing with it.
     """
+    problem = _problem(report, page) if page is not None else None
+    if page is not None:
+        tell(f"error: the report could not be written to {page}: {problem}" if problem else f"report: {page}")
+    return COULD_NOT_RUN if problem else SOME_ROWS_FAILED if report.num_failed else OK
+
+
+def _problem(report: RunReport, page: Path) -> str | None:
+    """Write it. Returns why it could not be written, None if it was."""
     try:
         _write_report(report, page)
     except Exception as error:

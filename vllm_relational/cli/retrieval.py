@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from vllm_relational.cli import errors as cli_errors
 from vllm_relational.cli import files as cli_files
 from vllm_relational.cli import options as cli_options
 from vllm_relational.cli import output as cli_output
+from vllm_relational.cli.options import Limit, Table
 from vllm_relational.query import embedders
 from vllm_relational.records import RelationalError
 from vllm_relational.retrieval import retriever
@@ -19,7 +21,6 @@ from vllm_relational.retrieval import retriever
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Table = Annotated[Path, typer.Argument(help="Parquet, CSV, TSV, JSON lines or Arrow file.")]
 Embedder = Annotated[
     str | None,
     typer.Option(help="Embedding model, folder or hub name, as the index names it; vllm:NAME runs it in vLLM."),
@@ -71,7 +72,7 @@ def retrieve(
     ] = None,
     embedder: Embedder = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build a stale index again.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
+    limit: Limit = None,
     overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Add the passages nearest to each QUESTION to TABLE, as columns that every other command takes."""
@@ -100,6 +101,12 @@ def retrieve(
     )
     cli_output.write(found, output)
     return 0
+
+
+def add_commands(command: Callable[[Callable[..., int]], Any]) -> None:
+    """Register both commands."""
+    command(index)
+    command(retrieve)
 
 
 def index_files(index: Path | None) -> dict[str, Path | None]:

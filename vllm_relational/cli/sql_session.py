@@ -58,14 +58,16 @@ def numbers(text: str | None, option: str, count: int) -> list[float] | None:
     return values
 
 
-def opened(
-    llm: Any, db: str | None, side: Path | None, rates: str | None, prices: str | None, **options: Any
-) -> Connection:
+def pricing(rates: str | None, prices: str | None) -> dict[str, Any]:
+    """The options ``rates`` and ``prices`` of ``sql.connect``."""
+    speed, price = numbers(rates, "--rates", 2), numbers(prices, "--prices", 3)
+    return {"rates": Rates(*speed) if speed else None, "prices": Prices(*price) if price else None}
+
+
+def opened(llm: Any, db: str | None, side: Path | None, **options: Any) -> Connection:
     """A connection as the options say. A database file must exist: a misspelt name would make an empty one."""
     if db is not None and db != ":memory:" and not Path(db).exists():
         raise RelationalError(f"the database {db} does not exist: check the path, or leave --db for files and queries")
-    speed, price = numbers(rates, "--rates", 2), numbers(prices, "--prices", 3)
-    options |= {"rates": Rates(*speed) if speed else None, "prices": Prices(*price) if price else None}
     return connect(db or ":memory:", llm=llm, side=side, **options)
 
 

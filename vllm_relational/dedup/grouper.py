@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vllm_relational import dedup
-from vllm_relational.config import DedupConfig
+from vllm_relational.config import MergingOptions
 from vllm_relational.embed import Embedder, embed_texts, load_embedder, reads_whole, release
 from vllm_relational.records import DedupReport, Distinct, EncodedTable, Grouping, MergeExample, Origin, RelationalError
 
@@ -26,7 +26,6 @@ SHOWN_CHARACTERS = 120
 class RowGrouper:
     """The deduplication of one table; making it checks the settings against the table and does no work.
 
-    seed:  of the clusters of semantic deduplication.
     opens: makes an embedder of the name in the settings; by default a local model.
     Raises ``RelationalError`` for unknown rules, columns that the prompt does not use, missing libraries.
     """
@@ -34,11 +33,10 @@ class RowGrouper:
     def __init__(
         self,
         table: EncodedTable,
-        config: DedupConfig,
-        seed: int = 0,
+        config: MergingOptions,
         opens: Callable[[str], Embedder] = load_embedder,
     ) -> None:
-        self._table, self._config, self._seed = table, config, seed
+        self._table, self._config = table, config
         self._rules = _rules(table, config)
         self._columns = _similar_columns(table, config)
         self._embedder = _embedder(config, opens)
@@ -75,7 +73,7 @@ class RowGrouper:
         grouping = Grouping(distinct, levels)
         examples = tuple(self._examples(grouping, similarity))
         merged = merged_rows(grouping)
-        return grouping, DedupReport(self._config.mode, self.settings, merged, self._too_long, examples)
+        return grouping, DedupReport(self._config.dedup, self.settings, merged, self._too_long, examples)
 
     def _normalized(self, exact: Distinct, codes: np.ndarray, asked: np.ndarray) -> Distinct:
         normal = dedup.distinct_rows(codes, asked)
@@ -90,7 +88,9 @@ class RowGrouper:
             release(embedder)  # loaded for this table only: the engine needs the memory
         self._too_long = int((~whole).sum())
         keys = self._keys(codes, rows, whole)
-        heads = dedup.similar_rows(vectors, self._config.similarity, dedup.row_counts(distinct), keys, self._seed)
+        heads = dedup.similar_rows(
+            vectors, self._config.similarity, dedup.row_counts(distinct), keys, self._config.seed
+        )
         kept, group = np.unique(heads, return_inverse=True)
         similarity = np.einsum("ij,ij->i", vectors, vectors[heads]) if len(rows) else np.empty(0, np.float32)
         return dedup.regrouped(distinct, group.reshape(-1), rows[kept]), similarity
@@ -181,9 +181,9 @@ def name_sources(errors: list[str | None], grouping: Grouping) -> None:
             errors[row] = f"{errors[row]} (row {source[row]} was asked for this one)"
 
 
-def _rules(table: EncodedTable, config: DedupConfig) -> dict[str, tuple[str, ...]]:
+def _rules(table: EncodedTable, config: MergingOptions) -> dict[str, tuple[str, ...]]:
     """By column, its rules; columns without any are left out."""
-    if config.mode == EXACT or (config.mode == SEMANTIC and not config.normalize):
+    if config.dedup == EXACT or (config.dedup == SEMANTIC and not config.normalize):
         return {}
     rules = dedup.column_rules(table.names, config.normalize)
     for name in rules:
@@ -191,8 +191,8 @@ def _rules(table: EncodedTable, config: DedupConfig) -> dict[str, tuple[str, ...
     return {name: chosen for name, chosen in rules.items() if chosen}
 
 
-def _similar_columns(table: EncodedTable, config: DedupConfig) -> tuple[str, ...]:
-    if config.mode != SEMANTIC:
+def _similar_columns(table: EncodedTable, config: MergingOptions) -> tuple[str, ...]:
+    if config.dedup != SEMANTIC:
         return ()
     unused = [name for name in config.similar_columns if name not in table.names]
     if unused:
@@ -208,8 +208,8 @@ def _similar_columns(table: EncodedTable, config: DedupConfig) -> tuple[str, ...
     return columns
 
 
-def _embedder(config: DedupConfig, opens: Callable[[str], Embedder]) -> Embedder | None:
-    if config.mode != SEMANTIC:
+def _embedder(config: MergingOptions, opens: Callable[[str], Embedder]) -> Embedder | None:
+    if config.dedup != SEMANTIC:
         return None
     return opens(config.embedder) if isinstance(config.embedder, str) else config.embedder
 

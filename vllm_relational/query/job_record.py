@@ -39,9 +39,8 @@ def job_identity(
         "answer form": answer_form(answer_format),
         "model": model,
         "table": fingerprint(table),
-        "system prompt": config.system_prompt,
-        "layout": config.layout,
-        "deduplication": {"mode": config.dedup.mode, **merging},
+        **config.job_identity(),
+        "deduplication": {"mode": config.dedup, **merging},
     }
 
 

@@ -128,7 +128,7 @@ class Run:
         """Send the batch in planned order and keep answers as they come."""
         query, batch, answers = self._query, self._batch, self._answers
         group_of = dict(zip(batch.keys.tolist(), batch.groups.tolist(), strict=True))
-        progress = make_progress(query.config.progress and len(batch.keys) > 0)
+        progress = make_progress(query.config.progress if len(batch.keys) else False)
         parse = parser(query.answer_format)
         progress.start(len(batch.keys))
         try:

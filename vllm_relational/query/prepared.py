@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vllm_relational.config import KEEP_NULLS, QueryConfig, check_answer_format
+from vllm_relational.answer_format.check import check_answer_format
+from vllm_relational.config import KEEP_NULLS, QueryConfig, current_order
 from vllm_relational.dedup.grouper import RowGrouper, rows_of
 from vllm_relational.engine.base import Engine
 from vllm_relational.plan import planner
@@ -81,7 +82,7 @@ class Prepared:
         """The same query planned in that order (None: in its own)."""
         if order is None:
             return self
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, order=order))
+        return dataclasses.replace(self, config=self.config.model_copy(update={"order": current_order(order)}))
 
     def take(self, rows: np.ndarray) -> Prepared:
         """The same query over some of its rows, int64 ascending; rows that were merged stay so.
@@ -204,7 +205,7 @@ def prepare(
         encoded = encode_columns(table, question.columns)
         encoded = nulls_as_values(encoded) if config.nulls == "keep" else encoded
     with clock("deduplicate"):
-        grouper = RowGrouper(encoded, config.dedup, config.seed, embedders.open_embedder)
+        grouper = RowGrouper(encoded, config, embedders.open_embedder)
         row_errors = _null_cells(encoded, config)
         grouping, merges = grouper.group(~(encoded.codes == NULL_CODE).any(axis=0))
     with clock("tokenise"):

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from vllm_relational.answer_format.check import folded_label
 from vllm_relational.answer_format.json_schemas import MAX_DEPTH, schema_check
 from vllm_relational.answer_format.thoughts import without_thought
-from vllm_relational.config import folded_label
 from vllm_relational.records import AnswerFormat, Choice, FreeText, IntegerRange, JsonSchema
 
 SHOWN_CHARACTERS, SHOWN_LABELS = 80, 200

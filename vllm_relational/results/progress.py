@@ -24,11 +24,13 @@ class Progress(Protocol):
     def stop(self) -> None: ...
 
 
-def make_progress(show: bool) -> Progress:
-    """A bar when standard error is a terminal, lines when it is a file, nothing when not shown.
+def make_progress(show: bool | None) -> Progress:
+    """A bar when standard error is a terminal, lines when it is a file, nothing when not shown. None: a bar or nothing.
 
     None of them ends a job: one that fails, because its terminal is gone say, falls silent.
     """
+    if show is None:
+        show = is_terminal(sys.stderr)
     if not show or sys.stderr is None:
         return Silent()
     return Guarded(Bar() if is_terminal(sys.stderr) else Lines())

@@ -6,24 +6,25 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import RLock
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import duckdb
 import pyarrow as pa
 from sqlglot import exp
 
+from vllm_relational.config.arguments import SqlArguments
+from vllm_relational.config.signature import takes
+from vllm_relational.config.sql import Places, SqlOptions
 from vllm_relational.files.named import NamedFile, check_distinct
-from vllm_relational.options import Places, SqlOptions, read_options
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.answers_database import AnswersDatabase
 from vllm_relational.sql.context import StatementContext
 from vllm_relational.sql.execute import Execution, execute
 from vllm_relational.sql.interrupts import interruptible, interrupts
-from vllm_relational.sql.merging import Merging
 from vllm_relational.sql.operator import Settings
 from vllm_relational.sql.parameters import Parameters, numbered, values_of
 from vllm_relational.sql.parse import check_text, holds_call, names_in, parse, statements
@@ -36,23 +37,26 @@ if TYPE_CHECKING:
 _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(?!ANALYZE\b)", re.IGNORECASE)
 
 
+@takes(SqlOptions, explained=True)
 def connect(
-    database: str | Path = ":memory:", *, llm: Model, side: str | Path | None = None, **options: Any
+    database: str | Path = ":memory:",
+    *,
+    llm: Model,
+    side: str | Path | None = None,
+    **options: Unpack[SqlArguments],
 ) -> Connection:
     """Open a DuckDB database, or make one in memory, for SQL with LLM functions.
 
     llm:     a ``RelationalLLM``.
     side:    a file for the operators' inputs and answers, from which a later session goes on; None keeps them in
              memory. They never go into ``database``.
-    options: the fields of ``Settings`` but for ``merging``, whose own are options too: dedup, normalize, similarity,
-             similar_columns, embedder, cache, audit, seed. ``read_only=True`` opens the database so.
     Raises ``RelationalError`` when an option is wrong or a file cannot be opened.
     """
-    settings, read_only = _settings(options)
-    place = read_options(Places, {"database": database, "side": side, "llm": llm})
-    check_distinct(_named_files(database, side, settings.merging.cache))
+    settings = Settings.read(options)
+    place = Places.read({"database": database, "side": side, "llm": llm})
+    check_distinct(_named_files(database, side, settings.cache))
     try:
-        opened = duckdb.connect(str(place.database), read_only=read_only)
+        opened = duckdb.connect(str(place.database), read_only=settings.read_only)
     except duckdb.Error as error:
         raise RelationalError(f"cannot open the database {database}: {str(error).splitlines()[0]}") from error
     try:
@@ -60,14 +64,6 @@ def connect(
     except BaseException:
         opened.close()
         raise
-
-
-def _settings(options: Mapping[str, Any]) -> tuple[Settings, bool]:
-    """How SQL asks, and whether the database is opened for reading only."""
-    read = dict(read_options(SqlOptions, options))
-    merging = Merging(**{each.name: read.pop(each.name) for each in dataclasses.fields(Merging)})
-    read_only = read.pop("read_only")
-    return Settings(merging=merging, **read), read_only
 
 
 def _named_files(database: str | Path, side: str | Path | None, cache: str | Path | None) -> Iterator[NamedFile]:
@@ -261,4 +257,4 @@ def _with_retriever(settings: Settings) -> Settings:
     from vllm_relational.query import embedders
     from vllm_relational.retrieval.retriever import Retriever
 
-    return dataclasses.replace(settings, retriever=Retriever(opens=embedders.open_embedder))
+    return settings.model_copy(update={"retriever": Retriever(opens=embedders.open_embedder)})

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_relational.answer_format.check import check_answer_format
 from vllm_relational.answer_format.statement import NO, WORDING, YES
-from vllm_relational.config import check_answer_format
-from vllm_relational.option_kinds import read_labels
+from vllm_relational.config.kinds import read_labels
 from vllm_relational.records import AnswerFormat, Choice, FreeText, IntegerRange, JsonSchema, RelationalError
 from vllm_relational.sql.json_types import shaped, sql_type_of
 

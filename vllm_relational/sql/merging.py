@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from vllm_relational.config import DEFAULT_EMBEDDER, DEFAULT_SIMILARITY, DedupConfig, DedupMode, QueryConfig
+from vllm_relational.config import DedupMode, MergingOptions
 from vllm_relational.records import Agreement, MergeExample, RunReport
 
 ALL = "*"
@@ -25,26 +24,8 @@ BEYOND_EXACT = {"normalized": "equal in normal form", "semantic": "close in mean
 SHOWN_EXAMPLES = 3
 
 
-@dataclass(frozen=True)
-class Merging:
-    """What passes for equal, where answers are kept, what is asked again: options of ``RelationalLLM.run``, see there.
-
-    Raises ``RelationalError`` for values that ``DedupConfig`` or ``QueryConfig`` refuse.
-    """
-
-    dedup: DedupMode = "exact"
-    normalize: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
-    similarity: float = DEFAULT_SIMILARITY
-    similar_columns: str | Sequence[str] = ()
-    embedder: Any = DEFAULT_EMBEDDER
-    cache: str | Path | None = None
-    audit: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        rules = {name: _names(given) for name, given in self.normalize.items()}
-        DedupConfig(self.dedup, rules, self.similarity, _names(self.similar_columns), DEFAULT_EMBEDDER)
-        QueryConfig(audit=self.audit, seed=self.seed)
+class Merging(MergingOptions):
+    """The options of ``RelationalLLM.run`` about merging, as an operator's fields need them."""
 
     def options(self, records: pa.Table, aggregates: bool = False, embeds: bool = True) -> dict[str, Any]:
         """The options for an operator over these records.
@@ -70,13 +51,13 @@ class Merging:
         """The rules of those fields; what is not named stays exact, as in ``run``."""
         if not self.normalize:
             return {}
-        given = {name.casefold(): _names(rules) for name, rules in self.normalize.items()}
+        given = {name.casefold(): rules for name, rules in self.normalize.items()}
         own = {name: given[name.casefold()] for name in fields if name.casefold() in given}
         return {ALL: given.get(ALL, ("exact",)), **own}
 
     def _compared(self, records: pa.Table) -> tuple[str, ...]:
         """The fields to compare by meaning: those named, or those that hold text."""
-        named = {name.casefold() for name in _names(self.similar_columns)}
+        named = {name.casefold() for name in self.similar_columns}
         columns = zip(records.column_names, records.columns, strict=True)
         return tuple(name for name, column in columns if (name.casefold() in named if named else _holds_text(column)))
 
@@ -86,7 +67,7 @@ class Merging:
             return ""
         parts: list[Any] = [self.dedup, self._rules(fields)]
         if self.dedup == "semantic":
-            named = {name.casefold() for name in _names(self.similar_columns)}
+            named = {name.casefold() for name in self.similar_columns}
             compared = [name for name in fields if name.casefold() in named] if named else ["texts"]
             parts += [self.similarity, compared, _name_of(self.embedder), self.seed]
         return json.dumps(parts, sort_keys=True, ensure_ascii=False)
@@ -94,7 +75,7 @@ class Merging:
     def unread(self, fields: Iterable[str]) -> list[str]:
         """Columns that the settings name and that are none of these fields, of all questions of a statement."""
         known = {ALL, *(name.casefold() for name in fields)}
-        named = [*self.normalize, *_names(self.similar_columns)]
+        named = [*self.normalize, *self.similar_columns]
         return [name for name in dict.fromkeys(named) if name.casefold() not in known]
 
 
@@ -135,10 +116,6 @@ def _share(sample: Agreement) -> str:
         return f"audit, {sample.sample}: none of {sample.num_asked:,} gave an answer"
     interval = f"95% interval {sample.low:.1%} to {sample.high:.1%}"
     return f"audit, {sample.sample}: {sample.num_agreed:,} of {compared:,} the same ({sample.share:.1%}, {interval})"
-
-
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _name_of(embedder: Any) -> str:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import pyarrow as pa
 
-from vllm_relational.config import DEFAULT_SYSTEM_PROMPT, KEEP_NULLS, QUESTION_FIRST, Layout, check_layout
-from vllm_relational.records import EngineDiedError, EngineInfo, FreeText, JsonSchema, QueryResult, RunReport
+from vllm_relational.config import KEEP_NULLS, QUESTION_FIRST, Layout
+from vllm_relational.config.arguments import QueryArguments
+from vllm_relational.config.sql import SqlOptions
+from vllm_relational.records import EngineDiedError, EngineInfo, JsonSchema, QueryResult, RunReport
 from vllm_relational.sql.aggregate import reduce_groups
 from vllm_relational.sql.answers_database import AnswersDatabase
 from vllm_relational.sql.blocks import KEY
-from vllm_relational.sql.cost import Prices, Rates
 from vllm_relational.sql.functions import CallQuestion
 from vllm_relational.sql.merging import ASKED, BEYOND_EXACT, CACHED, RESUMED, Merging
 from vllm_relational.sql.operator_table import BLOCKED, CUT, OperatorTable, StoredAnswers
-from vllm_relational.sql.passes.blocking import Candidates
-from vllm_relational.sql.retrieve import Retrieval, Retrieves
+from vllm_relational.sql.retrieve import Retrieval
 
 # Characters of an answer that a reason quotes.
 LONGEST_SHOWN = 80
@@ -29,10 +30,10 @@ LONGEST_SHOWN = 80
 class LanguageModel(Protocol):
     """What is needed of ``RelationalLLM``; see there."""
 
-    def run(self, table: Any, prompt: str, **options: Any) -> QueryResult:
+    def run(self, table: Any, prompt: str, **options: Unpack[QueryArguments]) -> QueryResult:
         """Ask the prompt of every row."""
 
-    def prepare(self, table: Any, prompt: str, **options: Any) -> Any:
+    def prepare(self, table: Any, prompt: str, **options: Unpack[QueryArguments]) -> Any:
         """Deduplicate and tokenise, ask nothing."""
 
     def expected_engine(self) -> EngineInfo:
@@ -42,47 +43,13 @@ class LanguageModel(Protocol):
         """The engine, started; what it says of itself."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How SQL asks.
+class Settings(SqlOptions):
+    """How SQL asks."""
 
-    max_tokens:    the longest answer of LLM and LLM_AGG in tokens; ``max_json_tokens``: of LLM_EXTRACT.
-    keeps_nulls:   a null argument is sent to the model as null; by default the answer is null and nothing is asked.
-    system_prompt: the first message of every prompt.
-    order:         the planner; None for the one of the LLM object.
-    optimize:      False computes every call for all rows that SQL would compute it for, call by call.
-    batch_rows:    rows before a LIMIT that are asked at least at once.
-    sample_rows:   inputs a predicate that are asked first to estimate how many rows it keeps.
-    candidates:    proposes pairs of a semantic join, see ``passes.blocking``; ``candidates_k`` a row of one side.
-    audit_pairs:   pairs that were not proposed and are asked nevertheless, to estimate the recall.
-    rates, prices: to show seconds and dollars beside tokens.
-    layout:        of every prompt but those of LLM_AGG, 'question-first' or 'row-first'; None chooses by statement.
-    max_pairs:     pairs of a semantic join that are asked at most where nothing proposes candidates.
-    retriever:     searches for ``retrieve``; None for one that opens each index with the model that it names.
-    merging:       which inputs beyond equal ones share an answer, the result cache, the audit.
-    """
-
-    max_tokens: int = FreeText.max_tokens
-    max_json_tokens: int = JsonSchema.max_tokens
-    keeps_nulls: bool = False
-    system_prompt: str = DEFAULT_SYSTEM_PROMPT
-    order: str | None = None
-    optimize: bool = True
-    sample_rows: int = 32
-    batch_rows: int = 64
-    max_pairs: int = 100_000
-    candidates: Candidates | None = None
-    candidates_k: int = 10
-    audit_pairs: int = 64
-    rates: Rates | None = None
-    prices: Prices | None = None
-    layout: Layout | None = None
-    retriever: Retrieves | None = None
-    merging: Merging = field(default_factory=Merging)
-
-    def __post_init__(self) -> None:
-        if self.layout is not None:
-            check_layout(self.layout)
+    @functools.cached_property
+    def merging(self) -> Merging:
+        """Which inputs beyond equal ones share an answer, the result cache, the audit."""
+        return Merging(**{name: getattr(self, name) for name in Merging.model_fields})
 
     def options(self, question: CallQuestion, records: pa.Table, embeds: bool = True) -> dict[str, Any]:
         """The options of ``RelationalLLM.run`` for a question about these records; see ``Merging.options``."""

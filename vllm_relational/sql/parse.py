@@ -16,7 +16,7 @@ from sqlglot import exp
 from sqlglot.errors import ParseError, TokenError
 from sqlglot.tokenizer_core import Token, TokenType
 
-from vllm_relational.option_kinds import half_character
+from vllm_relational.config.kinds import half_character
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.functions import LLM_FUNCTIONS, RETRIEVE, asks_groups
 from vllm_relational.sql.markers import set_apart

@@ -11,12 +11,13 @@ from fake_server import FakeServer, Reply, chat, fail
 from typer.testing import CliRunner
 
 from vllm_relational.cli.app import app
+from vllm_relational.config import QueryOptions
+from vllm_relational.config.llm import LlmOptions, ServerOptions
 from vllm_relational.engine.endpoint import EndpointEngine
 from vllm_relational.engine.endpoint.connection import Address
 from vllm_relational.engine.endpoint.failures import LostError, MalformedError, RefusedError
 from vllm_relational.engine.endpoint.fixes import death
 from vllm_relational.engine.endpoint.secrets import ApiKey
-from vllm_relational.options import LlmOptions, RunOptions, ServerOptions
 from vllm_relational.records import Choice, EngineDiedError, FreeText, JsonSchema, Prompt
 
 ADDRESS = Address("http://h/v1", ApiKey.find("sk-12345678"), 600.0, 5, 0.5)
@@ -103,7 +104,7 @@ MESSAGES = [
 @pytest.mark.parametrize("command", ["run", "bench", "sql"])
 def test_every_option_that_is_named_can_be_given(command: str) -> None:
     shown = re.sub(r"\x1b\[[0-9;]*m", "", CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output)
-    python = {*ServerOptions.model_fields, *LlmOptions.model_fields, *RunOptions.model_fields}
+    python = {*ServerOptions.model_fields, *LlmOptions.model_fields, *QueryOptions.model_fields}
     named = {pair for told in MESSAGES for pair in re.findall(r"(--[a-z-]+) \((\w+)=\)", told)}
     assert len(named) >= 5
     for option, keyword in named | {("--served-as", "served_as"), ("--retries", "max_retries")}:

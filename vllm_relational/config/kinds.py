@@ -10,6 +10,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from numbers import Real
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from vllm_relational.records import PromptBatch
+from vllm_relational.answer_format.json_schemas import plain_schema
+from vllm_relational.config.names import current_order
+from vllm_relational.records import PromptBatch, RelationalError
 
 SHOWN_VALUE = 80
 MAX_ITEMS = 1_000_000  # of a list: more are an iterator without end
@@ -115,6 +118,11 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
     return value
 
 
+def _schema(value: Any) -> dict[str, Any]:
+    """Raises ``RelationalError`` itself: it says what of a schema is at fault."""
+    return plain_schema(value)
+
+
 def _weights(value: Any) -> dict[str, float]:
     return {read_text(name): _number(weight) for name, weight in _mapping(value).items()}
 
@@ -190,23 +198,34 @@ def _callable(value: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------- as types
+@dataclass(frozen=True)
+class Takes:
+    """In the annotation of a kind: what users may give, as a type in Python's words. Without it, the type itself."""
+
+    given: str
+
+
 Text = Annotated[str, BeforeValidator(read_text)]
 Named = Annotated[str, BeforeValidator(read_text), AfterValidator(_not_blank)]
-ModelName = Annotated[str, BeforeValidator(_model), AfterValidator(_not_blank)]
+Order = Annotated[Named, AfterValidator(current_order)]
+ModelName = Annotated[str, BeforeValidator(_model), AfterValidator(_not_blank), Takes("str | Path")]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Groups = Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_groups)]
-Weights = Annotated[dict[str, float], BeforeValidator(_weights)]
-Rules = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_rules)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), Takes("str | Iterable[str]")]
+Groups = Annotated[
+    tuple[tuple[str, ...], ...], BeforeValidator(_groups), Takes("Iterable[str] | Iterable[Iterable[str]]")
+]
+Weights = Annotated[dict[str, float], BeforeValidator(_weights), Takes("Mapping[str, float]")]
+Rules = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_rules), Takes("Mapping[str, str | Iterable[str]]")]
+Schema = Annotated[dict[str, Any], BeforeValidator(_schema), Takes("Mapping[str, Any]")]
 Settings = Annotated[Mapping[str, Any], BeforeValidator(_mapping)]
-File = Annotated[Path, BeforeValidator(_path)]
-Labels = Annotated[tuple[str, ...], BeforeValidator(read_labels)]
-Bounds = Annotated[tuple[int, int], BeforeValidator(_range)]
-Batches = Annotated[tuple[PromptBatch, ...], BeforeValidator(_batches)]
-EmbedderName = Annotated[Any, BeforeValidator(_embedder)]
-Function = Annotated[Any, BeforeValidator(_callable)]
+File = Annotated[Path, BeforeValidator(_path), Takes("str | Path")]
+Labels = Annotated[tuple[str, ...], BeforeValidator(read_labels), Takes("Iterable[Any]")]
+Bounds = Annotated[tuple[int, int], BeforeValidator(_range), Takes("Iterable[int]")]
+Batches = Annotated[tuple[PromptBatch, ...], BeforeValidator(_batches), Takes("Iterable[PromptBatch]")]
+EmbedderName = Annotated[Any, BeforeValidator(_embedder), Takes("str | Path | Callable[[list[str]], Any]")]
+Function = Annotated[Any, BeforeValidator(_callable), Takes("Callable[..., Any]")]
 # Objects of the user's, known by what they do.
 AnEngine = Annotated[Any, BeforeValidator(_does("start", "ask", "close"))]
 AnLlm = Annotated[Any, BeforeValidator(_does("run", "prepare", "expected_engine"))]
@@ -222,3 +241,13 @@ def shown(value: Any) -> str:
     except Exception:  # the user's own __repr__, or a number of thousands of digits
         text = f"<{type(value).__name__}>"
     return text if len(text) <= SHOWN_VALUE else f"{text[: SHOWN_VALUE - 3]}..."
+
+
+def check_prompt(prompt: Any) -> None:
+    """Raise ``RelationalError`` for a prompt that is no text that can be sent."""
+    try:
+        read_text(prompt)
+    except ValueError as error:
+        raise RelationalError(
+            f"the prompt is {shown(prompt)}: {str(error) or 'give a text that names columns'}"
+        ) from None
