@@ -179,7 +179,7 @@ def test_all_kinds_of_objects_in_one_table():
     assert checked_hits(table) > 0
 
 
-@pytest.mark.parametrize("cells", [[1j, "a"], [object()], [{1}, "a"], [datetime.timedelta(1), "a"]])
+@pytest.mark.parametrize("cells", [[1j, "a"], [object()], [{1}, "a"]])
 def test_columns_of_objects_without_a_text_are_turned_away(cells):
     with pytest.raises(RelationalError, match="give the column one type"):
         table_of(pd.DataFrame({"a": pd.Series(cells, dtype=object)}))
