@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_relational.kv.policy import POLICIES
 from vllm_relational.records import EngineInfo, RelationalError
 from vllm_relational.terminal import tell
 
@@ -36,7 +37,11 @@ Output = Annotated[
     ),
 ]
 Eviction = Annotated[
-    str | None, typer.Option(help="Which cached block vLLM gives up first: lru (default, its own), fifo, batch.")
+    str | None,
+    typer.Option(
+        help="Which cached block vLLM gives up first: "
+        f"{', '.join(name for name, policy in POLICIES.items() if policy.serves)}. Default: lru, its own."
+    ),
 ]
 TokenExact = Annotated[bool, typer.Option("--token-exact", help="Reuse prefixes to the token, not the block.")]
 
