@@ -53,7 +53,7 @@ run_quality() {
   "$python" "$bench/dipr_quality.py" "$model" --haystack "$tables/squad_v11_dev.parquet:context" --out "$out/quality" \
     --engine vllm --batch-tokens 2097152 --dipr '{}' --dipr '{"alpha": 0.012}' --dipr '{"alpha": 0.001}' \
     --dipr '{"alpha": 1, "tail": false, "recent": 2560}' --dipr '{"method": "v_skip", "alpha": 0}' \
-    --dipr '{"method": "pages", "top_tokens": 2048}' --dipr '{"method": "pages", "top_tokens": 64, "recent": 2560}'
+    --dipr '{"method": "topk_pages", "top_tokens": 2048}' --dipr '{"method": "topk_pages", "top_tokens": 64, "recent": 2560}'
 }
 
 for step in "${@:-tests}" ; do

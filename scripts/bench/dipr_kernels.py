@@ -46,12 +46,12 @@ FIELDS = (
     "time", "commit", "machine", "data", "batch", "length", "block", "way", "us", "us_10th", "us_90th", "speed_up",
     "bytes", "tokens_listed", "error",
 )  # fmt: skip
-LISTING = ("scan", "pages")
+LISTING = ("scan", "topk_pages")
 PAGES = (512, 2048)
 
 
 def paged(context: Any, block_size: int) -> tuple[torch.Tensor, Pages, torch.Tensor]:
-    """A context's keys and values in blocks at random, sealed: the cache, its parts, and the block table."""
+    """A context's keys and values in blocks at random, quantised: the cache, its parts, and the block table."""
     batch, heads, length, _ = context.key.shape
     layout = PageLayout(block_size, HEAD_SIZE, torch.bfloat16)
     per_request = length // block_size
@@ -139,7 +139,7 @@ def error(batch: Batch, context: Any, made: Kernels | None, method: str, output:
         for head, tokens in enumerate(made.listed(batch.lens.tolist(), 0)):
             kept[head, tokens] = True
         rule = naive.Given(kept.repeat_interleave(NUM_HEADS // NUM_KV_HEADS, 0))
-        if method == "pages":
+        if method == "topk_pages":
             query = batch.query[0].float()
             products = (query.view(NUM_KV_HEADS, -1, HEAD_SIZE) @ key.transpose(1, 2)).flatten(0, 1)
             choice = naive.TopPages(made.settings.top_tokens).choose(
@@ -208,7 +208,7 @@ def bytes_read(batch: Batch, made: Kernels, method: str) -> float:
     body = tokens - window * batch.lens.shape[0] * NUM_KV_HEADS
     there, listed = made.statistics[:2].tolist()
     listed = body * listed / max(there, 1) + tokens - body
-    if method == "pages":
+    if method == "topk_pages":
         return (listed * dense + body * layout.outline_bytes) / (tokens * dense)
     return (listed * dense + body * (layout.index_bytes + layout.head_size / layout.group)) / (tokens * dense)
 
@@ -238,8 +238,8 @@ def ways(
             made = kernels(batches[0], DiprSettings(alpha=alpha), read_tuning(text))
             yield f"scan {alpha:g} {text}", "scan", made, launches(made, "scan", batches)
     for top_tokens in PAGES:
-        made = kernels(batches[0], DiprSettings(method="pages", top_tokens=top_tokens))
-        yield f"pages {top_tokens}", "pages", made, launches(made, "pages", batches)
+        made = kernels(batches[0], DiprSettings(method="topk_pages", top_tokens=top_tokens))
+        yield f"pages {top_tokens}", "topk_pages", made, launches(made, "topk_pages", batches)
     for text in ["", *tunings]:
         made = kernels(batches[0], DiprSettings(), read_tuning(text))
         none = [dataclasses.replace(batch, lens=torch.zeros_like(batch.lens)) for batch in batches]

@@ -244,7 +244,7 @@ def vllm_trials(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     trials: dict[str, dict[str, Any]] = {DENSE: {"dense_below": 2**30}}
     for text in given:
         settings = json.loads(text)
-        if settings.get("method", "scan") not in ("scan", "v_skip", "pages"):
+        if settings.get("method", "scan") not in ("scan", "v_skip", "topk_pages"):
             raise SystemExit(f"--dipr {text}: name a sparse method, or none for scan")
         trials[f"{DENSE} dipr" + "".join(f" {name}={value}" for name, value in settings.items())] = SPARSE | settings
     return trials

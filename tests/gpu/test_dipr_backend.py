@@ -103,7 +103,7 @@ def test_writing_reaches_the_end_of_a_large_cache():
     write(found, keys.cuda(), values.cuda(), slots.cuda() + (blocks - 8) * 64)
     last = layout.views(found.cache[-8:])
     assert torch.equal(last.key_value.cpu(), right.key_value)
-    assert torch.equal(last.codes.cpu(), right.codes) and torch.equal(last.step.cpu(), right.step)
+    assert torch.equal(last.codes.cpu(), right.codes) and torch.equal(last.scale.cpu(), right.scale)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -28,20 +28,20 @@ def keys(draw):
 @settings(max_examples=150, deadline=None)
 @given(keys())
 def test_a_key_is_at_most_half_a_step_from_what_its_code_says(group):
-    codes, origin, step = codec.encode(group)
-    far = (codec.decode(codes, origin, step) - group).abs()
-    known = origin.isfinite()
+    codes, zero_point, scale = codec.encode(group)
+    far = (codec.decode(codes, zero_point, scale) - group).abs()
+    known = zero_point.isfinite()
     assert known[(group.abs() < 5000).all(0)].all()  # real keys are far smaller
-    assert (far <= codec.decode_step(step).float() * 0.5 * codec.SLACK)[:, known].all()
+    assert (far <= codec.decode_scale(scale).float() * 0.5 * codec.SLACK)[:, known].all()
 
 
 @settings(max_examples=100, deadline=None)
 @given(keys(), st.integers(0, 2**32))
 def test_the_bound_holds_for_every_query(group, seed):
     query = torch.randn((3, group.shape[1]), generator=torch.Generator().manual_seed(seed))
-    codes, origin, step = codec.encode(group)
-    estimate = query.double() @ codec.decode(codes, origin, step).double().T
-    bound = query.abs() @ codec.decode_step(step).float() * (0.5 * codec.SLACK)
+    codes, zero_point, scale = codec.encode(group)
+    estimate = query.double() @ codec.decode(codes, zero_point, scale).double().T
+    bound = query.abs() @ codec.decode_scale(scale).float() * (0.5 * codec.SLACK)
     bound = bound[:, None]
     wrong = (estimate - query.double() @ group.double().T).abs() > bound + 1e-3
     assert not wrong.any()  # NaN is never more
@@ -51,8 +51,8 @@ def test_keys_that_no_code_can_hold_are_marked():
     group = torch.zeros(16, 64)
     group[3, 5], group[4, 6], group[:, 7] = torch.nan, torch.inf, torch.linspace(-2e3, 2e3, 16)
     group[2, 8] = 65000.0
-    _, origin, _ = codec.encode(group)
-    assert origin.isnan().nonzero().flatten().tolist() == [5, 6, 8]
+    _, zero_point, _ = codec.encode(group)
+    assert zero_point.isnan().nonzero().flatten().tolist() == [5, 6, 8]
 
 
 @pytest.mark.parametrize("head_size", [16, 64, 80, 128, 256])
@@ -63,7 +63,7 @@ def test_packing_has_an_inverse(head_size):
 
 def test_steps_are_rounded_up_by_an_eighth_at_most():
     steps = 2.0 ** torch.empty(1000).uniform_(-13.9, 12)
-    kept = codec.decode_step(codec.encode_step(steps).to(torch.uint8)).float()
+    kept = codec.decode_scale(codec.encode_scale(steps).to(torch.uint8)).float()
     assert ((kept >= steps) & (kept <= steps * 1.125)).all()
 
 
@@ -72,7 +72,9 @@ def test_steps_are_rounded_up_by_an_eighth_at_most():
 def test_parts_of_a_page_share_no_byte_and_leave_few(block_size, dtype):
     layout = PageLayout(block_size, 80, dtype)
     pages = layout.views(new_cache(layout, 3, 2))
-    for value, part in enumerate((pages.key, pages.value, pages.codes, pages.origin, pages.value_mean, pages.step), 1):
+    for value, part in enumerate(
+        (pages.key, pages.value, pages.codes, pages.zero_point, pages.value_mean, pages.scale), 1
+    ):
         raw = part[1, 1].contiguous().view(torch.uint8)
         part[1, 1] = torch.full_like(raw, value).view(part.dtype).view(part[1, 1].shape)
     page = pages.cache.view(torch.uint8)[1, 1].flatten()

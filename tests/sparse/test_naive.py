@@ -37,7 +37,7 @@ def test_dense_is_the_attention_of_torch(group, block_size):
         value = naive.gather(batch.pages.value, batch.block_table[request], length).repeat_interleave(group, 0)
         query = batch.query[batch.rows[request].long()][:, None]
         assert torch.allclose(found.output, F.scaled_dot_product_attention(query, key, value)[:, 0], atol=1e-5)
-        assert torch.allclose(found.mass, torch.ones(()))
+        assert torch.allclose(found.kept_weight, torch.ones(()))
 
 
 def test_dipr_keeps_what_has_a_share_of_the_greatest_weight():
@@ -48,8 +48,8 @@ def test_dipr_keeps_what_has_a_share_of_the_greatest_weight():
     key = naive.gather(batch.pages.key, batch.block_table[0], 500).double().repeat_interleave(4, 0)
     weights = torch.softmax(torch.einsum("hd,htd->ht", batch.query[batch.rows[0].long()].double(), key) * 0.125, -1)
     assert torch.equal(found.kept, weights >= alpha * weights.amax(-1, keepdim=True))
-    assert torch.allclose(found.mass.double(), (weights * found.kept).sum(-1))
-    assert (found.output - dense.output).abs().max() < 2 * (1 - found.mass.min()) * batch.pages.value[
+    assert torch.allclose(found.kept_weight.double(), (weights * found.kept).sum(-1))
+    assert (found.output - dense.output).abs().max() < 2 * (1 - found.kept_weight.min()) * batch.pages.value[
         :1
     ].nan_to_num().abs().max()
 
@@ -72,7 +72,7 @@ def test_top_k_and_top_p_by_their_definitions():
     (few,) = decoded(batch, rules.TopK(7), by_group=False)
     assert (few.kept.sum(-1) == 7).all()
     (most,) = decoded(batch, rules.TopP(0.9), by_group=False)
-    assert (most.mass >= 0.9 - 1e-6).all()
+    assert (most.kept_weight >= 0.9 - 1e-6).all()
     lightest = torch.where(most.kept, torch.inf, 0)  # without one more it would not do
     assert most.kept.sum(-1).min() >= 1 and lightest.shape == most.kept.shape
 

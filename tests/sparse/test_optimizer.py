@@ -53,7 +53,7 @@ def test_the_table_is_near_what_was_measured(length, num_reqs, dense, scan, scan
     assert lines["dense"].us(length, num_reqs) == pytest.approx(dense, rel=0.05)
     assert lines["scan"].us(length, num_reqs) == pytest.approx(scan, rel=0.06)
     assert small["scan"].us(length, num_reqs) == pytest.approx(scan_16, rel=0.06)
-    assert small["pages"].us(length, num_reqs) == pytest.approx(pages, rel=0.12)
+    assert small["topk_pages"].us(length, num_reqs) == pytest.approx(pages, rel=0.12)
 
 
 @pytest.mark.parametrize(("num_reqs", "measured"), [(1, 63.7), (16, 780.1)])
@@ -68,20 +68,20 @@ def test_v_skip_is_never_chosen(num_reqs, measured):
 
 
 def test_pages_are_chosen_only_where_they_may_be_and_are_cheaper():
-    assert costs().sparse == "scan" and costs(approximate=True).sparse == "pages"
+    assert costs().sparse == "scan" and costs(approximate=True).sparse == "topk_pages"
     assert costs(approximate=True, top_tokens=32768, max_seq_len=65536).sparse == "scan"
     lines = costs(approximate=True, pages_tail=True).lines
-    assert lines["pages"].us(131072, 4) < lines["scan"].us(131072, 4)
-    with_tail = lines["pages"].a_token
-    assert with_tail > costs().lines["pages"].a_token
-    # 24 bytes of origin and step and 16 of the mean value, for 8 KV heads
+    assert lines["topk_pages"].us(131072, 4) < lines["scan"].us(131072, 4)
+    with_tail = lines["topk_pages"].a_token
+    assert with_tail > costs().lines["topk_pages"].a_token
+    # 24 bytes of zero point and scale and 16 of the mean value, for 8 KV heads
     assert with_tail == pytest.approx(8 * (24 / 2.07e6 + 16 / 0.9e6))
 
 
 def test_settings_overrule_the_table():
     assert costs(dense_below=10**6).pays_from(4) == 10**6
     assert costs(method="scan", dense_below=100).pays_from(1) == 100
-    assert costs(method="pages").sparse == "pages" and costs(method="pages").pays_from(1) == 8192
+    assert costs(method="topk_pages").sparse == "topk_pages" and costs(method="topk_pages").pays_from(1) == 8192
     assert costs(method="v_skip").pays_from(1) == 8192
     assert costs(alpha=0.0, dense_below=0).pays_from(1) == 0 and costs(alpha=0.0).sparse == "v_skip"
 

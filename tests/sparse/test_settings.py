@@ -22,7 +22,7 @@ def test_beta_of_alpha_and_of_the_length():
     [
         ({"alpha": 2}, "dipr setting alpha is 2: it must be a share from 0"),
         ({"alpha": float("nan")}, "alpha is nan"),
-        ({"method": "magic"}, "one of auto, scan, v_skip, pages, dense"),
+        ({"method": "magic"}, "one of auto, scan, v_skip, topk_pages, dense"),
         ({"tail": 1}, "tail is 1: it must be true or false"),
         ({"approximate": 1}, "approximate is 1: it must be true or false"),
         ({"top_tokens": 15}, "top_tokens is 15: it must be a whole number, 16 or more"),
@@ -30,7 +30,7 @@ def test_beta_of_alpha_and_of_the_length():
         ({"sinks": 1.5}, "a whole number, 0 or more"),
         ({"most_candidates": 0}, "a share above 0"),
         ({"certificate": True, "tail": False}, "it must be false without tail"),
-        ({"certificate": True, "method": "pages"}, "it must be false without pages_tail"),
+        ({"certificate": True, "method": "topk_pages"}, "it must be false without pages_tail"),
         ({"alpha_length": -1}, "a number of tokens or null"),
         ({"betta": 50}, "dipr has no setting 'betta': there are method, alpha"),
         ([1], "they must be an object"),
@@ -39,3 +39,9 @@ def test_beta_of_alpha_and_of_the_length():
 def test_wrong_settings_say_what_is_right(given, message):
     with pytest.raises(RelationalError, match=message.replace("(", r"\(")):
         read_dipr(given)
+
+
+@pytest.mark.parametrize("make", [lambda method: read_dipr({"method": method}), lambda method: DiprSettings(method)])
+def test_the_old_name_of_a_method_works_with_a_warning(make):
+    with pytest.warns(UserWarning, match="the dipr method 'pages' is called 'topk_pages' now"):
+        assert make("pages") == make("topk_pages")

@@ -36,7 +36,7 @@ _NO_BLOCK = 0
 class PrefixCache:
     """Least-recently-used set of KV blocks.
 
-    block_size:      tokens a block, 1 or more.
+    block_size:      tokens per block, 1 or more.
     capacity_blocks: 0 means without limit.
     Raises ``ValueError`` for other values.
     """

@@ -1,7 +1,7 @@
 """The index of a group in plain torch: how keys become codes, and what the codes promise.
 
-A key's channel ``k`` is stored as ``code`` with ``k' = origin + step * code`` and ``|k - k'| <= step / 2``. So for
-every query ``|q.k - q.k'| <= sum_i |q_i| step_i / 2``: a hard bound, in the spirit of vector-approximation files
+A key's channel ``k`` is stored as ``code`` with ``k' = zero_point + scale * code`` and ``|k - k'| <= scale / 2``. So
+for every query ``|q.k - q.k'| <= sum_i |q_i| scale_i / 2``: a hard bound, in the spirit of vector-approximation files
 (Weber, Schek and Blott, 1998). ``sparse/kernels/write.py`` computes the same bits on the GPU.
 """
 
@@ -12,55 +12,55 @@ import torch
 from vllm_relational.sparse.pages import Pages
 
 NUM_CODES = 16
-MIN_STEP = 2.0**-14
-MAX_STEP_CODE = 27 * 8 - 1
-"""A step beyond this would leave float16 when multiplied by 15; such a channel is marked by a NaN ``origin``."""
+MIN_SCALE = 2.0**-14
+MAX_SCALE_CODE = 27 * 8 - 1
+"""A scale beyond this would leave float16 when multiplied by 15; such a channel is marked by a NaN ``zero_point``."""
 MAX_KEY = 60000.0
-"""Larger keys, which float16 cannot hold, are marked likewise, and so is an origin that it cannot hold."""
-SPARE_STEPS = 0.01
-"""Of the steps between the codes, room for rounding."""
+"""Larger keys, which float16 cannot hold, are marked likewise, and so is a zero point that it cannot hold."""
+SPARE_CODES = 0.01
+"""Of the distances between the codes, room for rounding."""
 SLACK = 1 + 2.0**-7
 """On the bound: covers rounding in float32, of the estimate too."""
 MIDDLE = (NUM_CODES - 1) / 2
-"""Steps from a channel's origin to the middle of the keys of its group."""
+"""Scales from a channel's zero point to the middle of the keys of its group."""
 
 
-def encode_step(step: torch.Tensor) -> torch.Tensor:
+def encode_scale(scale: torch.Tensor) -> torch.Tensor:
     """float32 -> the middle bits of a float16, rounded up: five of exponent, three of mantissa; may exceed 255."""
-    bits = step.clamp(min=MIN_STEP).to(torch.float32).view(torch.int32)
+    bits = scale.clamp(min=MIN_SCALE).to(torch.float32).view(torch.int32)
     return ((bits + 0xFFFFF) >> 20) - ((127 - 15) << 3)
 
 
-def decode_step(code: torch.Tensor) -> torch.Tensor:
-    """uint8 -> float16, exactly what ``encode_step`` rounded to."""
+def decode_scale(code: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float16, exactly what ``encode_scale`` rounded to."""
     return (code.to(torch.int16) << 7).view(torch.float16)
 
 
 def encode(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Keys ``[..., group, head_size]`` -> packed codes, as many bytes as half the channels, and origin and step
+    """Keys ``[..., group, head_size]`` -> packed codes, as many bytes as half the channels, and zero point and scale
     ``[..., head_size]``."""
-    codes, origin, step = quantise(keys)
-    return pack(codes), origin, step
+    codes, zero_point, scale = quantise(keys)
+    return pack(codes), zero_point, scale
 
 
 def quantise(keys: torch.Tensor, num_codes: int = NUM_CODES) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``encode`` before packing, for groups of any size and up to 256 codes: uint8 codes of the shape of the keys."""
     keys, most = keys.float(), num_codes - 1
     low = keys.amin(-2)
-    wide = encode_step((keys.amax(-2) - low + low.abs() * 2.0**-10) / (most - SPARE_STEPS))
-    fits = (wide <= MAX_STEP_CODE) & (keys.abs() <= MAX_KEY).all(-2)  # NaN fails too
-    step = torch.where(fits, wide, encode_step(torch.zeros_like(low))).to(torch.uint8)
-    size = decode_step(step).float()
-    origin = _round_down(low)
-    fits &= origin.isfinite()
-    codes = ((keys - origin.float()[..., None, :]) / size[..., None, :] + 0.5).floor().clamp(0, most)
+    wide = encode_scale((keys.amax(-2) - low + low.abs() * 2.0**-10) / (most - SPARE_CODES))
+    fits = (wide <= MAX_SCALE_CODE) & (keys.abs() <= MAX_KEY).all(-2)  # NaN fails too
+    scale = torch.where(fits, wide, encode_scale(torch.zeros_like(low))).to(torch.uint8)
+    size = decode_scale(scale).float()
+    zero_point = _round_down(low)
+    fits &= zero_point.isfinite()
+    codes = ((keys - zero_point.float()[..., None, :]) / size[..., None, :] + 0.5).floor().clamp(0, most)
     codes = torch.where(fits[..., None, :], codes, 0).to(torch.uint8)
-    return codes, torch.where(fits, origin, torch.nan), step
+    return codes, torch.where(fits, zero_point, torch.nan), scale
 
 
-def dequantise(codes: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+def dequantise(codes: torch.Tensor, zero_point: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """What the codes of ``quantise`` say of the keys: float32 of their shape; NaN where they say nothing."""
-    return origin.float()[..., None, :] + decode_step(step).float()[..., None, :] * codes.float()
+    return zero_point.float()[..., None, :] + decode_scale(scale).float()[..., None, :] * codes.float()
 
 
 def _round_down(values: torch.Tensor) -> torch.Tensor:
@@ -90,24 +90,24 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     return quarters.flatten(-3)
 
 
-def decode(codes: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+def decode(codes: torch.Tensor, zero_point: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """What packed codes say of the keys: float32 ``[..., group, head_size]``; NaN where they say nothing."""
-    return dequantise(unpack(codes), origin, step)
+    return dequantise(unpack(codes), zero_point, scale)
 
 
-def outline(queries: torch.Tensor, origin: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a group's origin and step say of its products, without its codes: ``q.k`` of each of its keys is at most
+def outline(queries: torch.Tensor, zero_point: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a group's zero point and scale say of its scores, without its codes: ``q.k`` of each of its keys is at most
     ``reach`` from ``middle``. Together they are the box bound of Quest (arXiv 2406.10774).
 
-    queries ``[..., head_size]``, origin and step ``[num_groups, head_size]`` -> two of ``[..., num_groups]``, float32;
-    middle is NaN for groups without codes.
+    queries ``[..., head_size]``, zero_point and scale ``[num_groups, head_size]`` -> two of ``[..., num_groups]``,
+    float32; middle is NaN for groups without codes.
     """
-    queries, size = queries.float(), decode_step(step).float()
-    middle = queries @ (origin.float() + MIDDLE * size).T
+    queries, size = queries.float(), decode_scale(scale).float()
+    middle = queries @ (zero_point.float() + MIDDLE * size).T
     return middle, queries.abs() @ size.T * (NUM_CODES / 2 * SLACK)
 
 
-def seal(pages: Pages, slots: torch.Tensor) -> None:
+def quantise_groups(pages: Pages, slots: torch.Tensor) -> None:
     """Bring the index of every group up to date whose last token is among the written ``slots``; -1 is no slot."""
     size, group = pages.layout.block_size, pages.layout.group
     ends = slots[(slots >= 0) & (slots % group == group - 1)].long()
@@ -115,18 +115,18 @@ def seal(pages: Pages, slots: torch.Tensor) -> None:
     tokens = groups[:, None] * group + torch.arange(group, device=slots.device)
     keys = pages.key[blocks[:, None], :, tokens].transpose(1, 2)  # [num ends, num_kv_heads, group, head_size]
     values = pages.value[blocks[:, None], :, tokens].transpose(1, 2)
-    codes, origin, step = encode(keys)
+    codes, zero_point, scale = encode(keys)
     pages.codes[blocks, :, groups] = codes
-    pages.origin[blocks, :, groups] = origin
-    pages.step[blocks, :, groups] = step
+    pages.zero_point[blocks, :, groups] = zero_point
+    pages.scale[blocks, :, groups] = scale
     pages.value_mean[blocks, :, groups] = values.float().mean(-2).to(torch.bfloat16)
 
 
 def write(pages: Pages, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor) -> None:
-    """Store keys and values ``[num_tokens, num_kv_heads, head_size]`` at their slots, and seal full groups."""
+    """Store keys and values ``[num_tokens, num_kv_heads, head_size]`` at their slots, and quantise full groups."""
     there = slots >= 0
     size = pages.layout.block_size
     blocks, tokens = slots[there].long() // size, slots[there].long() % size
     pages.key[blocks, :, tokens] = keys[: len(slots)][there].to(pages.layout.dtype)
     pages.value[blocks, :, tokens] = values[: len(slots)][there].to(pages.layout.dtype)
-    seal(pages, slots)
+    quantise_groups(pages, slots)

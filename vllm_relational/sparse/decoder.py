@@ -27,7 +27,7 @@ class DecodeShape:
 
 
 class SparseDecoder:
-    """Attention of one query token a request, for all layers of an engine: it owns the scratch memory.
+    """Attention of one query token per request, for all layers of an engine: it owns the scratch memory.
 
     ``decode`` may be captured in a CUDA graph: grids depend on shapes only, lengths are read on the device.
     device: 'cpu' computes with ``naive``, anything else with the Triton kernels.
@@ -53,7 +53,7 @@ class SparseDecoder:
 
     @property
     def statistics(self) -> torch.Tensor | None:
-        """What the kernels counted so far, on the device (``kernels.launch.STATISTICS``); None on the CPU."""
+        """What the kernels counted so far, on the device (``sparse/statistics.py``); None on the CPU."""
         return self._kernels.statistics if self._kernels is not None else None
 
     def most_requests(self, longest: int) -> int:
@@ -83,8 +83,8 @@ class SparseDecoder:
         batch = Batch(query, pages, block_table, lens, rows, output)
         if self.settings.method == "v_skip" or self.settings.attends_to_all:
             self._kernels.v_skip(batch)
-        elif self.settings.method == "pages":
-            self._kernels.pages(batch)
+        elif self.settings.method == "topk_pages":
+            self._kernels.topk_pages(batch)
         else:
             self._kernels.scan(batch)
 
@@ -94,7 +94,7 @@ def rule_of(settings: DiprSettings, scale: float, seq_len: int) -> naive.Rule | 
     beta = settings.beta(scale, seq_len)
     if math.isinf(beta):
         return naive.Dense()
-    return naive.TopPages(settings.top_tokens) if settings.method == "pages" else naive.Dipr(beta)
+    return naive.TopPages(settings.top_tokens) if settings.method == "topk_pages" else naive.Dipr(beta)
 
 
 def reference(

@@ -1,6 +1,6 @@
 """Decode attention over a paged KV cache in plain torch, one request at a time: the oracle of every kernel.
 
-Rules say which tokens a query attends to. Scores are unscaled products ``q.k``; DIPR (arXiv 2504.10326, section 5)
+Rules say which tokens a query attends to. Scores are unscaled, ``q.k``; DIPR (arXiv 2504.10326, section 5)
 keeps the tokens with ``q.k >= max - beta``. The first ``sinks`` and the last ``recent`` tokens, the *window*, are
 always attended to; between them lies the *body*, in whole groups.
 """
@@ -43,7 +43,7 @@ class Rule(Protocol):
     """Which tokens queries keep, without the window."""
 
     def keep(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
-        """Products ``[num_heads, seq_len]`` -> bool of the same shape."""
+        """Scores ``[num_heads, seq_len]`` -> bool of the same shape."""
         ...
 
 
@@ -91,20 +91,20 @@ class TopPages:
     def choose(
         self, query: torch.Tensor, key: torch.Tensor, scores: torch.Tensor, scale: float, window: Window
     ) -> Chosen:
-        """The rule for one request: arguments of ``decode``, and the products ``[num_heads, seq_len]``."""
+        """The rule for one request: arguments of ``decode``, and the scores ``[num_heads, seq_len]``."""
         kv_heads, seq_len, _ = key.shape
         start, end = window.body(seq_len)
-        _, origin, step = codec.quantise(torch.unflatten(key[:, start:end], 1, (-1, window.group)))
-        parts = zip(query.view(kv_heads, -1, query.shape[-1]), origin, step, strict=True)
+        _, zero_point, key_scale = codec.quantise(torch.unflatten(key[:, start:end], 1, (-1, window.group)))
+        parts = zip(query.view(kv_heads, -1, query.shape[-1]), zero_point, key_scale, strict=True)
         middle, reach = (torch.cat(each) for each in zip(*(codec.outline(*part) for part in parts), strict=True))
-        most = torch.cat([scores[:, :start], scores[:, end:]], 1).amax(-1, keepdim=True)
-        above = (middle + self.spread * reach - most).nan_to_num(torch.inf, torch.inf, -torch.inf)
+        seed = torch.cat([scores[:, :start], scores[:, end:]], 1).amax(-1, keepdim=True)
+        above = (middle + self.spread * reach - seed).nan_to_num(torch.inf, torch.inf, -torch.inf)
         chosen = greatest(
             above.view(kv_heads, len(query) // kv_heads, above.shape[-1]).amax(1), -(-self.tokens // window.group)
         )
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept[:, start:end] = chosen.repeat_interleave(len(query) // kv_heads, 0).repeat_interleave(window.group, 1)
-        seen = torch.minimum(middle, most + MAX_LIFT * math.log(2) / scale).nan_to_num(-torch.inf)
+        seen = torch.minimum(middle, seed + MAX_LIFT * math.log(2) / scale).nan_to_num(-torch.inf)
         estimates = scores.clone()
         estimates[:, start:end] = seen.repeat_interleave(window.group, 1)
         return Chosen(kept, estimates)
@@ -132,13 +132,14 @@ class Decoded:
     """One request's attention.
 
     output: ``[num_heads, head_size]``; lse: log of the softmax's denominator over attended tokens ``[num_heads]``;
-    kept:   bool ``[num_heads, seq_len]``, the window included; mass: attention mass of the kept tokens ``[num_heads]``.
+    kept:   bool ``[num_heads, seq_len]``, the window included; kept_weight: share of the attention weight that
+            the kept tokens have ``[num_heads]``.
     """
 
     output: torch.Tensor
     lse: torch.Tensor
     kept: torch.Tensor
-    mass: torch.Tensor
+    kept_weight: torch.Tensor
 
 
 def gather(cache: torch.Tensor, block_table: torch.Tensor, seq_len: int) -> torch.Tensor:
@@ -184,7 +185,7 @@ def decode(
         kept = together.expand(-1, grouped.shape[1], -1).reshape(len(query), seq_len)
     logits = scores * scale
     weights = torch.exp(logits - logits.amax(-1, keepdim=True))
-    mass = (weights * kept).sum(-1) / weights.sum(-1)
+    kept_weight = (weights * kept).sum(-1) / weights.sum(-1)
     repeats = grouped.shape[1]
     output, denominator = _weighted(weights * kept, value, repeats), (weights * kept).sum(-1)
     if tail:
@@ -192,7 +193,7 @@ def decode(
         rest = torch.exp(seen - logits.amax(-1, keepdim=True)) * ~kept
         output = output + _weighted(rest, _group_means(value, window.group if window else 16), repeats)
         denominator = denominator + rest.sum(-1)
-    return Decoded(output / denominator[:, None], denominator.log() + logits.amax(-1), kept, mass)
+    return Decoded(output / denominator[:, None], denominator.log() + logits.amax(-1), kept, kept_weight)
 
 
 def _weighted(weights: torch.Tensor, value: torch.Tensor, repeats: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Which attention a request gets, by what each would cost (AlayaDB's optimizer, arXiv 2504.10326, section 6).
 
-A step reads, a request, KV head and layer: densely all keys and values; sparsely the index or a part of it, the window
-and the tokens that are listed. On a given card launches take a fixed time and so many bytes a microsecond, which
+A step reads, per request, KV head and layer: densely all keys and values; sparsely the index or a part of it, the
+window and the tokens that are listed. On a given card launches take a fixed time and so many bytes per microsecond, as
 ``scripts/bench/dipr_kernels.py`` measures. Sparse attention launches five kernels where dense attention has two: it
 pays from a length on that falls as the batch grows.
 
@@ -29,12 +29,12 @@ class CostTable:
     """What a layer's decode attention takes on a card.
 
     dense_launch, v_skip_launch, scan_launch, pages_launch: microseconds that do not depend on the context.
-    dense_rate, v_skip_rate: bytes a microsecond, of the keys and values of the context.
-    scan_rate:    bytes a microsecond of the index, scan_rate_16 in groups of 16, which take more work a byte.
-    listed_rate:  bytes a microsecond of keys and values of listed tokens, which lie apart.
+    dense_rate, v_skip_rate: bytes per microsecond, of the keys and values of the context.
+    scan_rate:    bytes per microsecond of the index, scan_rate_16 in groups of 16, which take more work per byte.
+    listed_rate:  bytes per microsecond of keys and values of listed tokens, which lie apart.
     listed:       tokens that a KV head lists at the default alpha, whatever the length.
-    outline_rate: bytes a microsecond of origins and steps, where they are read without the codes.
-    mean_rate:    bytes a microsecond of groups' mean values.
+    outline_rate: bytes per microsecond of zero points and scales, where they are read without the codes.
+    mean_rate:    bytes per microsecond of groups' mean values.
     gather_rate:  ``listed_rate`` where whole groups are listed.
     """
 
@@ -56,12 +56,12 @@ class CostTable:
 H100 = CostTable()
 """One H100 80GB, fitted to contexts with the scores of Qwen2.5-Coder-0.5B (``scripts/bench/dipr.csv``): 1 x 32K, 1 x
 128K, 4 x 128K and 16 x 32K tokens, in blocks of 64 and 16: a scan and dense attention within 6% (in blocks of 32
-within 10%), ``pages`` in blocks of 16, which it asks for, within 14%; in larger ones it takes up to a third less.
+within 10%), ``topk_pages`` in blocks of 16, which it asks for, within 14%; in larger ones it takes up to a third less.
 ``mean_rate`` is an estimate."""
 
 
 def with_rates(table: CostTable, factor: float) -> CostTable:
-    """``table`` with as many times the bytes a microsecond; launches stay."""
+    """``table`` with as many times the bytes per microsecond; launches stay."""
     rates = [field.name for field in fields(table) if field.name.endswith(("_rate", "_rate_16"))]
     return replace(table, **{name: factor * getattr(table, name) for name in rates})
 
@@ -124,7 +124,7 @@ class Costs:
             "dense": Line(table.dense_launch, 0.0, kv / table.dense_rate),
             "v_skip": Line(table.v_skip_launch, 0.0, kv / table.v_skip_rate),
             "scan": Line(table.scan_launch, window + listed, heads * layout.index_bytes / rate),
-            "pages": Line(table.pages_launch, window + chosen, outline),
+            "topk_pages": Line(table.pages_launch, window + chosen, outline),
         }
 
     @cached_property
@@ -134,7 +134,7 @@ class Costs:
             return "v_skip"
         if self.settings.method != "auto":
             return self.settings.method
-        allowed = (*HOLD_THE_DIPR_SET, "pages") if self.settings.approximate else HOLD_THE_DIPR_SET
+        allowed = (*HOLD_THE_DIPR_SET, "topk_pages") if self.settings.approximate else HOLD_THE_DIPR_SET
         dense = self.lines["dense"].a_token
         able = [method for method in allowed if self.lines[method].a_token < dense] or ["scan"]
         return min(able, key=lambda method: self.lines[method].us(self.max_seq_len, self.max_reqs))

@@ -2,13 +2,14 @@
 
 The cache of a layer is one tensor; the page of block ``b`` and KV head ``h`` is one contiguous chunk of it:
 
-    | token 0: key, value | token 1: key, value | ... | codes | origin | value mean | step | padding |
+    | token 0: key, value | token 1: key, value | ... | codes | zero point | value mean | scale | padding |
     |<------------ block_size tokens ---------------->|<-------------- index, by groups ----------->|
 
 Keys and values keep the layout that vLLM's own kernels read; a copied, offloaded or shared block carries its index
-along. Of every group of tokens the index holds, a channel at a time, 4-bit codes with an origin (float16) and a step
-(8 bits), and the mean of the values (bfloat16). A group is *sealed* when its last token is written. The more tokens a
-group has, the less index a token has to be read, and the wider its bounds: 64 tokens, where blocks are that large.
+along. Of every group of tokens the index holds, a channel at a time, 4-bit codes with a zero point (float16) and a
+scale (8 bits), and the mean of the values (bfloat16). A group is *quantised* when its last token is written. The more
+tokens a group has, the less of the index is read per token, and the wider its bounds: 64 tokens, where blocks are that
+large.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 GROUPS = (64, 32, 16)
-"""Tokens that share an origin and a step a channel, and a mean value: the first of these that divides a block."""
+"""Tokens that share a zero point and a scale per channel, and a mean value: the first of these that divides a block."""
 
 _ALIGNMENT = 4  # bytes: the cache may be seen as float32
 
@@ -27,7 +28,7 @@ _ALIGNMENT = 4  # bytes: the cache may be seen as float32
 class PageLayout:
     """Where things lie in a page.
 
-    block_size: tokens a page, a multiple of 16. head_size: channels of keys and of values, a multiple of 16.
+    block_size: tokens per page, a multiple of 16. head_size: channels of keys and of values, a multiple of 16.
     dtype:      of keys and values. ``ValueError`` for sizes that the index does not fit.
     """
 
@@ -53,23 +54,23 @@ class PageLayout:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of the page a token: key, value, and its share of the index."""
+        """Bytes of the page per token: key, value, and its share of the index."""
         return 2 * self.head_size * self.dtype.itemsize + self.index_bytes
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of the index a token, rounded up."""
+        """Bytes of the index per token, rounded up."""
         exact = -(-self.head_size * (self.group // 2 + 2 + 1 + 2) // self.group)
         return -(-exact // _ALIGNMENT) * _ALIGNMENT
 
     @property
     def outline_bytes(self) -> float:
-        """Bytes of origin and step a token."""
+        """Bytes of zero point and scale per token."""
         return 3 * self.head_size / self.group
 
     @property
     def mean_bytes(self) -> float:
-        """Bytes of the mean value a token."""
+        """Bytes of the mean value per token."""
         return 2 * self.head_size / self.group
 
     def views(self, cache: torch.Tensor) -> Pages:
@@ -92,8 +93,8 @@ class Pages:
     key, value:  ``[num_blocks, num_kv_heads, block_size, head_size]``, the model's dtype
     codes:       uint8 ``[num_blocks, num_kv_heads, num_groups, group, head_size // 2]``, as ``codec.pack`` packs them
     words:       the codes as int32 ``[..., head_size // 8]``
-    origin:      float16 ``[num_blocks, num_kv_heads, num_groups, head_size]``
-    step:        uint8, the same shape; ``codec.decode_step`` reads it; step_words: four a word
+    zero_point:  float16 ``[num_blocks, num_kv_heads, num_groups, head_size]``
+    scale:       uint8, the same shape; ``codec.decode_scale`` reads it; scale_words: four per word
     value_mean:  bfloat16, the same shape
     """
 
@@ -108,12 +109,12 @@ class Pages:
         self.codes = self._part(torch.uint8, start, (groups, group, head // 2))
         self.words = self._part(torch.int32, start, (groups, group, head // 8))
         start += groups * group * head // 2
-        self.origin = self._part(torch.float16, start, (groups, head))
+        self.zero_point = self._part(torch.float16, start, (groups, head))
         start += groups * head * 2
         self.value_mean = self._part(torch.bfloat16, start, (groups, head))
         start += groups * head * 2
-        self.step = self._part(torch.uint8, start, (groups, head))
-        self.step_words = self._part(torch.int32, start, (groups, head // 4))
+        self.scale = self._part(torch.uint8, start, (groups, head))
+        self.scale_words = self._part(torch.int32, start, (groups, head // 4))
         self.num_blocks, self.num_kv_heads = blocks, heads
 
     def _part(self, dtype: torch.dtype, start: int, shape: tuple[int, ...]) -> torch.Tensor:

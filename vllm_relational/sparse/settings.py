@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+from warnings import warn
 
 from vllm_relational.records import RelationalError
 
-METHODS = ("auto", "scan", "v_skip", "pages", "dense")
+RENAMED_METHODS = {"pages": "topk_pages"}  # old name -> name; the old one goes with version 0.3
+METHODS = ("auto", "scan", "v_skip", "topk_pages", "dense")
 
 
 @dataclass(frozen=True)
@@ -17,20 +19,20 @@ class DiprSettings:
     """``RelationalError`` for values that there are not.
 
     method:       ``scan`` reads a 4-bit index of the keys and the tokens that may matter; ``v_skip`` reads all keys and
-                  the values that matter; ``pages`` reads what groups of tokens have in common, and the groups that
+                  the values that matter; ``topk_pages`` reads what groups of tokens have in common, and the groups that
                   promise most; ``dense`` reads all; ``auto`` chooses by length and batch (``optimizer.py``).
-    approximate:  ``auto`` may choose ``pages``, whose number of tokens does not depend on how many matter.
-    top_tokens:   tokens that ``pages`` attends to beside the window, a KV head, rounded up to whole groups.
+    approximate:  ``auto`` may choose ``topk_pages``, whose number of tokens does not depend on how many matter.
+    top_tokens:   tokens that ``topk_pages`` attends to beside the window per KV head, rounded up to whole groups.
     alpha:        tokens with at least this share of the greatest attention weight are attended to: beta = -ln(alpha) /
                   softmax scale (arXiv 2504.10326, section 5). 0 attends to all tokens.
     alpha_length: where given, alpha is this number over the context length instead: beta grows with the length.
     tail:         tokens that are not attended to count with their estimated weight and the mean value of their group.
-    pages_tail:   the same for ``pages``, whose estimates are coarser: it was not worth the bytes.
+    pages_tail:   the same for ``topk_pages``, whose estimates are coarser: it was not worth the bytes.
     sinks, recent: tokens at the start and at the end of the context that are always attended to.
     dense_below:  tokens: shorter contexts are attended to densely.
     dense_layers: so many first layers are attended to densely.
     most_candidates: share of the body that a scan may keep; a part of it that keeps more is attended to densely.
-    certificate:  report how much attention mass was only estimated; needs the tail.
+    certificate:  report how much attention weight was only estimated; needs the tail.
     """
 
     method: str = "auto"
@@ -48,6 +50,7 @@ class DiprSettings:
     certificate: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "method", _current_method(self.method))
         _check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
         _check(_is_number(self.alpha) and 0 <= self.alpha <= 1, "alpha", self.alpha, "a share from 0 (all tokens) to 1")
         length = self.alpha_length
@@ -75,17 +78,17 @@ class DiprSettings:
     @property
     def counts_the_rest(self) -> bool:
         """Whether tokens that are not attended to count by estimates."""
-        return self.pages_tail if self.method == "pages" else self.tail
+        return self.pages_tail if self.method == "topk_pages" else self.tail
 
     @property
     def may_choose_pages(self) -> bool:
-        """Whether an engine's method is ``pages``, or may become it."""
-        return self.method == "pages" or self.approximate
+        """Whether an engine's method is ``topk_pages``, or may become it."""
+        return self.method == "topk_pages" or self.approximate
 
     @property
     def block_size(self) -> int:
-        """Tokens of a block that suit best: a group of the index is as large as a block allows, up to 64; for ``pages``
-        16, for it cannot tell which tokens of a large group matter."""
+        """Tokens of a block that suit best: a group of the index is as large as a block allows, up to 64; for
+        ``topk_pages`` 16, for it cannot tell which tokens of a large group matter."""
         return 16 if self.may_choose_pages else 64
 
     def beta(self, scale: float, seq_len: int) -> float:
@@ -109,6 +112,14 @@ def read_dipr(given: Any) -> DiprSettings:
         names = ", ".join(map(repr, unknown))
         raise RelationalError(f"dipr has no setting {names}: there are {', '.join(known)}")
     return DiprSettings(**given)
+
+
+def _current_method(name: Any) -> Any:
+    """The name of a method today; warns of one that it had before."""
+    new = RENAMED_METHODS.get(name, name) if isinstance(name, str) else name
+    if new != name:
+        warn(f"the dipr method {name!r} is called {new!r} now: the old name goes with version 0.3", stacklevel=4)
+    return new
 
 
 def _is_number(value: object) -> bool:

@@ -136,9 +136,9 @@ def statistics(scored: selection.Scored, found: selection.Attended, dense: torch
     group = found.kept.any(2, keepdim=True).expand_as(found.kept) & body
     pages = torch.unflatten(group, -1, (-1, PAGE)).any(-1).sum(-1)
     error = (found.output - dense).norm(dim=-1) / dense.norm(dim=-1)
-    mean = [(found.own & body).sum(-1) / size, group.sum(-1) / size, pages / (size / PAGE), found.mass, error]
+    mean = [(found.own & body).sum(-1) / size, group.sum(-1) / size, pages / (size / PAGE), found.kept_weight, error]
     own, union, share, mass, wrong = (each.float().mean(-1)[0].flatten() for each in mean)
-    fifth = torch.quantile(found.mass, 0.05, dim=-1)[0].flatten()
+    fifth = torch.quantile(found.kept_weight, 0.05, dim=-1)[0].flatten()
     return torch.stack([own, union, share, mass, fifth, wrong], -1)
 
 

@@ -28,26 +28,26 @@ class Coded(NamedTuple):
     the steps and the middles of groups ``[..., seq_len / group, head_size]``, all float32."""
 
     key: torch.Tensor
-    step: torch.Tensor
+    key_scale: torch.Tensor
     middle: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Index:
-    """The codec with other sizes: codes of ``bits``, one origin and step a channel for ``group`` tokens."""
+    """The codec with other sizes: codes of ``bits``, one zero point and scale per channel for ``group`` tokens."""
 
     bits: int = 4
     group: int = 16
 
     def encode(self, key: torch.Tensor) -> Coded:
         """Keys to what the index says of them; with the default sizes exactly ``codec.decode(*codec.encode(...))``."""
-        codes, origin, step = codec.quantise(torch.unflatten(key, -2, (-1, self.group)), 2**self.bits)
-        size = codec.decode_step(step).float()
-        middle = origin.float() + (2**self.bits - 1) / 2 * size
-        return Coded(codec.dequantise(codes, origin, step).flatten(-3, -2), size, middle)
+        codes, zero_point, key_scale = codec.quantise(torch.unflatten(key, -2, (-1, self.group)), 2**self.bits)
+        size = codec.decode_scale(key_scale).float()
+        middle = zero_point.float() + (2**self.bits - 1) / 2 * size
+        return Coded(codec.dequantise(codes, zero_point, key_scale).flatten(-3, -2), size, middle)
 
     def token_bytes(self, head_size: int) -> float:
-        """Bytes that a scan reads of a token: its codes, and its share of origin and step."""
+        """Bytes that a scan reads of a token: its codes, and its share of zero point and scale."""
         return head_size * (self.bits / 8 + 3 / self.group)
 
 
@@ -62,7 +62,7 @@ class Scored:
     columns:   int ``[batch, num_columns]``, the position of each key; one beyond all queries where there is no key.
                Positions of the body must equal their column.
     positions: int ``[batch, num_queries]``: a query sees the keys up to its own position.
-    products:  float32 ``[batch, num_kv_heads, repeats, num_queries, num_columns]``, -inf where a query sees no key
+    exact:     float32 ``[batch, num_kv_heads, repeats, num_queries, num_columns]``, -inf where a query sees no key
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Scored:
         self.query, self.key, self.scale, self.window = query.float(), key.float(), scale, window
         self.columns, self.positions = columns[:, None, None, None, :], positions[:, None, None, :, None]
         self.visible = self.columns <= self.positions
-        self.products = self._times(self.key).masked_fill_(~self.visible, -torch.inf)
+        self.exact = self._times(self.key).masked_fill_(~self.visible, -torch.inf)
         self._coded = dict(coded or {})
         self._estimates: dict[Index, tuple[torch.Tensor, torch.Tensor]] = {}
         self._outlines: dict[Index, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -97,7 +97,7 @@ class Scored:
         """Products with the index's keys, NaN where it says nothing, and how far they may be off; both as products."""
         if index not in self._estimates:
             coded = self._coded.get(index) or index.encode(self.key)
-            bound = self.query.abs().flatten(2, 3) @ coded.step.transpose(-1, -2) * (0.5 * codec.SLACK)
+            bound = self.query.abs().flatten(2, 3) @ coded.key_scale.transpose(-1, -2) * (0.5 * codec.SLACK)
             bound = torch.unflatten(bound.repeat_interleave(index.group, -1), 2, self.query.shape[2:4])
             self._estimates[index] = self._times(coded.key), bound
         return self._estimates[index]
@@ -106,20 +106,22 @@ class Scored:
         """``codec.outline`` of every group ``[batch, num_kv_heads, repeats, num_queries, num_groups]``."""
         if index not in self._outlines:
             coded = self._coded.get(index) or index.encode(self.key)
-            reach = self.query.abs().flatten(2, 3) @ coded.step.transpose(-1, -2) * (2**index.bits / 2 * codec.SLACK)
+            reach = (
+                self.query.abs().flatten(2, 3) @ coded.key_scale.transpose(-1, -2) * (2**index.bits / 2 * codec.SLACK)
+            )
             self._outlines[index] = self._times(coded.middle), torch.unflatten(reach, 2, self.query.shape[2:4])
         return self._outlines[index]
 
     def window_most(self, group: int) -> torch.Tensor:
         """The greatest product of the window ``[batch, num_kv_heads, repeats, num_queries, 1]``."""
-        return self.products.masked_fill(self.body(group), -torch.inf).amax(-1, keepdim=True)
+        return self.exact.masked_fill(self.body(group), -torch.inf).amax(-1, keepdim=True)
 
 
 class Selection(Protocol):
     """Which tokens queries keep; tokens of the window need not be among them."""
 
     def keep(self, scored: Scored) -> torch.Tensor:
-        """bool of the shape of ``scored.products``; what no query sees does not count."""
+        """bool of the shape of ``scored.exact``; what no query sees does not count."""
         ...
 
 
@@ -130,7 +132,7 @@ class ByProducts:
     rule: Rule
 
     def keep(self, scored: Scored) -> torch.Tensor:
-        return self.rule.keep(scored.products, scored.scale)
+        return self.rule.keep(scored.exact, scored.scale)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Recent:
     count: int
 
     def keep(self, scored: Scored) -> torch.Tensor:
-        return (scored.columns > scored.positions - self.count).expand_as(scored.products)
+        return (scored.columns > scored.positions - self.count).expand_as(scored.exact)
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class Estimated:
     def keep(self, scored: Scored) -> torch.Tensor:
         estimated, _ = scored.estimate(self.index)
         body = scored.body(self.index.group)
-        seen = torch.where(body & ~estimated.isnan(), estimated, scored.products)
+        seen = torch.where(body & ~estimated.isnan(), estimated, scored.exact)
         return ~(seen < seen.amax(-1, keepdim=True) - self.beta)
 
 
@@ -204,7 +206,7 @@ class TopPages:
         above = above.nan_to_num_(torch.inf, torch.inf, -torch.inf).amax(2, keepdim=True)
         body = torch.unflatten(scored.body(group), -1, (-1, group)).any(-1)
         chosen = greatest(above.masked_fill_(~body, -torch.inf), -(-self.tokens // group))
-        return chosen.repeat_interleave(group, -1).expand_as(scored.products)
+        return chosen.repeat_interleave(group, -1).expand_as(scored.exact)
 
 
 class Attended(NamedTuple):
@@ -213,13 +215,13 @@ class Attended(NamedTuple):
     output: ``[batch, num_kv_heads, repeats, num_queries, head_size]``
     own:    bool as products: what each head keeps by itself, the window included
     kept:   bool as products: what it attends to, after its group has been joined
-    mass:   attention mass of the tokens attended to ``[batch, num_kv_heads, repeats, num_queries]``
+    kept_weight: attention weight of the tokens attended to ``[batch, num_kv_heads, repeats, num_queries]``
     """
 
     output: torch.Tensor
     own: torch.Tensor
     kept: torch.Tensor
-    mass: torch.Tensor
+    kept_weight: torch.Tensor
 
 
 def attend(
@@ -242,12 +244,12 @@ def attend(
     body, value = scored.body(index.group), value.float()
     own = (selection.keep(scored) | ~body) & scored.visible
     kept = own.any(2, keepdim=True).expand_as(own) if by_group else own
-    logits = scored.products * scored.scale
+    logits = scored.exact * scored.scale
     top = logits.amax(-1, keepdim=True)
     weights = torch.exp(logits - top)
     attended = weights * kept
     total = attended.sum(-1)
-    mass = total / weights.sum(-1)
+    kept_weight = total / weights.sum(-1)
     output = _weighted(attended, value)
     if tail != "none":
         seen = weights if tail == "exact" else _estimated_weights(scored, index, weights, top, tail == "middle")
@@ -255,7 +257,7 @@ def attend(
         rest = torch.unflatten(rest, -1, (-1, index.group)).sum(-1)
         output = output + _weighted(rest, torch.unflatten(value, -2, (-1, index.group)).mean(-2))
         total = total + rest.sum(-1)
-    return Attended(output / total[..., None], own, kept, mass)
+    return Attended(output / total[..., None], own, kept, kept_weight)
 
 
 def _estimated_weights(

@@ -48,7 +48,7 @@ def test_attends_as_the_oracle(rule, tail, by_group):
         assert torch.equal(found.kept[0, :, :, at, :seen].flatten(0, 1), right.kept)
         assert not found.kept[0, :, :, at, seen:].any()
         torch.testing.assert_close(found.output[0, :, :, at].flatten(0, 1), right.output, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(found.mass[0, :, :, at].flatten(), right.mass, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.kept_weight[0, :, :, at].flatten(), right.kept_weight, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tail", ["none", "exact", "middle"])
@@ -79,12 +79,12 @@ def test_index_of_default_size_is_the_codec(dtype):
     key = key.to(dtype)
     key[0, 0, 5, 3] = torch.inf
     groups = key.unflatten(-2, (-1, 16))
-    codes, low, step = codec.encode(groups)
+    codes, low, key_scale = codec.encode(groups)
     coded = Index().encode(key)
     torch.testing.assert_close(
-        coded.key, codec.decode(codes, low, step).flatten(-3, -2), rtol=0, atol=0, equal_nan=True
+        coded.key, codec.decode(codes, low, key_scale).flatten(-3, -2), rtol=0, atol=0, equal_nan=True
     )
-    assert torch.equal(coded.step, codec.decode_step(step).float())
+    assert torch.equal(coded.key_scale, codec.decode_scale(key_scale).float())
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1, 3, 4, 8]), st.sampled_from([16, 32, 64]), st.floats(0.1, 30))
@@ -93,7 +93,7 @@ def test_bound_holds_for_every_size_of_index(seed, bits, group, spread):
     query, key, _ = drawn(seed, spread=spread)
     scored = scored_by(query, key, 0.3, WINDOW)
     estimated, bound = scored.estimate(Index(bits, group))
-    off = (estimated - scored.products).abs()[scored.visible.expand_as(estimated)]
+    off = (estimated - scored.exact).abs()[scored.visible.expand_as(estimated)]
     assert (off <= bound[scored.visible.expand_as(bound)] + 1e-4 * spread).all()
 
 

@@ -106,7 +106,7 @@ def test_v_skip_leaves_out_no_more_than_dipr(alpha):
         exact = naive.decode(query, key.double(), value.double(), batch.scale, rule, window)
         dense = naive.decode(query, key.double(), value.double(), batch.scale, naive.Dense())
         off = (output[row].double() - dense.output).abs().amax(-1)
-        assert (off <= 2 * (1 - exact.mass) * value.abs().max() + 1e-3).all()
+        assert (off <= 2 * (1 - exact.kept_weight) * value.abs().max() + 1e-3).all()
     read = made.counts[: 2 * 2 * made.splits(2)].sum()
     assert read < 0.9 * 2 * batch.lens.sum() or alpha < 0.3
 
@@ -161,7 +161,7 @@ def test_products_beyond_float16_lose_no_token(query, size, sign, block_size):
     keys[block, :, token + 1, 16] = -200.0
     batch.query[:, :, 0], batch.query[:, :, 16] = query * sign, 100.0
     slots = blocks[:, None] * block_size + torch.arange(block_size, device=DEVICE)
-    codec.seal(batch.pages, slots.flatten())
+    codec.quantise_groups(batch.pages, slots.flatten())
     _, made = run(batch, DiprSettings(alpha=0.3, most_candidates=1.0, **WINDOW), "scan")
     assert attended(batch, made, 0)[:, 200].all()
 
@@ -247,8 +247,8 @@ def odd_keys_and_values(tokens, kv_heads, head_size, dtype):
 
 
 def same_index(found, right):
-    assert torch.equal(found.codes, right.codes) and torch.equal(found.step, right.step)
-    assert torch.equal(found.origin.nan_to_num(-1), right.origin.nan_to_num(-1))
+    assert torch.equal(found.codes, right.codes) and torch.equal(found.scale, right.scale)
+    assert torch.equal(found.zero_point.nan_to_num(-1), right.zero_point.nan_to_num(-1))
     # the interpreter cuts where others round
     assert torch.allclose(found.value_mean.float(), right.value_mean.float(), rtol=2**-7, atol=1e-6)
 
@@ -262,6 +262,6 @@ def test_the_certificate_counts_what_is_only_estimated():
     row = int(batch.rows[0])
     _, key, value = context(batch, 0)
     kept = attended(batch, made, 0).repeat_interleave(4, 0)
-    left = 1 - naive.decode(batch.query[row].float(), key, value, batch.scale, naive.Given(kept)).mass
+    left = 1 - naive.decode(batch.query[row].float(), key, value, batch.scale, naive.Given(kept)).kept_weight
     near = torch.histc((-torch.log2(left)).clamp(0, 15).cpu(), 16, 0, 16)
     assert (near.cumsum(0) - bins.cpu().cumsum(0)).abs().max() <= 2  # an estimate may fall into the next bin

@@ -16,7 +16,7 @@ from vllm_relational.sparse.settings import DiprSettings
 
 
 def pages(top_tokens: int, **others) -> DiprSettings:
-    return DiprSettings(method="pages", top_tokens=top_tokens, **{**WINDOW, **others})
+    return DiprSettings(method="topk_pages", top_tokens=top_tokens, **{**WINDOW, **others})
 
 
 def window(batch: Paged) -> naive.Window:
@@ -30,9 +30,9 @@ def scores(batch: Paged, request: int) -> torch.Tensor:
     grouped = query.view(len(key), -1, query.shape[-1])
     products = grouped @ key.transpose(1, 2)
     most = torch.cat([products[..., :start], products[..., end:]], -1).amax(-1, keepdim=True)
-    _, origin, step = codec.quantise(key[:, start:end].unflatten(1, (-1, batch.pages.layout.group)))
-    size = codec.decode_step(step).double()
-    middle = grouped @ (origin.double() + codec.MIDDLE * size).transpose(1, 2)
+    _, zero_point, scale = codec.quantise(key[:, start:end].unflatten(1, (-1, batch.pages.layout.group)))
+    size = codec.decode_scale(scale).double()
+    middle = grouped @ (zero_point.double() + codec.MIDDLE * size).transpose(1, 2)
     reach = grouped.abs() @ size.transpose(1, 2) * 8 * codec.SLACK
     return (middle + naive.RANK_SPREAD * reach - most).amax(1).cpu()
 
@@ -78,7 +78,7 @@ def test_attends_to_the_groups_with_the_greatest_scores(tail, group, kv_heads, h
         spread=3.0,
         device=DEVICE,
     )
-    output, made = run(batch, pages(150, pages_tail=tail), "pages")
+    output, made = run(batch, pages(150, pages_tail=tail), "topk_pages")
     check(batch, pages(150, pages_tail=tail), output, made)
     others = [row for row in range(len(output)) if row not in batch.rows.tolist()]
     assert output[others].isnan().all()  # nobody's rows
@@ -95,7 +95,7 @@ def test_attends_to_the_groups_with_the_greatest_scores(tail, group, kv_heads, h
 )
 def test_any_length_and_number_of_tokens(seed, length, spread, top_tokens, programs, tail):
     batch = paged_batch([length], group=2, kv_heads=1, spread=spread, seed=seed, dtype=torch.bfloat16, device=DEVICE)
-    output, made = run(batch, pages(top_tokens, pages_tail=tail), "pages", programs)
+    output, made = run(batch, pages(top_tokens, pages_tail=tail), "topk_pages", programs)
     check(batch, pages(top_tokens, pages_tail=tail), output, made)
 
 
@@ -108,8 +108,8 @@ def test_equal_scores_go_by_position(top_tokens):
     for request in range(2):
         for block in range(0, int(batch.lens[request]) // 16, 3):
             batch.pages.key[batch.block_table[request, block].long()] = float(block % 2)
-    codec.seal(batch.pages, torch.arange(batch.pages.num_blocks * 16, device=DEVICE))
-    _, made = run(batch, pages(top_tokens), "pages")
+    codec.quantise_groups(batch.pages, torch.arange(batch.pages.num_blocks * 16, device=DEVICE))
+    _, made = run(batch, pages(top_tokens), "topk_pages")
     for request in range(2):
         query, key, value = (part.float() for part in context(batch, request))
         rule = naive.TopPages(top_tokens)
@@ -121,21 +121,21 @@ def test_groups_without_codes_come_first():
     batch = paged_batch([500], dtype=torch.bfloat16, spread=4.0, device=DEVICE)
     block = int(batch.block_table[0, 10])
     batch.pages.key[block, 0, 3, 7] = -1e5
-    codec.seal(batch.pages, torch.arange(16, device=DEVICE) + block * 16)
-    output, made = run(batch, pages(16), "pages")
+    codec.quantise_groups(batch.pages, torch.arange(16, device=DEVICE) + block * 16)
+    output, made = run(batch, pages(16), "topk_pages")
     assert attended(batch, made, 0)[0, 160:176].all() and output[int(batch.rows[0])].isfinite().all()
 
 
 def test_far_greater_products_than_the_window_has_do_not_overflow():
     batch = paged_batch([700], spread=200.0, device=DEVICE)
-    output, _ = run(batch, pages(16, pages_tail=True), "pages")
+    output, _ = run(batch, pages(16, pages_tail=True), "topk_pages")
     assert output[int(batch.rows[0])].isfinite().all()
 
 
 def test_the_same_groups_every_time_and_statistics_count_them():
     batch = paged_batch([1500, 777], spread=2.0, device=DEVICE)
-    first, made = run(batch, pages(256), "pages")
-    again, _ = run(batch, pages(256), "pages", programs=31)
+    first, made = run(batch, pages(256), "topk_pages")
+    again, _ = run(batch, pages(256), "topk_pages", programs=31)
     assert torch.allclose(first[batch.rows.long()], again[batch.rows.long()], atol=1e-5)
     body, listed, full = made.statistics[:3].tolist()
     assert (body, listed, full) == (2 * (1424 - 32 + 704 - 32), 2 * 2 * 256, 0)
@@ -157,7 +157,7 @@ def test_a_request_without_scratch_is_attended_to_densely():
         tuning=Tuning(programs=12, most_tokens=1000),
     )
     output = torch.full_like(batch.query, torch.nan)
-    small.pages(Batch(batch.query, batch.pages, batch.block_table, batch.lens, batch.rows, output))
+    small.topk_pages(Batch(batch.query, batch.pages, batch.block_table, batch.lens, batch.rows, output))
     dense, sparse = expected(batch, DiprSettings(alpha=0.0)), expected(batch, dipr)
     kept, all_of_it = batch.rows.tolist()
     assert torch.allclose(output[kept], sparse[kept], atol=1e-3)

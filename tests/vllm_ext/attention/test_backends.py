@@ -128,9 +128,9 @@ def test_drafted_tokens_are_no_answer_computed_again(flash, no_runner):
     batch = Batch([Request(6, 140, prompt_len=120)])
     runner = batch.runner()
     builder = make_builder(DiprFlashBackend, SETTINGS, runner)
-    assert builder.build(0, batch.common()).dipr.replay is not None
-    builder._may_replay = False
-    assert builder.build(0, batch.common()).dipr.replay is None
+    assert builder.build(0, batch.common()).dipr.recompute is not None
+    builder._may_recompute = False
+    assert builder.build(0, batch.common()).dipr.recompute is None
 
 
 @pytest.mark.parametrize("backend", [DiprCpuBackend, DiprFlashBackend])
@@ -250,7 +250,7 @@ def test_flash_attention_plans_dense_requests_apart(flash, monkeypatch):
 
 def test_blocks_have_room_for_large_groups_unless_the_user_says_otherwise(flash):
     assert [DiprFlashBackend.get_preferred_block_size(size) for size in (16, 64, 128)] == [64, 64, 128]
-    with set_current_vllm_config(make_config({"method": "pages"})):
+    with set_current_vllm_config(make_config({"method": "topk_pages"})):
         assert DiprFlashBackend.get_preferred_block_size(16) == 16
     config = make_config(SETTINGS)
     for size, chosen, group in ((32, True, 32), (16, False, 64), (128, True, 64)):

@@ -83,14 +83,14 @@ def test_tokens_of_answers_are_requests_of_their_own(requests, dense_below, size
     """(query tokens, tokens before them, tokens of the prompt or 0 for unknown), against a loop."""
     starts, seq_lens, _ = tensors([(query, before, False) for query, before, _ in requests])
     prompts = torch.tensor([prompt for _, _, prompt in requests]).int()
-    replay = HostBatch(starts, None, seq_lens, prompts).replay(dense_below, torch.device("cpu"))
+    recompute = HostBatch(starts, None, seq_lens, prompts).recompute(dense_below, torch.device("cpu"))
 
     wanted = []
     for request, (query, before, prompt) in enumerate(requests):
         for place in range(before, before + query):
             if query > 1 and 0 < prompt <= place and place + 1 >= dense_below:
                 wanted.append((request, place + 1, int(starts[request]) + place - before))
-    pieces = list(replay.pieces(size)) if replay is not None else []
+    pieces = list(recompute.pieces(size)) if recompute is not None else []
     found = [row for piece in pieces for row in zip(*(part.tolist() for part in piece), strict=True)]
     assert found == wanted and all(len(piece[0]) <= size for piece in pieces)
-    assert replay is None or replay.longest == max(length for _, length, _ in wanted)
+    assert recompute is None or recompute.longest == max(length for _, length, _ in wanted)

@@ -28,11 +28,11 @@ def warnings(monkeypatch):
     ("given", "device", "method"),
     [
         ({}, GPU, "scan"),
-        ({"approximate": True, "top_tokens": 512}, GPU, "pages"),
+        ({"approximate": True, "top_tokens": 512}, GPU, "topk_pages"),
         ({"approximate": True, "top_tokens": 2**17}, GPU, "scan"),  # as many as the engine's contexts have
         ({"method": "v_skip"}, GPU, "v_skip"),
-        ({"method": "pages"}, GPU, "pages"),
-        ({"method": "pages"}, CPU, "pages"),
+        ({"method": "topk_pages"}, GPU, "topk_pages"),
+        ({"method": "topk_pages"}, CPU, "topk_pages"),
         ({"approximate": True}, CPU, "auto"),  # no costs are known
     ],
 )
@@ -49,7 +49,7 @@ def test_a_step_uses_it_from_the_length_on_from_which_it_pays():
     pays_from = dipr_layers._pays_from(config, settings, make_spec(), GPU)
     assert pays_from(1) > pays_from(16) > 100
     assert dipr_layers._pays_from(config, settings, make_spec(), CPU)(1) == 100
-    fixed = {**given, "method": "pages"}
+    fixed = {**given, "method": "topk_pages"}
     assert dipr_layers._pays_from(make_config(fixed), read_dipr(fixed), make_spec(), GPU)(1) == 100
 
 

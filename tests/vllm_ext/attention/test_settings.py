@@ -40,7 +40,8 @@ def test_arguments_of_an_engine():
 
 
 @pytest.mark.parametrize(
-    ("dipr", "size"), [({}, 64), ({"approximate": True}, 16), ({"method": "pages"}, 16), ({"method": "dense"}, None)]
+    ("dipr", "size"),
+    [({}, 64), ({"approximate": True}, 16), ({"method": "topk_pages"}, 16), ({"method": "dense"}, None)],
 )
 def test_plans_know_the_size_of_blocks(dipr, size):
     assert expected_block_size(attention_arguments("dipr", dipr, {})) == size

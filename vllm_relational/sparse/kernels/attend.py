@@ -60,26 +60,26 @@ def load_rows(rows, there, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def products(queries, keys, there):
+def scores_of(queries, keys, there):
     """Unscaled ``q.k``: float32 ``[PADDED heads, tokens]``, minus infinity where there is no token."""
     found = dot(queries, tl.trans(keys), tl.zeros([queries.shape[0], keys.shape[0]], tl.float32))
     return tl.where(there[None, :], found, float("-inf"))
 
 
 @triton.jit
-def accumulate(scores, values, most, total, summed, scale):
+def accumulate(scores, values, m, l, acc, scale):
     """Add tokens with given products to a softmax under way: its greatest product, denominator and numerator."""
-    greatest = tl.maximum(most, tl.max(scores, axis=1))
-    base = tl.where(greatest == float("-inf"), 0.0, greatest)  # no token so far
+    new_m = tl.maximum(m, tl.max(scores, axis=1))
+    base = tl.where(new_m == float("-inf"), 0.0, new_m)  # no token so far
     weights = tl.exp2((scores - base[:, None]) * (scale * LOG2E))
-    fade = tl.exp2((most - base) * (scale * LOG2E))
-    total = total * fade + tl.sum(weights, axis=1)
-    return greatest, total, dot(weights.to(values.dtype), values, summed * fade[:, None])
+    rescale = tl.exp2((m - base) * (scale * LOG2E))
+    l = l * rescale + tl.sum(weights, axis=1)
+    return new_m, l, dot(weights.to(values.dtype), values, acc * rescale[:, None])
 
 
 @triton.jit
 def store_partial(
-    partial_ptr, most_ptr, total_ptr, place, num_partials, most, total, summed,
+    acc_ptr, m_ptr, l_ptr, place, num_partials, m, l, acc,
     HEADS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Keep a softmax under way for ``merge``: at ``place``, int64, for the first head of a group; each further one has
@@ -88,9 +88,9 @@ def store_partial(
     heads, channels = tl.arange(0, PADDED), tl.arange(0, CHANNELS)
     real = heads < HEADS
     where = place + heads * num_partials
-    tl.store(most_ptr + where, most, mask=real)
-    tl.store(total_ptr + where, total, mask=real)
-    tl.store(partial_ptr + where[:, None] * CHANNELS + channels[None, :], summed, mask=real[:, None])
+    tl.store(m_ptr + where, m, mask=real)
+    tl.store(l_ptr + where, l, mask=real)
+    tl.store(acc_ptr + where[:, None] * CHANNELS + channels[None, :], acc, mask=real[:, None])
 
 
 @triton.jit

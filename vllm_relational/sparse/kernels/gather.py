@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vllm_relational.sparse import statistics
 from vllm_relational.sparse.kernels.attend import (
     LOG2E,
     accumulate,
@@ -19,11 +20,15 @@ from vllm_relational.sparse.kernels.attend import (
     lead,
     load_queries,
     load_rows,
-    products,
+    scores_of,
     store_partial,
     token_rows,
 )
 from vllm_relational.sparse.kernels.columns import first_group, load_seed
+
+BODY_TOKENS = tl.constexpr(statistics.BODY_TOKENS)
+LISTED_TOKENS = tl.constexpr(statistics.LISTED_TOKENS)
+DENSE_SPLITS = tl.constexpr(statistics.DENSE_SPLITS)
 
 
 @triton.jit
@@ -56,9 +61,9 @@ def _work(
     tokens = _tokens_of_list(counts, there, GROUP)
     if is_first:
         is_whole = (counts < 0) & (there > 0)
-        tl.atomic_add(statistics_ptr, tl.sum((groups * GROUP).to(tl.int64), axis=0))
-        tl.atomic_add(statistics_ptr + 1, tl.sum(tl.sum(tokens.to(tl.int64), axis=1), axis=0))
-        tl.atomic_add(statistics_ptr + 2, tl.sum(tl.sum(is_whole.to(tl.int64), axis=1), axis=0))
+        tl.atomic_add(statistics_ptr + BODY_TOKENS, tl.sum((groups * GROUP).to(tl.int64), axis=0))
+        tl.atomic_add(statistics_ptr + LISTED_TOKENS, tl.sum(tl.sum(tokens.to(tl.int64), axis=1), axis=0))
+        tl.atomic_add(statistics_ptr + DENSE_SPLITS, tl.sum(tl.sum(is_whole.to(tl.int64), axis=1), axis=0))
     tiles = tl.sum(tl.cdiv(tokens, TILE), axis=1)
     if TAIL:
         is_weighed = tl.max(((counts >= 0) & (there > 0)).to(tl.int32), axis=1)
@@ -68,7 +73,7 @@ def _work(
 
 @triton.jit(do_not_specialize=["num_reqs", "num_kv_heads", "total_groups", "total_listed", "spare"])
 def gather_kernel(
-    query_ptr, key_ptr, mean_ptr, table_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, tail_ptr,
+    query_ptr, key_ptr, mean_ptr, table_ptr, lens_ptr, rows_ptr, acc_ptr, m_ptr, l_ptr, tail_ptr,
     weight_ptr, list_ptr, count_ptr, span_ptr, statistics_ptr,
     scale, num_reqs, num_kv_heads, stride_qt, stride_kb, stride_kh, stride_kt, stride_ob, stride_oh, stride_table,
     total_groups, total_listed, spare,
@@ -81,7 +86,7 @@ def gather_kernel(
     """Grid: programs. See ``compact_kernel`` for the lists, ``merge_kernel`` for where partials lie.
 
     span: the first tile of each request and KV head, and the one behind its last; then how many a program has.
-    tail: how much of a partial's denominator is estimates, laid out as ``total``.
+    tail: how much of a partial's denominator is estimates, laid out as ``l``.
     """
     program = tl.program_id(0)
     follow(CHAINED)
@@ -104,7 +109,7 @@ def gather_kernel(
         begin = end - tl.sum(tl.where(pairs == pair, tiles, 0), axis=0)
         stop = tl.minimum(last, end)
         _attend(
-            query_ptr, key_ptr, mean_ptr, table_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, tail_ptr,
+            query_ptr, key_ptr, mean_ptr, table_ptr, lens_ptr, rows_ptr, acc_ptr, m_ptr, l_ptr, tail_ptr,
             weight_ptr, list_ptr, count_ptr, scale, num_reqs, num_kv_heads, stride_qt, stride_kb, stride_kh, stride_kt,
             stride_ob, stride_oh, stride_table, total_groups, total_listed, spare, pair, at - begin, stop - begin,
             (num_pairs * WINDOW_TILES + program + pair).to(tl.int64) * HEADS,
@@ -117,7 +122,7 @@ def gather_kernel(
 
 @triton.jit
 def _attend(
-    query_ptr, key_ptr, mean_ptr, table_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr, tail_ptr,
+    query_ptr, key_ptr, mean_ptr, table_ptr, lens_ptr, rows_ptr, acc_ptr, m_ptr, l_ptr, tail_ptr,
     weight_ptr, list_ptr, count_ptr, scale, num_reqs, num_kv_heads, stride_qt, stride_kb, stride_kh, stride_kt,
     stride_ob, stride_oh, stride_table, total_groups, total_listed, spare, pair, first, last, where,
     HEADS: tl.constexpr, PADDED: tl.constexpr, COMPACT: tl.constexpr, HEAD_SIZE: tl.constexpr,
@@ -143,9 +148,9 @@ def _attend(
     place = first_group(lens_ptr, request, num_reqs, spare, REQS, GROUP)
     # ---- exact attention to listed tokens
     lists = list_ptr + head.to(tl.int64) * total_listed + place * ROOM
-    most = tl.full([PADDED], float("-inf"), tl.float32)
-    total = tl.zeros([PADDED], tl.float32)
-    summed = tl.zeros([PADDED, CHANNELS], tl.float32)
+    m = tl.full([PADDED], float("-inf"), tl.float32)
+    l = tl.zeros([PADDED], tl.float32)
+    acc = tl.zeros([PADDED, CHANNELS], tl.float32)
     for tile in tl.range(first, tl.minimum(last, num_tiles), num_stages=STAGES):
         passed = behind <= tile
         part = tl.sum(passed.to(tl.int32), axis=0)
@@ -157,16 +162,16 @@ def _attend(
         rows = token_rows(key_ptr, table, tokens, inside, head, stride_kb, stride_kh, stride_kt, BLOCK_SIZE)
         keys = load_rows(rows, inside, HEAD_SIZE, CHANNELS)
         values = load_rows(rows + HEAD_SIZE, inside, HEAD_SIZE, CHANNELS)
-        most, total, summed = accumulate(products(queries, keys, inside), values, most, total, summed, scale)
+        m, l, acc = accumulate(scores_of(queries, keys, inside), values, m, l, acc, scale)
     # ---- the tail, with the window's greatest product as base
     heads = tl.arange(0, PADDED)
     estimated = tl.zeros([PADDED], tl.float32)
     if TAIL and last > num_tiles:
-        seed = load_seed(most_ptr, pair, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
-        greatest = tl.maximum(most, seed)
-        fade = tl.exp2((most - greatest) * (scale * LOG2E))
-        lift = tl.exp2((seed - greatest) * (scale * LOG2E))
-        total, summed, most = total * fade, summed * fade[:, None], greatest
+        seed = load_seed(m_ptr, pair, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
+        new_m = tl.maximum(m, seed)
+        rescale = tl.exp2((m - new_m) * (scale * LOG2E))
+        lift = tl.exp2((seed - new_m) * (scale * LOG2E))
+        l, acc, m = l * rescale, acc * rescale[:, None], new_m
         tail = tl.zeros([PADDED, CHANNELS], tl.float32)
         per_block: tl.constexpr = BLOCK_SIZE // GROUP
         weights_of = weight_ptr + (head.to(tl.int64) * total_groups + place) * COMPACT
@@ -182,7 +187,7 @@ def _attend(
             estimated += tl.sum(weights, axis=1)
             tail = dot(weights.to(tl.bfloat16), load_rows(means, inside, HEAD_SIZE, CHANNELS), tail)
         estimated *= lift
-        total += estimated
-        summed += tail * lift[:, None]
+        l += estimated
+        acc += tail * lift[:, None]
     tl.store(tail_ptr + where + heads, estimated, mask=heads < HEADS)
-    store_partial(partial_ptr, most_ptr, total_ptr, where, 1, most, total, summed, HEADS, PADDED, CHANNELS)
+    store_partial(acc_ptr, m_ptr, l_ptr, where, 1, m, l, acc, HEADS, PADDED, CHANNELS)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from vllm_relational.sparse.kernels.gather import gather_kernel
-from vllm_relational.sparse.kernels.merge import CERTIFICATE_BINS, merge_kernel
+from vllm_relational.sparse.kernels.merge import merge_kernel
 from vllm_relational.sparse.kernels.prepare import prepare_kernel
 from vllm_relational.sparse.kernels.scan import compact_kernel, scan_kernel
 from vllm_relational.sparse.kernels.select import list_kernel, select_kernel
@@ -21,6 +21,7 @@ from vllm_relational.sparse.kernels.v_skip import v_skip_kernel
 from vllm_relational.sparse.naive import RANK_SPREAD, Window
 from vllm_relational.sparse.pages import Pages
 from vllm_relational.sparse.settings import DiprSettings
+from vllm_relational.sparse.statistics import NUM_COUNTERS
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,6 @@ class Tuning:
     most_tokens: int = 2**21
 
 
-STATISTICS = 3 + CERTIFICATE_BINS
-"""Whole numbers that the kernels add to: tokens of bodies, tokens of them that were listed, splits that were attended
-to densely (each a KV head, request and layer), then requests and heads by the attention mass that is only estimated:
-bin ``i`` is a share from ``2 ** -(i + 1)`` up to ``2 ** -i``, the last one all smaller ones."""
-
-
 @dataclass(frozen=True)
 class Batch:
     """What a launch attends: see ``SparseDecoder.decode``."""
@@ -98,9 +93,9 @@ class Kernels:
     """Launches for one shape: heads of queries and of keys, channels of a head, the softmax scale, the largest batch
     and context, and tokens of a group of the index.
 
-    Memory a token that there is room for and KV head: ``(12 * heads + 4) / group`` bytes of scratch, heads rounded up
-    to a power of two, at least 4; a bit or, in groups of 16, two; and 4 bytes times ``most_candidates``, or 4 for
-    ``pages``. And ``4 * (head_size + 3)`` bytes a partial softmax of a head.
+    Scratch memory per KV head and per token of the largest batch (at most ``Tuning.most_tokens``): ``(12 * heads + 4) /
+    group`` bytes, heads rounded up to a power of two, at least 4; one bit or, in groups of 16, two; and 4 bytes times
+    ``most_candidates``, or 4 bytes for ``topk_pages``. Also ``4 * (head_size + 3)`` bytes per head's partial softmax.
     """
 
     def __init__(
@@ -124,14 +119,14 @@ class Kernels:
         self._channels = triton.next_power_of_2(head_size)
         self._sinks = -(-settings.sinks // group) * group
         self._window_tiles = triton.cdiv(self._sinks + settings.recent + group, self.tuning.window_tile)
-        self.statistics = torch.zeros(STATISTICS, dtype=torch.int64, device=device)
+        self.statistics = torch.zeros(NUM_COUNTERS, dtype=torch.int64, device=device)
         self.heads = num_heads // num_kv_heads
         self._reqs = triton.next_power_of_2(max_reqs)
         self._compact = max(4, triton.next_power_of_2(self.heads))
         self._words = max(8, triton.next_power_of_2(head_size // 8))
         batches = range(1, max_reqs + 1)
         partials = max(self._num_partials(reqs) for reqs in batches)
-        self._partial, self._most, self._total, self._tail = (
+        self._acc, self._m, self._l, self._tail = (
             torch.empty(partials * width, dtype=torch.float32, device=device) for width in (self._channels, 1, 1, 1)
         )
         counts = max(max(self.splits(reqs), self.num_lists(reqs)) * reqs for reqs in batches) * num_kv_heads
@@ -147,7 +142,7 @@ class Kernels:
         self._marks = torch.empty(num_kv_heads * self._groups * self._mark_words, dtype=torch.int32, device=device)
         self._order = torch.empty(num_kv_heads * self._groups, dtype=torch.int32, device=device)
         self._limit = torch.empty(max_reqs * num_kv_heads * 2, dtype=torch.int32, device=device)
-        whole_groups = settings.method == "pages"
+        whole_groups = settings.method == "topk_pages"
         self._room = group if whole_groups else max(1, int(group * settings.most_candidates))  # tokens a group
         self.lists = torch.empty(num_kv_heads * self._groups * self._room, dtype=torch.int32, device=device)
 
@@ -176,10 +171,10 @@ class Kernels:
     def scratch(self) -> tuple[torch.Tensor, ...]:
         """Memory that needs no initial value."""
         scratch = (self._base, self._bound, self._weight, self._marks, self._order, self._limit, self._tail, self.lists)
-        return (self._partial, self._most, self._total, self._spans, self.counts, *scratch)
+        return (self._acc, self._m, self._l, self._spans, self.counts, *scratch)
 
     def listed(self, lens: list[int], request: int) -> list[list[int]]:
-        """For every KV head the tokens of a request's body that the last scan or choice of pages, of requests with
+        """For every KV head the tokens of a request's body that the last scan or choice of groups, of requests with
         these lengths, attended to exactly."""
         num_reqs, group, splits = len(lens), self.group, self.num_lists(len(lens))
         start, end = Window(self._sinks, self.settings.recent, group).body(lens[request])
@@ -205,7 +200,7 @@ class Kernels:
         self._gather(batch)
         self._merge(batch, self._window_tiles, is_dealt=True)
 
-    def pages(self, batch: Batch) -> None:
+    def topk_pages(self, batch: Batch) -> None:
         """Window and groups, the groups' limit, lists, listed tokens, merge: five launches."""
         assert self._room == self.group, "made for another method: there is no room for whole groups"
         self._prepare(batch, outline=True)
@@ -220,10 +215,10 @@ class Kernels:
         programs = triton.cdiv(self.max_seq_len, self.group * self.tuning.group_tile)
         programs = max(1, min(programs, self.tuning.group_programs // (num_reqs * self.num_kv_heads)))
         prepare_kernel[(self._window_tiles + programs, self.num_kv_heads, num_reqs)](
-            batch.query, pages.key, pages.origin, pages.step, batch.block_table, batch.lens, batch.rows,
-            self._partial, self._most, self._total, self._base, self._bound,
-            self.scale, num_reqs, batch.query.stride(0), *pages.key.stride()[:3], *pages.origin.stride()[:2],
-            *pages.step.stride()[:2], batch.block_table.stride(0), self._groups,
+            batch.query, pages.key, pages.zero_point, pages.scale, batch.block_table, batch.lens, batch.rows,
+            self._acc, self._m, self._l, self._base, self._bound,
+            self.scale, num_reqs, batch.query.stride(0), *pages.key.stride()[:3], *pages.zero_point.stride()[:2],
+            *pages.scale.stride()[:2], batch.block_table.stride(0), self._groups,
             self.num_lists(num_reqs), **self._common(batch), COMPACT=self._compact, CHANNELS=self._channels,
             REQS=self._reqs, WINDOW_TILES=self._window_tiles, WINDOW_TILE=self.tuning.window_tile,
             GROUP_TILE=self.tuning.group_tile, NUMBER=_number(batch.query.dtype), CHAINED=self._chained,
@@ -235,10 +230,10 @@ class Kernels:
         beta, alpha_length = self._beta()
         programs = max(1, self.tuning.scan_programs // (num_reqs * self.num_kv_heads))
         scan_kernel[(programs, self.num_kv_heads, num_reqs)](
-            batch.query, pages.words, pages.step_words, batch.block_table, batch.lens, batch.rows, self._most,
+            batch.query, pages.words, pages.scale_words, batch.block_table, batch.lens, batch.rows, self._m,
             self._base, self._bound, self._weight, self._marks,
             self.scale, beta, alpha_length, num_reqs, batch.query.stride(0), *pages.words.stride()[:2],
-            *pages.step_words.stride()[:2], batch.block_table.stride(0), self._groups,
+            *pages.scale_words.stride()[:2], batch.block_table.stride(0), self._groups,
             self.num_lists(num_reqs), **self._common(batch, self._compact), **self._windows(),
             COLUMNS=max(8, self._compact), WORDS=self._words, MARKS=self._mark_words,
             TAIL=self.settings.counts_the_rest, STAGES=self.tuning.scan_stages,
@@ -258,7 +253,7 @@ class Kernels:
         num_reqs = batch.lens.shape[0]
         most_groups = max(128, triton.next_power_of_2(triton.cdiv(self.max_seq_len, self.group)))
         select_kernel[(self.num_kv_heads, num_reqs)](
-            self._bound, self._most, batch.lens, self._order, self._limit,
+            self._bound, self._m, batch.lens, self._order, self._limit,
             num_reqs, self._groups, self.num_lists(num_reqs),
             triton.cdiv(self.settings.top_tokens, self.group), HEADS=self.heads, COMPACT=self._compact,
             GROUP=self.group,
@@ -270,7 +265,7 @@ class Kernels:
     def _list(self, batch: Batch) -> None:
         num_reqs = batch.lens.shape[0]
         list_kernel[(self.num_lists(num_reqs), self.num_kv_heads, num_reqs)](
-            batch.lens, self._base, self._most, self._order, self._limit, self._weight, self.lists, self.counts,
+            batch.lens, self._base, self._m, self._order, self._limit, self._weight, self.lists, self.counts,
             self.scale, num_reqs, self._groups, self._groups * self._room,
             HEADS=self.heads, PADDED=self._compact, GROUP=self.group, SINKS=self._sinks, RECENT=self.settings.recent,
             **self._windows(), ROOM=self._room, TILE=self.tuning.list_tile, TAIL=self.settings.counts_the_rest,
@@ -281,8 +276,8 @@ class Kernels:
         num_reqs, pages = batch.lens.shape[0], batch.pages
         lists = self.num_lists(num_reqs)
         gather_kernel[(self.tuning.gather_programs,)](
-            batch.query, pages.key, pages.value_mean, batch.block_table, batch.lens, batch.rows, self._partial,
-            self._most, self._total, self._tail, self._weight, self.lists, self.counts, self._spans, self.statistics,
+            batch.query, pages.key, pages.value_mean, batch.block_table, batch.lens, batch.rows, self._acc,
+            self._m, self._l, self._tail, self._weight, self.lists, self.counts, self._spans, self.statistics,
             self.scale, num_reqs, self.num_kv_heads, batch.query.stride(0), *pages.key.stride()[:3],
             *pages.value_mean.stride()[:2], batch.block_table.stride(0), self._groups, self._groups * self._room, lists,
             **self._common(batch), **self._windows(), CHANNELS=self._channels, COMPACT=self._compact,
@@ -300,7 +295,7 @@ class Kernels:
         beta, alpha_length = self._beta()
         v_skip_kernel[(splits, self.num_kv_heads, num_reqs)](
             batch.query, pages.key, pages.value_mean, batch.block_table, batch.lens, batch.rows,
-            self._partial, self._most, self._total, self.counts,
+            self._acc, self._m, self._l, self.counts,
             self.scale, beta, alpha_length, batch.query.stride(0), *pages.key.stride()[:3],
             *pages.value_mean.stride()[:2], batch.block_table.stride(0), splits,
             **self._common(batch), CHANNELS=self._channels, TILE=self.tuning.dense_tile,
@@ -312,7 +307,7 @@ class Kernels:
     def _merge(self, batch: Batch, num_fixed: int, is_dealt: bool) -> None:
         chunk, num_reqs = min(32, self._channels), batch.lens.shape[0]
         merge_kernel[(self._channels // chunk, self.num_heads, num_reqs)](
-            batch.output, batch.lens, batch.rows, self._partial, self._most, self._total, self._tail, self._spans,
+            batch.output, batch.lens, batch.rows, self._acc, self._m, self._l, self._tail, self._spans,
             self.statistics, self.scale, batch.output.stride(0), num_fixed,
             HEADS=self.heads, HEAD_SIZE=self.head_size, CHANNELS=self._channels,
             FIXED=triton.next_power_of_2(num_fixed), DEALT=self.tuning.merge_tile if is_dealt else 0,

@@ -1,8 +1,8 @@
 """What a scan needs to know before it starts, in one launch: the window's attention, and what groups have in common.
 
-The window, the first and the last tokens, is attended to exactly; its greatest product is the threshold of the scan. Of
-every group of the body: the product with its origin, and how far estimates of its tokens may be off. For a choice of
-whole groups (``select.py``), which reads no codes: the product with the group's middle, and the score it is ranked by.
+The window, the first and the last tokens, is attended to exactly; its greatest score is the threshold of the scan. Of
+every group of the body: the score of its zero point, and how far estimates of its tokens may be off. For a choice of
+whole groups (``select.py``), which reads no codes: the score of the group's middle, and what it is ranked by.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vllm_relational.sparse.kernels.attend import (
     lead,
     load_queries,
     load_rows,
-    products,
+    scores_of,
     store_partial,
     token_rows,
 )
@@ -27,7 +27,7 @@ from vllm_relational.sparse.kernels.columns import compact, first_group, has_scr
 
 @triton.jit(do_not_specialize=["num_reqs", "total_groups", "spare"])
 def prepare_kernel(
-    query_ptr, key_ptr, origin_ptr, step_ptr, table_ptr, lens_ptr, rows_ptr, partial_ptr, most_ptr, total_ptr,
+    query_ptr, key_ptr, zero_point_ptr, key_scale_ptr, table_ptr, lens_ptr, rows_ptr, acc_ptr, m_ptr, l_ptr,
     base_ptr, bound_ptr,
     scale, num_reqs, stride_qt, stride_kb, stride_kh, stride_kt, stride_ob, stride_oh, stride_sb, stride_sh,
     stride_table, total_groups, spare,
@@ -51,7 +51,7 @@ def prepare_kernel(
     table = table_ptr + request.to(tl.int64) * stride_table
     if program < WINDOW_TILES:
         _window(
-            query_ptr, key_ptr, table, partial_ptr, most_ptr, total_ptr, program, head, request, row, seq_len, start,
+            query_ptr, key_ptr, table, acc_ptr, m_ptr, l_ptr, program, head, request, row, seq_len, start,
             end, scale, stride_qt, stride_kb, stride_kh, stride_kt,
             HEADS, PADDED, HEAD_SIZE, CHANNELS, BLOCK_SIZE, WINDOW_TILES, WINDOW_TILE,
         )  # fmt: skip
@@ -59,7 +59,7 @@ def prepare_kernel(
         place = first_group(lens_ptr, request, num_reqs, spare, REQS, GROUP)
         if has_scratch(place, seq_len, spare, total_groups, GROUP):
             _groups(
-                query_ptr, origin_ptr, step_ptr, table, base_ptr, bound_ptr, program - WINDOW_TILES,
+                query_ptr, zero_point_ptr, key_scale_ptr, table, base_ptr, bound_ptr, program - WINDOW_TILES,
                 tl.num_programs(0) - WINDOW_TILES, head, row, start, end, place, stride_qt, stride_ob, stride_oh,
                 stride_sb, stride_sh, total_groups,
                 HEADS, COMPACT, HEAD_SIZE, CHANNELS, BLOCK_SIZE, GROUP, GROUP_TILE, NUMBER, OUTLINE, SPREAD,
@@ -69,7 +69,7 @@ def prepare_kernel(
 
 @triton.jit
 def _window(
-    query_ptr, key_ptr, table, partial_ptr, most_ptr, total_ptr, tile, head, request, row, seq_len, start, end,
+    query_ptr, key_ptr, table, acc_ptr, m_ptr, l_ptr, tile, head, request, row, seq_len, start, end,
     scale, stride_qt, stride_kb, stride_kh, stride_kt,
     HEADS: tl.constexpr, PADDED: tl.constexpr, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
@@ -81,24 +81,24 @@ def _window(
     rows = token_rows(key_ptr, table, tokens, there, head, stride_kb, stride_kh, stride_kt, BLOCK_SIZE)
     keys = load_rows(rows, there, HEAD_SIZE, CHANNELS)
     values = load_rows(rows + HEAD_SIZE, there, HEAD_SIZE, CHANNELS)
-    most = tl.full([PADDED], float("-inf"), tl.float32)
-    total = tl.zeros([PADDED], tl.float32)
-    summed = tl.zeros([PADDED, CHANNELS], tl.float32)
-    most, total, summed = accumulate(products(queries, keys, there), values, most, total, summed, scale)
+    m = tl.full([PADDED], float("-inf"), tl.float32)
+    l = tl.zeros([PADDED], tl.float32)
+    acc = tl.zeros([PADDED, CHANNELS], tl.float32)
+    m, l, acc = accumulate(scores_of(queries, keys, there), values, m, l, acc, scale)
     where = (request.to(tl.int64) * tl.num_programs(1) + head) * HEADS * TILES + tile
-    store_partial(partial_ptr, most_ptr, total_ptr, where, TILES, most, total, summed, HEADS, PADDED, CHANNELS)
+    store_partial(acc_ptr, m_ptr, l_ptr, where, TILES, m, l, acc, HEADS, PADDED, CHANNELS)
 
 
 @triton.jit
-def _decode_steps(codes):
-    """``codec.decode_step``."""
+def _decode_scales(codes):
+    """``codec.decode_scale``."""
     return (codes.to(tl.int16) << 7).to(tl.float16, bitcast=True)
 
 
 @triton.jit
 def _groups(
-    query_ptr, origin_ptr, step_ptr, table, base_ptr, bound_ptr, program, num_programs, head, row, start, end, place,
-    stride_qt, stride_ob, stride_oh, stride_sb, stride_sh, total_groups,
+    query_ptr, zero_point_ptr, key_scale_ptr, table, base_ptr, bound_ptr, program, num_programs, head, row, start,
+    end, place, stride_qt, stride_ob, stride_oh, stride_sb, stride_sh, total_groups,
     HEADS: tl.constexpr, PADDED: tl.constexpr, HEAD_SIZE: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, NUMBER: tl.constexpr,
     OUTLINE: tl.constexpr, SPREAD: tl.constexpr,
@@ -120,15 +120,19 @@ def _groups(
         blocks = tl.load(table + groups // per_block, mask=inside, other=0).to(tl.int64)
         within = groups % per_block * HEAD_SIZE
         mask = inside[:, None] & there[None, :]
-        in_origin = blocks * stride_ob + head * stride_oh + within
-        origin = tl.load(origin_ptr + in_origin[:, None] + channels[None, :], mask=mask, other=0.0).to(NUMBER)
-        in_step = blocks * stride_sb + head * stride_sh + within
-        step = _decode_steps(tl.load(step_ptr + in_step[:, None] + channels[None, :], mask=mask, other=0)).to(NUMBER)
-        base = dot(origin, query, tl.zeros([TILE, 16], tl.float32))
-        bound = dot(step, tl.abs(query), tl.zeros([TILE, 16], tl.float32))
+        in_zero_point = blocks * stride_ob + head * stride_oh + within
+        zero_point = tl.load(zero_point_ptr + in_zero_point[:, None] + channels[None, :], mask=mask, other=0.0).to(
+            NUMBER
+        )
+        in_scale = blocks * stride_sb + head * stride_sh + within
+        key_scale = _decode_scales(
+            tl.load(key_scale_ptr + in_scale[:, None] + channels[None, :], mask=mask, other=0)
+        ).to(NUMBER)
+        base = dot(zero_point, query, tl.zeros([TILE, 16], tl.float32))
+        bound = dot(key_scale, tl.abs(query), tl.zeros([TILE, 16], tl.float32))
         base, bound = compact(base, PADDED), compact(bound, PADDED)
         if OUTLINE:
-            across = compact(dot(step, query, tl.zeros([TILE, 16], tl.float32)), PADDED)
+            across = compact(dot(key_scale, query, tl.zeros([TILE, 16], tl.float32)), PADDED)
             base += across * 7.5  # codec.MIDDLE
             bound = base + bound * (SPREAD * 8.0625)  # codec.NUM_CODES / 2 * codec.SLACK
             to = (head * PADDED + compacted)[None, :] * total_groups + (place + groups)[:, None]

@@ -52,7 +52,7 @@ def _codes(words, QUARTER: tl.constexpr):
 
 
 @triton.jit
-def _steps(words):
+def _key_scales(words):
     """Steps of one quarter as float16: words ``[n]`` of four bytes -> ``[4 * n]``."""
     if INTERPRETED:
         first = ((words & 0xFF) << 7).to(tl.int16).to(tl.float16, bitcast=True)
@@ -89,18 +89,18 @@ def _load_quarter(
 
 @triton.jit
 def _quarter(
-    words, query, from_step, scores,
+    words, query, from_scale, scores,
     HEAD_SIZE: tl.constexpr, WORDS: tl.constexpr, QUARTER: tl.constexpr, NUMBER: tl.constexpr,
 ):  # fmt: skip
     """Add one quarter of the channels to 2 ** -20 q.code step ``[tokens, COLUMNS]``."""
     fours = tl.arange(0, WORDS // 2)
-    raw = tl.load(from_step + QUARTER * (HEAD_SIZE // 16) + fours, mask=fours < HEAD_SIZE // 16, other=0)
-    return dot(_codes(words, QUARTER).to(NUMBER), query * _steps(raw).to(NUMBER)[:, None], scores)
+    raw = tl.load(from_scale + QUARTER * (HEAD_SIZE // 16) + fours, mask=fours < HEAD_SIZE // 16, other=0)
+    return dot(_codes(words, QUARTER).to(NUMBER), query * _key_scales(raw).to(NUMBER)[:, None], scores)
 
 
 @triton.jit(do_not_specialize=["num_reqs", "total_groups", "spare"])
 def scan_kernel(
-    query_ptr, words_ptr, step_ptr, table_ptr, lens_ptr, rows_ptr, most_ptr, base_ptr, bound_ptr, weight_ptr,
+    query_ptr, words_ptr, key_scale_ptr, table_ptr, lens_ptr, rows_ptr, m_ptr, base_ptr, bound_ptr, weight_ptr,
     mark_ptr, scale, beta, alpha_length, num_reqs, stride_qt, stride_wb, stride_wh, stride_sb, stride_sh, stride_table,
     total_groups, spare,
     HEADS: tl.constexpr, PADDED: tl.constexpr, COLUMNS: tl.constexpr, HEAD_SIZE: tl.constexpr, WORDS: tl.constexpr,
@@ -134,7 +134,7 @@ def scan_kernel(
     query2 = _load_quarter(query, HEADS, PADDED, COLUMNS, HEAD_SIZE, WORDS, 2, NUMBER)
     query3 = _load_quarter(query, HEADS, PADDED, COLUMNS, HEAD_SIZE, WORDS, 3, NUMBER)
     heads = tl.arange(0, PADDED)
-    seed = load_seed(most_ptr, pair, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
+    seed = load_seed(m_ptr, pair, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
     if BY_LENGTH:
         beta = tl.maximum(tl.log(seq_len.to(tl.float32) / alpha_length), 0.0) / scale
     least = tl.where(heads < HEADS, seed - beta, float("inf"))
@@ -148,12 +148,12 @@ def scan_kernel(
         from_words = words_ptr + block * stride_wb + head * stride_wh + group % per_block * GROUP * (HEAD_SIZE // 8)
         places = tokens[:, None] * (HEAD_SIZE // 8) + columns[None, :]
         words = tl.load(from_words + places, mask=(columns < HEAD_SIZE // 8)[None, :], other=0)
-        from_step = step_ptr + block * stride_sb + head * stride_sh + group % per_block * (HEAD_SIZE // 4)
+        from_scale = key_scale_ptr + block * stride_sb + head * stride_sh + group % per_block * (HEAD_SIZE // 4)
         scores = tl.zeros([GROUP, COLUMNS], tl.float32)
-        scores = _quarter(words, query0, from_step, scores, HEAD_SIZE, WORDS, 0, NUMBER)
-        scores = _quarter(words, query1, from_step, scores, HEAD_SIZE, WORDS, 1, NUMBER)
-        scores = _quarter(words, query2, from_step, scores, HEAD_SIZE, WORDS, 2, NUMBER)
-        scores = _quarter(words, query3, from_step, scores, HEAD_SIZE, WORDS, 3, NUMBER)
+        scores = _quarter(words, query0, from_scale, scores, HEAD_SIZE, WORDS, 0, NUMBER)
+        scores = _quarter(words, query1, from_scale, scores, HEAD_SIZE, WORDS, 1, NUMBER)
+        scores = _quarter(words, query2, from_scale, scores, HEAD_SIZE, WORDS, 2, NUMBER)
+        scores = _quarter(words, query3, from_scale, scores, HEAD_SIZE, WORDS, 3, NUMBER)
         of_group = (shared + group) * PADDED + heads
         base, bound = tl.load(base_ptr + of_group), tl.load(bound_ptr + of_group)
         scores = compact(scores, PADDED) * 1048576.0 + base[None, :]

@@ -60,7 +60,7 @@ def _last(equal, places, wanted, behind):
 
 @triton.jit(do_not_specialize=["num_reqs", "total_groups", "spare", "wanted"])
 def select_kernel(
-    rank_ptr, most_ptr, lens_ptr, order_ptr, limit_ptr,
+    rank_ptr, m_ptr, lens_ptr, order_ptr, limit_ptr,
     num_reqs, total_groups, spare, wanted,
     HEADS: tl.constexpr, COMPACT: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, MAX_GROUPS: tl.constexpr,
@@ -89,7 +89,7 @@ def select_kernel(
     order = tl.full([MAX_GROUPS], NOTHING, tl.int32)
     for each in range(HEADS):
         tiles = tl.arange(0, WINDOW_PADDED)
-        seen = most_ptr + (pair * HEADS + each) * WINDOW_TILES + tiles
+        seen = m_ptr + (pair * HEADS + each) * WINDOW_TILES + tiles
         seed = tl.max(tl.load(seen, mask=tiles < WINDOW_TILES, other=float("-inf")), axis=0)
         ranks = rank_ptr + (head * COMPACT + each).to(tl.int64) * total_groups + place
         ahead = tl.load(ranks + groups, mask=inside, other=0.0) - seed
@@ -107,7 +107,7 @@ def select_kernel(
 
 @triton.jit(do_not_specialize=["num_reqs", "total_groups", "total_listed"])
 def list_kernel(
-    lens_ptr, middle_ptr, most_ptr, order_ptr, limit_ptr, weight_ptr, list_ptr, count_ptr,
+    lens_ptr, middle_ptr, m_ptr, order_ptr, limit_ptr, weight_ptr, list_ptr, count_ptr,
     scale, num_reqs, total_groups, total_listed,
     HEADS: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, SINKS: tl.constexpr, RECENT: tl.constexpr,
     WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr, REQS: tl.constexpr, ROOM: tl.constexpr,
@@ -137,7 +137,7 @@ def list_kernel(
         return
     limit, last_equal = tl.load(limit_ptr + pair * 2), tl.load(limit_ptr + pair * 2 + 1)
     heads, tokens = tl.arange(0, PADDED), tl.arange(0, GROUP)
-    seed = load_seed(most_ptr, pair, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
+    seed = load_seed(m_ptr, pair, HEADS, PADDED, WINDOW_TILES, WINDOW_PADDED)
     shared = head.to(tl.int64) * total_groups + place
     listed = list_ptr + head.to(tl.int64) * total_listed + (place + split * share) * ROOM
     count = 0

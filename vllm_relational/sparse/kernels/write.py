@@ -1,8 +1,8 @@
-"""Stores keys and values, and seals the groups whose last token is among them: ``codec.write``, bit for bit.
+"""Stores keys and values, and quantises the groups whose last token is among them: ``codec.write``, bit for bit.
 
 One launch for both: a step writes one token a request, and another launch a layer would cost more than its work. The
-program that stores the last token of a group seals it. Other programs of the same launch may store other tokens of that
-group at this moment, so these are taken from where they come from and not from the cache.
+program that stores the last token of a group quantises it. Other programs of the same launch may store other tokens of
+that group at this moment, so these are taken from where they come from and not from the cache.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from vllm_relational.sparse.pages import Pages
 
 
 @triton.jit
-def _step_code(spread):
-    """``codec.encode_step``: 5 bits of exponent, 3 of mantissa, rounded up."""
-    bits = tl.maximum(spread, 0.00006103515625).to(tl.int32, bitcast=True)  # codec.MIN_STEP
+def _scale_code(spread):
+    """``codec.encode_scale``: 5 bits of exponent, 3 of mantissa, rounded up."""
+    bits = tl.maximum(spread, 0.00006103515625).to(tl.int32, bitcast=True)  # codec.MIN_SCALE
     return ((bits + 0xFFFFF) >> 20) - 896  # (127 - 15) << 3
 
 
@@ -42,26 +42,26 @@ def _load_group(new, old, ages, is_new, channels, there, stride_nt, stride_kt, G
 
 
 @triton.jit
-def _seal_slice(keys, origin_ptr, step_ptr, channels, there):
-    """Codes of some channels, int32 ``[GROUP, channels]``; stores their origin and step."""
+def _quantise_slice(keys, zero_point_ptr, key_scale_ptr, channels, there):
+    """Codes of some channels, int32 ``[GROUP, channels]``; stores their zero point and scale."""
     low, most = tl.min(keys, axis=0), tl.max(keys, axis=0)
-    code = _step_code((most - low + tl.abs(low) * 0.0009765625) / 14.99)  # 15 - codec.SPARE_STEPS
+    code = _scale_code((most - low + tl.abs(low) * 0.0009765625) / 14.99)  # 15 - codec.SPARE_CODES
     odd = tl.sum(((keys != keys) | (tl.abs(keys) > 60000.0)).to(tl.int32), axis=0) > 0
-    fits = (code <= 215) & ~odd  # codec.MAX_STEP_CODE
+    fits = (code <= 215) & ~odd  # codec.MAX_SCALE_CODE
     code = tl.where(fits, code, 8)
-    step = ((code + 896) << 20).to(tl.float32, bitcast=True)
-    origin = _round_down(low)
-    exact = origin.to(tl.float32)
+    key_scale = ((code + 896) << 20).to(tl.float32, bitcast=True)
+    zero_point = _round_down(low)
+    exact = zero_point.to(tl.float32)
     fits &= tl.abs(exact) < 65520.0
-    tl.store(origin_ptr + channels, tl.where(fits, origin, float("nan")), mask=there)
-    tl.store(step_ptr + channels, code.to(tl.uint8), mask=there)
-    scaled = tl.floor((keys - exact[None, :]) / step[None, :] + 0.5)
+    tl.store(zero_point_ptr + channels, tl.where(fits, zero_point, float("nan")), mask=there)
+    tl.store(key_scale_ptr + channels, code.to(tl.uint8), mask=there)
+    scaled = tl.floor((keys - exact[None, :]) / key_scale[None, :] + 0.5)
     return tl.where(fits[None, :], tl.minimum(tl.maximum(scaled, 0.0), 15.0), 0.0).to(tl.int32)
 
 
 @triton.jit
 def _write(
-    new_key_ptr, new_value_ptr, slots_ptr, key_ptr, codes_ptr, origin_ptr, step_ptr, mean_ptr,
+    new_key_ptr, new_value_ptr, slots_ptr, key_ptr, codes_ptr, zero_point_ptr, key_scale_ptr, mean_ptr,
     stride_nkt, stride_nkh, stride_nvt, stride_nvh, stride_kb, stride_kh, stride_kt, stride_cb, stride_ch,
     stride_ob, stride_oh, stride_sb, stride_sh,
     BLOCK_SIZE: tl.constexpr, HEAD_SIZE: tl.constexpr, WORDS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -89,16 +89,16 @@ def _write(
     ages = GROUP - 1 - tl.arange(0, GROUP)
     is_new = tl.load(slots_ptr + token - ages, mask=ages <= token, other=-1).to(tl.int64) == slot - ages
     rows = page + group * GROUP * stride_kt
-    origin = origin_ptr + block * stride_ob + head * stride_oh + group * HEAD_SIZE
+    zero_point = zero_point_ptr + block * stride_ob + head * stride_oh + group * HEAD_SIZE
     mean = mean_ptr + block * stride_ob + head * stride_oh + group * HEAD_SIZE
-    step = step_ptr + block * stride_sb + head * stride_sh + group * HEAD_SIZE
+    key_scale = key_scale_ptr + block * stride_sb + head * stride_sh + group * HEAD_SIZE
     words, tokens = tl.arange(0, WORDS), tl.arange(0, GROUP)
     there = words < HEAD_SIZE // 8
     packed = tl.zeros([GROUP, WORDS], tl.int32)
     for part in tl.static_range(8):  # quarter of the head, and which of two neighbours: see ``codec.pack``
         channels = part // 2 * (HEAD_SIZE // 4) + 2 * words + part % 2
         keys = _load_group(new_key, rows, ages, is_new, channels, there, stride_nkt, stride_kt, GROUP)
-        packed |= _seal_slice(keys, origin, step, channels, there) << (4 * (part // 2) + 16 * (part % 2))
+        packed |= _quantise_slice(keys, zero_point, key_scale, channels, there) << (4 * (part // 2) + 16 * (part % 2))
     place = codes_ptr + block * stride_cb + head * stride_ch + group * GROUP * (HEAD_SIZE // 8)
     tl.store(place + tokens[:, None] * (HEAD_SIZE // 8) + words[None, :], packed, mask=there[None, :])
     values = _load_group(new_value, rows + HEAD_SIZE, ages, is_new, every, inside, stride_nvt, stride_kt, GROUP)
@@ -115,9 +115,9 @@ def write(pages: Pages, keys: torch.Tensor, values: torch.Tensor, slots: torch.T
         return
     layout, words = pages.layout, pages.words
     _write[(slots.shape[0], pages.num_kv_heads)](
-        keys, values, slots, pages.key, words, pages.origin, pages.step, pages.value_mean,
+        keys, values, slots, pages.key, words, pages.zero_point, pages.scale, pages.value_mean,
         *keys.stride()[:2], *values.stride()[:2], *pages.key.stride()[:3], *words.stride()[:2],
-        *pages.origin.stride()[:2], *pages.step.stride()[:2],
+        *pages.zero_point.stride()[:2], *pages.scale.stride()[:2],
         BLOCK_SIZE=layout.block_size, HEAD_SIZE=layout.head_size, WORDS=triton.next_power_of_2(layout.head_size // 8),
         CHANNELS=triton.next_power_of_2(layout.head_size), GROUP=layout.group,
         num_warps=layout.group // 16,

@@ -25,7 +25,7 @@ from vllm_relational.sparse.decoder import DecodeShape, SparseDecoder
 from vllm_relational.sparse.optimizer import Costs, costs_on
 from vllm_relational.sparse.pages import GROUPS, PageLayout, Pages
 from vllm_relational.sparse.settings import DiprSettings
-from vllm_relational.vllm_ext.attention.batch_rows import HostBatch, Kind, Replay, Rows, RowSplitter, may_decode
+from vllm_relational.vllm_ext.attention.batch_rows import HostBatch, Kind, Recompute, Rows, RowSplitter, may_decode
 from vllm_relational.vllm_ext.attention.prompt_lengths import prompt_lengths
 from vllm_relational.vllm_ext.attention.support import no_index, unsupported_layer
 from vllm_relational.vllm_ext.settings import read_attention
@@ -78,8 +78,8 @@ class DiprBuilder:
         )
         self._engine = vllm_config
         # Drafts are verified several at a time, densely, and look like an answer that is computed again.
-        self._may_replay = vllm_config.speculative_config is None
-        # For ``decode_graphs.py``: of the last batch, None unless known for certain, forgotten with its step,
+        self._may_recompute = vllm_config.speculative_config is None
+        # For ``cuda_graphs.py``: of the last batch, None unless known for certain, forgotten with its step,
         self.kind: Kind | None = None
         # of batches that graphs are captured for, and whether nobody reads the rows of dense ones.
         self.capture_as: Kind | None = None
@@ -98,9 +98,9 @@ class DiprBuilder:
             return metadata
         batch, some = _host_batch(self._engine, common), may_decode(common.query_start_loc_cpu, common.max_query_len)
         rows = metadata.dipr = self._rows(metadata, some, batch.single_token_prompts)
-        if self._may_replay and common.max_query_len > 1:
-            rows.replay = batch.replay(dense_below, metadata.seq_lens.device)
-        elif self._may_replay:  # without drafts, the host knows all lengths
+        if self._may_recompute and common.max_query_len > 1:
+            rows.recompute = batch.recompute(dense_below, metadata.seq_lens.device)
+        elif self._may_recompute:  # without drafts, the host knows all lengths
             rows.every = batch.is_sparse(dense_below)
         self.kind = rows.kind
         return metadata
@@ -191,15 +191,15 @@ class DiprImpl:
         block_table, starts = attn_metadata.block_table, attn_metadata.query_start_loc
         if rows.some:
             self.decoder.decode(query, pages, block_table, rows.sparse_lens, starts, output)
-        if rows.replay is not None:
-            self._replay(query, pages, block_table, rows.replay, output)
+        if rows.recompute is not None:
+            self._recompute(query, pages, block_table, rows.recompute, output)
         return output
 
-    def _replay(
-        self, query: torch.Tensor, pages: Pages, block_table: torch.Tensor, replay: Replay, output: Any
+    def _recompute(
+        self, query: torch.Tensor, pages: Pages, block_table: torch.Tensor, recompute: Recompute, output: Any
     ) -> None:
         assert self.decoder is not None
-        for requests, lens, places in replay.pieces(self.decoder.most_requests(replay.longest)):
+        for requests, lens, places in recompute.pieces(self.decoder.most_requests(recompute.longest)):
             self.decoder.decode(query, pages, block_table[requests], lens, places, output)
 
     def dense(self, layer: Any, query: Any, key: Any, value: Any, pages: Pages, *others: Any) -> torch.Tensor:

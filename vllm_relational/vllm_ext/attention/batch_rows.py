@@ -6,8 +6,9 @@ not depend on what was cached. Every kernel gets the whole batch: the dense one 
 and 0 for the others, the sparse one the other way round. So prefill mixed with decode, verification of drafted tokens
 and rows that only pad a CUDA graph need no slicing, and a captured graph serves every mix of them.
 
-A request that was preempted computes its own answer again, many tokens a step. So that the rest of the answer does not
-depend on that, these tokens are attended to as when they were decoded: each is a request of its own, a *replay*.
+A request that was preempted computes its own answer again, many tokens per step. So that the rest of the answer does
+not depend on that, these tokens are attended to as when they were decoded: each as a request of its own
+(``Recompute``).
 """
 
 from __future__ import annotations
@@ -36,25 +37,25 @@ class Rows:
     sparse_lens:  int32 ``[num_reqs]``, tokens of the context of sparse requests, 0 for others.
     some:         False if the host knows that no request is sparse.
     every:        True if the host knows that all are, not counting rows that only pad a CUDA graph.
-    replay:       tokens of answers that are computed again, beside them.
+    recompute:       tokens of answers that are computed again, beside them.
     """
 
     dense: Any
     sparse_lens: torch.Tensor
     some: bool
     every: bool = False
-    replay: Replay | None = None
+    recompute: Recompute | None = None
 
     @property
     def kind(self) -> Kind | None:
         """Of the batch, None unless known for certain."""
         if self.every:
             return Kind.SPARSE
-        return None if self.some or self.replay is not None else Kind.DENSE
+        return None if self.some or self.recompute is not None else Kind.DENSE
 
 
 @dataclass(frozen=True)
-class Replay:
+class Recompute:
     """Query tokens of answers that are computed again: ``[num_tokens]`` each.
 
     requests: int64, whose they are; lens: int32, tokens up to and with each; rows: int32, where they are in the query;
@@ -139,7 +140,7 @@ class HostBatch:
         long = self.seq_lens[: len(lengths)] >= dense_below
         return bool(((lengths == 1) & long | (lengths == 0)).all()) and bool((lengths == 1).any())
 
-    def replay(self, dense_below: int, device: torch.device) -> Replay | None:
+    def recompute(self, dense_below: int, device: torch.device) -> Recompute | None:
         """Tokens of answers in steps of several tokens, whose context has ``dense_below`` tokens or more."""
         requests = self._beyond_prompts(1).nonzero()[:, 0].tolist()
         if not requests:
@@ -157,7 +158,7 @@ class HostBatch:
         if not len(lens):
             return None
         longest = int(lens.max())
-        return Replay(owners.to(device), lens.int().to(device), rows.int().to(device), longest)
+        return Recompute(owners.to(device), lens.int().to(device), rows.int().to(device), longest)
 
     def _beyond_prompts(self, more_than: int) -> torch.Tensor:
         """Which of the first requests compute more query tokens than that, the last one beyond their prompt."""

@@ -1,7 +1,7 @@
 """How long the prompts of a batch are: what vLLM 0.32.0 tells attention builders for one kind of model only.
 
 An answer that a preempted request computes again looks like a prompt to them. Both model runners know the difference;
-``vllm_ext/worker.py`` says which runner is an engine's.
+``vllm_ext/attention/worker.py`` says which runner is an engine's.
 """
 
 from __future__ import annotations

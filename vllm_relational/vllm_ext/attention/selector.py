@@ -34,20 +34,20 @@ def __getattr__(name: str) -> Any:
 def backend_for_gpu(vllm_config: Any) -> Any:
     """The class behind ``CUSTOM``: over FlashAttention, or over Triton where that is absent; the dense one below for
     models that DIPR does not fit."""
-    from vllm_relational.vllm_ext.attention import gpu as attention_gpu
+    from vllm_relational.vllm_ext.attention import gpu
 
-    over_flash = vllm_config is None or attention_gpu.flash_attention_runs(vllm_config.model_config.dtype)
-    ours = attention_gpu.DiprFlashBackend if over_flash else attention_gpu.DiprTritonBackend
+    over_flash = vllm_config is None or gpu.flash_attention_runs(vllm_config.model_config.dtype)
+    ours = gpu.DiprFlashBackend if over_flash else gpu.DiprTritonBackend
     return ours if vllm_config is None or is_wanted(vllm_config) else ours.below
 
 
 def backend_for_cpu(vllm_config: Any) -> Any:
     """The class behind ``CPU_ATTN``: vLLM's own, unless the engine asked for ``CUSTOM`` and its model fits."""
-    from vllm_relational.vllm_ext.attention import cpu as attention_cpu
+    from vllm_relational.vllm_ext.attention import cpu
 
     asked = vllm_config is not None and vllm_config.attention_config.backend is AttentionBackendEnum.CUSTOM
     wanted = asked and is_wanted(vllm_config)
-    return attention_cpu.DiprCpuBackend if wanted else attention_cpu.DiprCpuBackend.below
+    return cpu.DiprCpuBackend if wanted else cpu.DiprCpuBackend.below
 
 
 def is_wanted(vllm_config: Any) -> bool:

@@ -13,16 +13,14 @@ from typing import Any
 
 from vllm.logger import init_logger
 
+from vllm_relational.sparse.statistics import BODY_TOKENS, LISTED_TOKENS, NUM_BINS
+
 logger = init_logger("vllm.relational.attention")
 
-MASS_BINS = 16
 COUNTS = ("dipr body tokens", "dipr candidate tokens", "dipr dense splits")
-MASSES = tuple(f"dipr estimated mass {number}" for number in range(MASS_BINS))
-NAMES = (*COUNTS, *MASSES)
-"""``statistics``: int64, in this order. Over all requests, layers and KV heads: tokens between the window's ends, those
-that the scan listed, and parts that were attended to densely for want of room. Then, with the setting ``certificate``,
-how often the share of a head's attention weight that was only estimated was at most ``2 ** -i`` and above half of it;
-the last one has all smaller shares too."""
+ESTIMATED = tuple(f"dipr estimated mass {number}" for number in range(NUM_BINS))
+NAMES = (*COUNTS, *ESTIMATED)
+"""Of the counters of ``sparse/statistics.py``, in their order."""
 INTERVAL_S = 1.0
 MAX_READ = 0.5
 ENOUGH_TOKENS = 10**9
@@ -44,7 +42,7 @@ class StatisticsReader:
         """Name -> count; empty where no decoder counts. At most one reading an ``INTERVAL_S``."""
         found = sum(self._copies.values()) if self._copies else None
         if found is not None:
-            self._judge(*found[:2].tolist())
+            self._judge(int(found[BODY_TOKENS]), int(found[LISTED_TOKENS]))
         if self._clock() >= self._next:
             self._next = self._clock() + INTERVAL_S
             self._read()

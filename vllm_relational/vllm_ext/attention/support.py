@@ -10,7 +10,7 @@ from vllm.v1.attention.backend import AttentionType
 from vllm_relational.sparse.pages import GROUPS, PageLayout
 
 MAX_HEADS = 16
-"""Query heads of a KV head: as many columns as the kernels' products have."""
+"""Query heads of a KV head: as many columns as the kernels' tiles of scores have."""
 PLAIN_CACHES = ("auto", "float16", "bfloat16", "float32")
 
 
@@ -80,7 +80,7 @@ def _reasons_of_layer(impl: Any) -> Iterator[str]:
     if impl.attn_type != AttentionType.DECODER:
         yield f"it is {impl.attn_type}, not decoder attention"
     if impl.num_heads > MAX_HEADS * impl.num_kv_heads:
-        yield f"it has more than {MAX_HEADS} query heads a KV head"
+        yield f"it has more than {MAX_HEADS} query heads per KV head"
     if impl.alibi_slopes is not None:
         yield "it adds a bias by distance (ALiBi)"
     if impl.sliding_window not in (-1, (-1, -1)):

@@ -1,4 +1,4 @@
-"""vLLM's worker of this platform, which also tells ``prompt_lengths`` and ``decode_graphs`` its model runner.
+"""vLLM's worker of this platform, which also tells ``prompt_lengths`` and ``cuda_graphs`` its model runner.
 
 ``Worker`` is a name for ``--worker-cls``: which class it is, is decided where the worker is made.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from vllm_relational.vllm_ext.attention import cuda_graphs as decode_graphs
-from vllm_relational.vllm_ext.attention import prompt_lengths
+from vllm_relational.vllm_ext.attention import cuda_graphs, prompt_lengths
 
 
 def __getattr__(name: str) -> Any:
@@ -27,7 +26,7 @@ def worker_class() -> type:
         def init_device(self) -> None:
             super().init_device()
             prompt_lengths.follow(self.vllm_config, self.model_runner)
-            decode_graphs.follow(self.model_runner)
+            cuda_graphs.follow(self.model_runner)
 
     return RelationalWorker
 

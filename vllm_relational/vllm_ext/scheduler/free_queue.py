@@ -37,13 +37,13 @@ from vllm.v1.core.kv_cache_utils import (
 from vllm_relational import native
 from vllm_relational.kv.future_use import FutureUse
 from vllm_relational.kv.policy import BlockUse, SortKey, sort_key
+from vllm_relational.vllm_ext.scheduler.block_hashes import GROUP_BYTES
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
 
 IDLE = (-math.inf,)
 """Rank of a block that nobody needs."""
-GROUP_BYTES = 4  # what vLLM appends to the hash of a block: the number of its KV cache group
 SPARE_ENTRIES = 64
 
 Rank = tuple[float, ...]

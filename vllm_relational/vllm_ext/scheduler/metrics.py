@@ -14,7 +14,7 @@ from typing import Any
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
-from vllm_relational.vllm_ext.attention.statistics import COUNTS, MASSES
+from vllm_relational.vllm_ext.attention.statistics import COUNTS, ESTIMATED
 
 PREFIX = "relational:"
 EVICTED, REORDERED = "evicted", "reordered"
@@ -54,7 +54,7 @@ class RelationalStatLogger(StatLoggerBase):
     vllm:relational_reordered_requests_total: requests started before an older one.
     vllm:relational_partial_block_tokens_total: prompt tokens not computed because a prefix was reused inside a block.
     vllm:relational_dipr_body_tokens_total, _candidate_tokens_total, _dense_splits_total: of sparse attention, see
-    ``dipr_statistics.NAMES``; candidates over body is the share of tokens read.
+    ``sparse/statistics.py``; candidates over body is the share of tokens read.
     vllm:relational_dipr_estimated_mass_total{at_most}: with the setting ``certificate``, how often at most this share
     of a head's attention weight, and more than half of it, was only estimated.
     """
@@ -78,8 +78,8 @@ class RelationalStatLogger(StatLoggerBase):
             assert self._counters is not None
             if name in self._counters:
                 self._counters[name].labels(**self._labels).inc(number)
-            elif name in MASSES:
-                at_most = str(0.5 ** MASSES.index(name))
+            elif name in ESTIMATED:
+                at_most = str(0.5 ** ESTIMATED.index(name))
                 self._counters[MASS].labels(**self._labels, at_most=at_most).inc(number)
             else:
                 self._counters[EVICTED].labels(**self._labels, reason=name).inc(number)

@@ -13,8 +13,7 @@ from typing import Any
 
 from vllm_relational import native
 from vllm_relational.kv.partial_index import TOKEN_BYTES, PartialIndex, token_bytes
-
-GROUP_BYTES = 4  # what vLLM appends to the hash of a block: the number of its KV cache group
+from vllm_relational.vllm_ext.scheduler.block_hashes import GROUP_BYTES
 
 
 def make_partial_sources(blocks: list[Any], block_size: int) -> PartialSources:
