@@ -94,6 +94,23 @@ def test_batch_lets_the_least_recently_used_go_among_blocks_that_nobody_waits_fo
     assert batch_key(old) < batch_key(recent) < batch_key(needed)
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_key_that_reads_the_queue_says_so(name):
+    """Without, an engine keeps no index of it, and the policy would be another one there."""
+    keys = {POLICIES[name](BlockUse(2, inserted=1, last_use=3, next_use=at)) for at in (4, 9, NEVER)}
+    assert (len(keys) > 1) == POLICIES[name].reads_queue
+
+
+@pytest.mark.parametrize("name", [name for name, policy in POLICIES.items() if policy.serves])
+def test_a_key_compares_blocks_with_each_other_only(name):
+    """Clocks run apart: an engine's shows other numbers of the same order, and the order of blocks must be the same."""
+    blocks = [BlockUse(1, 0, 5, 7), BlockUse(2, 0, 5, 7), BlockUse(1, 2, 3, NEVER), BlockUse(1, 4, 4, 9)]
+    other = [BlockUse(b.depth, 10 * b.inserted + 1, 10 * b.last_use + 50, b.next_use) for b in blocks]
+    key = POLICIES[name]
+    order = sorted(range(4), key=lambda place: key(blocks[place]))
+    assert sorted(range(4), key=lambda place: key(other[place])) == order
+
+
 def test_a_parent_waits_for_its_children():
     """1 is older than 2 and 3, but 2 hangs from it."""
     blocks = PolicyCache(fifo, [[1], [1, 2], [3], [1], [4], [1]], capacity_blocks=2)

@@ -25,13 +25,17 @@ NEVER = math.inf
 
 @dataclass(slots=True)
 class BlockUse:
-    """What a policy may know of a block. Requests are counted from 0 in the order asked; an engine counts steps of its
-    block pool instead.
+    """What a policy may know of a block.
+
+    Compare each number between blocks only, never two numbers of one block: requests are counted from 0 in the order
+    asked, an engine counts steps of its block pool, where a block that was used once already has another ``last_use``
+    than ``inserted``.
 
     depth:    blocks of the prompt up to this one, itself included; in an engine, of those that were freed with it.
-    inserted: the request that computed it.
+    inserted: the request that computed it; in an engine a parent is as young as its youngest child.
     last_use: the latest request that held it.
-    next_use: the next request that will, as far as the queue of requests is known; ``NEVER`` if none will.
+    next_use: the next request that will, as far as the queue of requests is known; ``NEVER`` if none will. In an engine
+              it is ``NEVER`` for every block unless the policy says ``reads_queue``.
     """
 
     depth: int
