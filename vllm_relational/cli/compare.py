@@ -14,7 +14,7 @@ from vllm_relational.cli import errors as cli_errors
 from vllm_relational.cli import files as cli_files
 from vllm_relational.cli import options as cli_options
 from vllm_relational.cli import output as cli_output
-from vllm_relational.cli.fields import Given, parse_list, values, with_options
+from vllm_relational.cli.fields import PLANNER_NAMES, Given, parse_list, values, with_options
 from vllm_relational.cli.options import (
     BaseUrl,
     EngineArg,
@@ -100,7 +100,7 @@ def plan(
     *,
     columns: Annotated[str | None, typer.Option(help="Instead of a prompt: the columns to send, a,b.")] = None,
     planners: Annotated[
-        str, typer.Option("--planner", help="Planners to compare.")
+        str, typer.Option("--planner", help=f"Planners to compare, of {PLANNER_NAMES}.")
     ] = "original,fixed,fixed_v2,ggr,tree",
     model: Model = None,
     tokenizer: Tokenizer = None,

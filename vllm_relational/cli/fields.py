@@ -18,7 +18,10 @@ from typing import Annotated, Any
 import typer
 
 from vllm_relational.config.option import Cli, Options, facts
+from vllm_relational.plan import PLANNERS
 from vllm_relational.records import RelationalError
+
+PLANNER_NAMES = ", ".join(PLANNERS)
 
 
 class Given(dict[str, Any]):
@@ -80,7 +83,9 @@ def _parameter(name: str, cli: Cli, annotation: Any, default: Any) -> inspect.Pa
         kind, default = FORMS[cli.form].kind, None
     else:
         kind = _plain(annotation)
-    made = typer.Option(flag(name, cli), help=cli.help, show_default=cli.shown, min=cli.min)
+    made = typer.Option(
+        flag(name, cli), help=cli.help.replace("{planners}", PLANNER_NAMES), show_default=cli.shown, min=cli.min
+    )
     optional = kind | None if default is None else kind
     return inspect.Parameter(
         _variable(name), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[optional, made]

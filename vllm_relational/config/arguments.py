@@ -42,8 +42,7 @@ class QueryArguments(TypedDict, total=False):
     seed: int
     """of the rows drawn for the audit and of the clusters of semantic deduplication."""
     order: str | None
-    """the planner, one of ``plan.PLANNERS``: 'tree', 'fixed', 'fixed_v2', 'ggr', 'original', 'exhaustive'; None for the
-    one of the object."""
+    """the planner, one of ``plan.PLANNERS``, e.g. 'tree' or 'original'; None for the one of the object."""
     pin: str | Iterable[str] | None
     """columns that keep their original position in every prompt."""
     keep_order: Iterable[str] | Iterable[Iterable[str]] | None

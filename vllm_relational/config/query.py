@@ -138,10 +138,9 @@ class QueryConfig(MergingOptions):
 
     order: Order = option(
         DEFAULT_ORDER,
-        "the planner, one of ``plan.PLANNERS``: 'tree', 'fixed', 'fixed_v2', 'ggr', 'original', 'exhaustive'; None for "
-        "the one of the object.",
+        "the planner, one of ``plan.PLANNERS``, e.g. 'tree' or 'original'; None for the one of the object.",
         "give the name of a planner, e.g. 'tree'",
-        cli=Cli("Field and row order: tree, fixed, fixed_v2, ggr, original.", RUN, "prompts"),
+        cli=Cli("Field and row order: {planners}.", RUN, "prompts"),
     )
     pin: Names = option(
         (),
