@@ -68,7 +68,7 @@ def scores_of(queries, keys, there):
 
 @triton.jit
 def accumulate(scores, values, m, l, acc, scale):
-    """Add tokens with given products to a softmax under way: its greatest product, denominator and numerator."""
+    """Add tokens with given scores to a softmax under way: its greatest score, denominator and numerator."""
     new_m = tl.maximum(m, tl.max(scores, axis=1))
     base = tl.where(new_m == float("-inf"), 0.0, new_m)  # no token so far
     weights = tl.exp2((scores - base[:, None]) * (scale * LOG2E))

@@ -53,7 +53,7 @@ def has_scratch(place, seq_len, spare, total_groups, GROUP: tl.constexpr):
 @triton.jit
 def load_seed(m_ptr, pair, HEADS: tl.constexpr, PADDED: tl.constexpr,
               WINDOW_TILES: tl.constexpr, WINDOW_PADDED: tl.constexpr):  # fmt: skip
-    """The greatest product that the window found, for each head; 0 where there is none."""
+    """The greatest score that the window found, for each head; 0 where there is none."""
     heads, tiles = tl.arange(0, PADDED), tl.arange(0, WINDOW_PADDED)
     seen = m_ptr + (pair * HEADS + heads[:, None]) * WINDOW_TILES + tiles[None, :]
     there = (heads[:, None] < HEADS) & (tiles[None, :] < WINDOW_TILES)

@@ -163,7 +163,7 @@ def _attend(
         keys = load_rows(rows, inside, HEAD_SIZE, CHANNELS)
         values = load_rows(rows + HEAD_SIZE, inside, HEAD_SIZE, CHANNELS)
         m, l, acc = accumulate(scores_of(queries, keys, inside), values, m, l, acc, scale)
-    # ---- the tail, with the window's greatest product as base
+    # ---- the tail, with the window's greatest score as base
     heads = tl.arange(0, PADDED)
     estimated = tl.zeros([PADDED], tl.float32)
     if TAIL and last > num_tiles:

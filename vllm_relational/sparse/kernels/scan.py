@@ -1,7 +1,7 @@
 """Reads the 4-bit codes of the body, marks the tokens that may be in the DIPR set, and weighs all others.
 
-A token is marked when, for some head of the group, the estimate of its product plus the error bound reaches the
-greatest product of the window minus beta. No product of the window is above the greatest of all, so the marks hold the
+A token is marked when, for some head of the group, the estimate of its score plus the error bound reaches the
+greatest score of the window minus beta. No score of the window is above the greatest of all, so the marks hold the
 DIPR set of arXiv 2504.10326 whatever the keys are. Tokens that are not marked leave their estimated weights, summed by
 group. Lists are made of the marks afterwards (``compact_kernel``).
 """

@@ -1,4 +1,4 @@
-"""Chooses whole groups by what origin and step say of them, so many a KV head: ``naive.TopPages`` on the device.
+"""Chooses whole groups by what zero point and scale say of them, so many per KV head: ``naive.TopPages`` on the device.
 
 Two launches after ``prepare`` with OUTLINE, in the place of scan and compact. ``select_kernel`` finds the score that
 the wanted number of groups reach, by bisection over the bits of the scores, which a program holds in registers;
@@ -70,7 +70,7 @@ def select_kernel(
 
     rank:  of a query head and group, as ``prepare`` left it.
     order: int32 ``[num_kv_heads, total_groups]``, by which groups compare: the greatest, over the heads, of how far the
-           rank is above the window's greatest product.
+           rank is above the window's greatest score.
     limit: int32 ``[requests, num_kv_heads, 2]``: groups of a greater order are chosen, and of the same order those up
            to a place, counted from the request's first group.
     """

@@ -3,7 +3,7 @@
 A captured graph serves every mix of requests: it launches the kernels of dense and of sparse attention in every sparse
 layer. Those that find nothing to do return at once, which costs about 10 us per layer all the same. The second model
 runner of vLLM 0.32.0 holds its graphs in a ``CudaGraphManager``. ``adopt`` turns an engine's into one that captures the
-graphs of decode batches again, while the builders of metadata (``attention/backend.py``) leave sparse or dense
+graphs of decode batches again, while the builders of metadata (``backend.py``) leave sparse or dense
 attention out, and replays such a graph in steps in which every builder says that the batch is of its kind. Other model
 runners and workers keep their one graph.
 """
