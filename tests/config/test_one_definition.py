@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import vllm_relational.sql
 from vllm_relational import LLMAccessor, RelationalError, RelationalLLM
 from vllm_relational.cli.app import app
-from vllm_relational.cli.fields import Given, flag, values, with_options
+from vllm_relational.cli.fields import Given, flag, help_of, values, with_options
 from vllm_relational.config.arguments import QueryArguments, SqlArguments
 from vllm_relational.config.kinds import Number
 from vllm_relational.config.llm import LlmOptions, ServerOptions
@@ -77,7 +77,7 @@ def test_the_command_line_has_every_option_that_says_so(kind, name, command):
     field = kind.known()[name]
     cli = facts(field).cli
     option_of = {spelling: each for each in COMMANDS[command].params for spelling in each.opts}
-    assert option_of[flag(name, cli).partition("/")[0]].help == cli.help
+    assert option_of[flag(name, cli).partition("/")[0]].help == help_of(cli)
 
 
 def test_the_arguments_of_the_object_are_its_options():

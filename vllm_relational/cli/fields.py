@@ -83,9 +83,7 @@ def _parameter(name: str, cli: Cli, annotation: Any, default: Any) -> inspect.Pa
         kind, default = FORMS[cli.form].kind, None
     else:
         kind = _plain(annotation)
-    made = typer.Option(
-        flag(name, cli), help=cli.help.replace("{planners}", PLANNER_NAMES), show_default=cli.shown, min=cli.min
-    )
+    made = typer.Option(flag(name, cli), help=help_of(cli), show_default=cli.shown, min=cli.min)
     optional = kind | None if default is None else kind
     return inspect.Parameter(
         _variable(name), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[optional, made]
@@ -107,6 +105,11 @@ def _variable(name: str) -> str:
 def flag(name: str, cli: Cli) -> str:
     """The spelling of an option."""
     return cli.flag or f"--{name.replace('_', '-')}"
+
+
+def help_of(cli: Cli) -> str:
+    """What ``--help`` says of an option."""
+    return cli.help.replace("{planners}", PLANNER_NAMES)
 
 
 def values(given: Mapping[str, Any], *kinds: type[Options]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from vllm_relational.records import RelationalError
 class Cli:
     """How the command line spells an option.
 
-    help:     for ``--help``.
+    help:     for ``--help``; {planners} stands for the names of all planners.
     commands: that have the option.
     section:  where it stands among their options, see ``cli/fields.py``.
     flag:     its spelling, where it is not ``--`` and the name; ``--yes/--no`` for both values of a truth value.
