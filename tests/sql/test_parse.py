@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from vllm_relational.sql.parse import SQLError, engine_error, error_at, names_in, parse, statements
@@ -40,6 +42,33 @@ def test_a_syntax_error_points_at_the_word():
         parse("SELECT a\n  FROM t\n WHERE (x > 3")
     first, shown, caret = str(caught.value).splitlines()
     assert first.startswith("line 3, column ") and shown == "   WHERE (x > 3" and "^" in caret
+
+
+@pytest.mark.parametrize(
+    ("query", "place", "says"),
+    [
+        ("SELECT LLM('x', text) FROM review WHERE", "line 1, column 35", 'near "WHERE"'),
+        ("SELECT 'é', LLM('x', text),\n FROM FROM review", "line 2, column 7", 'near "FROM"'),
+        ("SELECT LLM('x', text) FROM review GROUP BY", "line 1, column 41", 'near "BY"'),
+        ("CREATE TABLE z AS SELECT LLM('x' FROM review", "line 1, column 34", 'near "FROM"'),
+        ("SELECT first(id IGNORE NULLS), max(LLM('x', text)) FROM review", "line 1, column 1", "non-window functions"),
+    ],
+)
+def test_a_syntax_error_is_said_in_duckdbs_words_at_its_place(con, engine, query, place, says):
+    with pytest.raises(SQLError) as caught:
+        con.sql(query)
+    message = str(caught.value)
+    assert message.startswith(place) and says in message and "sqlglot" not in message
+    assert not engine.asked
+
+
+def test_the_log_of_the_parser_is_not_for_users(con, caplog):
+    con.sql("SELECT lag(stars IGNORE NULLS) OVER (ORDER BY id), LLM('x', text) FROM review WHERE LLM_FILTER('y', text)")
+    with pytest.raises(SQLError):
+        con.sql("SELECT first(id IGNORE NULLS), max(LLM('x', text)) FROM review")
+    assert not caplog.records
+    logging.getLogger("sqlglot").warning("a program's own use of it")
+    assert len(caplog.records) == 1
 
 
 def test_long_lines_are_cut_around_the_place():

@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 from sqlglot import exp
 
-from vllm_relational.sql.parse import CHANGED, calls, error_here, sql_of
+from vllm_relational.sql.parse import CHANGED, calls, error_here, sql_of, syntax_error
 from vllm_relational.sql.session import Session
 from vllm_relational.sql.source_text import OPENED_META, SOURCE_META, source_of, written
 
@@ -30,11 +30,14 @@ _PLACES, _NAMES = ("query_location", "query_location_length"), ("type_name", "pa
 
 
 def check_meaning(connection: Session, tree: exp.Expr, sql: str) -> None:
-    """Mark what must not be written anew; raises ``SQLError`` where the query itself is such a part."""
+    """Mark what must not be written anew; raises ``SQLError`` where the query itself is such a part, or none."""
     query = _query_of(tree)
     if query is None:
         return
     read = _reading(connection, written(query))
+    wrong = syntax_error(sql) if read is None else None  # sqlglot lets pass what DuckDB does not
+    if wrong is not None:
+        raise wrong
     nodes = list(_rebuilt(query))
     if read is None or _same(connection, query, nodes, read):
         return

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import duckdb
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import ParseError, TokenError
@@ -43,6 +43,10 @@ _OVER_COLUMNS = "SELECT, CREATE TABLE AS, INSERT ... SELECT and COPY (SELECT ...
 
 CHANGED = (
     "a plan would have to write this anew and lose its meaning: CREATE TEMP TABLE rows AS SELECT ... without the LLM "
+    "function first, then ask about those rows"
+)
+UNREAD = (
+    "DuckDB reads this, and the planner of LLM calls does not: CREATE TEMP TABLE rows AS SELECT ... without the LLM "
     "function first, then ask about those rows"
 )
 
@@ -130,27 +134,27 @@ def names_in(sql: str) -> set[str]:
 def parse(sql: str) -> exp.Expr:
     """The syntax tree of one statement; raises ``SQLError`` at the place that cannot be read."""
     try:
-        with _quiet():
-            tree = read(sql, tokens_of(sql))[0]
+        tree = read(sql, tokens_of(sql))[0]
     except ParseError as error:
         first = error.errors[0]
-        line, column = first.get("line") or 1, max((first.get("col") or 1) - len(first.get("highlight") or ""), 0)
-        raise error_at(sql, line, column + 1, _lower_first(first["description"] or "cannot be read")) from None
+        column = (first.get("col") or 1) - len(first.get("highlight") or "")
+        place = (first.get("line") or 1, max(column, 0) + 1)
+        raise syntax_error(sql) or error_at(sql, *place, UNREAD) from None
+    except TokenError:
+        raise syntax_error(sql) or error_at(sql, 1, 1, UNREAD) from None
     if tree is None or isinstance(tree, exp.Command):
         raise misplaced(sql, tree)
     return tree
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without sqlglot's warning about statements that it does not know: ``misplaced`` says more."""
-    logger = logging.getLogger("sqlglot")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+def syntax_error(sql: str) -> SQLError | None:
+    """What DuckDB's parser says of a text that it cannot read; None for one that it can."""
+    with duckdb.connect() as apart:
+        found = json.loads(apart.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()[0][0])
+    if found.get("error_type") != "parser":
+        return None
+    before = sql.encode()[: int(found.get("position") or 0)]  # it counts bytes
+    return _error_from(sql, len(before.decode(errors="ignore")), found["error_message"])
 
 
 def misplaced(sql: str, tree: exp.Expr | None) -> SQLError:
@@ -312,7 +316,3 @@ def _first_token(sql: str, name: str) -> Token | None:
         return None
     folded = name.casefold()
     return next((token for token in tokens if token.text.casefold() == folded), None)
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]

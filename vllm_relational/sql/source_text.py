@@ -22,6 +22,7 @@ from sqlglot.tokenizer_core import Token, TokenType
 from vllm_relational.records import RelationalError
 from vllm_relational.sql.methods import restore_columns
 from vllm_relational.sql.pivots import pivot_parsers
+from vllm_relational.sql.quiet import quiet
 
 # Where sqlglot keeps them differs between its versions.
 _PARSER: Any = DuckDB.parser_class
@@ -104,7 +105,8 @@ def read(sql: str, tokens: list[Token]) -> list[exp.Expr | None]:
             "the compiled form of sqlglot does not say which words it has read, so SQL with LLM functions cannot be "
             "planned: pip uninstall sqlglotc (sqlglot itself stays)"
         )
-    trees = _TrackingParser(dialect=DuckDB()).parse(_readable(tokens), sql)
+    with quiet():
+        trees = _TrackingParser(dialect=DuckDB()).parse(_readable(tokens), sql)
     for tree in trees:
         if tree is not None:
             restore_columns(tree, sql, SPAN_META)
@@ -388,4 +390,5 @@ def _bracketed(node: exp.Expr, text: str) -> str:
 
 def written(tree: exp.Expr) -> str:
     """The SQL of a tree for DuckDB; raises ``UnfaithfulError``."""
-    return str(_SourceGenerator(dialect=DuckDB(), comments=False).generate(tree))
+    with quiet():
+        return str(_SourceGenerator(dialect=DuckDB(), comments=False).generate(tree))
