@@ -51,6 +51,9 @@ class _Calls:
                 f"CASE WHEN {cheap} AND {asks} THEN g > 1 ELSE g = 0 END",
                 f"LLM_SCORE('{tag}', 1, 5, {column}) BETWEEN 2 AND 4",
                 f"LLM('{tag}', {column}) IN ('yes', 'maybe')",
+                f"id BETWEEN 4 AND 3 + LLM_SCORE('{tag}', 1, 6, {column})",
+                f"g NOT BETWEEN LLM_SCORE('{tag}', 1, 5, {column}) AND 3",
+                f"(g IN (1, LLM_SCORE('{tag}', 1, 5, {column})) OR {cheap})",
             ]
         )
 
@@ -76,7 +79,20 @@ def _relation(rng: random.Random, calls: _Calls, depth: int) -> str:
         where = rng.choice(["", f" WHERE {calls.truth()}", f" WHERE {rng.choice(CHEAP)}"])
         rows = "SELECT d.id, CASE WHEN d.n < 6 THEN d.kid END AS g, d.text AS t, d.odd AS o FROM d"
         return f"SELECT id, g, t, o, {calls.text()} AS a FROM ({rows}) d{where}"
-    wraps = [_narrowed, _narrowed, _distinct, _first, _ranked, _united, _merged, _joined, _member, _cut, _answered]
+    wraps = [
+        _narrowed,
+        _narrowed,
+        _unnested,
+        _distinct,
+        _first,
+        _ranked,
+        _united,
+        _merged,
+        _joined,
+        _member,
+        _cut,
+        _answered,
+    ]
     return rng.choice(wraps)(rng, calls, _relation(rng, calls, depth - 1))
 
 
@@ -86,6 +102,14 @@ def _narrowed(rng: random.Random, calls: _Calls, inner: str) -> str:
 
 def _answered(rng: random.Random, calls: _Calls, inner: str) -> str:
     return f"SELECT id, g, t, o, {calls.text('x.')} AS a FROM ({inner}) x{_where(rng, calls)}"
+
+
+def _unnested(rng: random.Random, calls: _Calls, inner: str) -> str:
+    """Rows with a list, an empty one and none at all."""
+    lists = rng.choice(["CASE WHEN g > 0 THEN [g, 9] END", "range(id % 3)", "string_split(o, 'b')"])
+    rows = f"SELECT *, unnest({lists}) AS made FROM ({inner}) x{_where(rng, calls)}"
+    asks = f"SELECT id, g, t, o, {calls.text('x.')} AS a, unnest({lists}) AS made FROM ({inner}) x"
+    return f"SELECT {COLUMNS} FROM ({rng.choice([rows, asks])}) y"
 
 
 def _distinct(rng: random.Random, calls: _Calls, inner: str) -> str:

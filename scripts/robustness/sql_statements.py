@@ -31,34 +31,13 @@ CREATE MACRO twice(x) AS x || x;
 CREATE MACRO plus(x, y := 2) AS x + y;
 """
 
-# Values of a row of d, each with a type or a syntax of its own.
-VALUES = Path(__file__).with_name("sql_values.txt").read_text(encoding="utf-8").splitlines()
-CONDITIONS = [
-    "d.day > DATE '2023-01-05'",
-    "d.n >= 2",
-    "d.id % 3 <> 1",
-    "d.stars IS NULL",
-    "d.text LIKE '%1%'",
-    "d.id < 25",
-    "d.text ^@ 'te'",
-    "d.e = 'glad'",
-    "d.st.a > 3",
-    "d.l[1] IS NOT NULL",
-    "d.js->>'a' <> '3'",
-    "d.odd ~ '[a-z].*'",
-    "d.day::VARCHAR < '2023-01-20'",
-    "d.ts >= '2023-01-02'",
-    "d.kid IN (SELECT id FROM k WHERE kind < 2)",
-    "NOT d.yes",
-    "d.n // 2 = 1",
-    "d.m['z'] = 0",
-    "d.iv < INTERVAL 20 DAY",
-    "(d.n > 1 OR d.kid = 0)",
-    "list_contains([1, 2, 3], d.kid)",
-    "d.text NOT SIMILAR TO 't.*7'",
-    "d.dec BETWEEN 2 AND 30.5",
-    "jaro_winkler_similarity(d.text, 'text 1', 0.9) > 0",
-]
+
+def _lines(name: str) -> list[str]:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+
+
+# Values of a row of d, each with a type or a syntax of its own, and conditions on it.
+VALUES, CONDITIONS = _lines("sql_values.txt"), _lines("sql_conditions.txt")
 FILTERS = [
     "LLM_FILTER('Q1 {text} is good', d.text)",
     "LLM_FILTER('Q2 is it long?', d.odd)",
@@ -70,6 +49,10 @@ FILTERS = [
     "LLM_FILTER($$Q7 it's so$$, upper(d.odd) || d.id)",
     "LLM_FILTER('Q8', d.odd) IS NOT FALSE",
     "LLM_SCORE('Q5', 1, 5, concat_ws(' ', d.text, d.n)) BETWEEN 2 AND 4",
+    "d.id BETWEEN 15 AND 15 + LLM_SCORE('Q9', 1, 9, d.text)",
+    "d.stars NOT BETWEEN LLM_SCORE('Q92', 1, 3, d.odd) AND 3",
+    "d.n IN (2, LLM_SCORE('Q93', 1, 6, d.text), 5)",
+    "typeof(LLM('Q94', d.odd)) = 'VARCHAR'",
 ]
 ANSWERS = [
     "LLM('Q10 sum up {text}', d.text)",
@@ -92,6 +75,17 @@ ANSWERS = [
     "d.day + LLM_SCORE('Q27', 1, 3, d.text)::INTEGER",
     "d.l[LLM_SCORE('Q28', 1, 2, d.text)]",
     "list_transform([LLM('Q29', d.odd)], lambda z: z || '!')",
+    "d.stars BETWEEN 2 AND LLM_SCORE('Q30', 1, 5, d.text)",
+    "typeof(LLM_SCORE('Q31', 1, 5, d.odd))",
+    "LLM('Q32', d.odd) || NULL",
+]
+# Of a row of d, none, one or several.
+ROW_MAKERS = [
+    "unnest(d.l)",
+    "unnest(d.ls) || '!'",
+    "generate_subscripts(d.l, 1)",
+    "unnest(string_split(d.text, ' '))",
+    "unnest(CASE WHEN d.n > 2 THEN [d.odd, d.text] END)",
 ]
 AGGREGATES = [
     "avg(LLM_SCORE('Q40', 1, 5, d.text))",
@@ -244,6 +238,25 @@ def _grouped(rng: random.Random) -> str:
     return f"SELECT {key} AS g, {', '.join(items)} FROM d{_where(rng, 0, 1)} {group}{having}"
 
 
+def _hidden_columns(rng: random.Random) -> str:
+    """Aliases with names of columns, in HAVING."""
+    items = rng.choice(["d.kid, sum(d.n) AS n", "d.kid AS id, count(*) AS n", "d.kid + 1 AS n, count(*) AS kid"])
+    key = "d.kid + 1" if "+ 1" in items else rng.choice(["d.kid", "1", "ALL"])
+    having = rng.choice(["n > 2", "n > 4 AND LLM_FILTER('Q71', max(d.text))", "n > 12 OR max(n) > 5"])
+    return f"SELECT {items}, LLM('Q72', max(d.text)) AS y FROM d{_where(rng, 0, 1)} GROUP BY {key} HAVING {having}"
+
+
+def _numbered_sets(rng: random.Random) -> str:
+    sets = rng.choice(["CUBE (1, 2)", "ROLLUP (1, 2)", "GROUPING SETS ((1, 2), (1), ())", "1, CUBE (2)", "(1, 2)"])
+    key = rng.choice(["d.yes", "LLM_FILTER('Q73', d.text)"])
+    return f"SELECT d.kid, {key} AS key, count(*) AS c FROM d{_where(rng, 0, 1)} GROUP BY {sets}"
+
+
+def _unnested(rng: random.Random) -> str:
+    rows = " WHERE " + rng.choice(CONDITIONS) if rng.random() < 0.4 else _where(rng)
+    return f"SELECT d.id, {rng.choice(ROW_MAKERS)} AS u, {_answers(rng, 1, 2)[0]} FROM d{rows}"
+
+
 def _grouping_sets(rng: random.Random) -> str:
     sets = rng.choice(
         [
@@ -375,6 +388,9 @@ SHAPES = [
     _stars,
     _twins,
     _grouping_sets,
+    _hidden_columns,
+    _numbered_sets,
+    *([_unnested] * 2),
     _whole,
     _sets,
     _distinct,

@@ -70,6 +70,71 @@ def test_rows_that_duckdb_drops_first_are_not_asked(comparison, query):
     assert outcome.kind == "equal" and outcome.asked <= outcome.needed, outcome
 
 
+ASKS = "LLM_SCORE('Q1', 1, 5, odd || id)"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        # Of a BETWEEN, the bound without a call decides first; of an IN, the values before.
+        f"SELECT id FROM d WHERE id BETWEEN 25 AND 25 + {ASKS}",
+        f"SELECT id FROM d WHERE id NOT BETWEEN 25 AND 25 + {ASKS}",
+        f"SELECT id FROM d WHERE stars BETWEEN {ASKS} AND 2",
+        f"SELECT id, stars BETWEEN coalesce({ASKS}, 3) AND 4 AS x FROM d",
+        f"SELECT id FROM d WHERE (9007199254740992 + id * 0) BETWEEN 9007199254740993 AND {ASKS} + 1e30",
+        f"SELECT id FROM d WHERE day BETWEEN '2023-01-20' AND DATE '2023-01-10' + {ASKS}::INTEGER",
+        f"SELECT id FROM d WHERE {ASKS} BETWEEN stars AND n",
+        f"SELECT d.id FROM d JOIN k ON k.id = d.kid AND d.n BETWEEN 5 AND 3 + {ASKS.replace('id', 'd.id')}",
+        f"SELECT id FROM d WHERE stars IN (1, {ASKS})",
+        f"SELECT id, stars IN (1, NULL, {ASKS}, 2) AS x FROM d",
+        "SELECT id FROM d WHERE e NOT IN ('ok', LLM_CLASSIFY('Q1', ['sad', 'glad'], odd || id))",
+        # Rows without a list make none.
+        f"SELECT id, unnest(l) AS u, {ASKS} AS a FROM d WHERE n > 1",
+        f"SELECT id, generate_subscripts(l, 1) + 1 AS u, {ASKS} AS a FROM d",
+        f"SELECT id, unnest(CASE WHEN LLM_FILTER('Q2', odd) THEN l END) AS u, {ASKS} AS a FROM d",
+        f"SELECT id, {ASKS} AS a, unnest(CASE WHEN LLM_FILTER('Q2', odd) THEN l END) AS u FROM d",
+        "SELECT kid, unnest(list(n) FILTER (WHERE n > 5)) AS u, LLM('Q1', max(odd || id)) AS a FROM d GROUP BY kid",
+        # What DuckDB knows without an answer.
+        f"SELECT id, upper(typeof({ASKS})) AS t FROM d",
+        "SELECT typeof(LLM_AGG('Q1', odd)) AS t FROM d",
+        f"SELECT id FROM d WHERE {ASKS} = NULL OR id = 3",
+        "SELECT id, LLM('Q1', odd) || NULL AS x FROM d",
+    ],
+)
+def test_what_an_expression_decides_without_the_answer_is_not_asked(comparison, query):
+    outcome = comparison.run(query)
+    assert outcome.kind == "equal" and outcome.asked <= outcome.needed, outcome
+
+
+ANSWER = "LLM('Q1', max(text)) AS x"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"SELECT kid, sum(n) AS n, {ANSWER} FROM d GROUP BY kid HAVING n > 12",
+        f"SELECT kid, sum(n) AS n, {ANSWER} FROM d GROUP BY ALL HAVING n > 12 AND max(n) > 5",
+        f"SELECT kid AS id, {ANSWER} FROM d GROUP BY kid HAVING id > 2 AND LLM_FILTER('Q2', max(text))",
+        "SELECT sum(n) AS n, LLM_AGG('Q1', text) AS x FROM d HAVING n > 12",
+        f"SELECT kid AS n, sum(n) AS kid, {ANSWER} FROM d GROUP BY kid HAVING kid > 2",
+        f"SELECT kid + 1 AS n, count(*) AS kid, {ANSWER} FROM d GROUP BY kid + 1 HAVING n > 2",
+        f"SELECT kid + 1 AS n, count(*) AS kid, {ANSWER} FROM d GROUP BY kid+1 HAVING kid + 1 > 2",
+        f"SELECT kid, sum(n) AS n, {ANSWER} FROM d GROUP BY GROUPING SETS ((kid), ()) HAVING n > 12",
+        # An alias of an alias, and the nearest of two.
+        "SELECT id + 1 AS a, a + 1 AS b, LLM('Q1', b::VARCHAR) AS x FROM d WHERE b > 9",
+        "SELECT id + 1 AS a, n + 1 AS a, LLM('Q1', a::VARCHAR) AS y FROM d WHERE a > 5",
+        # Numbers of the select list.
+        "SELECT kid, LLM('Q1', text) AS x, count(*) AS c FROM d GROUP BY CUBE (1, 2)",
+        "SELECT LLM('Q1', text) AS x, kid, count(*) AS c FROM d GROUP BY GROUPING SETS ((1), (1, 2), ())",
+        f"SELECT kid, n, {ANSWER} FROM d GROUP BY 2, ROLLUP (1)",
+        f"SELECT kid, n, {ANSWER} FROM d GROUP BY (1, 2)",
+    ],
+)
+def test_names_and_numbers_mean_what_they_mean_to_duckdb(comparison, query):
+    outcome = comparison.run(query)
+    assert outcome.kind == "equal", outcome
+
+
 def test_the_comparison_sees_what_differs(comparison, monkeypatch):
     query = "SELECT d.id, LLM('Q1', d.text) AS y FROM d"
     assert comparison.run(query).kind == "equal"

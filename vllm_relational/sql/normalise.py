@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 
 from sqlglot import exp
 
-from vllm_relational.sql.blocks import Aggregates, conjuncts, own_nodes, set_condition
+from vllm_relational.sql.blocks import Aggregates, condition_of, conjuncts, group_keys, own_nodes, set_condition
 from vllm_relational.sql.functions import LLM_FUNCTIONS, Argument, asks_groups
 from vllm_relational.sql.parse import calls, error_here, holds_call, is_call, is_retrieval, sql_of
+from vllm_relational.sql.passes.guards import bounds_of
 from vllm_relational.sql.retrieve import spell_tables
 
 VOLATILE = {"random", "rand", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "nextval", "setseed"}
@@ -36,6 +37,7 @@ def normalise(tree: exp.Expr, sql: str, name_of: Callable[[exp.Expr], str] = sql
     for query in list(tree.find_all(exp.Select)):
         _name_items(query, name_of)
         _move_inner_conditions(query)
+        _tell_bounds(query)
     for call in list(calls(tree)):
         if asks_groups(call.name.upper()):
             _aggregate_values(call, sql)
@@ -183,6 +185,14 @@ def _move_inner_conditions(query: exp.Select) -> None:
         set_condition(query, "where", [*(conjuncts(where.this) if where else []), *moved])
 
 
+def _tell_bounds(query: exp.Select) -> None:
+    """``x BETWEEN a AND LLM_SCORE(...)`` is ``x >= a`` as well: a condition that other calls of WHERE come after."""
+    parts = condition_of(query, "where")
+    told = [bound for part in parts for bound in bounds_of(part)]
+    if told:
+        set_condition(query, "where", [*told, *parts])
+
+
 def _inner_joins(table: exp.Expr | None, joins: list[exp.Join]) -> Iterator[exp.Join]:
     """The joins of a FROM whose condition drops rows as WHERE does, those in parentheses too."""
     last = max((i for i, join in enumerate(joins) if join.side in ("RIGHT", "FULL")), default=-1)
@@ -241,42 +251,68 @@ def expand_stars(call: exp.Anonymous, expand: Callable[[exp.Expr], list[exp.Expr
 def normalise_block(block: exp.Select, aggregates: Aggregates, is_column: Callable[[str], bool], sql: str) -> None:
     """Write out what GROUP BY and the other clauses take from the select list by number or alias.
 
-    is_column: whether the block's FROM has a column of that name, which then wins over an alias.
+    is_column: whether the block's FROM has a column of that name, which then wins over an alias; in HAVING only where
+    the block groups by it or an aggregate reads it.
     """
     if not holds_call(block):
         return
     _spell_groups(block, aggregates, sql)
-    for item in [item for item in block.expressions if isinstance(item, exp.Alias)]:
-        name, expression = item.alias.casefold(), item.this
-        for column in [use for use in _uses(block, name) if not _defines(use, expression)]:
-            if not is_column(name):
-                column.replace(exp.paren(expression.copy()))
+    # From the last to the first: an item may read those before it, and of two with one alias the nearest.
+    for place, item in reversed([*enumerate(block.expressions)]):
+        name = item.alias.casefold() if isinstance(item, exp.Alias) else ""
+        for column in _uses(block, name, place) if name else ():
+            if _goes_by_alias(column, block, aggregates):
+                column.replace(_spelled(item.this, block, aggregates, is_column, sql))
+            elif not is_column(name):
+                column.replace(exp.paren(item.this.copy()))
 
 
-def _uses(block: exp.Select, name: str) -> Iterator[exp.Column]:
-    """Unqualified columns of that name where DuckDB admits an alias and calls or their inputs may read it.
+def _uses(block: exp.Select, name: str, place: int) -> Iterator[exp.Column]:
+    """Unqualified columns of that name where DuckDB admits the alias of the item there and calls or inputs may read it.
 
     ORDER BY finds aliases by itself, and so does the select list where it asks nothing.
     """
     parts = [block.args.get(clause) for clause in ("where", "group", "having", "qualify")]
-    for part in [*parts, *(item for item in block.expressions if holds_call(item))]:
+    for part in [*parts, *(item for item in block.expressions[place + 1 :] if holds_call(item))]:
         for node in list(own_nodes(part)) if part is not None else []:
             if isinstance(node, exp.Column) and not node.table and node.name.casefold() == name:
                 yield node
 
 
-def _defines(use: exp.Column, expression: exp.Expr) -> bool:
-    """Whether the use stands in the aliased expression itself: there it can only be a column."""
+def _goes_by_alias(use: exp.Column, block: exp.Select, aggregates: Aggregates) -> bool:
+    """Whether a name in HAVING is no column there: no aggregate reads it, and the block does not group by it."""
     node: exp.Expr | None = use
-    while node is not None:
-        if node is expression:
-            return True
+    while node is not None and not isinstance(node, exp.Having):
+        if aggregates.is_aggregate(node):
+            return False
         node = node.parent
-    return False
+    return node is not None and use.name.casefold() not in _grouped_columns(block)
+
+
+def _grouped_columns(block: exp.Select) -> set[str]:
+    group = block.args.get("group")
+    keys = group_keys(group) if group is not None else []
+    return {key.name.casefold() for key in keys if isinstance(key, exp.Column)}
+
+
+def _spelled(
+    expression: exp.Expr, block: exp.Select, aggregates: Aggregates, is_column: Callable[[str], bool], sql: str
+) -> exp.Expr:
+    """What an alias in HAVING stands for, with the tables of columns for which DuckDB would find an alias there."""
+    spelled = exp.paren(expression.copy(), copy=False)
+    hidden = {item.alias.casefold() for item in block.expressions if isinstance(item, exp.Alias)}
+    hidden -= _grouped_columns(block)
+    for node in list(spelled.walk(prune=aggregates.is_aggregate)):
+        name = node.name.casefold()
+        if isinstance(node, exp.Column) and not node.table and name in hidden and is_column(name):
+            if block.args.get("joins") or not block.args["from_"].alias_or_name:
+                raise error_here(sql, node, f"an alias of the select list has the name {name}: write table.{name} here")
+            node.set("table", exp.to_identifier(block.args["from_"].alias_or_name, quoted=True))
+    return spelled
 
 
 def _spell_groups(block: exp.Select, aggregates: Aggregates, sql: str) -> None:
-    """GROUP BY ALL and GROUP BY 1 -> the expressions that they stand for."""
+    """GROUP BY ALL, GROUP BY 1 and CUBE (1, 2) -> the expressions that they stand for."""
     group = block.args.get("group")
     if group is None:
         return
@@ -287,6 +323,7 @@ def _spell_groups(block: exp.Select, aggregates: Aggregates, sql: str) -> None:
         group.set("all", None)
         group.set("expressions", [item.copy() for item in items if not aggregates.within(item)])
         return
-    for part in list(group.expressions):
-        if isinstance(part, exp.Literal) and not part.is_string and 1 <= int(part.this) <= len(items):
+    for part in group_keys(group):
+        numbers = isinstance(part, exp.Literal) and not part.is_string and part.this.isdigit()
+        if numbers and 1 <= int(part.this) <= len(items):
             part.replace(items[int(part.this) - 1].copy())

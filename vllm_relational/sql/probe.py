@@ -35,10 +35,13 @@ from vllm_relational.sql.context import StatementContext
 from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.operator_table import OperatorTable
 from vllm_relational.sql.parse import calls, holds_call
+from vllm_relational.sql.passes.limit import unnests
 from vllm_relational.sql.passes.unknown import unknown as unknown_value
 from vllm_relational.sql.planned_call import PlannedCall
 
 HERE_META = "probed"
+# Functions of the types of their arguments.
+_OF_TYPES = ("pg_typeof", "can_cast_implicitly", "get_type", "alias", "stats", "vector_type")
 _DROPS_ROWS = ("having", "distinct", "qualify", "limit", "offset")
 
 
@@ -47,7 +50,7 @@ def evaluated(context: StatementContext, planned: PlannedCall, unknown: Containe
 
     unknown: lookups that do not have all of their answers.
     """
-    if not context.settings.optimize or not _has_consumer(planned.site):
+    if not context.settings.optimize or not _has_consumer(planned.call, planned.site):
         return None
     query = _probe(context, planned, unknown)
     if query is None:
@@ -91,12 +94,13 @@ def _run(context: StatementContext, query: exp.Expr) -> None:
 def may_probe(tree: exp.Expr) -> bool:
     """Whether the statement has more than one block with all of its rows and columns as its result."""
     blocks = list(tree.find_all(exp.Query))
-    return len(blocks) > 1 or any(block.args.get(key) for block in blocks for key in (*_DROPS_ROWS, "joins"))
+    drops = any(block.args.get(key) for block in blocks for key in (*_DROPS_ROWS, "joins"))
+    return len(blocks) > 1 or drops or any(_makes_rows(block) for block in blocks) or any(map(_may_fold, calls(tree)))
 
 
-def _has_consumer(site: Site) -> bool:
-    """Whether the rows that a call is computed for may be dropped, or its block's columns not read, after it."""
-    if site.clause == "from":
+def _has_consumer(call: exp.Expr, site: Site) -> bool:
+    """Whether the rows that a call is computed for may be dropped, or its answers not read, after it."""
+    if site.clause == "from" or _makes_rows(site.block) or _may_fold(call):
         return True
     node: exp.Expr = site.block
     while isinstance(node, exp.Query) and not any(node.args.get(key) for key in _DROPS_ROWS):
@@ -104,6 +108,28 @@ def _has_consumer(site: Site) -> bool:
             return False
         node = node.parent
     return True
+
+
+def _makes_rows(block: exp.Query) -> bool:
+    """Whether a row of the block's FROM may make none of its result."""
+    return isinstance(block, exp.Select) and any(unnests(item) for item in block.expressions)
+
+
+def _may_fold(call: exp.Expr) -> bool:
+    """Whether something around a call may have its value before anything is computed: ``typeof(x)``, ``x = NULL``."""
+    node = call
+    while node.parent is not None and not isinstance(node.parent, exp.Query):
+        node = node.parent
+        named = isinstance(node, exp.Anonymous) and node.name.casefold() in _OF_TYPES
+        if named or isinstance(node, exp.Typeof) or _takes_null(node):
+            return True
+    return False
+
+
+def _takes_null(node: exp.Expr) -> bool:
+    """Whether an operand of a function or operator may be NULL in every row."""
+    operands = () if isinstance(node, exp.Is | exp.If | exp.Case) else node.iter_expressions()
+    return any(operand.find(exp.Null) is not None and not holds_call(operand) for operand in operands)
 
 
 def query_of(tree: exp.Expr) -> exp.Expr:

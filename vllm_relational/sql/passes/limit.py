@@ -18,6 +18,8 @@ from vllm_relational.sql.normalise import expand_stars, is_reshaped
 from vllm_relational.sql.parse import calls, holds_call
 
 ROW, COLUMN, ITEM = "__row", "__c{}", "__i{}"
+# DuckDB's functions that make rows and that sqlglot does not know.
+_UNNESTS = {"unnest", "unlist", "generate_subscripts", "regexp_split_to_table"}
 _GROUPS = ("group", "having", "distinct", "qualify", "windows", "sample")
 
 
@@ -109,7 +111,7 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
 
 def unnests(item: exp.Expr) -> bool:
     """Whether an item of the select list makes no row or many of one: LIMIT counts those."""
-    named = (node for node in item.find_all(exp.Anonymous) if node.name.casefold() == "unnest")
+    named = (node for node in item.find_all(exp.Anonymous) if node.name.casefold() in _UNNESTS)
     return item.find(exp.Explode, exp.Unnest) is not None or any(True for _ in named)
 
 
