@@ -52,6 +52,8 @@ setup(
     name="vllm-relational",
     version="0.1.0",
     description="LLM questions over tables on vLLM: plans the batch so that the KV cache serves what repeats",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",  # as vLLM 0.32.0

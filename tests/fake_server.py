@@ -48,7 +48,8 @@ class FakeServer:
         self.sockets: list[socket.socket] = []
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.http.daemon_threads = True
-        self.http.handle_error = lambda *_: None  # connections are cut on purpose
+        # Connections are cut on purpose.
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
 

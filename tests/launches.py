@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 WINDOW = {"sinks": 32, "recent": 64}
 
 
-def kernels_for(batch: Paged, dipr: DiprSettings, programs: int = 12, more_reqs: int = 0, **tuning: int) -> Kernels:
+def kernels_for(batch: Paged, dipr: DiprSettings, programs: int = 12, more_reqs: int = 0, **tuning: Any) -> Kernels:
     """Poisoned scratch for the batch and ``more_reqs`` requests; tuning: instead of what ``programs`` makes it."""
     small = Tuning(
         programs=programs,

@@ -144,7 +144,7 @@ class Dump:
         chosen = self.heads[number % len(self.heads)]
         query, key, value = self.head(request, chosen, at, length)
         some = torch.randperm(len(query), generator=random)[:repeats].sort().values.to(self.device)
-        other = (query, key, value)
+        other: tuple[torch.Tensor, ...] = (query, key, value)
         if self.combine == "pairs":
             other = self.head(request, self.heads[(number + 3) % len(self.heads)], at, length)
         joined = [torch.cat(pair, -1) for pair in zip((query, key, value), other, strict=True)]
@@ -262,7 +262,8 @@ def main() -> int:
     settings = {name: setting for name, setting in vars(llama.source).items() if isinstance(setting, float)}
     print(f"{type(llama.source).__name__}, {settings}: shares of the body at alpha {ALPHA}")
     length, right = llama.expected()
-    found = shares(llama.context(length, args.batch if args.dump is None else len(llama.source.stretches)))
+    source = llama.source
+    found = shares(llama.context(length, len(source.stretches) if isinstance(source, Dump) else args.batch))
     print(f"{length:7} measured  own {right.own:.4f}  union {right.union:.4f}  candidates {right.candidates:.4f}")
     for each in [length, *map(int, args.lengths.split(","))]:
         here = found if each == length else shares(llama.context(each, args.batch))

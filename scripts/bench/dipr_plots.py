@@ -71,7 +71,7 @@ def draw_layers(table: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4))
     for trial in LAYERS:
         share = table[table.trial == trial].groupby("layer").union.mean()
-        axes.plot(share.index, share.values, marker=".", label=trial)
+        axes.plot(share.index.to_numpy(), share.to_numpy(), marker=".", label=trial)
     axes.set(yscale="log", xlabel="layer", ylabel="body tokens attended to by a group")
     axes.set_title(f"{table.length.max():,} tokens")
     axes.grid(alpha=0.3)
@@ -84,7 +84,8 @@ def draw_kernels(table: pd.DataFrame, path: Path) -> None:
     """Microseconds of one layer, a panel a batch and length, each way a bar with its speed-up."""
     table = table[(table.commit == table.commit.iloc[-1]) & (table.block == 64) & table.way.isin(WAYS)]
     panels = {}
-    for (length, batch), lines in table.groupby(["length", "batch"]):
+    for _, lines in table.groupby(["length", "batch"]):
+        length, batch = int(lines.length.iloc[0]), int(lines.batch.iloc[0])
         lines = lines.set_index("way").reindex(WAYS[::-1])
         panels[f"{length // 1024}K x {batch}"] = lines.us, [f"{speed:.1f}x" for speed in lines.speed_up]
     draw_bars(panels, "us", path, size=(3.5, 3), room=1.2)
@@ -98,7 +99,8 @@ def draw_engine(table: pd.DataFrame, path: Path) -> None:
     table = max(reversed(runs), key=lambda run: len(run.drop_duplicates(["context", "batch"])))
     backends = [name for name in BACKENDS[::-1] if name in set(table.backend)]
     panels = {}
-    for (context, batch), lines in table.groupby(["context", "batch"]):
+    for _, lines in table.groupby(["context", "batch"]):
+        context, batch = int(lines.context.iloc[0]), int(lines.batch.iloc[0])
         times = lines.groupby("backend").ms_a_token.last().reindex(backends).fillna(0.0)
         base = times.get("FLASH_ATTN", 0.0)
         labels = [f"{base / ms:.2f}x" if ms > 0 and base > 0 else "" for ms in times]

@@ -133,8 +133,8 @@ def multikey(task: str, draw: random.Random, budget: int, count: Count, key: Cal
     """Nothing but lines with a code; one is asked for."""
     next_key = distinct(key)
     lines = fill(budget, lambda: code_line(next_key(), value()), "\n", count)
-    asked = re.fullmatch(CODE, draw.choice(lines))
-    return ask_for_code(task, "\n".join(lines), asked[1], asked[2])
+    name, code = re.findall(f"^{CODE}$", draw.choice(lines))[0]
+    return ask_for_code(task, "\n".join(lines), name, code)
 
 
 def multikey_2(draw: random.Random, budget: int, haystack: Haystack, count: Count) -> Sample:
@@ -197,16 +197,23 @@ def make(task: str, seed: int, budget: int, haystack: Haystack, count: Count) ->
     return TASKS[task](random.Random(f"{task} {seed} {budget}"), budget, haystack, count)
 
 
+def the_one(pattern: str, text: str) -> str:
+    """What the pattern's group holds where it is found first."""
+    found = re.search(pattern, text)
+    assert found is not None
+    return found[1]
+
+
 def solve(sample: Sample) -> str:
     """The right answer, found in the sample's text and question by string search."""
     if sample.task == "frequent":
         return " ".join(word for word, _ in Counter(sample.text.split()).most_common(3))
     if sample.task == "kv":
-        return json.loads(sample.text)[re.search(r'key "([^"]+)"', sample.question)[1]]
+        return json.loads(sample.text)[the_one(r'key "([^"]+)"', sample.question)]
     if sample.task == "variables":
-        found = {re.search(r"value (\d+)", sample.question)[1]}
+        found = {the_one(r"value (\d+)", sample.question)}
         for name, source in re.findall(r"^VAR (\w+) = (?:VAR )?(\w+)$", sample.text, re.MULTILINE):
             found |= {name} if source in found else set()
         return " ".join(found)
-    key = re.search(r"secret code of (.+)\. What", sample.question)[1]
-    return re.search(rf"^The secret code of {re.escape(key)} is (.+)\.$", sample.text, re.MULTILINE)[1]
+    key = the_one(r"secret code of (.+)\. What", sample.question)
+    return the_one(rf"(?m)^The secret code of {re.escape(key)} is (.+)\.$", sample.text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
+from types import ModuleType
 
 import pytest
 from markdown_pages import PAGES, blocks, name
@@ -22,7 +24,7 @@ def missing_imports(tree: ast.AST) -> list[str]:
     """Names that a block imports from this package, and that it does not have."""
     missing = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm_relational":
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "vllm_relational":
             module = importlib.import_module(node.module)
             missing += [f"{node.module}.{alias.name}" for alias in node.names if not has(module, alias.name)]
         elif isinstance(node, ast.Import):
@@ -32,7 +34,7 @@ def missing_imports(tree: ast.AST) -> list[str]:
     return missing
 
 
-def has(module: object, wanted: str) -> bool:
+def has(module: ModuleType, wanted: str) -> bool:
     """Whether it is there, as a name or as a module."""
     return hasattr(module, wanted) or importlib.util.find_spec(f"{module.__name__}.{wanted}") is not None
 

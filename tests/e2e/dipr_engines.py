@@ -39,7 +39,7 @@ class CheckIndex:
             layer.impl.decoder.settings = replace(layer.impl.settings, alpha=0)
 
     def stale_groups(self, blocks: list[int]) -> list[int]:
-        """How many groups of these full blocks there are, over layers, and how many change when they are sealed."""
+        """How many groups of these full blocks there are, over layers, and how many change when quantised again."""
         import torch
 
         from vllm_relational.sparse import codec
@@ -51,7 +51,7 @@ class CheckIndex:
             pages = PageLayout(BLOCK_SIZE, 32, cache.dtype).views(again)
             group = pages.layout.group
             for place in range(group - 1, BLOCK_SIZE, group):
-                codec.seal(pages, torch.tensor(blocks) * BLOCK_SIZE + place)
+                codec.quantise_groups(pages, torch.tensor(blocks) * BLOCK_SIZE + place)
                 same = again.view(torch.uint8) == cache.view(torch.uint8)
                 checked, stale = checked + len(blocks), stale + int((~same.flatten(1).all(1)).sum())
                 again.copy_(cache)

@@ -15,7 +15,7 @@ from vllm_relational.engine.release import stop_when_dropped, wait_for_stopped
 
 
 class Owner:
-    pass
+    finalizer: object
 
 
 def dropped(stop) -> Owner:

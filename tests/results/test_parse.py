@@ -120,7 +120,7 @@ def test_column_types():
         (IntegerRange(3, 3), "low must be below high"),
         (IntegerRange(0, 2**63), "64 bits"),
         (JsonSchema({"type": "nonsense"}), "not valid"),
-        (JsonSchema([1]), "give a dict"),
+        (JsonSchema([1]), "give a dict"),  # type: ignore[arg-type]
         (JsonSchema({}, max_tokens=0), "at least 1"),
         (FreeText(0), "at least 1"),
         (FreeText(-3), "max_tokens is -3: give a whole number from 1"),

@@ -68,7 +68,8 @@ class Breaks:
     """Progress whose terminal goes away at the given call."""
 
     def __init__(self, at: str) -> None:
-        self.at, self.calls = at, []
+        self.at = at
+        self.calls: list[str] = []
 
     def _call(self, name: str) -> None:
         self.calls.append(name)

@@ -39,7 +39,10 @@ class Page(HTMLParser):
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        self.source, self.tags, self.texts, self.attributes = source, [], [], []
+        self.source = source
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
         self.feed(source)
 
     def handle_starttag(self, tag, attrs):

@@ -22,6 +22,7 @@ REGISTRY = "vllm/v1/attention/backends/registry.py"
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 spec = importlib.util.spec_from_file_location("apply_patches", ROOT / "scripts" / "apply_patches.py")
+assert spec is not None and spec.loader is not None
 script = importlib.util.module_from_spec(spec)
 sys.modules["apply_patches"] = script
 spec.loader.exec_module(script)
@@ -34,7 +35,7 @@ NEW["vllm/one.py"] = NEW["vllm/one.py"].replace("line_10 =", "line_ten =")
 
 
 def diff(old: dict[str, str], new: dict[str, str]) -> str:
-    pieces = []
+    pieces: list[str] = []
     for path in old:
         before, after = old[path].splitlines(True), new[path].splitlines(True)
         pieces.extend(difflib.unified_diff(before, after, f"a/{path}", f"b/{path}"))

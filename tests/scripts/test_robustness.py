@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parents[2] / "scripts" / "robustness"
 
 def script(name: str):
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look for it
     spec.loader.exec_module(module)

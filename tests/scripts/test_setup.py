@@ -27,6 +27,19 @@ def test_one_promise_everywhere():
     assert f"find_package(Python 3.{LEAST} " in text_of("csrc/CMakeLists.txt")
 
 
+def test_wheels_are_built_for_every_python_promised():
+    builds = tomllib.loads(text_of("pyproject.toml"))["tool"]["cibuildwheel"]["build"]
+    assert builds == [f"cp3{minor}-manylinux_*" for minor in range(LEAST, MOST + 1)]
+
+
+def test_wheels_hold_every_file_of_the_package_that_is_no_module():
+    patterns = re.search(r'"vllm_relational": \[(.*?)\]', text_of("setup.py"))[1]
+    package = ROOT / "vllm_relational"
+    held = {path for pattern in re.findall(r'"([^"]+)"', patterns) for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".so")}
+    assert files == held
+
+
 def test_no_other_python_is_named():
     for name in ("README.md", "scripts/setup.sh", "setup.py", "pyproject.toml"):
         named = {int(minor) for minor in re.findall(r"[Pp]ython ?3\.(\d+)", text_of(name))}

@@ -12,6 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "robustness" / "sql_differentia
 
 
 _spec = importlib.util.spec_from_file_location("sql_differential", SCRIPT)
+assert _spec is not None and _spec.loader is not None
 differential = importlib.util.module_from_spec(_spec)
 sys.modules["sql_differential"] = differential
 _spec.loader.exec_module(differential)

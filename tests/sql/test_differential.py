@@ -10,6 +10,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "robustness" / "sql_differential.py"
 _spec = importlib.util.spec_from_file_location("sql_differential", SCRIPT)
+assert _spec is not None and _spec.loader is not None
 sql_differential = importlib.util.module_from_spec(_spec)
 sys.modules["sql_differential"] = sql_differential
 _spec.loader.exec_module(sql_differential)

@@ -10,6 +10,7 @@ import pytest
 from oracle_engine import OracleEngine
 
 _spec = importlib.util.spec_from_file_location("random_queries", Path(__file__).with_name("random_queries.py"))
+assert _spec is not None and _spec.loader is not None
 random_queries = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(random_queries)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -21,7 +22,7 @@ def texts_of(source: object, name: str = "c") -> list[str | None]:
     return [encoded.values[0][code] if code >= 0 else None for code in encoded.codes[0].tolist()]
 
 
-def column(values: object, dtype: object = None) -> pd.DataFrame:
+def column(values: Any, dtype: Any = None) -> pd.DataFrame:
     return pd.DataFrame({"c": pd.Series(values, dtype=dtype)})
 
 

@@ -84,12 +84,12 @@ def test_attends_to_the_groups_with_the_greatest_scores(tail, group, kv_heads, h
     assert output[others].isnan().all()  # nobody's rows
 
 
-@settings(max_examples=12 if not ON_GPU else 60, deadline=None)
+@settings(max_examples=8 if not ON_GPU else 60, deadline=None)
 @given(
     st.integers(0, 10**6),
-    st.integers(1, 3000 if not ON_GPU else 33000),
+    st.integers(1, 1000 if not ON_GPU else 33000),
     st.sampled_from([0.5, 6.0]),
-    st.integers(16, 3000),
+    st.integers(16, 1000),
     st.integers(1, 9),
     st.booleans(),
 )
@@ -99,10 +99,10 @@ def test_any_length_and_number_of_tokens(seed, length, spread, top_tokens, progr
     check(batch, pages(top_tokens, pages_tail=tail), output, made)
 
 
-@pytest.mark.parametrize("top_tokens", [16, 48, 400, 4096])
+@pytest.mark.parametrize("top_tokens", [16, 48, 200, 4096])
 def test_equal_scores_go_by_position(top_tokens):
     """Keys of one value in each stretch: many ties, and sums without rounding."""
-    batch = paged_batch([900, 400], spread=1.0, device=DEVICE)
+    batch = paged_batch([500, 300], spread=1.0, device=DEVICE)
     batch.query[:] = batch.query.round()
     batch.pages.key[:] = 0.0
     for request in range(2):
@@ -133,12 +133,12 @@ def test_far_greater_products_than_the_window_has_do_not_overflow():
 
 
 def test_the_same_groups_every_time_and_statistics_count_them():
-    batch = paged_batch([1500, 777], spread=2.0, device=DEVICE)
+    batch = paged_batch([700, 400], spread=2.0, device=DEVICE)
     first, made = run(batch, pages(256), "topk_pages")
     again, _ = run(batch, pages(256), "topk_pages", programs=31)
     assert torch.allclose(first[batch.rows.long()], again[batch.rows.long()], atol=1e-5)
     body, listed, full = made.statistics[:3].tolist()
-    assert (body, listed, full) == (2 * (1424 - 32 + 704 - 32), 2 * 2 * 256, 0)
+    assert (body, listed, full) == (2 * (624 - 32 + 336 - 32), 2 * 2 * 256, 0)
 
 
 def test_a_request_without_scratch_is_attended_to_densely():
