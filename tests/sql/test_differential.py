@@ -107,6 +107,18 @@ def test_what_an_expression_decides_without_the_answer_is_not_asked(comparison, 
     assert outcome.kind == "equal" and outcome.asked <= outcome.needed, outcome
 
 
+def test_a_macro_that_unnests_is_unnest(comparison):
+    for connection in (comparison.plain.connection, comparison.database):
+        connection.execute("CREATE MACRO each(x) AS unnest(x)")
+        connection.execute("CREATE MACRO every(x) AS each(x)")
+    for query in (
+        f"SELECT id, every(l) AS u, {ASKS} AS a FROM d",
+        f"SELECT id, each([{ASKS}, n]) AS a FROM d ORDER BY id LIMIT 3",
+    ):
+        outcome = comparison.run(query)
+        assert outcome.kind == "equal" and outcome.asked <= outcome.needed, outcome
+
+
 ANSWER = "LLM('Q1', max(text)) AS x"
 
 

@@ -20,6 +20,7 @@ from vllm_relational.sql.parameters import spell_literals
 from vllm_relational.sql.parse import engine_error, misplaced
 from vllm_relational.sql.passes.dead import bury, dead_calls
 from vllm_relational.sql.passes.inner_limit import push_limits
+from vllm_relational.sql.passes.limit import mark_unnesting
 from vllm_relational.sql.passes.prune import drop_unread
 from vllm_relational.sql.passes.pushdown import push_conditions
 from vllm_relational.sql.planner import CallPlanner
@@ -38,6 +39,7 @@ def prepared(context: StatementContext) -> tuple[exp.Expr, list[str]]:
     check_meaning(context.connection, tree, context.sql)
     spell_literals(tree, context.connection.values)
     normalise(tree, context.sql, lambda item: name_of(context.connection, item))
+    mark_unnesting(tree, lambda: context.connection.unnesting_names)
     context.answers_database.volatile = False
     if not context.settings.optimize:
         return tree, []

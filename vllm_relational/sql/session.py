@@ -7,6 +7,7 @@ from a frame with the names of the user's own: the rules are DuckDB's, and nothi
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,18 @@ class Session:
         """DuckDB's aggregate functions and the user's, which stay the same for a statement."""
         query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
         return [row[0] for row in self.connection.execute(query).fetchall()]
+
+    @functools.cached_property
+    def unnesting_names(self) -> set[str]:
+        """Functions that make rows, DuckDB's and the user's macros over them among them."""
+        query = "SELECT function_name, macro_definition FROM duckdb_functions() WHERE function_type = 'macro'"
+        macros, found = self.connection.execute(query).fetchall(), {"unnest", "unlist"}
+        while True:
+            calls = re.compile(rf'\b(?:{"|".join(map(re.escape, found))})"?\s*\(', re.IGNORECASE)
+            more = {name.casefold() for name, body in macros if body is not None and calls.search(body)} - found
+            if not more:
+                return found
+            found |= more
 
     def interrupt(self) -> None:
         """End the query that is running."""
