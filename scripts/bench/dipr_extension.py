@@ -49,7 +49,7 @@ class Extension:
         self.stop_watching()
         found: dict[str, tuple[int, float]] = {}
         for event in watching.key_averages():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
+            if event.device_type == torch.autograd.DeviceType.CUDA:  # type: ignore[attr-defined]
                 launches, time_us = found.get(short_name(event.key), (0, 0.0))
                 found[short_name(event.key)] = (launches + event.count, time_us + event.self_device_time_total)
         return found

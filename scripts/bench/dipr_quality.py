@@ -186,6 +186,10 @@ SPARSE = {"method": "scan", "dense_below": 0}
 class Extension:
     """Methods for the worker, through vLLM's ``worker_extension_cls``."""
 
+    vllm_config: Any
+    model_runner: Any
+    device: Any
+
     def attend_with(self, dipr: dict[str, Any]) -> None:
         """From now on all layers have these settings."""
         from vllm_relational.sparse.decoder import SparseDecoder

@@ -15,7 +15,7 @@ from vllm_relational.cli.app import app
 
 PACKAGE = Path(vllm_relational.__file__).parent
 ROOT = PACKAGE.parent
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = typer.main.get_group(app).commands
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

@@ -26,7 +26,7 @@ from vllm_relational.config.query import QueryOptions
 from vllm_relational.config.signature import takes
 from vllm_relational.config.sql import SqlOptions
 
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = typer.main.get_group(app).commands
 SPELLED = [
     (kind, name, command)
     for kind in (QueryOptions, SqlOptions, ServerOptions, LlmOptions)

@@ -13,7 +13,7 @@ from markdown_pages import PAGES, blocks, inline_code, name
 
 from vllm_relational.cli.app import app
 
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = typer.main.get_group(app).commands
 OPTIONS = {
     command: {flag for parameter in found.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
     for command, found in COMMANDS.items()

@@ -31,6 +31,9 @@ ENGINE: dict[str, Any] = {
 class CheckIndex:
     """Methods for the worker."""
 
+    vllm_config: Any
+    model_runner: Any
+
     def attend_to_all(self) -> None:
         """From now on alpha is 0."""
         from dataclasses import replace
@@ -104,11 +107,11 @@ class Engine:
         return {"answers": rows, "preemptions": self.preemptions() - before}
 
     def preemptions(self) -> float:
-        return {metric.name: metric for metric in self.llm.get_metrics()}["vllm:num_preemptions"].value
+        return {metric.name: metric for metric in self.llm.get_metrics()}["vllm:num_preemptions"].value  # type: ignore[attr-defined]
 
     @property
     def core(self) -> Any:
-        return self.llm.llm_engine.engine_core.engine_core
+        return self.llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
 
     def stale_groups(self) -> list[int]:
         """Of all blocks that the prefix cache may hand out."""

@@ -63,7 +63,7 @@ def generate(llm: LLM, prompts: list[list[int]], lengths: list[int]) -> list:
 
 
 def run(llm: LLM, settings: dict | None, one_by_one: bool) -> None:
-    core = llm.llm_engine.engine_core.engine_core
+    core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
     prompts, lengths = workload()
     if one_by_one:
         lengths = [1] * len(prompts)
@@ -108,7 +108,7 @@ def main() -> None:
         outputs = generate(llm, *workload())
         print("RUN " + json.dumps({"tokens": [list(output.outputs[0].token_ids) for output in outputs]}), flush=True)
         return
-    core = llm.llm_engine.engine_core.engine_core
+    core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
     run(llm, FIRST, one_by_one=False)
     for settings in (None, *RUNS):
         replace_scheduler(core, settings, one_by_one=False)

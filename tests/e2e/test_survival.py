@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -40,7 +41,7 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _lines(checkpoint: Path) -> list[list[object]]:
+def _lines(checkpoint: Path) -> list[list[Any]]:
     if not checkpoint.exists():
         return []
     text = checkpoint.read_text()

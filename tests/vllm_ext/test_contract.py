@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vllm.v1.core.block_pool import BlockPool
@@ -80,7 +81,7 @@ def test_under_another_version_the_log_names_what_differs(monkeypatch, caplog):
 
 
 # ------------------------------------------------------------------------------------------------ ours as they are
-def nodes(*kinds: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
+def nodes(*kinds: type[ast.AST]) -> Iterator[tuple[str, Any]]:
     return ((module, node) for module, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, kinds))
 
 
