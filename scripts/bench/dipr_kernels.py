@@ -138,7 +138,7 @@ def error(batch: Batch, context: Any, made: Kernels | None, method: str, output:
         kept[:, :start] = kept[:, end:] = True
         for head, tokens in enumerate(made.listed(batch.lens.tolist(), 0)):
             kept[head, tokens] = True
-        rule = naive.Given(kept.repeat_interleave(NUM_HEADS // NUM_KV_HEADS, 0))
+        rule = naive.KnownTokens(kept.repeat_interleave(NUM_HEADS // NUM_KV_HEADS, 0))
         if method == "topk_pages":
             query = batch.query[0].float()
             products = (query.view(NUM_KV_HEADS, -1, HEAD_SIZE) @ key.transpose(1, 2)).flatten(0, 1)

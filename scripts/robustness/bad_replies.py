@@ -32,13 +32,13 @@ from vllm_relational.engine.endpoint import EndpointEngine
 from vllm_relational.engine.endpoint.connection import (
     MAX_RETRY_AFTER_S,
     Address,
-    Connection,
+    EndpointConnection,
     decoded,
     retry_after_s,
 )
 from vllm_relational.engine.endpoint.failures import RequestError
 from vllm_relational.engine.endpoint.models import ExpectedModel, block_size_in, choose_card, model_info, read_cards
-from vllm_relational.engine.endpoint.question import Learned, Question
+from vllm_relational.engine.endpoint.question import EndpointQuestion, Learned
 from vllm_relational.engine.endpoint.secrets import ApiKey
 from vllm_relational.engine.endpoint.transport import unpacked
 from vllm_relational.records import Choice, Completion, FreeText, IntegerRange, JsonSchema, Prompt, RelationalError
@@ -151,10 +151,10 @@ class Reader:
     """Reads replies as a job does."""
 
     def __init__(self) -> None:
-        self.connection = Connection(ADDRESS)
+        self.connection = EndpointConnection(ADDRESS)
         models = [ExpectedModel("tiny", CARDS), ExpectedModel("tiny", None)]
         self.questions = [
-            (Question(self.connection, model, answer_format, dialect, Learned()), answer_format, dialect)
+            (EndpointQuestion(self.connection, model, answer_format, dialect, Learned()), answer_format, dialect)
             for model in models
             for answer_format in DECISIONS
             for dialect in DIALECTS

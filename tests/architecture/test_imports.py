@@ -169,3 +169,12 @@ def loaded_by(statement: str) -> set[str]:
 )
 def test_importing_loads_no_heavy_library(statement, heavy):
     assert not loaded_by(statement) & heavy
+
+
+def test_a_class_name_has_one_meaning():
+    homes: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}

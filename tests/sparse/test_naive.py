@@ -128,7 +128,7 @@ def test_the_tail_of_pages_weighs_groups_by_their_middle():
     batch.pages.key[:] = same
     (tail,) = decoded(batch, naive.TopPages(64), window, tail=True)
     (dense,) = decoded(batch, naive.Dense(), double=True)
-    (right,) = decoded(batch, naive.Given(tail.kept), window, double=True, tail=True)
+    (right,) = decoded(batch, naive.KnownTokens(tail.kept), window, double=True, tail=True)
     assert torch.allclose(tail.lse.double(), dense.lse, atol=0.02) and not tail.kept.all()
     assert torch.allclose(tail.output.double(), right.output, atol=0.02)
 

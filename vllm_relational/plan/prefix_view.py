@@ -66,7 +66,7 @@ def prefix_tree(
 
 
 @dataclass(frozen=True)
-class _Tree:
+class _PrefixTree:
     """All nodes in arrays ``[num_nodes]``, parents before children.
 
     row: a position in ``plan.rows`` below the node; start, stop: its cells in the field order of that row.
@@ -90,7 +90,7 @@ class _Tree:
 
 
 # -------------------------------------------------------------------------------------------------- all the nodes
-def _grow(batch: PlanInput, plan: Plan) -> _Tree:
+def _grow(batch: PlanInput, plan: Plan) -> _PrefixTree:
     """Level by level: a group of rows whose next cells differ becomes one node a cell, any other grows longer."""
     growth = _Growth(batch, plan)
     for level in range(batch.num_columns):
@@ -152,7 +152,7 @@ class _Growth:
         goes_on[single] = False
         self.rows, self.nodes = self.rows[goes_on[self.nodes]], self.nodes[goes_on[self.nodes]]
 
-    def tree(self) -> _Tree:
+    def tree(self) -> _PrefixTree:
         """The nodes with the sums over all below them."""
         num_rows, parent = np.concatenate(self.num_rows), np.concatenate(self.parent)
         total_tokens = num_rows * self.tokens
@@ -164,7 +164,7 @@ class _Growth:
             np.add.at(total_saved, parent[block], total_saved[block])
             stop -= len(level)
         depth, row, start = (np.concatenate(values) for values in (self.depth, self.row, self.start))
-        return _Tree(parent, depth, row, start, self.stop, num_rows, self.tokens, total_tokens, total_saved)
+        return _PrefixTree(parent, depth, row, start, self.stop, num_rows, self.tokens, total_tokens, total_saved)
 
 
 def _row_tokens(batch: PlanInput) -> np.ndarray:
@@ -176,7 +176,7 @@ def _row_tokens(batch: PlanInput) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------ the nodes shown
-def _chosen(tree: _Tree, max_nodes: int, max_children: int, max_depth: int, min_rows: int) -> np.ndarray:
+def _chosen(tree: _PrefixTree, max_nodes: int, max_children: int, max_depth: int, min_rows: int) -> np.ndarray:
     """bool ``[num_nodes]``: the nodes to show; a node's parent is always among them."""
     order = np.lexsort((-tree.total_tokens, -tree.total_saved))  # stable: a parent stands before an equal child
     allowed = (tree.depth <= max_depth) & (tree.num_rows >= min_rows) & (_rank(tree, order) < max_children)
@@ -189,7 +189,7 @@ def _chosen(tree: _Tree, max_nodes: int, max_children: int, max_depth: int, min_
     return shown
 
 
-def _rank(tree: _Tree, order: np.ndarray) -> np.ndarray:
+def _rank(tree: _PrefixTree, order: np.ndarray) -> np.ndarray:
     """int64 ``[num_nodes]``: the place of each node among its siblings, the one that saves most first."""
     by_parent = order[np.argsort(tree.parent[order], kind="stable")]
     parents = tree.parent[by_parent]
@@ -198,7 +198,7 @@ def _rank(tree: _Tree, order: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _nodes(batch: PlanInput, plan: Plan, tree: _Tree, shown: np.ndarray) -> tuple[PrefixNode, ...]:
+def _nodes(batch: PlanInput, plan: Plan, tree: _PrefixTree, shown: np.ndarray) -> tuple[PrefixNode, ...]:
     order = np.lexsort((-tree.total_tokens, -tree.total_saved, tree.depth))
     kept = order[shown[order]]
     place = np.full(len(shown) + 1, ROOT)  # the last entry is the root's parent
@@ -215,7 +215,7 @@ def _nodes(batch: PlanInput, plan: Plan, tree: _Tree, shown: np.ndarray) -> tupl
     return (*nodes, *_sums(tree, shown, place))
 
 
-def _cells(batch: PlanInput, plan: Plan, tree: _Tree, node: int) -> tuple[tuple[int, int], ...]:
+def _cells(batch: PlanInput, plan: Plan, tree: _PrefixTree, node: int) -> tuple[tuple[int, int], ...]:
     if not tree.num_rows[node]:
         return ()
     position = tree.row[node]
@@ -223,7 +223,7 @@ def _cells(batch: PlanInput, plan: Plan, tree: _Tree, node: int) -> tuple[tuple[
     return tuple((column, int(batch.codes[column, plan.rows[position]])) for column in columns)
 
 
-def _sums(tree: _Tree, shown: np.ndarray, place: np.ndarray) -> list[PrefixNode]:
+def _sums(tree: _PrefixTree, shown: np.ndarray, place: np.ndarray) -> list[PrefixNode]:
     """One node for the children of each shown node that are not shown."""
     hidden = np.flatnonzero(~shown & np.append(shown, False)[tree.parent])
     parents, group = np.unique(tree.parent[hidden], return_inverse=True)

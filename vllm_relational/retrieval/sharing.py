@@ -33,7 +33,7 @@ def shared_order(passages: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     if passages.size == 0:
         return passages
     sets, first, inverse = np.unique(np.sort(passages, axis=1), axis=0, return_index=True, return_inverse=True)
-    ordered = _Tree(_greedy(sets, lengths), lengths).regraft()
+    ordered = _PassageTree(_greedy(sets, lengths), lengths).regraft()
     # The given order, each set as its first row has it: no larger than the tree of all rows as given.
     return min(ordered, passages[first], key=lambda order: tree_size(order, lengths))[inverse.ravel()]
 
@@ -87,7 +87,7 @@ def _most_shared(rows: list[int], rest: list[set[int]], weights: list[int]) -> l
     return parts
 
 
-class _Tree:
+class _PassageTree:
     """The prefix tree of ordered rows, with the rows below each node counted: nodes are numbers, the root is 0."""
 
     def __init__(self, order: np.ndarray, lengths: np.ndarray) -> None:

@@ -66,7 +66,7 @@ class Dipr:
 
 
 @dataclass(frozen=True)
-class Given:
+class KnownTokens:
     """Tokens known beforehand, such as those that a kernel listed: bool ``[num_heads, seq_len]``."""
 
     kept: torch.Tensor

@@ -20,7 +20,7 @@ from fake_server import FakeServer, Reply, chat, fail
 
 from vllm_relational import RelationalLLM
 from vllm_relational.engine.endpoint import EndpointEngine
-from vllm_relational.engine.endpoint.connection import Address, Connection, checked_url, retry_after_s
+from vllm_relational.engine.endpoint.connection import Address, EndpointConnection, checked_url, retry_after_s
 from vllm_relational.engine.endpoint.failures import MalformedError, RefusedError
 from vllm_relational.engine.endpoint.secrets import HIDDEN, ApiKey, Secrets
 from vllm_relational.engine.endpoint.transport import proxy_of, unpacked
@@ -111,7 +111,7 @@ def test_an_unknown_option_is_named_with_the_known_ones() -> None:
 
 
 def test_many_retries_do_not_overflow() -> None:
-    connection = Connection(Address("http://h/v1", ApiKey("EMPTY", "none"), 1.0, 10**6, 1e6))
+    connection = EndpointConnection(Address("http://h/v1", ApiKey("EMPTY", "none"), 1.0, 10**6, 1e6))
     assert 0 < (connection._delay(RefusedError(503, "busy"), 10**5, 0.0) or 0) <= 8
 
 

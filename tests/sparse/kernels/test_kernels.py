@@ -64,7 +64,7 @@ def test_a_scan_attends_to_the_dipr_set_and_what_it_lists(tail, group, kv_heads,
             key.float(),
             value.float(),
             batch.scale,
-            naive.Given(kept.repeat_interleave(group, 0)),
+            naive.KnownTokens(kept.repeat_interleave(group, 0)),
             tail=tail,
         )
         # Weights of the tail are estimates: their error is bounded by the codes', not by rounding.
@@ -262,6 +262,6 @@ def test_the_certificate_counts_what_is_only_estimated():
     row = int(batch.rows[0])
     _, key, value = context(batch, 0)
     kept = attended(batch, made, 0).repeat_interleave(4, 0)
-    left = 1 - naive.decode(batch.query[row].float(), key, value, batch.scale, naive.Given(kept)).kept_weight
+    left = 1 - naive.decode(batch.query[row].float(), key, value, batch.scale, naive.KnownTokens(kept)).kept_weight
     near = torch.histc((-torch.log2(left)).clamp(0, 15).cpu(), 16, 0, 16)
     assert (near.cumsum(0) - bins.cpu().cumsum(0)).abs().max() <= 2  # an estimate may fall into the next bin

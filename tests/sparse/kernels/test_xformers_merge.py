@@ -28,7 +28,7 @@ def test_window_and_lists_merge_as_in_xformers(head_size, dtype):
         query, key, value = context(batch, request)
         window, listed = parts(batch, made, request)
         assert listed.any(1).all() and not (listed & window).any() and not (listed | window).all()
-        rules = [naive.Given(part.repeat_interleave(GROUP, 0)) for part in (window, listed)]
+        rules = [naive.KnownTokens(part.repeat_interleave(GROUP, 0)) for part in (window, listed)]
         partial = [naive.decode(query.float(), key, value, batch.scale, rule) for rule in rules]
         outputs = torch.stack([part.output for part in partial]).view(2, 1, 1, KV_HEADS, GROUP, head_size)
         lse = torch.stack([part.lse for part in partial]).view(2, 1, KV_HEADS, GROUP, 1)

@@ -105,7 +105,7 @@ def checked_url(base_url: object) -> str:
     return base_url.rstrip("/")
 
 
-class Connection:
+class EndpointConnection:
     """A pool of connections to one server, as many as threads use it.
 
     ``get`` and ``post`` return the decoded JSON of the answer (``get`` a text if it is not JSON) and raise

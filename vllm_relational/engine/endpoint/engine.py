@@ -11,7 +11,7 @@ from itertools import islice
 from urllib.parse import urlsplit
 
 from vllm_relational.engine.base import PromptForm
-from vllm_relational.engine.endpoint.connection import MAX_TIMEOUT_S, Address, Connection, checked_url
+from vllm_relational.engine.endpoint.connection import MAX_TIMEOUT_S, Address, EndpointConnection, checked_url
 from vllm_relational.engine.endpoint.failures import AbortedError, MalformedError, RefusedError, RequestError
 from vllm_relational.engine.endpoint.fixes import death, refusal
 from vllm_relational.engine.endpoint.models import (
@@ -24,7 +24,7 @@ from vllm_relational.engine.endpoint.models import (
     served_block_size,
 )
 from vllm_relational.engine.endpoint.protocol import Dialect
-from vllm_relational.engine.endpoint.question import Learned, Question
+from vllm_relational.engine.endpoint.question import EndpointQuestion, Learned
 from vllm_relational.engine.endpoint.secrets import ApiKey
 from vllm_relational.engine.endpoint.verdict import Failed, ServerFailedError, Verdict
 from vllm_relational.records import AnswerFormat, Completion, EngineInfo, Prompt, RelationalError
@@ -140,7 +140,7 @@ class EndpointEngine:
         except RelationalError:
             return EngineInfo(self._model or "")
 
-    def _list_models(self, connection: Connection, timeout_s: float = LIST_TIMEOUT_S) -> Sequence[Card] | None:
+    def _list_models(self, connection: EndpointConnection, timeout_s: float = LIST_TIMEOUT_S) -> Sequence[Card] | None:
         """The server's model cards; None where it keeps no list. A base URL without a path is also tried with /v1."""
         bare = not urlsplit(self._address.base_url).path
         try:
@@ -153,7 +153,7 @@ class EndpointEngine:
             raise RelationalError(f"cannot reach the server at {self._address.shown}: {error}; {fix}") from None
         return self._list_models_under_v1(connection, timeout_s) if bare else None
 
-    def _list_models_under_v1(self, connection: Connection, timeout_s: float) -> Sequence[Card] | None:
+    def _list_models_under_v1(self, connection: EndpointConnection, timeout_s: float) -> Sequence[Card] | None:
         address = replace(self._address, base_url=self._address.base_url + "/v1")
         try:
             cards = read_cards(connection.get(address.base_url + "/models", timeout_s), address.shown)
@@ -171,10 +171,12 @@ class EndpointEngine:
         server = self._meet()
         dialect: Dialect = "vllm" if server.vllm else "response_format"
         with _opened(self._address, self.concurrency + 1) as connection:
-            question = Question(connection, server.model, answer_format, dialect, server.learned)
+            question = EndpointQuestion(connection, server.model, answer_format, dialect, server.learned)
             yield from self._answers(connection, question, iter(prompts))
 
-    def _answers(self, connection: Connection, question: Question, prompts: Iterator[Prompt]) -> Iterator[Completion]:
+    def _answers(
+        self, connection: EndpointConnection, question: EndpointQuestion, prompts: Iterator[Prompt]
+    ) -> Iterator[Completion]:
         verdict = Verdict(self.concurrency)
         try:
             with _workers(connection, self.concurrency) as pool:
@@ -200,8 +202,8 @@ class EndpointEngine:
 
 # ------------------------------------------------------------------------------------------------------- threads
 @contextmanager
-def _opened(address: Address, size: int = 1) -> Iterator[Connection]:
-    connection = Connection(address, size)
+def _opened(address: Address, size: int = 1) -> Iterator[EndpointConnection]:
+    connection = EndpointConnection(address, size)
     try:
         yield connection
     finally:
@@ -209,7 +211,7 @@ def _opened(address: Address, size: int = 1) -> Iterator[Connection]:
 
 
 @contextmanager
-def _workers(connection: Connection, size: int) -> Iterator[ThreadPoolExecutor]:
+def _workers(connection: EndpointConnection, size: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that are gone at the end, whatever they were waiting for."""
     pool = ThreadPoolExecutor(size, thread_name_prefix="endpoint")
     try:
@@ -220,7 +222,7 @@ def _workers(connection: Connection, size: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _settled(
-    pool: ThreadPoolExecutor, question: Question, prompts: Iterator[Prompt], limit: int, verdict: Verdict
+    pool: ThreadPoolExecutor, question: EndpointQuestion, prompts: Iterator[Prompt], limit: int, verdict: Verdict
 ) -> Iterator[Completion]:
     """Submits prompts in order, ``limit`` in flight, and yields answers, and failures once it is known whose they are.
 
@@ -255,7 +257,12 @@ class _Flight:
     """The requests in flight. With pending failures and completions that were not taken, they are ``limit`` at most."""
 
     def __init__(
-        self, pool: ThreadPoolExecutor, question: Question, prompts: Iterator[Prompt], limit: int, verdict: Verdict
+        self,
+        pool: ThreadPoolExecutor,
+        question: EndpointQuestion,
+        prompts: Iterator[Prompt],
+        limit: int,
+        verdict: Verdict,
     ) -> None:
         self.question, self.system = question, ""
         self._pool, self._prompts, self._limit, self._verdict = pool, prompts, limit, verdict
@@ -291,7 +298,7 @@ def _last_answers(flight: _Flight, failure: RequestError, verdict: Verdict) -> I
             yield outcome.completion
 
 
-def _outcome(question: Question, prompt: Prompt) -> _Answered | Failed:
+def _outcome(question: EndpointQuestion, prompt: Prompt) -> _Answered | Failed:
     try:
         return _Answered(prompt, *question.ask(prompt))
     except RequestError as failure:

@@ -86,4 +86,4 @@ class MalformedError(RequestError):
 
 
 class AbortedError(Exception):
-    """``Connection.abort`` was called."""
+    """``EndpointConnection.abort`` was called."""

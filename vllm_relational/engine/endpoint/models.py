@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from vllm_relational.engine.endpoint.connection import PROBE_TIMEOUT_S, Connection
+from vllm_relational.engine.endpoint.connection import PROBE_TIMEOUT_S, EndpointConnection
 from vllm_relational.engine.endpoint.failures import RequestError
 from vllm_relational.records import EngineInfo, RelationalError
 from vllm_relational.terminal import printable
@@ -78,7 +78,7 @@ def model_info(card: Card, block_size: int | None) -> EngineInfo:
     return EngineInfo(card["id"], known, None, block_size or BLOCK_SIZE)
 
 
-def served_block_size(connection: Connection, root: str, timeout_s: float = PROBE_TIMEOUT_S) -> int | None:
+def served_block_size(connection: EndpointConnection, root: str, timeout_s: float = PROBE_TIMEOUT_S) -> int | None:
     """From vLLM's metrics, since it depends on the machine: 128 tokens on a CPU. None where they are not served."""
     try:
         return block_size_in(str(connection.get(root + "/metrics", timeout_s)))
@@ -98,7 +98,7 @@ def block_size_in(page: str) -> int | None:
     return None
 
 
-def is_vllm(connection: Connection, root: str, card: Card) -> bool:
+def is_vllm(connection: EndpointConnection, root: str, card: Card) -> bool:
     """True for a vLLM that takes ``structured_outputs``; the cards of other servers name another owner."""
     if card.get("owned_by") not in (None, "vllm"):
         return False

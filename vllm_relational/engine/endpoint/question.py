@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from shlex import quote
 from typing import Any
 
-from vllm_relational.engine.endpoint.connection import Connection
+from vllm_relational.engine.endpoint.connection import EndpointConnection
 from vllm_relational.engine.endpoint.failures import MalformedError, RefusedError
 from vllm_relational.engine.endpoint.models import ExpectedModel
 from vllm_relational.engine.endpoint.protocol import Dialect, constraint, read_completion, request_body, token_limit
@@ -70,7 +70,7 @@ class Learned:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Question:
+class EndpointQuestion:
     """One answer format, asked over one connection from many threads.
 
     A server may refuse how it is asked (HTTP 400 or 422): a parameter that it names as unsupported, or the constraint
@@ -81,7 +81,7 @@ class Question:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: EndpointConnection,
         model: ExpectedModel,
         answer_format: AnswerFormat,
         dialect: Dialect,
