@@ -10,6 +10,7 @@ from fake_engine import ByteTokenizer, FakeEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_relational import RelationalLLM
 from vllm_relational.config import QueryConfig
 from vllm_relational.query.pipeline import run_prepared
 from vllm_relational.query.prepared import Prepared, prepare
@@ -59,3 +60,19 @@ def test_plans_leave_a_query_as_it_is():
     query.ordered("ggr").plan(INFO)
     run_prepared(query, FakeEngine())
     assert pickle.dumps(query) == before
+
+
+def test_a_query_that_merged_by_a_function_of_the_users_can_be_pickled():
+    table = pa.table({"a": ["one text", "another text"]})
+    config = QueryConfig(dedup="semantic", embedder=lambda texts: np.eye(2)[: len(texts)])
+    query = prepare(table, "{a}?", FreeText(), config, ByteTokenizer())
+    again = pickle.loads(pickle.dumps(query))
+    assert again.record("m").job == query.record("m").job
+    assert "lambda" in query.merging["embedder"]
+
+
+def test_a_query_with_a_models_own_tokenizer_can_be_pickled(tokenizer_folder):
+    with RelationalLLM(tokenizer_folder, engine=FakeEngine()) as llm:
+        query = llm.prepare(pa.table({"a": ["x", "y"]}), "{a}?")
+    again = pickle.loads(pickle.dumps(query))
+    assert again.prompts.counts == "exact" and again.plan(INFO).report.predicted == query.plan(INFO).report.predicted

@@ -52,7 +52,7 @@ class RowGrouper:
             equal = ", ".join(name for name in self._table.names if name not in self._columns)
             found["compared by meaning"] = ", ".join(self._columns) + (f"; equal: {equal}" if equal else "")
             found["least similarity"] = f"{self._config.similarity:g}"
-            found["embedder"] = _name(self._config.embedder)
+            found["embedder"] = embedder_name(self._config.embedder)
         return found
 
     def group(self, asked: np.ndarray) -> tuple[Grouping, DedupReport]:
@@ -214,7 +214,8 @@ def _embedder(config: MergingOptions, opens: Callable[[str], Embedder]) -> Embed
     return opens(config.embedder) if isinstance(config.embedder, str) else config.embedder
 
 
-def _name(embedder: Any) -> str:
+def embedder_name(embedder: Any) -> str:
+    """What tells an embedder from others: its name, or that of the function."""
     if isinstance(embedder, str):
         return embedder
     return str(getattr(embedder, "name", None) or getattr(embedder, "__qualname__", type(embedder).__qualname__))

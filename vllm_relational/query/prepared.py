@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from vllm_relational.answer_format.check import check_answer_format
 from vllm_relational.config import KEEP_NULLS, QueryConfig, current_order
-from vllm_relational.dedup.grouper import RowGrouper, rows_of
+from vllm_relational.dedup.grouper import RowGrouper, embedder_name, rows_of
 from vllm_relational.engine.base import Engine
 from vllm_relational.plan import planner
 from vllm_relational.prompts import PromptBuilder, Tokenizer, parse_template
@@ -213,7 +213,7 @@ def prepare(
     return Prepared(
         question,
         answer_format,
-        config,
+        _with_embedders_name(config),
         encoded,
         grouping,
         merges,
@@ -232,6 +232,13 @@ def _field_rules(question: Question, table: pa.Table, config: QueryConfig) -> Fi
         columns.kept_pairs(config.keep_order),
         {columns.number(name, "weight"): weight for name, weight in config.column_weights.items()},
     )
+
+
+def _with_embedders_name(config: QueryConfig) -> QueryConfig:
+    """A function of the user's has done its work, and may be none that can be pickled."""
+    if isinstance(config.embedder, str):
+        return config
+    return config.model_copy(update={"embedder": embedder_name(config.embedder)})
 
 
 def _null_cells(table: EncodedTable, config: QueryConfig) -> dict[int, str]:
