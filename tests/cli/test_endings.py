@@ -69,7 +69,9 @@ def test_answers_that_standard_output_cannot_take(table: Path, fake_server: Fake
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
 def test_an_output_of_sql_that_has_no_room_is_named(table: Path, suffix: str) -> None:
     output = table.with_name(f"o{suffix}")
-    limited = ["sh", "-c", 'ulimit -f 4; exec "$@"', "sh", *PROGRAM]
+    # -B: under the limit Python would leave bytecode that is cut off, and every later process would fail on it
+    python, *program = PROGRAM
+    limited = ["sh", "-c", 'ulimit -f 4; exec "$@"', "sh", python, "-B", *program]
     asked = "SELECT range * 7919 % 100003 AS x, md5(range::VARCHAR) AS y FROM range(30000)"
     done = subprocess.run([*limited, "sql", asked, "-o", str(output)], capture_output=True, text=True)
     (line,) = done.stderr.splitlines()
