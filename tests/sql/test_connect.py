@@ -310,7 +310,7 @@ def test_the_users_database_gets_no_table(engine, tmp_path):
     ("query", "place", "reason"),
     [
         ("SELECT id,\n  LLM('Is {txt} good?', text) FROM review", (2, 3), r"names \{txt\}.* did you mean \{text\}"),
-        ("SELECT LLM('{text}' text) FROM review", (1, 21), "expecting"),
+        ("SELECT LLM('{text}' text) FROM review", (1, 21), "syntax error at or near"),
         ("SELECT nope, LLM('{text}', text) FROM review", (1, 8), "nope"),
         ("SELECT LLM('{text}', text) FROM nowhere", (1, 33), "nowhere"),
         ("SELECT LLM(text, text) FROM review", (1, 8), "not a text in quotes"),
@@ -342,8 +342,9 @@ def test_the_users_database_gets_no_table(engine, tmp_path):
         ("SELECT id, LLM('{text}', text) OVER () FROM review", (1, 12), "aggregate its answers"),
         ("SELECT LLM_AGG('{text}', text) OVER () FROM review", (1, 8), "use GROUP BY"),
         ("SELECT LLM('{text}', text) FILTER (WHERE id > 3) FROM review", (1, 8), "write CASE WHEN"),
-        ("SELECT LLM('{text}', DISTINCT text) FROM review", (1, 8), "asked once anyway"),
-        ("SELECT LLM_AGG('{text}', DISTINCT text) FROM review", (1, 8), "SELECT DISTINCT in a subquery"),
+        ("SELECT LLM('{text}', DISTINCT text) FROM review", (1, 22), 'syntax error at or near "DISTINCT"'),
+        ("SELECT LLM(DISTINCT '{text}', text) FROM review", (1, 8), "asked once anyway"),
+        ("SELECT LLM_AGG(DISTINCT '{text}', text) FROM review", (1, 8), "SELECT DISTINCT in a subquery"),
         (
             "SELECT 1 FROM product p LEFT JOIN (review r JOIN product q ON LLM_FILTER('{name}', q.name)) ON TRUE",
             (1, 63),
