@@ -1,5 +1,5 @@
 """One bad row fails alone, with its reason, whatever its reply is: all kinds in one job over real sockets, and some of
-the mutations of ``scripts/robustness/bad_replies.py``."""
+the mutations of ``scripts/robustness/fuzz_replies.py``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vllm_relational.records import Completion
 
 
 def _script() -> Any:
-    path = Path(__file__).parents[3] / "scripts" / "robustness" / "bad_replies.py"
-    spec = importlib.util.spec_from_file_location("run_bad_replies", path)
+    path = Path(__file__).parents[3] / "scripts" / "robustness" / "fuzz_replies.py"
+    spec = importlib.util.spec_from_file_location("run_fuzz_replies", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,7 +1,7 @@
 """What a server may say, against what is made of it: every kind of bad reply over sockets, and mutations of replies.
 
-    python scripts/robustness/bad_replies.py                          # all kinds, then 100,000 mutations
-    python scripts/robustness/bad_replies.py --cases 1000 --seed 7 --no-sockets
+    python scripts/robustness/fuzz_replies.py                          # all kinds, then 100,000 mutations
+    python scripts/robustness/fuzz_replies.py --cases 1000 --seed 7 --no-sockets
 
 Each kind (``tests/bad_replies.py``) is the reply to one row of a job whose other rows are answered: that row fails with
 its reason, the others are answered. Mutations are read in this process, without sockets: whatever the reply, there is
