@@ -37,7 +37,7 @@ COVERED_BY = {
     "tests/native/test_native_limits.py": "native",
     "tests/native/test_row_sort.py": "plan/row_sort",
     "tests/test_options.py": "config",
-    "tests/query/test_pipeline.py": "query/answers query/planned query/report",
+    "tests/query/test_pipeline.py": "query/answers query/planned query/report query/tokenised",
     "tests/query/test_dedup_queries.py": "query/audit",
     "tests/query/test_partial_results.py": "query/job_record",
     "tests/query/test_forecast.py": "query/no_engine",

@@ -16,7 +16,7 @@ from vllm_relational.prompts import Tokenizer
 from vllm_relational.query.answers import NO_ANSWER, Answers, Store
 from vllm_relational.query.audit import Answered, audit
 from vllm_relational.query.job_record import EarlierOutput, retire_checkpoint, take_over
-from vllm_relational.query.planned import PlannedBatch
+from vllm_relational.query.planned import PlannedBatch, plan_batch
 from vllm_relational.query.prepared import Prepared, prepare
 from vllm_relational.records import AnswerFormat, EngineDiedError, EngineInfo, QueryResult
 from vllm_relational.results.cache import opened_cache
@@ -82,7 +82,7 @@ def _nothing_asked(query: Prepared, engine: Engine) -> QueryResult:
     """The result of a query without a question: a table without rows, or with a null in each. Starts no engine."""
     info = EngineInfo(str(getattr(engine, "model", None) or "not started"))
     answers = Answers(query, MemoryAnswers())
-    batch = query.batch(info, {}, answers.outcome.clock)
+    batch = plan_batch(query, info, {}, answers.outcome.clock)
     answers.outcome.clock.seconds["ask"] = 0.0  # comparisons read how long it took
     return answers.result(batch, info)
 
@@ -110,7 +110,7 @@ class Run:
                     take_over(earlier, query.record(info.identity), rows, answers.store)
                 answers.forget_unusable()
                 answers.recall(cache, info, engine)
-                self._batch = query.batch(info, answers.store.answers, answers.outcome.clock)
+                self._batch = plan_batch(query, info, answers.store.answers, answers.outcome.clock)
                 answers.outcome.failed.update(self._batch.too_long)
                 with self._keeping(info, keep):
                     self._ask()

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from vllm_relational.config import QueryConfig
 from vllm_relational.plan import planner, value_overlaps, weighted
-from vllm_relational.prompts import PromptBuilder
 from vllm_relational.prompts.template import answer_room
 from vllm_relational.query.clock import Clock
-from vllm_relational.query.forecast import Forecaster
+from vllm_relational.query.tokenised import TokenisedQuery
 from vllm_relational.records import (
-    AnswerFormat,
     CacheForecast,
     Distinct,
-    EncodedTable,
     EngineInfo,
     Plan,
     PlanInput,
@@ -27,37 +21,6 @@ from vllm_relational.records import (
     RowFailedError,
 )
 from vllm_relational.results.outcome import TOO_LONG
-
-
-@dataclass(frozen=True)
-class FieldRules:
-    """What the user asks of the order of the fields; columns by original position. See ``PlanInput``."""
-
-    pinned: frozenset[int]
-    before: tuple[tuple[int, int], ...]
-    weights: Mapping[int, float]
-
-    def applied(self, batch: PlanInput) -> PlanInput:
-        """The batch as planners shall see it."""
-        return weighted(dataclasses.replace(batch, pinned=self.pinned, before=self.before), self.weights)
-
-
-class PlannableQuery(Protocol):
-    """What planning reads of a ``Prepared``."""
-
-    @property
-    def answer_format(self) -> AnswerFormat: ...
-    @property
-    def config(self) -> QueryConfig: ...
-    @property
-    def table(self) -> EncodedTable: ...
-    @property
-    def distinct(self) -> Distinct: ...
-    @property
-    def prompts(self) -> PromptBuilder: ...
-    @property
-    def rules(self) -> FieldRules: ...
-    def forecaster(self, info: EngineInfo) -> Forecaster: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +46,11 @@ class PlannedBatch:
 
 
 def plan_batch(
-    query: PlannableQuery, info: EngineInfo, answered: Mapping[int, str], clock: Clock, budget_seconds: float | None
+    query: TokenisedQuery,
+    info: EngineInfo,
+    answered: Mapping[int, str],
+    clock: Clock,
+    budget_seconds: float | None = None,
 ) -> PlannedBatch:
     """Plan the groups that still need an answer and fit into the engine's context.
 
@@ -109,7 +76,7 @@ def _groups_to_ask(distinct: Distinct, answered: Mapping[int, str], too_long: Ma
     return np.asarray([g for g, row in enumerate(rows) if row not in answered and g not in too_long], dtype=np.int64)
 
 
-def _plan_input(query: PlannableQuery, info: EngineInfo, codes: np.ndarray, reads_overlaps: bool) -> PlanInput:
+def _plan_input(query: TokenisedQuery, info: EngineInfo, codes: np.ndarray, reads_overlaps: bool) -> PlanInput:
     """Without weights, which count for the planner only."""
     cells = query.prompts.segments.cells
     return PlanInput(
@@ -123,7 +90,7 @@ def _plan_input(query: PlannableQuery, info: EngineInfo, codes: np.ndarray, read
     )
 
 
-def _too_long(query: PlannableQuery, info: EngineInfo, answered: Mapping[int, str]) -> Iterator[tuple[int, str]]:
+def _too_long(query: TokenisedQuery, info: EngineInfo, answered: Mapping[int, str]) -> Iterator[tuple[int, str]]:
     if info.max_model_len is None or query.prompts.counts != "exact":
         return  # the engine counts for itself, and refuses exactly the rows that are too long
     codes = query.table.codes[:, query.distinct.first_rows]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,18 +25,15 @@ from vllm_relational.prompts.columns import QuestionColumns
 from vllm_relational.prompts.template import Question
 from vllm_relational.query import embedders
 from vllm_relational.query.clock import Clock
-from vllm_relational.query.forecast import Forecaster
 from vllm_relational.query.job_record import answer_form, job_identity
-from vllm_relational.query.planned import FieldRules, PlannedBatch, plan_batch
+from vllm_relational.query.planned import plan_batch
 from vllm_relational.query.report import Outcome, run_report
+from vllm_relational.query.tokenised import FieldRules, TokenisedQuery
 from vllm_relational.records import (
     NULL_CODE,
     AnswerFormat,
-    DedupReport,
-    Distinct,
     EncodedTable,
     EngineInfo,
-    Grouping,
     JobRecord,
     Origin,
     PlanInput,
@@ -51,31 +47,8 @@ from vllm_relational.table import encode_columns, nulls_as_values
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """One query over one table, ready to be planned; plans do not affect each other.
-
-    table:      the columns that the question reads, of all rows.
-    grouping:   which rows are asked for which; rows that cannot be asked (``row_errors``: row -> reason) have no group.
-    merges:     what deduplication did; merging: its settings in words, part of the job's identity.
-    seconds:    by stage, what preparing took.
-    """
-
-    question: Question
-    answer_format: AnswerFormat
-    config: QueryConfig
-    table: EncodedTable
-    grouping: Grouping
-    merges: DedupReport
-    merging: Mapping[str, str]
-    prompts: PromptBuilder
-    rules: FieldRules
-    row_errors: Mapping[int, str]
-    seconds: Mapping[str, float]
-
-    @property
-    def distinct(self) -> Distinct:
-        """The groups that are asked."""
-        return self.grouping.distinct
+class Prepared(TokenisedQuery):
+    """One query over one table, ready to be planned; plans do not affect each other."""
 
     # --------------------------------------------------------------------------------------------------- its like
     def ordered(self, order: str | None) -> Prepared:
@@ -120,23 +93,13 @@ class Prepared:
             budget_seconds = 0.0
         outcome = Outcome(query.seconds)
         answered = query._cached_texts(engine, outcome) if engine is not None else {}
-        batch = query.batch(info, answered, outcome.clock, budget_seconds)
+        batch = plan_batch(query, info, answered, outcome.clock, budget_seconds)
         outcome.failed.update(batch.too_long)
         report = run_report(query, batch, info, outcome)
         forecaster = query.forecaster(info)
         bound = forecaster.forecast(batch.plan, batch.codes, "belady") if info.kv_cache_tokens else None
         header_tokens = len(query.prompts.segments.header)
         return PlannedQuery(report, query.table, batch.input, batch.plan, header_tokens, batch.prompt_batch, bound)
-
-    def batch(
-        self, info: EngineInfo, answered: Mapping[int, str], clock: Clock, budget_seconds: float | None = None
-    ) -> PlannedBatch:
-        """The rows that need an answer and fit into the engine's context, planned. answered: by row asked."""
-        return plan_batch(self, info, answered, clock, budget_seconds)
-
-    def forecaster(self, info: EngineInfo) -> Forecaster:
-        """Forecasts for that engine."""
-        return Forecaster(self.table, self.prompts.segments, self.config, info)
 
     def constrain(self, batch: PlanInput) -> PlanInput:
         """Another batch over the same columns, such as one in characters, as this query's planner shall see it."""

@@ -5,36 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
-from vllm_relational.config import QueryConfig
-from vllm_relational.prompts import PromptBuilder
-from vllm_relational.prompts.template import Question
 from vllm_relational.query.clock import Clock
 from vllm_relational.query.planned import PlannedBatch
-from vllm_relational.records import DedupReport, Distinct, EncodedTable, EngineInfo, Origin, Plan, RunReport
+from vllm_relational.query.tokenised import TokenisedQuery
+from vllm_relational.records import EncodedTable, EngineInfo, Origin, Plan, RunReport
 from vllm_relational.results.outcome import Measured, kind
-
-
-class ReportedQuery(Protocol):
-    """What a report reads of a ``Prepared``."""
-
-    @property
-    def question(self) -> Question: ...
-    @property
-    def config(self) -> QueryConfig: ...
-    @property
-    def table(self) -> EncodedTable: ...
-    @property
-    def distinct(self) -> Distinct: ...
-    @property
-    def merges(self) -> DedupReport: ...
-    @property
-    def prompts(self) -> PromptBuilder: ...
-    @property
-    def row_errors(self) -> Mapping[int, str]: ...
 
 
 @dataclass
@@ -58,7 +36,7 @@ class Outcome:
 
 
 def run_report(
-    query: ReportedQuery, batch: PlannedBatch, info: EngineInfo, outcome: Outcome, num_cut: int = 0
+    query: TokenisedQuery, batch: PlannedBatch, info: EngineInfo, outcome: Outcome, num_cut: int = 0
 ) -> RunReport:
     """The report of a query that was planned, and asked or not. num_cut: rows with a cut text."""
     failures = _failed_rows(query, outcome.failed)
@@ -89,7 +67,7 @@ def run_report(
     )
 
 
-def _failed_rows(query: ReportedQuery, failed: Mapping[int, str]) -> dict[str, int]:
+def _failed_rows(query: TokenisedQuery, failed: Mapping[int, str]) -> dict[str, int]:
     """Rows by the kind of their reason."""
     counts = Counter(kind(reason) for reason in query.row_errors.values())
     inverse = query.distinct.inverse
