@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from vllm_relational.vllm_ext.contract.target import Target, target
 
+# FlashAttention's and Triton's layers are used alike.
+_DENSE_LAYER = {
+    "attributes": "num_kv_heads alibi_slopes sliding_window logits_soft_cap sinks attn_type "
+    "kv_sharing_target_layer_name",
+    "forward": "layer, query, key, value, kv_cache, attn_metadata, output, output_scale=, output_block_scale=",
+    "do_kv_cache_update": "layer, key, value, kv_cache, slot_mapping",
+}
+
 ATTENTION: tuple[Target, ...] = (
     target(
         "vllm.v1.kv_cache_interface",
@@ -161,11 +169,7 @@ ATTENTION: tuple[Target, ...] = (
         "FlashAttentionImpl",
         "attention.backend attention.gpu attention.support",
         "dense attention of a layer, and the store of keys and values",
-        attributes=(
-            "num_kv_heads alibi_slopes sliding_window logits_soft_cap sinks attn_type kv_sharing_target_layer_name"
-        ),
-        forward="layer, query, key, value, kv_cache, attn_metadata, output, output_scale=, output_block_scale=",
-        do_kv_cache_update="layer, key, value, kv_cache, slot_mapping",
+        **_DENSE_LAYER,
     ),
     target(
         "vllm.v1.attention.backends.triton_attn",
@@ -198,11 +202,7 @@ ATTENTION: tuple[Target, ...] = (
         "TritonAttentionImpl",
         "attention.backend attention.gpu attention.support",
         "dense attention of a layer, and the store of keys and values",
-        attributes=(
-            "num_kv_heads alibi_slopes sliding_window logits_soft_cap sinks attn_type kv_sharing_target_layer_name"
-        ),
-        forward="layer, query, key, value, kv_cache, attn_metadata, output, output_scale=, output_block_scale=",
-        do_kv_cache_update="layer, key, value, kv_cache, slot_mapping",
+        **_DENSE_LAYER,
     ),
     target(
         "vllm.v1.attention.backends.fa_utils",
