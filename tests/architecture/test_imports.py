@@ -29,7 +29,7 @@ LAYERS = [
     "plan.pair_dependencies plan.row_sort kv.simulate kv.future_use kv.partial_index kv.prefix_queue kv.policy",
     "native",
     "table prompts results embed plan kv sparse",
-    "dedup retrieval vllm_ext",
+    "dedup retrieval vllm_ext context",
     "engine plugin",
     "query",
     "llm",
@@ -143,8 +143,9 @@ def test_no_private_name_of_another_package(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_only_engine_extension_and_plugin_import_vllm(module):
     vllm = {name for name, _ in imports(MODULES[module]) if name == "vllm" or name.startswith("vllm.")}
-    assert not vllm or package_of(module) in MAY_IMPORT_VLLM
-    if package_of(module) != "vllm_ext":
+    of_contexts = module.startswith("context.vllm_")
+    assert not vllm or package_of(module) in MAY_IMPORT_VLLM or of_contexts
+    if package_of(module) != "vllm_ext" and not of_contexts:
         assert not {name for name in vllm if name.startswith(("vllm.v1", "vllm.platforms", "vllm.distributed"))}
 
 
@@ -164,6 +165,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         ("import vllm_relational", HEAVY | {"pandas"}),
         ("import vllm_relational.cli", HEAVY),
+        ("from vllm_relational.context import ContextError, files, manifest", HEAVY | {"pandas", "pyarrow"}),
         ("import vllm_relational.plugin", HEAVY | {"pandas", "pyarrow", "numpy"}),
     ],
 )
