@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,11 +27,18 @@ from vllm_relational.cli.options import (
     Tokenizer,
     Verbose,
 )
+from vllm_relational.cli.output import ResultColumns
 from vllm_relational.config import QueryOptions, current_order
 from vllm_relational.config.llm import ServerOptions
 from vllm_relational.records import RelationalError
 
-COLUMNS = ("answer", "error", "status")  # that are added to a table
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vllm_relational.compare.orders import Comparison
+    from vllm_relational.llm import RelationalLLM
+
+COLUMNS = ResultColumns("answer", "error", "status")
 
 
 @with_options(QueryOptions, ServerOptions)
@@ -56,7 +63,7 @@ def bench(
     overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Ask the same question in several orders on one engine; compare time, cache hits and answers."""
-    from vllm_relational.compare.orders import FIELDS, compare_orders, rows_within
+    from vllm_relational.compare.orders import FIELDS
 
     cli_files.check_files(
         reads={"TABLE": table, "--schema": answers["schema"]},
@@ -68,27 +75,42 @@ def bench(
     data = cli_options.read_rows(table, limit)
     options = values({**answers, **prompts}, QueryOptions)
     arguments = cli_options.engine_arguments(engine_arg) | values(server, ServerOptions)
-    cli_output.check_result_place(data, output, *COLUMNS)
+    COLUMNS.check_free(data)
+    cli_output.check_file(output)
     cli_output.check_page(report)
     cli_output.check_csv(csv, FIELDS)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, arguments)
     try:
-        names = [current_order(name) for name in parse_list(orders, "--orders")]
-        if budget is not None:
-            rows = rows_within(llm, data, prompt, names, options, budget)
-            cli_options.say(f"{rows} of {data.num_rows} rows fit into {budget:.0f} s on this machine")
-            data = data.slice(0, rows)
-        comparison = compare_orders(llm, data, prompt, names, options)
+        comparison = _compared(llm, data, prompt, parse_list(orders, "--orders"), options, budget)
     finally:
         llm.close()
     last = comparison.results[-1]
     if output is not None:
-        cli_output.write(cli_output.with_answers(data, last, options, *COLUMNS), output)
+        cli_output.write(COLUMNS.added_to(data.slice(0, len(last.answers)), last, options), output)
     status = cli_output.finish(last.report, report)
     cli_options.say(comparison.render())
     if csv is not None:
         comparison.append_csv(csv, str(table))
     return status
+
+
+def _compared(
+    llm: RelationalLLM,
+    data: pa.Table,
+    prompt: str,
+    orders: list[str],
+    options: dict[str, Any],
+    budget: float | None,
+) -> Comparison:
+    """The table asked in each order: all of it, or as many rows as fit into ``budget`` seconds."""
+    from vllm_relational.compare.orders import compare_orders, rows_within
+
+    names = [current_order(name) for name in orders]
+    if budget is not None:
+        rows = rows_within(llm, data, prompt, names, options, budget)
+        cli_options.say(f"{rows} of {data.num_rows} rows fit into {budget:.0f} s on this machine")
+        data = data.slice(0, rows)
+    return compare_orders(llm, data, prompt, names, options)
 
 
 @with_options(QueryOptions)

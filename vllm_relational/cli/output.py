@@ -7,7 +7,8 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -19,6 +20,67 @@ from vllm_relational.terminal import JsonForTerminals, give_up_output, tell
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class ResultColumns:
+    """Names of the columns that a command adds to the table.
+
+    origin: of the number of the row whose answer it is, and ``{origin}_how`` of how the answer came; None: neither.
+    """
+
+    answer: str
+    error: str
+    status: str
+    origin: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, in the order of the output."""
+        origins = [] if self.origin is None else [self.origin, f"{self.origin}_how"]
+        return [self.answer, self.error, self.status, *origins]
+
+    def check_names(self) -> None:
+        """Raise ``RelationalError`` for what can be the name of no column."""
+        check_names({"--answer-column": self.answer, "--error-column": self.error, "--status-column": self.status})
+        check_names({"--explain-dedup": self.origin})
+
+    def check_free(self, data: pa.Table) -> None:
+        """Raise ``RelationalError`` for a name that the table has already, or that two columns would have."""
+        for name in self.names:
+            if name in data.column_names:
+                raise RelationalError(
+                    f"the table has a column {name!r} already: choose another name with --answer-column, "
+                    "--error-column, --status-column or --explain-dedup"
+                )
+        twice = next((name for name in self.names if self.names.count(name) > 1), None)
+        if twice is not None:
+            raise RelationalError(f"answers, reasons, statuses and origins cannot share the column {twice!r}")
+
+    def added_to(self, data: pa.Table, result: QueryResult, options: Mapping[str, Any]) -> pa.Table:
+        """The table with the columns."""
+        for name, column in zip(self.names, self._columns(result, options), strict=False):
+            data = data.append_column(name, column)
+        return data
+
+    def _columns(self, result: QueryResult, options: Mapping[str, Any]) -> Iterator[pa.Array]:
+        import pyarrow as pa
+
+        yield _answer_column(result, options)
+        yield pa.array(result.errors, pa.string())
+        yield pa.array(result.statuses, pa.string())
+        yield pa.array(result.source_rows, pa.int64(), mask=result.source_rows < 0)
+        yield pa.array(result.origins, pa.string())
+
+
+def _answer_column(result: QueryResult, options: Mapping[str, Any]) -> pa.Array:
+    """Numbers for a range, else texts: what a schema describes as JSON."""
+    import pyarrow as pa
+
+    values: list[Any] = result.answers
+    if options.get("schema") is not None:
+        values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    return pa.array(values, pa.int64() if options.get("range") is not None else pa.string())
 
 
 def check_names(columns: Mapping[str, str | None]) -> None:
@@ -34,19 +96,10 @@ def _is_unicode(name: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
-def check_result_place(data: pa.Table, output: Path | None, *columns: str) -> None:
-    """Before anything is asked: can the answers be added to the table and written?"""
+def check_file(output: Path | None) -> None:
+    """Before anything is asked: can a table be written under that name?"""
     from vllm_relational.table import check_output
 
-    for name in columns:
-        if name in data.column_names:
-            raise RelationalError(
-                f"the table has a column {name!r} already: choose another name with --answer-column, --error-column, "
-                "--status-column or --explain-dedup"
-            )
-    if len(set(columns)) < len(columns):
-        twice = next(name for name in columns if columns.count(name) > 1)
-        raise RelationalError(f"answers, reasons, statuses and origins cannot share the column {twice!r}")
     if output is not None:
         check_output(output)
 
@@ -92,36 +145,6 @@ def _why_not(file: Path, fields: Sequence[str]) -> str | None:
             is_found, is_wanted = ("missing" if name is None else repr(name[:80]) for name in (found, wanted))
             return f"its column {number} is {is_found}, where these measurements have {is_wanted}"
     return None if last == b"\n" else "its last line has no end"
-
-
-def with_answers(
-    data: pa.Table, result: QueryResult, options: dict[str, Any], answer: str, error: str, status: str
-) -> pa.Table:
-    """The table with the columns for answers, reasons and statuses."""
-    import pyarrow as pa
-
-    values: list[Any] = result.answers
-    if options.get("schema") is not None:
-        values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
-    kind = pa.int64() if options.get("range") is not None else pa.string()
-    texts = {error: result.errors, status: result.statuses}
-    answered = data.append_column(answer, pa.array(values, kind))
-    for name, column in texts.items():
-        answered = answered.append_column(name, pa.array(column, pa.string()))
-    return answered
-
-
-def with_origins(answered: pa.Table, result: QueryResult, *names: str) -> pa.Table:
-    """names: none, or the columns for the row whose answer it is and for how it came."""
-    import pyarrow as pa
-
-    if not names:
-        return answered
-    sources = pa.array(result.source_rows, pa.int64(), mask=result.source_rows < 0)
-    columns = zip(names, (sources, pa.array(result.origins, pa.string())), strict=True)
-    for name, values in columns:
-        answered = answered.append_column(name, values)
-    return answered
 
 
 def write(answered: pa.Table, output: Path | None) -> None:

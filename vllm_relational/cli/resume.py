@@ -11,6 +11,7 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,13 +184,36 @@ def stamp(output: Path | None) -> tuple[int, int, int] | None:
     return None if facts is None else (facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
 
-def check_unchanged(output: Path | None, there: tuple[int, int, int] | None, checkpoint: Path | None) -> None:
-    """Raise ``RelationalError`` where somebody else wrote the output since: it is kept, the answers are too."""
-    if stamp(output) != there:
-        kept = f"; the answers are in {checkpoint}; take another output with --resume --checkpoint {checkpoint}"
+@dataclass(frozen=True)
+class OutputPlace:
+    """Where a run writes, and what was there when it began.
+
+    output: None for standard output. checkpoint: where answers are kept until the output is written.
+    stamp: of the output as it was; see ``stamp``.
+    """
+
+    output: Path | None
+    checkpoint: Path | None
+    overwrite: bool
+    earlier: EarlierOutput | None
+    stamp: tuple[int, int, int] | None
+
+    @classmethod
+    def find(cls, output: Path | None, checkpoint: Path | None, resume: bool, overwrite: bool) -> OutputPlace:
+        """Raises ``RelationalError`` for an output that may be neither continued nor replaced."""
+        return cls(output, checkpoint, overwrite, earlier_output(output, resume, overwrite), stamp(output))
+
+    def check_unchanged(self, answers_kept: bool) -> None:
+        """Raise ``RelationalError`` where somebody else wrote the output since, unless it may be replaced.
+
+        answers_kept: whether this run's answers are in the checkpoint.
+        """
+        if self.overwrite or stamp(self.output) == self.stamp:
+            return
+        kept = f"the answers are in {self.checkpoint}; take another output with --resume --checkpoint {self.checkpoint}"
         raise RelationalError(
-            f"{output} was written by another process since this one began: it is left as it is"
-            f"{kept if checkpoint is not None else ', run again'}"
+            f"{self.output} was written by another process since this one began: it is left as it is"
+            f"{f'; {kept}' if answers_kept and self.checkpoint is not None else ', run again'}"
         )
 
 

@@ -76,8 +76,6 @@ def retrieve(
     overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Add the passages nearest to each QUESTION to TABLE, as columns that every other command takes."""
-    from vllm_relational.table.write import check_output
-
     cli_output.check_names({"--name": name})
     cli_files.check_files(
         reads={"TABLE": table, **index_files(None if rebuild else index), "--passage-table": passage_table},
@@ -86,8 +84,7 @@ def retrieve(
         overwrite=overwrite,
     )
     cli_errors.check_standard_output(output)
-    if output is not None:
-        check_output(output)
+    cli_output.check_file(output)
     found = with_passages(
         cli_options.read_rows(table, limit),
         question,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from vllm_relational.cli import output as cli_output
 from vllm_relational.cli import resume as cli_resume
 from vllm_relational.cli import retrieval as cli_retrieval
 from vllm_relational.cli.fields import Given, values, with_options
+from vllm_relational.cli.files import default_checkpoint
 from vllm_relational.cli.options import (
     BaseUrl,
     EngineArg,
@@ -29,16 +31,43 @@ from vllm_relational.cli.options import (
     Tokenizer,
     Verbose,
 )
-from vllm_relational.cli.resume import is_complete
+from vllm_relational.cli.output import ResultColumns
+from vllm_relational.cli.resume import OutputPlace, is_complete
 from vllm_relational.config import QueryOptions
 from vllm_relational.config.llm import ServerOptions
-from vllm_relational.records import RelationalError
+from vllm_relational.records import QueryResult, RelationalError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vllm_relational.llm import RelationalLLM
     from vllm_relational.query.job_record import EarlierOutput
 
 # Options of a run that a plan, which asks nothing and keeps nothing, does without.
 OF_RUNS = ("on_error", "resume", "checkpoint", "cache")
+
+
+@dataclass(frozen=True)
+class TableQuery:
+    """What is asked of whom. model: as the user named it; None where the engine's own is meant."""
+
+    llm: RelationalLLM
+    model: str | None
+    data: pa.Table
+    prompt: str
+    options: Mapping[str, Any]
+
+    @property
+    def planned(self) -> dict[str, Any]:
+        """The options of a plan."""
+        return {name: value for name, value in self.options.items() if name not in OF_RUNS}
+
+    def answered_by(self, earlier: EarlierOutput | None) -> EarlierOutput | None:
+        """The earlier output if it leaves nothing to ask: then no engine is needed. An audit always asks."""
+        if earlier is None or self.options["audit"]:
+            return None
+        complete = is_complete(earlier, self.llm, self.model, self.data, self.prompt, self.planned)
+        return earlier if complete else None
 
 
 @with_options(QueryOptions, ServerOptions)
@@ -83,64 +112,89 @@ def run(
     overwrite: cli_files.Overwrite = False,
 ) -> int:
     """Ask one question of every row of TABLE."""
-    cli_output.check_names(
-        {"--answer-column": answer_column, "--error-column": error_column, "--status-column": status_column}
-        | {"--explain-dedup": explain_dedup}
-    )
-    resume, checkpoint = prompts["resume"], prompts["checkpoint"] or cli_files.default_checkpoint(output)
+    columns = ResultColumns(answer_column, error_column, status_column, explain_dedup)
+    columns.check_names()
+    output, checkpoint = (None, None) if dry_run else (output, prompts["checkpoint"] or default_checkpoint(output))
     cli_files.check_files(
         reads={"TABLE": table, "--schema": answers["schema"], **cli_retrieval.index_files(index)},
-        outputs={"--output": None if dry_run else output},
-        stores={"--checkpoint": None if dry_run else checkpoint, "--cache": keeping["cache"]},
+        outputs={"--output": output},
+        stores={"--checkpoint": checkpoint, "--cache": keeping["cache"]},
         pages={"--report": report},
         overwrite=overwrite,
         outputs_by_job=True,
     )
-    earlier = cli_resume.earlier_output(None if dry_run else output, resume, overwrite)
-    there = cli_resume.stamp(output)
+    place = OutputPlace.find(output, checkpoint, prompts["resume"], overwrite)
     data = cli_options.read_rows(table, limit)
     options = values({**answers, **prompts, **merging, **keeping}, QueryOptions)
-    planned = {name: value for name, value in options.items() if name not in OF_RUNS}
     arguments = cli_options.engine_arguments(engine_arg) | values(server, ServerOptions)
     scheduler = cli_options.scheduler_settings(eviction, token_exact)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, arguments, scheduler)
-    cli_output.check_page(report)
-    origins = (explain_dedup, f"{explain_dedup}_how") if explain_dedup is not None else ()
-    new_columns = [answer_column, error_column, status_column, *origins]
-    cli_output.check_result_place(data, None if dry_run else output, *new_columns)
-    if not dry_run:
-        cli_errors.check_standard_output(output)
-    if capacity is not None and not dry_run:
-        raise RelationalError("--capacity is for --dry-run: a running engine has a KV cache of its own size")
+    _check_results(data, columns, output, report, dry_run)
+    _check_capacity(capacity, dry_run)
     if retrieve is not None or index is not None:
         data = cli_retrieval.retrieved(data, prompt, retrieve, index, passages)
-        cli_output.check_result_place(data, None, *new_columns)
-    if dry_run:
-        info = cli_options.with_capacity(llm.expected_engine(), capacity)
-        return cli_output.finish(llm.plan(data, prompt, info, **planned), report)
-    finished: EarlierOutput | None = None
-    if earlier is not None and not options["audit"] and is_complete(earlier, llm, model, data, prompt, planned):
-        finished, llm = earlier, llm.without_engine(str(earlier.job.get("model")))
-    options |= {"checkpoint": checkpoint, "progress": True}
-    options |= {"checkpoint": None, "resume": False, "cache": None} if finished else {}
+        columns.check_free(data)
+    query = TableQuery(llm, model, data, prompt, options)
+    return _forecast(query, capacity, report) if dry_run else _ask(query, place, columns, report)
+
+
+def _check_results(data: pa.Table, columns: ResultColumns, output: Path | None, report: Path | None, dry: bool) -> None:
+    """Before anything is asked: can the answers and the report be written?"""
+    cli_output.check_page(report)
+    columns.check_free(data)
+    cli_output.check_file(output)
+    if not dry:
+        cli_errors.check_standard_output(output)
+
+
+def _check_capacity(capacity: int | None, dry_run: bool) -> None:
+    if capacity is not None and not dry_run:
+        raise RelationalError("--capacity is for --dry-run: a running engine has a KV cache of its own size")
+
+
+def _forecast(query: TableQuery, capacity: int | None, report: Path | None) -> int:
+    """Plan, show what the run would take, and return the exit status. Starts no engine."""
+    info = cli_options.with_capacity(query.llm.expected_engine(), capacity)
+    return cli_output.finish(query.llm.plan(query.data, query.prompt, info, **query.planned), report)
+
+
+def _ask(query: TableQuery, place: OutputPlace, columns: ResultColumns, report: Path | None) -> int:
+    """Ask what the output does not answer yet, write the answers, and return the exit status."""
+    finished = query.answered_by(place.earlier)
+    llm = query.llm.without_engine(str(finished.job.get("model"))) if finished else query.llm
+    keeping = {"checkpoint": None, "resume": False, "cache": None} if finished else {"checkpoint": place.checkpoint}
+    options = {**query.options, "progress": True, **keeping}
     try:
-        result = llm.run(data, prompt, earlier=earlier, **options)
-        answered = cli_output.with_answers(data, result, options, answer_column, error_column, status_column)
-        answered = cli_output.with_origins(answered, result, *origins)
-        if not overwrite:
-            cli_resume.check_unchanged(output, there, None if finished else checkpoint)
-        same = not cli_resume.write(answered, output, result.job, answer_column, status_column, bool(finished))
-        if finished:
-            cli_resume.drop_checkpoint(checkpoint, finished)
-            cli_options.say(cli_resume.complete_message(output, same))
-            return cli_output.write_report(result.report, report)
-        cli_resume.settle_checkpoint(checkpoint, output, result)
-        return cli_output.finish(result.report, report)
+        result = llm.run(query.data, query.prompt, earlier=place.earlier, **options)
+        answered = columns.added_to(query.data, result, options)
+        return _write(answered, result, columns, finished, place, report)
     except KeyboardInterrupt:
-        cli_resume.say_interrupted(checkpoint)
+        cli_resume.say_interrupted(place.checkpoint)
         raise
     finally:
         llm.close()
+
+
+def _write(
+    answered: pa.Table,
+    result: QueryResult,
+    columns: ResultColumns,
+    finished: EarlierOutput | None,
+    place: OutputPlace,
+    report: Path | None,
+) -> int:
+    """The output, then the report; the checkpoint goes once it is not needed. Returns the exit status.
+
+    finished: the output that was there, if it answered every row.
+    """
+    place.check_unchanged(answers_kept=finished is None)
+    written = cli_resume.write(answered, place.output, result.job, columns.answer, columns.status, finished is not None)
+    if finished:
+        cli_resume.drop_checkpoint(place.checkpoint, finished)
+        cli_options.say(cli_resume.complete_message(place.output, same=not written))
+        return cli_output.write_report(result.report, report)
+    cli_resume.settle_checkpoint(place.checkpoint, place.output, result)
+    return cli_output.finish(result.report, report)
 
 
 def add_commands(command: Callable[[Callable[..., int]], Any]) -> None:
