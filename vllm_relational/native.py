@@ -88,6 +88,11 @@ def partial_sources(blocks: list[Any], block_size: int) -> Any:
     return None if _NATIVE is None else _NATIVE.PartialSources(blocks, block_size)
 
 
+def context_search() -> Any:
+    """The loops of csrc/context, which ``context.search.loops`` calls; ``None`` when native code is not there."""
+    return None if _NATIVE is None else _NATIVE.context
+
+
 def is_native() -> bool:
     """Whether native code runs now: ``AVAILABLE``, but for tests of the references."""
     return _NATIVE is not None

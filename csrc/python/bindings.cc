@@ -1,4 +1,4 @@
-// With scheduler_bindings.cc the only file that knows Python: checks the arguments, releases the GIL, calls the library, hands the result back.
+// With scheduler_bindings.cc and context_bindings.cc the only file that knows Python: checks the arguments, releases the GIL, calls the library, hands the result back.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
@@ -400,11 +400,14 @@ nb::tuple plan_tree(const Array& codes, const std::vector<Array>& cell_tokens, c
 }  // namespace
 
 void bind_scheduler_parts(nb::module_& m);  // scheduler_bindings.cc
+void bind_context_search(nb::module_& m);   // context_bindings.cc
 
 NB_MODULE(_native, m) {
   m.doc() = "Native loops of vllm_relational: call them through vllm_relational.native.";
   nb::set_leak_warnings(false);  // an engine process ends without freeing its scheduler: said on every exit otherwise
   bind_scheduler_parts(m);
+  nb::module_ context = m.def_submodule("context", "Search in the keys of stored contexts.");
+  bind_context_search(context);
   m.def("limit_names", &limit_names, "Every limit that tests can set, with the least it can be.");
   m.def("sort_rows", &sort_rows, nb::arg("codes"), nb::arg("order"),
         "Stable lexicographic order: codes int32 [num_columns, num_rows], order int32 -> int64 [num_rows].");

@@ -53,12 +53,15 @@ COVERED_BY = {
     "tests/vllm_ext/attention/test_settings.py": "vllm_ext/settings",
     "tests/vllm_ext/scheduler/test_metrics.py": "vllm_ext/metrics",
     "tests/vllm_ext/scheduler/test_partial_reuse.py": "vllm_ext/scheduler/partial_sources",
+    "tests/context/search/test_flat.py": "context/search/hits",
     # C++
     "csrc/tests/value_overlap_test.cc": "planner/rank_pool",
     "csrc/tests/cluster_test.cc": "planner/choose_groups planner/value_groups",
     "csrc/tests/tree_planner_test.cc": "planner/plan_table planner/row_order",
     "csrc/tests/prefix_cache_test.cc": "replay/block_chains",
     "csrc/tests/replays_test.cc": "replay/block_tree replay/replay_belady replay/replay_fifo",
+    "csrc/tests/scan_test.cc": "context/attend context/hits context/kernels context/kernels_avx2 "
+    "context/kernels_avx512 context/rows context/simd_level",
     "csrc/tests/scheduler_parts_test.cc": "scheduler/free_queue scheduler/future_use scheduler/partial_index "
     "scheduler/prefix_queue",
 }

@@ -1,0 +1,12 @@
+"""Search in the keys of a stored context: which tokens a query attends to, and attention over those alone.
+
+Everything is about one KV head of one layer: its keys ``[num_keys, head_size]`` (float32, float16, or bfloat16 as
+uint16) and the query heads that share it, float32 ``[num_heads, head_size]``. Products are not scaled. numpy in, numpy
+out.
+"""
+
+from vllm_relational.context.search.flat import Flat
+from vllm_relational.context.search.hits import Hits, KeyIndex
+from vllm_relational.context.search.merge import attend, merge, tokens_between
+
+__all__ = ["Flat", "Hits", "KeyIndex", "attend", "merge", "tokens_between"]
