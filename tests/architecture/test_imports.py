@@ -165,7 +165,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         ("import vllm_relational", HEAVY | {"pandas"}),
         ("import vllm_relational.cli", HEAVY),
-        ("from vllm_relational.context import ContextError, files, manifest", HEAVY | {"pandas", "pyarrow"}),
+        ("from vllm_relational.context import DB", HEAVY | {"pandas", "pyarrow"}),
         ("import vllm_relational.plugin", HEAVY | {"pandas", "pyarrow", "numpy"}),
     ],
 )

@@ -27,7 +27,11 @@ MAGIC = b"VLRLAYER"
 VERSION = 1
 PAGE = 4096
 CHUNK = 1 << 20  # bytes under one checksum
-STORED_AS = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+STORED_AS: dict[str, np.dtype[Any]] = {
+    "bfloat16": np.dtype("<u2"),
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+}
 """NumPy's type of each dtype; it has no bfloat16, whose bits stand in uint16."""
 
 Kind = Literal["keys", "values"]
@@ -105,7 +109,7 @@ def _bytes_of(head: np.ndarray, shape: LayerShape) -> memoryview:
         raise ContextError(
             f"a head is {head.dtype} {list(head.shape)}, where {STORED_AS[shape.dtype]} {list(expected)} was expected"
         )
-    return memoryview(np.ascontiguousarray(head).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(head).reshape(-1).view(np.uint8).data
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
@@ -201,7 +205,7 @@ class LayerFile:
             self._mapped = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
         offset, _ = self.region(kind, head)
         count = self.shape.num_tokens * self.shape.head_size
-        flat = np.frombuffer(self._mapped, STORED_AS[self.shape.dtype], count, offset)
+        flat: np.ndarray = np.frombuffer(self._mapped, STORED_AS[self.shape.dtype], count, offset)
         return flat.reshape(self.shape.num_tokens, self.shape.head_size)
 
     def verify(self, checksums: Sequence[str]) -> None:
@@ -250,6 +254,11 @@ def verify_file(descriptor: int, path: Path, checksums: Sequence[str]) -> None:
     if found != list(checksums):
         raise DamagedContextError(f"{path} is damaged {_where(found, checksums)}: delete the context")
     _whole[identity] = expected
+
+
+def forget(descriptor: int) -> None:
+    """Read an open file again at its next ``verify_file``."""
+    _whole.pop(_identity(descriptor), None)
 
 
 def _identity(descriptor: int) -> _Identity:

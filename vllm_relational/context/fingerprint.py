@@ -161,7 +161,7 @@ def _bytes_of(name: str, tensor: torch.Tensor) -> memoryview:
     import torch
 
     try:
-        return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+        return tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data
     except (RuntimeError, TypeError) as error:  # on the device meta, or of a class that hides its bytes
         raise UnsupportedModelError(
             f"contexts of this model cannot be stored: its weight {name} cannot be read ({error}); load it without "
