@@ -176,16 +176,16 @@ def simulate_prefix_cache(
 
 
 def pair_dependencies(
-    codes: np.ndarray, num_values: np.ndarray, most_wrong: float, most_unexplained: float, most_distinct: float
+    codes: np.ndarray, num_values: np.ndarray, max_wrong: float, max_unexplained: float, max_distinct: float
 ) -> np.ndarray:
     """Which columns follow from which other column; the limits are explained in ``plan/dependencies.py``.
 
     Args:
         codes: int32 ``[num_columns, num_rows]``, every code >= 0; fewer than 2^31 rows.
         num_values: int64 ``[num_columns]``, more than the greatest code of the column; fewer than 2^31.
-        most_wrong: share of the rows that may break a dependency.
-        most_unexplained: the same as a share of the rows that differ from the dependent's commonest value.
-        most_distinct: distinct values of a determinant as a share of the rows.
+        max_wrong: share of the rows that may break a dependency.
+        max_unexplained: the same as a share of the rows that differ from the dependent's commonest value.
+        max_distinct: distinct values of a determinant as a share of the rows.
 
     Returns:
         int64 ``[num_columns, num_columns]``: rows in which the second column does not follow from the first; -1 where
@@ -197,14 +197,14 @@ def pair_dependencies(
     if _NATIVE is None:
         from vllm_relational.plan import pair_dependencies as reference
 
-        return reference.pair_dependencies(codes, num_values, most_wrong, most_unexplained, most_distinct)
+        return reference.pair_dependencies(codes, num_values, max_wrong, max_unexplained, max_distinct)
     determinants, dependents, num_wrong = _call(
         "find_pair_dependencies",
         codes=_packed(codes, np.int32),
         num_values=_packed(num_values, np.int64),
-        most_wrong=most_wrong,
-        most_unexplained=most_unexplained,
-        most_distinct=most_distinct,
+        max_wrong=max_wrong,
+        max_unexplained=max_unexplained,
+        max_distinct=max_distinct,
     )
     result = np.full((len(codes), len(codes)), -1, dtype=np.int64)
     result[determinants, dependents] = num_wrong
@@ -227,7 +227,7 @@ def plan_tree(
     seed: int,
     others: Sequence[Plan] = (),
     num_threads: int = 0,
-    least_gain: float = 0.0,
+    min_gain: float = 0.0,
     limits: Mapping[str, int] = NO_LIMITS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tree planner (csrc/planner/tree_planner.h). There is no reference in Python: ask ``AVAILABLE`` first.
@@ -238,7 +238,7 @@ def plan_tree(
         seed: of the local search. The same arguments give the same plan on every machine.
         others: plans of the same batch; the result saves no less than any of them.
         num_threads: 0 for all cores; the plan does not depend on it.
-        least_gain: the local search ends early where it gains fewer tokens than this a second of the budget.
+        min_gain: the local search ends early where it gains fewer tokens than this a second of the budget.
         limits: for tests, see ``NO_LIMITS``.
 
     Returns:
@@ -266,7 +266,7 @@ def plan_tree(
         budget_seconds=budget_seconds,
         seed=seed,
         num_threads=num_threads,
-        least_gain=least_gain,
+        min_gain=min_gain,
         limits=dict(limits),
     )
     return rows, fields.reshape(batch.num_rows, batch.num_columns)

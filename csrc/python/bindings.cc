@@ -420,13 +420,13 @@ NB_MODULE(_native, m) {
         nb::arg("block_size"), nb::arg("capacity_blocks"), nb::arg("policy"), nb::arg("limits") = Limits(),
         "Replays a planned batch against a prefix cache: (hit_tokens, prompt_tokens), both int32 [num_asked].");
   m.def("find_pair_dependencies", &find_pair_dependencies, nb::arg("codes"), nb::arg("num_values"),
-        nb::arg("most_wrong"), nb::arg("most_unexplained"), nb::arg("most_distinct"),
+        nb::arg("max_wrong"), nb::arg("max_unexplained"), nb::arg("max_distinct"),
         "Pairs of columns: (determinant int32, dependent int32, rows that break it int64), all [num_pairs].");
   m.def("sort_values", &sort_values, nb::arg("tokens"), nb::arg("offsets"),
         "How values begin alike: (rank int32 [num_values], shared int64 [num_values], by rank).");
   m.def("plan_tree", &plan_tree, nb::arg("codes"), nb::arg("cell_tokens"), nb::arg("pinned"),
         nb::arg("before"), nb::arg("ranks"), nb::arg("shared"), nb::arg("others"), nb::arg("header_tokens"),
         nb::arg("block_size"), nb::arg("budget_seconds"), nb::arg("seed"), nb::arg("num_threads"),
-        nb::arg("least_gain") = 0.0, nb::arg("limits") = Limits(),
+        nb::arg("min_gain") = 0.0, nb::arg("limits") = Limits(),
         "The tree planner: (rows int64 [num_rows], fields int32 [num_rows * num_columns]).");
 }

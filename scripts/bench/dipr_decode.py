@@ -23,7 +23,7 @@ _INDEXED = ("scan", "scan_window", "scan_global", "estimated", "pages", "pages_m
 
 @dataclass
 class Answers:
-    """tokens: int ``[num_trials, batch, most_tokens]``; read: share of the body's tokens that a group attends to when
+    """tokens: int ``[num_trials, batch, max_tokens]``; read: share of the body's tokens that a group attends to when
     it decodes the prompt's last token, a trial, mean over sparse layers."""
 
     tokens: torch.Tensor
@@ -38,18 +38,18 @@ class Decoder:
         self.indexes = {trial.index for trial in trials if trial.rule in _INDEXED or trial.tail == "index"}
 
     @torch.inference_mode()
-    def decode(self, prompts: Sequence[torch.Tensor], most_tokens: int, stops: Sequence[int]) -> Answers:
+    def decode(self, prompts: Sequence[torch.Tensor], max_tokens: int, stops: Sequence[int]) -> Answers:
         """Answers to prompts of token ids; behind a stop token an answer is not to be read. ``ValueError`` where an
         answer may be longer than ``ROOM`` leaves space for."""
-        if most_tokens > ROOM:
-            raise ValueError(f"answers of {most_tokens} tokens: at most {ROOM} fit")
+        if max_tokens > ROOM:
+            raise ValueError(f"answers of {max_tokens} tokens: at most {ROOM} fit")
         self._prefill(prompts)
         batch, ways = len(prompts), len(self.trials)
         token = torch.stack([prompt[-1] for prompt in prompts]).to(self.model.device).repeat(ways)
         answers, self.read = [], [[] for _ in self.trials]
         ends = torch.tensor(list(stops), device=self.model.device)
         ended = torch.zeros_like(token, dtype=torch.bool)
-        for self.step in range(most_tokens):
+        for self.step in range(max_tokens):
             token = self._forward(token)
             answers.append(token.view(ways, batch))
             ended |= torch.isin(token, ends)

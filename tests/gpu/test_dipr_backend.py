@@ -43,7 +43,7 @@ from vllm_relational.vllm_ext.attention.gpu import DiprFlashBackend, DiprTritonB
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "dipr_engine.py"
 SCALE = HEAD_SIZE**-0.5
-SETTINGS = {"method": "scan", "sinks": 16, "recent": 32, "dense_below": 100, "dense_layers": 2, "most_candidates": 1.0}
+SETTINGS = {"method": "scan", "sinks": 16, "recent": 32, "dense_below": 100, "dense_layers": 2, "max_candidates": 1.0}
 BACKENDS = [DiprFlashBackend, DiprTritonBackend]
 TOLERANCE = {"rtol": 2e-2, "atol": 4e-3}
 TIE = 0.25

@@ -52,7 +52,7 @@ def test_alpha_0_is_the_dense_decode_of_xformers(method, group, head_size, dtype
 def test_window_and_lists_as_two_partials_of_xformers(group, head_size, dtype):
     """Every KV head lists other tokens: one call of xformers each."""
     batch = paged_batch([2500, 777], group=group, head_size=head_size, dtype=dtype, spread=3.0, device="cuda")
-    found, made = run(batch, DiprSettings(alpha=0.3, tail=False, most_candidates=1.0, sinks=32, recent=64), "scan")
+    found, made = run(batch, DiprSettings(alpha=0.3, tail=False, max_candidates=1.0, sinks=32, recent=64), "scan")
     for request, output in enumerate(found[batch.rows.long()]):
         query, key, value = context(batch, request)
         for head, sets in enumerate(zip(*parts(batch, made, request), strict=True)):

@@ -32,7 +32,7 @@ def hits(name, prompts, capacity):
     return found
 
 
-def most_hits(prompts, capacity):
+def max_hits(prompts, capacity):
     """By trying every set of blocks that a cache could keep after each request, parents before children or not."""
     paths = block_paths(prompts, 2, capacity)
 
@@ -51,13 +51,13 @@ def most_hits(prompts, capacity):
 
 @given(prompts_of_whole_blocks, st.integers(1, 6))
 def test_belady_is_the_optimum(prompts, capacity):
-    assert sum(hits("belady", prompts, capacity)) == most_hits(prompts, capacity)
+    assert sum(hits("belady", prompts, capacity)) == max_hits(prompts, capacity)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(prompts=prompts_of_whole_blocks, capacity=st.integers(1, 6))
 def test_no_policy_beats_the_optimum(policy, prompts, capacity):
-    assert sum(hits(policy, prompts, capacity)) <= most_hits(prompts, capacity)
+    assert sum(hits(policy, prompts, capacity)) <= max_hits(prompts, capacity)
 
 
 @given(prompts_of_whole_blocks, st.integers(1, 6))

@@ -117,8 +117,8 @@ def test_a_search_that_does_not_pay_ends_early():
     """What no budget finds is the least, what all of it finds the most; both hold for any number of threads."""
     batch = many_columns_of_few_values()
     hits = []
-    for budget, least_gain in ((0.0, 0.0), (0.2, 1e12), (0.2, 0.0)):
-        plans = [native.plan_tree(batch, budget, 1, num_threads=n, least_gain=least_gain) for n in (1, 3)]
+    for budget, min_gain in ((0.0, 0.0), (0.2, 1e12), (0.2, 0.0)):
+        plans = [native.plan_tree(batch, budget, 1, num_threads=n, min_gain=min_gain) for n in (1, 3)]
         np.testing.assert_array_equal(plans[0][1], plans[1][1])
         hits.append(hit_tokens(batch, Plan("tree", *plans[0])))
     assert hits[0] < hits[1] < hits[2]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vllm_relational import native
 from vllm_relational.plan import value_overlaps
-from vllm_relational.plan.bound import Earlier, most_served
+from vllm_relational.plan.bound import Earlier, max_served
 from vllm_relational.records import Plan, PromptSegments, TokenSegments
 
 END = 0
@@ -38,12 +38,12 @@ def segments_of(columns, header=(70, 71, 72), tail=(80, 81), end=(END,)):
 
 
 @st.composite
-def tables(draw, most_rows=4, most_columns=3):
+def tables(draw, max_rows=4, max_columns=3):
     """Values by column, all different, and rows that differ, as codes ``[num_columns, num_rows]``."""
-    num_columns = draw(st.integers(1, most_columns))
+    num_columns = draw(st.integers(1, max_columns))
     columns = [draw(st.lists(cells, min_size=1, max_size=3, unique=True)) for _ in range(num_columns)]
     row = st.tuples(*(st.integers(0, len(values) - 1) for values in columns))
-    rows = draw(st.lists(row, min_size=1, max_size=most_rows, unique=True))
+    rows = draw(st.lists(row, min_size=1, max_size=max_rows, unique=True))
     return columns, np.array(rows, np.int32).T
 
 
@@ -78,24 +78,24 @@ def best(segments, codes, before=()):
 def test_no_order_is_served_more(table):
     columns, codes = table
     segments = segments_of(columns)
-    bound, total = most_served(segments, codes)
+    bound, total = max_served(segments, codes)
     assert total == sum(len(prompt(segments, column, np.arange(len(codes)))) for column in codes.T)
     assert best(segments, codes) <= bound <= total
-    assert (bound, total) == most_served(segments, codes, value_overlaps(segments.cells))
+    assert (bound, total) == max_served(segments, codes, value_overlaps(segments.cells))
 
 
 @given(tables(), st.sampled_from([(), (END, END)]))
 def test_neither_where_cells_begin_with_others_whole_or_are_equal_in_tokens(table, end):
     columns, codes = table
     segments = segments_of([[*values, values[0]] for values in columns], end=end)
-    assert best(segments, codes) <= most_served(segments, codes)[0]
+    assert best(segments, codes) <= max_served(segments, codes)[0]
     twice = np.array([[*column, len(values)] for column, values in zip(codes, columns, strict=True)], np.int32)
     if twice.shape[1] <= 4 and end:
-        assert best(segments, twice) <= most_served(segments, twice)[0]
+        assert best(segments, twice) <= max_served(segments, twice)[0]
 
 
 @settings(max_examples=60)
-@given(tables(most_rows=3), tables(most_rows=3), st.booleans(), st.sampled_from([(80, 81), (80, 82), (83,)]), st.data())
+@given(tables(max_rows=3), tables(max_rows=3), st.booleans(), st.sampled_from([(80, 81), (80, 82), (83,)]), st.data())
 def test_neither_after_prompts_that_were_asked_before(table, other, same_header, tail, data):
     columns, codes = table
     theirs, asked_codes = other
@@ -108,13 +108,13 @@ def test_neither_after_prompts_that_were_asked_before(table, other, same_header,
     for place, values in enumerate(columns):
         there = {theirs[place][code] for code in asked_codes[place].tolist()} if place < len(theirs) else set()
         known.append(np.array([k for k, value in enumerate(values) if value in there and same_header], np.int64))
-    alone = most_served(segments, codes)[0]
-    bound = most_served(segments, codes, earlier=[Earlier(asked, tuple(known))])[0]
+    alone = max_served(segments, codes)[0]
+    bound = max_served(segments, codes, earlier=[Earlier(asked, tuple(known))])[0]
     assert best(segments, codes, before) <= bound
     assert alone <= bound
 
 
-@given(tables(most_rows=8, most_columns=4), st.integers(1, 4), st.integers(0, 3), st.randoms(use_true_random=False))
+@given(tables(max_rows=8, max_columns=4), st.integers(1, 4), st.integers(0, 3), st.randoms(use_true_random=False))
 def test_neither_in_blocks_or_with_a_small_cache(table, block_size, capacity, random):
     columns, codes = table
     segments = segments_of(columns)
@@ -122,7 +122,7 @@ def test_neither_in_blocks_or_with_a_small_cache(table, block_size, capacity, ra
     fields = np.array([random.sample(range(len(codes)), len(codes)) for _ in rows], np.int32)
     plan = Plan("random", np.array(rows), fields)
     hits, _ = native.simulate_prefix_cache(segments, codes, plan, block_size, 4 * capacity)
-    assert hits.sum() <= most_served(segments, codes)[0]
+    assert hits.sum() <= max_served(segments, codes)[0]
 
 
 @settings(max_examples=60)
@@ -134,7 +134,7 @@ def test_values_that_no_row_has_do_not_count(table, sorted_before):
     renumbered = np.array([np.searchsorted(kept, column) for kept, column in zip(used, codes, strict=True)], np.int32)
     segments = segments_of(columns)
     known = (value_overlaps(segments.cells), value_overlaps(without.cells)) if sorted_before else ((), ())
-    assert most_served(segments, codes, known[0]) == most_served(without, renumbered, known[1])
+    assert max_served(segments, codes, known[0]) == max_served(without, renumbered, known[1])
 
 
 def test_where_values_are_equal_or_differ_at_once_it_is_that_of_whole_cells():
@@ -142,9 +142,9 @@ def test_where_values_are_equal_or_differ_at_once_it_is_that_of_whole_cells():
     cells = (column_of([(11, 1, 1), (12, 2)]), column_of([(21, 5), (22,)]))
     segments = PromptSegments(np.array([70, 71], np.int32), cells, np.array([80], np.int32))
     codes = np.array([[0, 0, 1, 1], [0, 1, 0, 1]], np.int32)
-    assert most_served(segments, codes)[0] == 3 * 2 + 4 + 3 + 3 + 2  # headers, and each value once
+    assert max_served(segments, codes)[0] == 3 * 2 + 4 + 3 + 3 + 2  # headers, and each value once
     of_one = np.array([[0, 0, 0], [0, 1, 1]], np.int32)[:, :2]
-    assert most_served(segments, of_one)[0] == 2 + 4 == best(segments, of_one)
+    assert max_served(segments, of_one)[0] == 2 + 4 == best(segments, of_one)
 
 
 def test_values_that_begin_alike_are_served_in_part_once_a_row():
@@ -153,11 +153,11 @@ def test_values_that_begin_alike_are_served_in_part_once_a_row():
     segments = segments_of([values, [(1,)]])
     codes = np.array([np.arange(50), np.zeros(50)], np.int32)
     whole_cells = 49 * (3 + 4)  # the header and the constant
-    assert most_served(segments, codes)[0] == whole_cells + 49 * (2 + 20)
+    assert max_served(segments, codes)[0] == whole_cells + 49 * (2 + 20)
     # Three such columns, the last with a longer name: only one of them can be served in part, of each row.
     three = segments_of([values, values, values])
     codes = np.tile(np.arange(50, dtype=np.int32), (3, 1))
-    assert most_served(three, codes)[0] == 49 * 3 + 50 * (3 + 20)
+    assert max_served(three, codes)[0] == 49 * 3 + 50 * (3 + 20)
 
 
 def test_names_that_begin_alike_count_across_columns():
@@ -165,23 +165,23 @@ def test_names_that_begin_alike_count_across_columns():
     segments = segments_of([[(1, 2)], [(3,)], [(2, 1)]])
     two = PromptSegments(segments.header, (segments.cells[0], segments.cells[2]), segments.tail)
     codes = np.zeros((2, 1), np.int32)
-    assert most_served(two, codes)[0] == 0 + 1 >= best(two, codes)
+    assert max_served(two, codes)[0] == 0 + 1 >= best(two, codes)
 
 
 @pytest.mark.parametrize("columns", [0, 2])
 def test_no_rows_and_no_columns(columns):
     segments = segments_of([[(1,)], [(2,)]][:columns])
-    assert most_served(segments, np.empty((columns, 0), np.int32)) == (0, 0)
-    assert most_served(segments, np.zeros((columns, 1), np.int32))[0] <= columns
+    assert max_served(segments, np.empty((columns, 0), np.int32)) == (0, 0)
+    assert max_served(segments, np.zeros((columns, 1), np.int32))[0] <= columns
 
 
 def test_without_native_code_it_is_the_same(monkeypatch):
     columns = [[(1, 1), (1, 2), (2,), ()], [(1, 1, 1), (1, 1, 2)]]
     codes = np.array([[0, 1, 2, 3, 0], [0, 0, 0, 0, 1]], np.int32)
     segments = segments_of(columns)
-    native_one = most_served(segments, codes)
+    native_one = max_served(segments, codes)
     monkeypatch.setattr(native, "AVAILABLE", False)
-    assert most_served(segments, codes) == native_one
+    assert max_served(segments, codes) == native_one
 
 
 def test_many_columns_take_no_time():
@@ -189,7 +189,7 @@ def test_many_columns_take_no_time():
     values = [(100 + k,) for k in range(20)]
     cells = tuple(column_of(values, name=(1_000 + c,)) for c in range(400))
     codes = random.integers(0, 20, (400, 2_000)).astype(np.int32)
-    bound, total = most_served(PromptSegments(np.arange(5, dtype=np.int32), cells, np.arange(2, dtype=np.int32)), codes)
+    bound, total = max_served(PromptSegments(np.arange(5, dtype=np.int32), cells, np.arange(2, dtype=np.int32)), codes)
     assert total == 2_000 * (400 * 4 + 7) and 0.9 < bound / total < 1
 
 

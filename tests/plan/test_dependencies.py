@@ -44,16 +44,16 @@ def test_native_equals_reference(batch, limits):
 
 
 @given(related_columns(), st.sampled_from([0.9, 0.99, 1.0]))
-def test_the_same_without_native_code(batch, least_share):
-    found = find_dependencies(batch, least_share)
+def test_the_same_without_native_code(batch, min_share):
+    found = find_dependencies(batch, min_share)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "_NATIVE", None)
-        assert find_dependencies(batch, least_share) == found
+        assert find_dependencies(batch, min_share) == found
 
 
 @given(related_columns())
 def test_shares_are_those_of_the_rows(batch):
-    for found in find_dependencies(batch, least_share=0.9):
+    for found in find_dependencies(batch, min_share=0.9):
         assert len(found.determinants) > 1 or found.dependents
         shares = [_share(batch.codes[found.determinants[0]], batch.codes[column]) for column in found.dependents]
         assert min(shares, default=1.0) == pytest.approx(found.share)
@@ -86,7 +86,7 @@ def test_injected_dependencies_are_found(random):
         Dependency((2,), (5,), 0.995),
         Dependency((5,), (2,), 0.995),
     )
-    assert find_dependencies(batch, least_share=1.0) == (Dependency((1, 4), (2,), 1.0), Dependency((2,), (3,), 1.0))
+    assert find_dependencies(batch, min_share=1.0) == (Dependency((1, 4), (2,), 1.0), Dependency((2,), (3,), 1.0))
 
 
 def test_a_chain_stands_for_what_follows_from_it():
@@ -124,7 +124,7 @@ def test_tables_too_small_to_tell(columns):
     assert find_dependencies(batch_of(columns, [[1] * 4] * len(columns))) == ()
 
 
-@pytest.mark.parametrize(("name", "value"), [("least_share", 1.5), ("most_distinct", -0.1)])
+@pytest.mark.parametrize(("name", "value"), [("min_share", 1.5), ("max_distinct", -0.1)])
 def test_shares_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"{name} must be from 0 to 1"):
         find_dependencies(table([0, 0]), **{name: value})

@@ -23,9 +23,9 @@ def smallest_size(sets: np.ndarray, lengths: np.ndarray) -> int:
 
 
 @st.composite
-def rows_of_passages(draw, most_rows=30, most_k=5, passages=9):
-    k = draw(st.integers(1, most_k))
-    rows = draw(st.lists(st.permutations(range(passages)).map(lambda order: order[:k]), min_size=1, max_size=most_rows))
+def rows_of_passages(draw, max_rows=30, max_k=5, passages=9):
+    k = draw(st.integers(1, max_k))
+    rows = draw(st.lists(st.permutations(range(passages)).map(lambda order: order[:k]), min_size=1, max_size=max_rows))
     lengths = draw(st.lists(st.integers(0, 2000), min_size=passages, max_size=passages))
     return np.array(rows, np.int64), np.array(lengths, np.int64)
 
@@ -53,7 +53,7 @@ def test_the_order_does_not_depend_on_ranks(case, random):
     assert sizes[0] == sizes[1] or min(sizes) in [tree_size(each, lengths) for each in (rows, mixed)]
 
 
-@given(rows_of_passages(most_rows=3, most_k=3, passages=5))
+@given(rows_of_passages(max_rows=3, max_k=3, passages=5))
 def test_tiny_tables_are_near_the_smallest_tree(case):
     rows, lengths = case
     assert tree_size(shared_order(rows, lengths), lengths) <= 1.5 * smallest_size(rows, lengths)

@@ -37,7 +37,7 @@ def prompts_of(*lengths):
     return [torch.randint(0, 97, (length,), generator=random) for length in lengths]
 
 
-def one_by_one(model, prompt, trial, most_tokens):
+def one_by_one(model, prompt, trial, max_tokens):
     """Greedy decoding of one prompt under one trial, without any batching."""
     from transformers import DynamicCache
 
@@ -46,7 +46,7 @@ def one_by_one(model, prompt, trial, most_tokens):
         model(input_ids=prompt[None, :-1], past_key_values=cache)
         token = prompt[-1]
         with measure.attention_of(model, measure.Observer(trial, WINDOW, 1)):
-            for _ in range(most_tokens):
+            for _ in range(max_tokens):
                 token = model(input_ids=token.view(1, 1), past_key_values=cache).logits[0, -1].argmax()
                 tokens.append(int(token))
     return tokens

@@ -28,7 +28,7 @@ def test_beta_of_alpha_and_of_the_length():
         ({"top_tokens": 15}, "top_tokens is 15: it must be a whole number, 16 or more"),
         ({"recent": 0}, "a whole number, 1 or more"),
         ({"sinks": 1.5}, "a whole number, 0 or more"),
-        ({"most_candidates": 0}, "a share above 0"),
+        ({"max_candidates": 0}, "a share above 0"),
         ({"certificate": True, "tail": False}, "it must be false without tail"),
         ({"certificate": True, "method": "topk_pages"}, "it must be false without pages_tail"),
         ({"alpha_length": -1}, "a number of tokens or null"),
@@ -45,3 +45,8 @@ def test_wrong_settings_say_what_is_right(given, message):
 def test_the_old_name_of_a_method_works_with_a_warning(make):
     with pytest.warns(UserWarning, match="the dipr method 'pages' is called 'topk_pages' now"):
         assert make("pages") == make("topk_pages")
+
+
+def test_the_old_name_of_a_setting_works_with_a_warning():
+    with pytest.warns(UserWarning, match="the dipr setting 'most_candidates' is called 'max_candidates' now"):
+        assert read_dipr({"most_candidates": 0.25}) == DiprSettings(max_candidates=0.25)

@@ -48,8 +48,8 @@ def random_query(seed: int) -> str:
     return rng.choice(shapes)(rng)
 
 
-def _where(rng: random.Random, least_llm: int = 1) -> str:
-    parts = rng.sample(CHEAP, rng.randint(0, 2)) + rng.sample(FILTERS, rng.randint(least_llm, 2))
+def _where(rng: random.Random, min_llm: int = 1) -> str:
+    parts = rng.sample(CHEAP, rng.randint(0, 2)) + rng.sample(FILTERS, rng.randint(min_llm, 2))
     rng.shuffle(parts)
     if len(parts) > 2 and rng.random() < 0.4:
         parts = [f"({parts[0]} OR {parts[1]})", *parts[2:]]

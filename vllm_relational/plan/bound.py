@@ -71,7 +71,7 @@ class _Alike:
     aligned: bool
 
 
-def most_served(
+def max_served(
     segments: PromptSegments,
     codes: np.ndarray,
     overlaps: Sequence[ValueOverlaps] = (),

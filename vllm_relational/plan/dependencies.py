@@ -54,26 +54,26 @@ class Dependency:
 
 
 def find_dependencies(
-    batch: PlanInput, least_share: float = 0.99, most_distinct: float = MAX_DISTINCT
+    batch: PlanInput, min_share: float = 0.99, max_distinct: float = MAX_DISTINCT
 ) -> tuple[Dependency, ...]:
-    """The dependencies that at least ``least_share`` of the rows keep, without those that follow from others.
+    """The dependencies that at least ``min_share`` of the rows keep, without those that follow from others.
 
     An exact one follows from two exact ones in a row; an approximate one from an approximate one with an exact one
     before it, behind it, or both. Exact and approximate dependents of the same determinants make two entries. Columns
     that determine each other stand together, as determinants and as dependents.
 
-    most_distinct: distinct values that a determinant may have, as a share of the rows (see above).
+    max_distinct: distinct values that a determinant may have, as a share of the rows (see above).
     Entries come by first determinant, exact before approximate. Lengths and pinned columns do not matter.
     Raises ``ValueError`` when an argument is not from 0 to 1, or a code is out of range.
     """
-    for name, value in (("least_share", least_share), ("most_distinct", most_distinct)):
+    for name, value in (("min_share", min_share), ("max_distinct", max_distinct)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be from 0 to 1, not {value}")
     num_values = np.array([len(lengths) for lengths in batch.cell_tokens], dtype=np.int64)
 
     def judge(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
         codes = batch.codes[np.ix_(columns, rows)]
-        return native.pair_dependencies(codes, num_values[columns], 1 - least_share, MAX_UNEXPLAINED, most_distinct)
+        return native.pair_dependencies(codes, num_values[columns], 1 - min_share, MAX_UNEXPLAINED, max_distinct)
 
     wrong = judge(np.arange(batch.num_columns), np.arange(batch.num_rows))
     _judge_in_dimensions(batch.codes, wrong, judge)

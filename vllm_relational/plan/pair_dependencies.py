@@ -9,7 +9,7 @@ _ROUNDING = 1e-6  # 1 - 0.9 is a little less than 0.1
 
 
 def pair_dependencies(
-    codes: np.ndarray, num_values: np.ndarray, most_wrong: float, most_unexplained: float, most_distinct: float
+    codes: np.ndarray, num_values: np.ndarray, max_wrong: float, max_unexplained: float, max_distinct: float
 ) -> np.ndarray:
     """``native.pair_dependencies`` in NumPy: every pair is counted to the end."""
     num_columns, num_rows = codes.shape
@@ -17,12 +17,12 @@ def pair_dependencies(
     result = np.full((num_columns, num_columns), NOT_DEPENDENT, dtype=np.int64)
     for x in range(num_columns):
         num_distinct = len(np.unique(codes[x]))
-        if num_distinct < 2 or num_distinct > most_distinct * num_rows + _ROUNDING:
+        if num_distinct < 2 or num_distinct > max_distinct * num_rows + _ROUNDING:
             continue
         for y in range(num_columns):
             wrong, entries, other = _count(codes[x], codes[y])
-            limit = min(most_wrong * num_rows, most_unexplained * other) + _ROUNDING
-            if x != y and other and wrong <= limit and entries <= most_distinct * other + _ROUNDING:
+            limit = min(max_wrong * num_rows, max_unexplained * other) + _ROUNDING
+            if x != y and other and wrong <= limit and entries <= max_distinct * other + _ROUNDING:
                 result[x, y] = wrong
     return result
 

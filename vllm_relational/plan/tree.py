@@ -65,10 +65,10 @@ def plan_tree(batch: PlanInput, budget_seconds: float | None = None, seed: int =
     if not native.AVAILABLE:
         plans = [plan_fixed(batch), plan_fixed_v2(batch), plan_ggr(batch), plan_original(batch)]
         return max(plans, key=lambda plan: hit_tokens(batch, plan))
-    budget, least_gain = budget_seconds, 0.0
+    budget, min_gain = budget_seconds, 0.0
     if budget is None:
-        budget, least_gain = default_budget(batch), TOKENS_PER_SECOND
-    rows, fields = native.plan_tree(batch, budget, seed, others=[_ggr(batch)], least_gain=least_gain)
+        budget, min_gain = default_budget(batch), TOKENS_PER_SECOND
+    rows, fields = native.plan_tree(batch, budget, seed, others=[_ggr(batch)], min_gain=min_gain)
     return Plan(planner="tree", rows=rows, fields=fields)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from vllm_relational.config import ROW_FIRST, QueryConfig
 from vllm_relational.kv.replay import replay, replay_last
-from vllm_relational.plan.bound import Earlier, most_served
+from vllm_relational.plan.bound import Earlier, max_served
 from vllm_relational.plan.follow import backwards, follow, track
 from vllm_relational.records import (
     CacheForecast,
@@ -70,7 +70,7 @@ class Forecaster:
     def ceiling(self, batch: PlanInput) -> float:
         """Share of prompt tokens that a cache can serve at most, whatever the order (``plan/bound.py``)."""
         before = [Earlier(asked.segments, self._known(asked)) for asked in self.config.after]
-        served, total = most_served(self.segments, batch.codes, batch.overlaps, before)
+        served, total = max_served(self.segments, batch.codes, batch.overlaps, before)
         return served / max(total, 1)
 
     def _known(self, asked: PromptBatch) -> tuple[np.ndarray, ...]:

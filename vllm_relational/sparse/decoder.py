@@ -56,9 +56,9 @@ class SparseDecoder:
         """What the kernels counted so far, on the device (``sparse/statistics.py``); None on the CPU."""
         return self._kernels.statistics if self._kernels is not None else None
 
-    def most_requests(self, longest: int) -> int:
+    def max_requests(self, longest: int) -> int:
         """Requests that ``decode`` takes at once where the longest context has so many tokens."""
-        return self._kernels.most_requests(longest) if self._kernels is not None else self.shape.max_reqs
+        return self._kernels.max_requests(longest) if self._kernels is not None else self.shape.max_reqs
 
     def decode(
         self,

@@ -10,7 +10,9 @@ from warnings import warn
 
 from vllm_relational.records import RelationalError
 
-RENAMED_METHODS = {"pages": "topk_pages"}  # old name -> name; the old one goes with version 0.3
+# old name -> name; the old ones go with version 0.3
+RENAMED_METHODS = {"pages": "topk_pages"}
+RENAMED_SETTINGS = {"most_candidates": "max_candidates"}
 METHODS = ("auto", "scan", "v_skip", "topk_pages", "dense")
 
 
@@ -31,7 +33,7 @@ class DiprSettings:
     sinks, recent: tokens at the start and at the end of the context that are always attended to.
     dense_below:  tokens: shorter contexts are attended to densely.
     dense_layers: so many first layers are attended to densely.
-    most_candidates: share of the body that a scan may keep; a part of it that keeps more is attended to densely.
+    max_candidates: share of the body that a scan may keep; a part of it that keeps more is attended to densely.
     certificate:  report how much attention weight was only estimated; needs the tail.
     """
 
@@ -46,7 +48,7 @@ class DiprSettings:
     recent: int = 512
     dense_below: int = 8192
     dense_layers: int = 2
-    most_candidates: float = 0.5
+    max_candidates: float = 0.5
     certificate: bool = False
 
     def __post_init__(self) -> None:
@@ -67,8 +69,8 @@ class DiprSettings:
             kept = self.tail and (self.pages_tail or not self.may_choose_pages)
             needs = f"false without {'pages_tail' if self.tail else 'tail'}: it counts what estimates weigh"
             _check(kept, "certificate", True, needs)
-        share = self.most_candidates
-        _check(_is_number(share) and 0 < share <= 1, "most_candidates", share, "a share above 0 up to 1")
+        share = self.max_candidates
+        _check(_is_number(share) and 0 < share <= 1, "max_candidates", share, "a share above 0 up to 1")
 
     @property
     def attends_to_all(self) -> bool:
@@ -92,13 +94,13 @@ class DiprSettings:
         return 16 if self.may_choose_pages else 64
 
     def beta(self, scale: float, seq_len: int) -> float:
-        """How far below the greatest product ``q.k`` a token of a context of ``seq_len`` may be; infinite for all."""
+        """How far below the greatest score ``q.k`` a token of a context of ``seq_len`` may be; infinite for all."""
         alpha = self.alpha if self.alpha_length is None else min(self.alpha_length / max(seq_len, 1), 1.0)
         return beta_of(alpha, scale) if alpha > 0 else math.inf
 
 
 def beta_of(alpha: float, scale: float) -> float:
-    """Attention weights of at least ``alpha`` times the greatest <=> products of at least the greatest minus beta."""
+    """Attention weights of at least ``alpha`` times the greatest <=> scores of at least the greatest minus beta."""
     return -math.log(alpha) / scale
 
 
@@ -107,6 +109,7 @@ def read_dipr(given: Any) -> DiprSettings:
     if not isinstance(given, Mapping):
         raise RelationalError(f"the dipr settings are {given!r}: they must be an object such as {{'alpha': 0.004}}")
     known = [field.name for field in fields(DiprSettings)]
+    given = {_current_setting(name): value for name, value in given.items()}
     unknown = [name for name in given if name not in known]
     if unknown:
         names = ", ".join(map(repr, unknown))
@@ -119,6 +122,14 @@ def _current_method(name: Any) -> Any:
     new = RENAMED_METHODS.get(name, name) if isinstance(name, str) else name
     if new != name:
         warn(f"the dipr method {name!r} is called {new!r} now: the old name goes with version 0.3", stacklevel=4)
+    return new
+
+
+def _current_setting(name: Any) -> Any:
+    """The name of a setting today; warns of one that it had before."""
+    new = RENAMED_SETTINGS.get(name, name)
+    if new != name:
+        warn(f"the dipr setting {name!r} is called {new!r} now: the old name goes with version 0.3", stacklevel=4)
     return new
 
 

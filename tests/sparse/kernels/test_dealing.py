@@ -57,7 +57,7 @@ def test_any_number_of_programs_shares_the_tiles_of_all(uneven, programs, merge_
 
 def test_parts_that_count_whole_are_dealt_out():
     batch = paged_batch([450, 100], spread=0.1, device=DEVICE)
-    assert compare(batch, dataclasses.replace(DIPR, alpha=0.01, most_candidates=0.05), 7, 4).statistics[2] > 0
+    assert compare(batch, dataclasses.replace(DIPR, alpha=0.01, max_candidates=0.05), 7, 4).statistics[2] > 0
 
 
 def test_without_a_tail_only_listed_tokens_are_dealt_out(uneven):
@@ -84,7 +84,7 @@ def test_lists_hold_the_marked_tokens_in_order(block_size, seed, share, num_list
     """Marks at random, the highest bit of a word among them, against ``nonzero``."""
     lens = [700, 0, 333]
     batch = paged_batch(lens, block_size=block_size, device=DEVICE)
-    made = cut(batch, dataclasses.replace(DIPR, most_candidates=1.0), lists=num_lists * 6)
+    made = cut(batch, dataclasses.replace(DIPR, max_candidates=1.0), lists=num_lists * 6)
     group, words = made.group, made._mark_words
     marked = torch.rand((2, made._groups * group), generator=torch.Generator().manual_seed(seed)) < share
     bits = marked.view(2, -1, words, group // words).long() << torch.arange(group // words)

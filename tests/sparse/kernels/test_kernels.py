@@ -48,7 +48,7 @@ def test_a_scan_attends_to_the_dipr_set_and_what_it_lists(tail, group, kv_heads,
         spread=3.0,
         device=DEVICE,
     )
-    dipr = DiprSettings(alpha=0.3, tail=tail, most_candidates=1.0, **WINDOW)
+    dipr = DiprSettings(alpha=0.3, tail=tail, max_candidates=1.0, **WINDOW)
     output, made = run(batch, dipr, "scan")
     rule = naive.Dipr(dipr.beta(batch.scale, 1))
     for request, row in enumerate(batch.rows.tolist()):
@@ -125,7 +125,7 @@ def test_the_tail_of_v_skip_is_exact_where_values_are_their_groups_mean():
 
 def test_a_split_that_lists_too_many_counts_whole():
     batch = paged_batch([900], spread=0.1, device=DEVICE)
-    dipr = DiprSettings(alpha=0.01, most_candidates=0.05, **WINDOW)
+    dipr = DiprSettings(alpha=0.01, max_candidates=0.05, **WINDOW)
     output, made = run(batch, dipr, "scan")
     assert (made.counts[: 2 * made.num_lists(1)] < 0).any()
     dense = expected(batch, DiprSettings(alpha=0.0, tail=False))
@@ -162,7 +162,7 @@ def test_products_beyond_float16_lose_no_token(query, size, sign, block_size):
     batch.query[:, :, 0], batch.query[:, :, 16] = query * sign, 100.0
     slots = blocks[:, None] * block_size + torch.arange(block_size, device=DEVICE)
     codec.quantise_groups(batch.pages, slots.flatten())
-    _, made = run(batch, DiprSettings(alpha=0.3, most_candidates=1.0, **WINDOW), "scan")
+    _, made = run(batch, DiprSettings(alpha=0.3, max_candidates=1.0, **WINDOW), "scan")
     assert attended(batch, made, 0)[:, 200].all()
 
 

@@ -154,7 +154,7 @@ def test_a_request_without_scratch_is_attended_to_densely():
         max_seq_len=900,
         group=16,
         device=DEVICE,
-        tuning=Tuning(programs=12, most_tokens=1000),
+        tuning=Tuning(programs=12, max_tokens=1000),
     )
     output = torch.full_like(batch.query, torch.nan)
     small.topk_pages(Batch(batch.query, batch.pages, batch.block_table, batch.lens, batch.rows, output))

@@ -23,7 +23,7 @@ def test_window_and_lists_merge_as_in_xformers(head_size, dtype):
     batch = paged_batch(
         lens, group=GROUP, kv_heads=KV_HEADS, head_size=head_size, dtype=dtype, spread=3.0, device=DEVICE
     )
-    found, made = run(batch, DiprSettings(alpha=0.3, tail=False, most_candidates=1.0, sinks=32, recent=64), "scan")
+    found, made = run(batch, DiprSettings(alpha=0.3, tail=False, max_candidates=1.0, sinks=32, recent=64), "scan")
     for request in range(len(lens)):
         query, key, value = context(batch, request)
         window, listed = parts(batch, made, request)

@@ -112,7 +112,7 @@ REPLAYED = [
 @pytest.mark.parametrize("backend", [DiprCpuBackend, DiprFlashBackend])
 def test_answers_that_are_computed_again_are_sparse_again(backend, size, flash, no_runner, monkeypatch):
     batch = Batch(REPLAYED, seed=3)
-    monkeypatch.setattr(SparseDecoder, "most_requests", lambda self, longest: size)
+    monkeypatch.setattr(SparseDecoder, "max_requests", lambda self, longest: size)
     runner = batch.runner()
     found = run(backend, SETTINGS, batch, runner)
     rule = naive.Dipr(beta_of(SETTINGS["alpha"], SCALE))

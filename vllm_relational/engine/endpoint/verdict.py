@@ -8,7 +8,7 @@ what is known of a pending failure                                              
 a request that was sent later has been answered                                       yes
 the rows are at an end, the refusal is of the row's kind (HTTP 400, 413, 422), and
 some row of this job was answered                                                     yes
-``most_pending`` failures are pending, or the rows are at an end, and a trial
+``max_pending`` failures are pending, or the rows are at an end, and a trial
 request is answered                                                                   yes
 the same, and the trial request fails                                                            yes
 ====================================================================================  =========  ==============
@@ -36,7 +36,7 @@ from vllm_relational.engine.endpoint.failures import RequestError
 from vllm_relational.records import Prompt
 
 
-def most_pending(concurrency: int) -> int:
+def max_pending(concurrency: int) -> int:
     """Failures that may be pending before the trial; each holds a place meanwhile, so that they are few."""
     return max(min(concurrency, 2), concurrency // 4)
 
@@ -66,7 +66,7 @@ class Verdict:
     def __init__(self, concurrency: int) -> None:
         self.num_answers = 0
         self.known_good: Prompt | None = None
-        self._most_pending = most_pending(concurrency)
+        self._max_pending = max_pending(concurrency)
         self._pending: list[Failed] = []
         self._last_sent = float("-inf")
 
@@ -78,7 +78,7 @@ class Verdict:
     @property
     def is_due(self) -> bool:
         """Whether ``judge`` must be called before another row is sent."""
-        return len(self._pending) >= self._most_pending
+        return len(self._pending) >= self._max_pending
 
     def answered(self, prompt: Prompt, sent_at: float) -> list[Failed]:
         """A row was answered, by a request sent at that time."""

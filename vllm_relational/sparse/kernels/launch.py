@@ -26,13 +26,13 @@ from vllm_relational.sparse.statistics import NUM_COUNTERS
 
 @dataclass(frozen=True)
 class Tuning:
-    """How work is cut; found by measuring. Changes results by rounding, and by ``lists``, ``most_lists`` and
-    ``most_tokens`` which parts of a context are attended to densely because too many of their tokens might matter.
+    """How work is cut; found by measuring. Changes results by rounding, and by ``lists``, ``max_lists`` and
+    ``max_tokens`` which parts of a context are attended to densely because too many of their tokens might matter.
 
     programs:      programs that the card runs at once, over which the splits of ``v_skip`` are spread
-    most_splits:   parts of a context at most, for ``v_skip``
+    max_splits:   parts of a context at most, for ``v_skip``
     lists:         lists of a batch in all
-    most_lists:    lists of a request and KV head at most
+    max_lists:    lists of a request and KV head at most
     group_programs:   programs over which ``prepare`` spreads groups
     gather_programs:  programs over which ``gather`` spreads tiles
     gather_stages:    how far it reads ahead
@@ -49,13 +49,13 @@ class Tuning:
                    for one was not tried there
     dense_tile, dense_warps, dense_stages: tokens that ``v_skip`` reads at once, its warps, how far it reads ahead
     chained:       start a kernel while the one before ends: programmatic dependent launch; None where there is such
-    most_tokens:   tokens of sparse requests together that there is scratch for; requests beyond are attended to densely
+    max_tokens:   tokens of sparse requests together that there is scratch for; requests beyond are attended to densely
     """
 
     programs: int = 528
-    most_splits: int = 128
+    max_splits: int = 128
     lists: int = 1024
-    most_lists: int = 32
+    max_lists: int = 32
     group_programs: int = 1056
     gather_programs: int = 396
     gather_stages: int = 4
@@ -74,7 +74,7 @@ class Tuning:
     dense_warps: int = 4
     dense_stages: int = 3
     chained: bool | None = None
-    most_tokens: int = 2**21
+    max_tokens: int = 2**21
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Kernels:
     """Launches for one shape: heads of queries and of keys, channels of a head, the softmax scale, the largest batch
     and context, and tokens of a group of the index.
 
-    Scratch memory per KV head and per token of the largest batch (at most ``Tuning.most_tokens``): ``(12 * heads + 4) /
+    Scratch memory per KV head and per token of the largest batch (at most ``Tuning.max_tokens``): ``(12 * heads + 4) /
     group`` bytes, heads rounded up to a power of two, at least 4; one bit or, in groups of 16, two; and 4 bytes times
-    ``most_candidates``, or 4 bytes for ``topk_pages``. Also ``4 * (head_size + 3)`` bytes per head's partial softmax.
+    ``max_candidates``, or 4 bytes for ``topk_pages``. Also ``4 * (head_size + 3)`` bytes per head's partial softmax.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Kernels:
         counts = max(max(self.splits(reqs), self.num_lists(reqs)) * reqs for reqs in batches) * num_kv_heads
         self.counts = torch.zeros(counts, dtype=torch.int32, device=device)
         self._spans = torch.empty(2 * max_reqs * num_kv_heads + 1, dtype=torch.int32, device=device)
-        self._max_reqs, self._tokens = max_reqs, min(max_reqs * max_seq_len, self.tuning.most_tokens)
+        self._max_reqs, self._tokens = max_reqs, min(max_reqs * max_seq_len, self.tuning.max_tokens)
         self._groups = triton.cdiv(self._tokens, group) + max(reqs * (1 + self.num_lists(reqs)) for reqs in batches)
         self._base, self._bound, self._weight = (
             torch.empty(num_kv_heads * self._groups * self._compact, dtype=torch.float32, device=device)
@@ -143,22 +143,22 @@ class Kernels:
         self._order = torch.empty(num_kv_heads * self._groups, dtype=torch.int32, device=device)
         self._limit = torch.empty(max_reqs * num_kv_heads * 2, dtype=torch.int32, device=device)
         whole_groups = settings.method == "topk_pages"
-        self._room = group if whole_groups else max(1, int(group * settings.most_candidates))  # tokens a group
+        self._room = group if whole_groups else max(1, int(group * settings.max_candidates))  # tokens a group
         self.lists = torch.empty(num_kv_heads * self._groups * self._room, dtype=torch.int32, device=device)
 
     # ------------------------------------------------------------------------------------------- how work is cut
     def splits(self, num_reqs: int) -> int:
         """Parts of a context that the programs of ``v_skip`` share, for a batch of ``num_reqs``."""
-        return max(1, min(self.tuning.most_splits, self.tuning.programs // (num_reqs * self.num_kv_heads)))
+        return max(1, min(self.tuning.max_splits, self.tuning.programs // (num_reqs * self.num_kv_heads)))
 
-    def most_requests(self, longest: int) -> int:
+    def max_requests(self, longest: int) -> int:
         """Requests of a batch that all have scratch where the longest context has so many tokens; at least one."""
         return max(1, min(self._max_reqs, self._tokens // max(longest, 1)))
 
     def num_lists(self, num_reqs: int) -> int:
         """Lists of a request and KV head, a power of two; so many groups of scratch has a request beyond its own, for
         all lists are cut alike."""
-        most = min(self.tuning.most_lists, self.tuning.lists // (num_reqs * self.num_kv_heads))
+        most = min(self.tuning.max_lists, self.tuning.lists // (num_reqs * self.num_kv_heads))
         return 1 << max(most.bit_length() - 1, 0)
 
     def _num_partials(self, num_reqs: int) -> int:
@@ -251,15 +251,15 @@ class Kernels:
 
     def _select(self, batch: Batch) -> None:
         num_reqs = batch.lens.shape[0]
-        most_groups = max(128, triton.next_power_of_2(triton.cdiv(self.max_seq_len, self.group)))
+        max_groups = max(128, triton.next_power_of_2(triton.cdiv(self.max_seq_len, self.group)))
         select_kernel[(self.num_kv_heads, num_reqs)](
             self._bound, self._m, batch.lens, self._order, self._limit,
             num_reqs, self._groups, self.num_lists(num_reqs),
             triton.cdiv(self.settings.top_tokens, self.group), HEADS=self.heads, COMPACT=self._compact,
             GROUP=self.group,
             SINKS=self._sinks, RECENT=self.settings.recent, WINDOW_TILES=self._window_tiles,
-            WINDOW_PADDED=triton.next_power_of_2(self._window_tiles), REQS=self._reqs, MAX_GROUPS=most_groups,
-            num_warps=max(4, min(32, most_groups // 512)), num_stages=1, **self._chain(),
+            WINDOW_PADDED=triton.next_power_of_2(self._window_tiles), REQS=self._reqs, MAX_GROUPS=max_groups,
+            num_warps=max(4, min(32, max_groups // 512)), num_stages=1, **self._chain(),
         )  # fmt: skip
 
     def _list(self, batch: Batch) -> None:

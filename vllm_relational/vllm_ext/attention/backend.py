@@ -199,7 +199,7 @@ class DiprImpl:
         self, query: torch.Tensor, pages: Pages, block_table: torch.Tensor, recompute: Recompute, output: Any
     ) -> None:
         assert self.decoder is not None
-        for requests, lens, places in recompute.pieces(self.decoder.most_requests(recompute.longest)):
+        for requests, lens, places in recompute.pieces(self.decoder.max_requests(recompute.longest)):
             self.decoder.decode(query, pages, block_table[requests], lens, places, output)
 
     def dense(self, layer: Any, query: Any, key: Any, value: Any, pages: Pages, *others: Any) -> torch.Tensor:
