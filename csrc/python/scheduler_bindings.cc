@@ -203,32 +203,37 @@ class Requests {
   std::vector<uint32_t> free_;
 };
 
-// --------------------------------------------------------------------------------------------------------- FutureUse
-class FutureUse {
+// An index of the library over waiting requests, by their names and the hashes of their blocks.
+template <class Index>
+class WaitingRequests {
  public:
-  vr::FutureUse uses;
+  Index index;
 
   size_t size() const { return requests_.size(); }
 
   void add(nb::handle request, nb::handle hashes, bool front) {
     const std::vector<uint64_t>& keys = keys_of(hashes);
     remove(request);
-    uses.add(requests_.add(request), keys, front);
+    index.add(requests_.add(request), keys, front);
   }
 
   bool remove(nb::handle request) {
     const uint32_t number = requests_.remove(request);
-    if (number != vr::kNone) uses.remove(number);
+    if (number != vr::kNone) index.remove(number);
     return number != vr::kNone;
   }
 
+ protected:
+  Requests requests_;
+};
+
+// --------------------------------------------------------------------------------------------------------- FutureUse
+class FutureUse : public WaitingRequests<vr::FutureUse> {
+ public:
   nb::object next_use(nb::handle hash) const {
-    const int64_t place = uses.next_use(key_of(hash));
+    const int64_t place = index.next_use(key_of(hash));
     return place == vr::FutureUse::kNever ? nb::steal(PyFloat_FromDouble(Py_HUGE_VAL)) : nb::int_(place);
   }
-
- private:
-  Requests requests_;
 };
 
 // --------------------------------------------------------------------------------------------------------- FreeQueue
@@ -239,7 +244,7 @@ class FreeQueue {
       : pool_(pool), future_(future), blocks_(pool.attr("blocks")),
         hash_map_(attribute(pool, hash_map())),
         queue_(blocks_.size(), ids_of(pool.attr("free_block_queue").attr("get_all_free_blocks")()),
-               future.is_none() ? nullptr : &nb::cast<FutureUse&>(future).uses) {}
+               future.is_none() ? nullptr : &nb::cast<FutureUse&>(future).index) {}
 
   size_t size() const { return queue_.size(); }
 
@@ -349,46 +354,28 @@ class FreeQueue {
 };
 
 // ------------------------------------------------------------------------------------------------------- PrefixQueue
-class PrefixQueue {
+class PrefixQueue : public WaitingRequests<vr::PrefixQueue> {
  public:
-  size_t size() const { return requests_.size(); }
-
-  void add(nb::handle request, nb::handle hashes, bool front) {
-    const std::vector<uint64_t>& keys = keys_of(hashes);
-    remove(request);
-    queue_.add(requests_.add(request), keys, front);
-  }
-
-  bool remove(nb::handle request) {
-    const uint32_t number = requests_.remove(request);
-    if (number != vr::kNone) queue_.remove(number);
-    return number != vr::kNone;
-  }
-
   void take(nb::handle request) {
     const uint32_t number = requests_.remove(request);
     if (number == vr::kNone) raise(PyExc_KeyError, std::string(nb::repr(request).c_str()));
-    queue_.take(number);
+    index.take(number);
   }
 
-  size_t shared_depth(nb::handle hashes) const { return queue_.shared_depth(keys_of(hashes)); }
+  size_t shared_depth(nb::handle hashes) const { return index.shared_depth(keys_of(hashes)); }
 
-  void seek(nb::handle hashes) { queue_.seek(keys_of(hashes)); }
+  void seek(nb::handle hashes) { index.seek(keys_of(hashes)); }
 
   nb::object first() {
     if (requests_.size() == 0) raise(PyExc_IndexError, "no request waits");
-    return nb::borrow(requests_.name(queue_.first()));
+    return nb::borrow(requests_.name(index.first()));
   }
 
   nb::object iterate() const {
     nb::list found;
-    for (const uint32_t number : queue_.all()) found.append(requests_.name(number));
+    for (const uint32_t number : index.all()) found.append(requests_.name(number));
     return nb::iter(found);
   }
-
- private:
-  vr::PrefixQueue queue_;
-  Requests requests_;
 };
 
 // ---------------------------------------------------------------------------------------------------- PartialSources
@@ -484,17 +471,22 @@ PyType_Slot* collected() {
   return slots;
 }
 
+template <class Waiting>
+nb::class_<Waiting> bind_waiting_requests(nb::module_& m, const char* name, const char* doc) {
+  return nb::class_<Waiting>(m, name, doc)
+      .def(nb::init<>())
+      .def("__len__", &Waiting::size)
+      .def("add", &Waiting::add, nb::arg("request"), nb::arg("hashes"), nb::arg("front") = false)
+      .def("remove", &Waiting::remove, nb::arg("request"));
+}
+
 }  // namespace
 
 void bind_scheduler_parts(nb::module_& m) {
-  nb::class_<FutureUse>(m, "FutureUse", "kv/future_use.py; block hashes are bytes.")
-      .def(nb::init<>())
-      .def("__len__", &FutureUse::size)
-      .def("add", &FutureUse::add, nb::arg("request"), nb::arg("hashes"), nb::arg("front") = false)
-      .def("remove", &FutureUse::remove, nb::arg("request"))
+  bind_waiting_requests<FutureUse>(m, "FutureUse", "kv/future_use.py; block hashes are bytes.")
       .def("next_use", &FutureUse::next_use, nb::arg("block"))
-      .def("count", [](const FutureUse& self, nb::handle hash) { return self.uses.count(key_of(hash)); })
-      .def_prop_ro("num_blocks", [](const FutureUse& self) { return self.uses.num_blocks(); });
+      .def("count", [](const FutureUse& self, nb::handle hash) { return self.index.count(key_of(hash)); })
+      .def_prop_ro("num_blocks", [](const FutureUse& self) { return self.index.num_blocks(); });
   nb::class_<FreeQueue>(m, "FreeQueue", nb::type_slots(collected<FreeQueue>()), "vllm_ext/scheduler/free_queue.py.")
       .def(nb::init<nb::object, nb::object>(), nb::arg("pool"), nb::arg("future").none())
       .def_prop_ro("num_free_blocks", &FreeQueue::size)
@@ -504,13 +496,9 @@ void bind_scheduler_parts(nb::module_& m) {
       .def("prepend_n", &FreeQueue::prepend, nb::arg("blocks"))
       .def("append_n", &FreeQueue::append, nb::arg("blocks"))
       .def("get_all_free_blocks", &FreeQueue::all);
-  nb::class_<PrefixQueue>(m, "PrefixQueue", "kv/prefix_queue.py; block hashes are bytes.")
-      .def(nb::init<>())
-      .def("__len__", &PrefixQueue::size)
+  bind_waiting_requests<PrefixQueue>(m, "PrefixQueue", "kv/prefix_queue.py; block hashes are bytes.")
       .def("__iter__", &PrefixQueue::iterate)
       .def("shared_depth", &PrefixQueue::shared_depth, nb::arg("hashes"))
-      .def("add", &PrefixQueue::add, nb::arg("request"), nb::arg("hashes"), nb::arg("front") = false)
-      .def("remove", &PrefixQueue::remove, nb::arg("request"))
       .def("take", &PrefixQueue::take, nb::arg("request"))
       .def("seek", &PrefixQueue::seek, nb::arg("hashes"))
       .def("first", &PrefixQueue::first);

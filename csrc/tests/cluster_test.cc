@@ -36,7 +36,7 @@ void none_saves_more_than_the_best_tree(std::mt19937& random) {
   const PlanRequest request = table.request();
   Workers workers(1);
   const PlanTable plan_table = make_plan_table(request, workers);
-  const int64_t most = most_that_any_tree_saves(plan_table);
+  const int64_t most = max_saving_of_any_tree(plan_table);
   CodeCounts counts = make_counts(plan_table);
   for (const Choice choice : kChoices) {
     PrefixTree tree(plan_table);
@@ -55,7 +55,7 @@ void the_obvious_pairs_are_found() {
   const PlanRequest request = table.request();
   Workers workers(1);
   const PlanTable plan_table = make_plan_table(request, workers);
-  CHECK(most_that_any_tree_saves(plan_table) == 20);
+  CHECK(max_saving_of_any_tree(plan_table) == 20);
   CodeCounts counts = make_counts(plan_table);
   for (const Choice choice : kChoices) {
     PrefixTree tree(plan_table);

@@ -38,12 +38,8 @@ void check_row(const PrefixTree& tree, const FieldOrders& orders, const FieldOrd
 }
 
 void rows_start_with_their_path(std::mt19937& random) {
-  const Table table = random_table(draw(random, 1, 6), draw(random, 1, 80), 9, 30, random);
-  const PlanRequest request = table.request();
-  Workers workers(1);
-  const PlanTable plan_table = make_plan_table(request, workers);
-  CodeCounts counts = make_counts(plan_table);
-  PrefixTree tree(plan_table);
+  TreeParts parts(random_table(draw(random, 1, 6), draw(random, 1, 80), 9, 30, random));
+  auto& [table, request, workers, plan_table, counts, tree] = parts;
   cluster_below(tree, tree.root(), kChoices[random() % std::size(kChoices)], counts, workers);
   const FieldOrder rank = random_order(table.num_columns, random);
   const FieldOrders orders = write_fields(tree, rank, {}, request.precedence);
@@ -52,12 +48,8 @@ void rows_start_with_their_path(std::mt19937& random) {
 
 // With columns that need others, too.
 void rows_save_what_the_tree_says(std::mt19937& random) {
-  const Table table = some_table(7, 100, random);
-  const PlanRequest request = table.request();
-  Workers workers(1);
-  const PlanTable plan_table = make_plan_table(request, workers);
-  CodeCounts counts = make_counts(plan_table);
-  PrefixTree tree(plan_table);
+  TreeParts parts(some_table(7, 100, random));
+  auto& [table, request, workers, plan_table, counts, tree] = parts;
   cluster_below(tree, tree.root(), Choice::kClosest, counts, workers);
   const FieldOrders orders = write_fields(tree, random_order(table.num_columns, random), {}, request.precedence);
   const TreePlan plan = as_plan(request, orders, workers);

@@ -14,12 +14,8 @@ namespace {
 
 // A random row leaves its place and comes back below the root, or beside a row that it shares the place's prefix with.
 void rows_leave_and_come_back(std::mt19937& random) {
-  const Table table = some_table(6, 60, random);
-  const PlanRequest request = table.request();
-  Workers workers(1);
-  const PlanTable plan_table = make_plan_table(request, workers);
-  CodeCounts counts = make_counts(plan_table);
-  PrefixTree tree(plan_table);
+  TreeParts parts(some_table(6, 60, random));
+  auto& [table, request, workers, plan_table, counts, tree] = parts;
   cluster_below(tree, tree.root(), kChoices[random() % std::size(kChoices)], counts, workers);
   for (int move = 0; move < 30 && plan_table.num_rows > 2; ++move) {
     const auto row = static_cast<int32_t>(draw(random, 0, plan_table.num_rows - 1));
@@ -53,12 +49,8 @@ void joined_children_are_dissolved_again(std::mt19937& random) {
 }
 
 void flatten_keeps_all_rows(std::mt19937& random) {
-  const Table table = some_table(6, 100, random);
-  const PlanRequest request = table.request();
-  Workers workers(1);
-  const PlanTable plan_table = make_plan_table(request, workers);
-  CodeCounts counts = make_counts(plan_table);
-  PrefixTree tree(plan_table);
+  TreeParts parts(some_table(6, 100, random));
+  auto& [table, request, workers, plan_table, counts, tree] = parts;
   cluster_below(tree, tree.root(), Choice::kClosest, counts, workers);
   tree.flatten(tree.root());
   CHECK(tree.num_children(tree.root()) == plan_table.num_rows);

@@ -10,14 +10,10 @@ using namespace vllm_relational;
 namespace {
 
 void passes_never_lose(std::mt19937& random) {
-  const Table table = some_table(9, 150, random);
-  const PlanRequest request = table.request();
-  Workers workers(2);
-  const PlanTable plan_table = make_plan_table(request, workers);
+  TreeParts parts(some_table(9, 150, random), 2);
+  auto& [table, request, workers, plan_table, counts, tree] = parts;
   if (plan_table.num_factors == 0) return;
   const ValueIndex index(plan_table);
-  CodeCounts counts = make_counts(plan_table);
-  PrefixTree tree(plan_table);
   const int64_t way = draw(random, 0, 2);  // from rows side by side, too
   if (way == 1) cluster_below(tree, tree.root(), kChoices[random() % std::size(kChoices)], counts, workers);
   if (way == 2) cluster_in_order(tree, random_order(plan_table.num_factors, random), counts);
@@ -42,7 +38,7 @@ void small_tables_reach_the_best_tree(std::mt19937& random) {
     const PlanRequest request = table.request();
     Workers workers(1);
     const PlanTable plan_table = make_plan_table(request, workers);
-    const int64_t most = most_that_any_tree_saves(plan_table);
+    const int64_t most = max_saving_of_any_tree(plan_table);
     if (plan_table.num_factors == 0) {
       CHECK(most == 0);
       ++found;

@@ -62,7 +62,7 @@ void check_tree(const PrefixTree& tree) {
 }
 
 // Two children are enough: a node of k is as good as k - 1 nodes of two with the same prefix.
-int64_t most_that_any_tree_saves(const PlanTable& table) {
+int64_t max_saving_of_any_tree(const PlanTable& table) {
   const unsigned all = (1u << table.num_rows) - 1;
   std::vector<int64_t> best(all + 1, 0);
   for (unsigned rows = 1; rows <= all; ++rows) {
