@@ -164,7 +164,7 @@ def loaded_by(statement: str) -> set[str]:
     ("statement", "heavy"),
     [
         ("import vllm_relational", HEAVY | {"pandas"}),
-        ("import vllm_relational.cli", HEAVY),
+        ("import vllm_relational.cli", HEAVY | {"pandas"}),
         ("from vllm_relational.context import DB", HEAVY | {"pandas", "pyarrow"}),
         ("import vllm_relational.plugin", HEAVY | {"pandas", "pyarrow", "numpy"}),
     ],

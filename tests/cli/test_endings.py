@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,16 +68,27 @@ def test_answers_that_standard_output_cannot_take(table: Path, fake_server: Fake
     assert len(fake_server.bodies) == 2  # of the first run alone
 
 
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """No file of this process grows over ``size`` bytes: a disk without room, as far as writers can tell."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
-def test_an_output_of_sql_that_has_no_room_is_named(table: Path, suffix: str) -> None:
+def test_an_output_of_sql_that_has_no_room_is_named(table: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     output = table.with_name(f"o{suffix}")
-    # -B: under the limit Python would leave bytecode that is cut off, and every later process would fail on it
-    python, *program = PROGRAM
-    limited = ["sh", "-c", 'ulimit -f 4; exec "$@"', "sh", python, "-B", *program]
+    # under the limit Python would leave bytecode that is cut off, and every later process would fail on it
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     asked = "SELECT range * 7919 % 100003 AS x, md5(range::VARCHAR) AS y FROM range(30000)"
-    done = subprocess.run([*limited, "sql", asked, "-o", str(output)], capture_output=True, text=True)
+    with files_end_at(2048):
+        done = CliRunner().invoke(app, ["sql", asked, "-o", str(output)])
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and line.startswith(f"error: cannot write {output}: File too large: make room")
+    assert done.exit_code == 2 and line.startswith(f"error: cannot write {output}: File too large: make room")
     assert [path.name for path in table.parent.iterdir()] == [table.name]
 
 
@@ -122,8 +135,9 @@ def test_a_locale_without_the_characters_shows_escapes(table: Path) -> None:
 @pytest.mark.parametrize(("status", "bad"), [(0, ()), (1, ("world",))])
 def test_status_1_means_failed_rows(table: Path, fake_server: FakeServer, status: int, bad: tuple[str, ...]) -> None:
     fake_server.reply = lambda body: fail(400, "no") if any(word in str(body) for word in bad) else chat("yes")
-    done = shell("", *asking(table, fake_server, "--concurrency", 1))
-    assert done.returncode == status and len(done.stdout.splitlines()) == 2
+    command = [str(word) for word in asking(table, fake_server, "--concurrency", 1)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == status and len(done.stdout.splitlines()) == 2
 
 
 @pytest.mark.parametrize("env", [{}, {"VLLM_RELATIONAL_TRACEBACK": "1"}])
@@ -191,10 +205,11 @@ def test_a_warning_is_one_line_without_a_path_into_the_source(
     fake_server.reply = lambda body: fail(400, "no") if "world" in str(body) else chat("yes")
     files = ["-o", table.with_name("o.jsonl"), "--cache", table.with_name("c.db"), "--concurrency", 1]
     command = list(map(str, asking(table, fake_server, *files)))
-    assert subprocess.run([*PROGRAM, *command], capture_output=True).returncode == 1
+    assert CliRunner().invoke(app, command).exit_code == 1
     damage(table.parent)
     program = [PROGRAM[0], *python, *PROGRAM[1:]]
     done = subprocess.run([*program, *command, *options], capture_output=True, text=True, cwd=table.parent)
+    assert done.returncode == 1
     told = [line for line in done.stderr.splitlines() if said in line and "damaged" in line]
     assert len(told) == 1 and told[0].startswith("warning: "), done.stderr
     assert ".py" not in done.stderr and "UserWarning" not in done.stderr

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
-import pandas as pd
 
 from vllm_relational.records import Distinct
 
@@ -36,6 +35,8 @@ def scatter(values: Sequence[T | None], inverse: np.ndarray) -> list[T | None]:
 
 def _group_numbers(codes: np.ndarray) -> np.ndarray:
     """Number of each row's group, folding one column at a time so that no intermediate exceeds 64 bits."""
+    import pandas as pd  # half of a command's start-up time, and most commands group nothing
+
     groups = np.zeros(codes.shape[1], dtype=np.int64)
     for column in codes:
         width = int(column.max(initial=-1)) + 2  # null has code -1

@@ -7,17 +7,18 @@ become lookups: callers go through a block in the order in which SQL evaluates i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlglot import exp
 
-from vllm_relational.sql.parse import DIALECT, calls, holds_call
+from vllm_relational.sql.parse import DIALECT, calls, holds_call, is_call
 from vllm_relational.sql.parse import sql_of as sql_of
 
 LOOKUP = "__llm_"
 SOURCES = ("from_", "joins", "laterals")
 ARGUMENT, GUARD, KEY = "__a{}", "__guard", "__key"
+_KEY_FUNCTIONS = ("to_json", "list_value")
 # Marks a CASE that holds a guard, so that a forecast can tell it from the user's.
 GUARD_META = "guard"
 
@@ -41,16 +42,19 @@ class Site:
 
 
 class Aggregates:
-    """Which functions aggregate: those that sqlglot knows, and the others by DuckDB's list of names."""
+    """Which functions aggregate: those that sqlglot knows, and the others by ``names``, DuckDB's in lower case.
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self._names = {name.casefold() for name in names}
+    names: asked for at a function that needs them, as DuckDB takes 15 ms to list its functions.
+    """
+
+    def __init__(self, names: Callable[[], Container[str]] = tuple) -> None:
+        self._names = names
 
     def is_aggregate(self, node: exp.Expr) -> bool:
         """Whether the node aggregates the rows of a group; over a window it does not."""
         known = isinstance(node, exp.AggFunc | exp.Filter | exp.WithinGroup)
-        named = isinstance(node, exp.Anonymous) and node.name.casefold() in self._names
-        return (known or named) and not _windowed(node)
+        foreign = isinstance(node, exp.Anonymous) and not _is_ours(node)
+        return (known or (foreign and node.name.casefold() in self._names())) and not _windowed(node)
 
     def within(self, tree: exp.Expr) -> bool:
         """Whether an aggregate stands in ``tree``, outside of subqueries."""
@@ -62,6 +66,10 @@ class Aggregates:
         return block.args.get("group") is not None or any(
             self.within(part) for part in (*block.expressions, *clauses) if part is not None
         )
+
+
+def _is_ours(node: exp.Anonymous) -> bool:
+    return is_call(node) or node.name.startswith(LOOKUP) or node.name in _KEY_FUNCTIONS
 
 
 def _windowed(node: exp.Expr) -> bool:
@@ -192,7 +200,8 @@ def key_of(arguments: Sequence[exp.Expr], keeps_nulls: bool) -> exp.Expr:
     texts = [exp.cast(argument.copy(), "VARCHAR", dialect=DIALECT) for argument in arguments]
     if len(texts) == 1 and not keeps_nulls:
         return texts[0]
-    array = exp.Anonymous(this="to_json", expressions=[exp.Anonymous(this="list_value", expressions=texts)])
+    to_json, list_value = _KEY_FUNCTIONS
+    array = exp.Anonymous(this=to_json, expressions=[exp.Anonymous(this=list_value, expressions=texts)])
     return exp.cast(array, "VARCHAR", dialect=DIALECT)
 
 

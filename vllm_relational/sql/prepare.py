@@ -46,7 +46,7 @@ def prepared(context: StatementContext) -> tuple[exp.Expr, list[str]]:
     if may_probe(tree):
         context.answers_database.volatile = True
         context.answers_database.volatile = _binds(context, tree)
-    aggregates = Aggregates(context.connection.aggregate_names)
+    aggregates = Aggregates(lambda: context.connection.aggregate_names)
     buried = _bury_dead(context, tree, aggregates)
     rewritten = tree.copy()
     notes = drop_unread(rewritten) + push_conditions(rewritten, aggregates, lambda query: _is_whole(context, query))

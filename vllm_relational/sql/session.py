@@ -62,10 +62,10 @@ class Session:
         return found
 
     @functools.cached_property
-    def aggregate_names(self) -> list[str]:
-        """DuckDB's aggregate functions and the user's, which stay the same for a statement."""
+    def aggregate_names(self) -> set[str]:
+        """DuckDB's aggregate functions and the user's, in lower case; they stay the same for a statement."""
         query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
-        return [row[0] for row in self.connection.execute(query).fetchall()]
+        return {row[0].casefold() for row in self.connection.execute(query).fetchall()}
 
     @functools.cached_property
     def unnesting_names(self) -> set[str]:
