@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs every check: ruff, mypy, the tests.  test.sh [--fast | PYTEST ARGUMENT ...]
-#   --fast   on two processes, without the tests that start vLLM, interpret GPU kernels or build C++
+#   --fast   in three minutes on two cores, without the tests that start vLLM, interpret GPU kernels, build C++ or draw
+#            many cases at random
 # Without arguments the tests run in two processes: those of tests/e2e, which mostly wait for engines, and the others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE # each process of the tests would compile them and the package again
 bash scripts/setup.sh dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

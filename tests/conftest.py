@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.testing
 from fake_engine import FakeEngine
 from fake_server import FakeServer
 from hypothesis import settings
 
 from vllm_relational import RelationalLLM
 from vllm_relational.cli import options as cli_options
+
+# Small tensors are not worth a second thread, and threads that wait for a busy core cost ten times what they compute.
+# Read when torch is loaded; vLLM's engines choose for themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The commands of the program are made from their functions' signatures once, not at each of hundreds of calls.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")

@@ -21,6 +21,7 @@ def script(name: str):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_damaged_files_give_no_wrong_answer_and_lose_no_row(capsys):
     pytest.importorskip("faiss")
@@ -31,6 +32,7 @@ def test_damaged_files_give_no_wrong_answer_and_lose_no_row(capsys):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_damage_that_is_not_found_is_found_by_the_script(monkeypatch, capsys):
     pytest.importorskip("faiss")
@@ -41,6 +43,7 @@ def test_a_damage_that_is_not_found_is_found_by_the_script(monkeypatch, capsys):
     assert any("wrong answers" in line for line in damaged_files.run_cases(range(0, 300, 10)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks and /proc")
 @pytest.mark.timeout(300)
 def test_killed_jobs_lose_no_row_and_ask_nothing_twice():

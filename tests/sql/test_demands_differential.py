@@ -19,7 +19,7 @@ _spec.loader.exec_module(differential)
 OPTIONS = {"sample_rows": 0, "batch_rows": 4, "layout": "question-first"}
 
 
-@pytest.mark.parametrize("start", [0, 500])
+@pytest.mark.parametrize("start", [0, pytest.param(500, marks=pytest.mark.slow)])
 def test_rows_are_duckdbs_and_nothing_is_asked_that_it_does_not_evaluate(start):
     tally = differential.compare(range(start, start + 10), differential.sql_demands, **OPTIONS)
     assert tally.counts == {"equal": 10}, tally.outcomes

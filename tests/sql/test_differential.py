@@ -24,7 +24,7 @@ def comparison():
     return sql_differential.Comparison(**OPTIONS)
 
 
-@pytest.mark.parametrize("first", range(0, 60, 10))
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(10, 60, 10))])
 def test_rows_types_and_names_are_those_of_plain_duckdb_and_no_more_is_asked(comparison, first):
     outcomes = [comparison.run(sql_differential.sql_statements.statement(first + place)) for place in range(10)]
     assert [outcome for outcome in outcomes if outcome.kind in WRONG] == []

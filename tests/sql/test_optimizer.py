@@ -26,7 +26,12 @@ def run(connect, query: str, **settings) -> tuple[list, int, list[str]]:
     return rows, len(engine.asked), result.columns
 
 
-@pytest.mark.parametrize("seed", range(48))
+def some(seeds: range, quick: int) -> list:
+    """The seeds; all but the first ``quick`` are slow."""
+    return [*seeds[:quick], *(pytest.param(seed, marks=pytest.mark.slow) for seed in seeds[quick:])]
+
+
+@pytest.mark.parametrize("seed", some(range(48), 8))
 def test_the_optimiser_changes_no_result_and_asks_no_more(connect, seed):
     query = random_queries.random_query(seed)
     rows, asked, columns = run(connect, query, sample_rows=3, batch_rows=4)
@@ -35,7 +40,7 @@ def test_the_optimiser_changes_no_result_and_asks_no_more(connect, seed):
     assert asked <= unplanned, query
 
 
-@pytest.mark.parametrize("seed", range(104, 116))
+@pytest.mark.parametrize("seed", some(range(104, 116), 3))
 def test_rows_before_questions_change_no_result_and_ask_no_more(connect, seed):
     query = random_queries.random_query(seed)
     rows, asked, columns = run(connect, query, sample_rows=3, batch_rows=4, layout="row-first")
@@ -44,6 +49,7 @@ def test_rows_before_questions_change_no_result_and_ask_no_more(connect, seed):
     assert asked <= unplanned, query
 
 
+@pytest.mark.slow
 def test_the_random_queries_are_worth_planning(connect):
     """They answer something, and the optimiser saves something in many of them."""
     saved = filled = 0
