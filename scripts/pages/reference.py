@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import typer.main
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -135,11 +134,10 @@ def _entries(doc: str) -> Iterator[tuple[str, str]]:
 # ----------------------------------------------------------------------------------------------------- command line
 def cli_page() -> str:
     """One section per command."""
-    from vllm_relational.cli.app import app
+    from vllm_relational.cli.app import commands
 
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     parts: list[str] = []
-    for name, command in sorted(commands.items()):
+    for name, command in sorted(commands().items()):
         parts += [f"## vllm-relational {name}", cell(command.help or ""), *_parameters(command)]
     return page(
         "The command line",

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer.main
 from typer.testing import CliRunner
 
 import vllm_relational
-from vllm_relational.cli.app import app
+from vllm_relational.cli.app import app, commands
 
 PACKAGE = Path(vllm_relational.__file__).parent
 ROOT = PACKAGE.parent
-COMMANDS = typer.main.get_group(app).commands
+COMMANDS = commands()
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -27,7 +26,7 @@ def test_every_command_is_in_the_documentation(command):
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_explains_the_command_and_every_option(command):
     assert COMMANDS[command].help
-    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).stdout
+    shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).stdout
     for parameter in COMMANDS[command].params:
         if parameter.name != "help":
             assert parameter.help, f"{command} {parameter.name} has no help text"

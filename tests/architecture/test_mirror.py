@@ -28,6 +28,7 @@ COVERED_BY = {
     "tests/cli/test_dedup.py": "cli/cache",
     "tests/cli/test_sql_session.py": "cli/sql",
     "tests/context/test_store.py": "context/inventory context/writing",
+    "tests/cli/test_context.py": "context/prefill",
     "tests/dedup/test_semantic.py": "dedup/grouper",
     "tests/engine/endpoint/test_engine.py": "engine/endpoint/reply",
     "tests/e2e/test_survival.py": "engine/interrupts vllm_ext/process/live_engine",

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
+import typer.main
 
-from vllm_relational.cli import cache, compare, errors, retrieval, run, serve, sql
+from vllm_relational.cli import cache, compare, context, errors, retrieval, run, serve, sql
 
 app = typer.Typer(
     cls=errors.OneLineErrors,
@@ -24,13 +25,23 @@ app = typer.Typer(
 )
 
 
-def _command(function: Callable[..., int], **settings: Any) -> None:
+def _command(function: Callable[..., int], into: typer.Typer = app, **settings: Any) -> None:
     """Register a command: its errors become one line, its return value the exit status. settings: typer's."""
-    app.command(**settings)(errors.guarded(function))
+    into.command(**settings)(errors.guarded(function))
 
 
-for _group in (run, compare, cache, serve, retrieval, sql):
+for _group in (run, compare, cache, serve, retrieval, sql, context):
     _group.add_commands(_command)
+app.add_typer(context.group, name="context")
+
+
+def commands() -> dict[str, Any]:
+    """Every command by the words that call it, ``context add`` for one."""
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_group(app).commands.items():
+        inner = getattr(command, "commands", None)
+        found |= {name: command} if inner is None else {f"{name} {word}": each for word, each in inner.items()}
+    return found
 
 
 def main() -> None:

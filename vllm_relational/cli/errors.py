@@ -75,7 +75,7 @@ def _usage_error(error: Exception) -> str | None:
         return None
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        return str(context.get_help()) if context is not None else ""
+        return str(getattr(error, "message", ""))  # the help; empty where it was printed when the error was made
     what = " ".join(str(error.format_message()).split()).rstrip(".")
     help_of = f"; {context.command_path} --help shows what there is" if context is not None else ""
     return f"error: {what}{help_of}"

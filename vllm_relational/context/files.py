@@ -13,7 +13,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -174,9 +174,9 @@ class LayerFile:
         self._mapped: mmap.mmap | None = None
         self.shape = self._checked_shape()
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # modules may be gone when Python ends
         if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+            close(self._descriptor)
 
     def fileno(self) -> int:
         """The open file, for mapping regions of it; closed with this object."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ class DB:
         token_ids = as_token_ids(ids)
         skip: set[str] = set()
         while candidates := self._candidates(token_ids, _checked_fingerprint(fingerprint), skip):
-            matched, folder = max(candidates)
+            matched, folder = max(candidates, key=itemgetter(0))  # of equal ones the first: no longer than needed
             if matched == 0:
                 return None
             stored = self._usable(folder)
@@ -196,9 +197,12 @@ class DB:
                     self._commit(written, folder, name)
         return folder.name
 
-    def _check_put(self, source: LayerSource, name: str | None) -> None:
+    def _check_writable(self) -> None:
         if self.read_only:
             raise ContextError(f"{self.path} was opened to be read only")
+
+    def _check_put(self, source: LayerSource, name: str | None) -> None:
+        self._check_writable()
         if name is not None:
             inventory.check_name(name)
         if self.max_bytes is not None and source.num_bytes > self.max_bytes:
@@ -256,10 +260,16 @@ class DB:
                 commit.take_out(self.path, folder)
                 total -= size
 
+    def name(self, id_or_name: str, name: str) -> None:
+        """Give a context one more name. Raises ``ContextError`` for one that another context of the model has."""
+        inventory.check_name(name)
+        self._check_writable()
+        with commit.explained("name a context", self.path), commit.locked(self.path):
+            inventory.add_name(inventory.find_folder(self.path, id_or_name), name)
+
     def delete(self, id_or_name: str) -> str:
         """Delete a context; returns its id. Sessions that use it go on. Raises ``ContextError`` where there is none."""
-        if self.read_only:
-            raise ContextError(f"{self.path} was opened to be read only")
+        self._check_writable()
         with commit.explained("delete a context", self.path), commit.locked(self.path):
             folder = inventory.find_folder(self.path, id_or_name)
             commit.take_out(self.path, folder)
