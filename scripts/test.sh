@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs every check: ruff, mypy, the tests.  test.sh [--fast | PYTEST ARGUMENT ...]
-#   --fast   in three minutes on two cores, without the tests that start vLLM, interpret GPU kernels, build C++ or draw
-#            many cases at random
+#   --fast   in three minutes on two cores: fewer random cases, and no test that starts vLLM, interprets GPU kernels or
+#            builds C++
 # Without arguments the tests run in two processes: those of tests/e2e, which mostly wait for engines, and the others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,8 @@ bash scripts/setup.sh dev
 .venv/bin/ruff format --check .
 if [ "$*" = --fast ]; then
   .venv/bin/mypy
-  exec .venv/bin/python -m pytest -q --durations=5 -n 2 --dist worksteal -m "not vllm and not slow" --ignore=tests/e2e
+  exec .venv/bin/python -m pytest -q --durations=5 -n 2 --dist worksteal --hypothesis-profile=fast \
+    -m "not vllm and not slow" --ignore=tests/e2e
 elif [ $# -gt 0 ]; then
   .venv/bin/mypy
   exec .venv/bin/python -m pytest -q --durations=5 "$@"

@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.register_profile("fast", settings.get_profile("repeatable"), max_examples=25)  # scripts/test.sh --fast
 settings.load_profile("repeatable")
 
 TRAINING_TEXTS = [

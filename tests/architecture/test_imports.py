@@ -53,14 +53,17 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path) -> Iterator[tuple[str, ast.ImportFrom | ast.Import]]:
+@cache
+def imports(path: Path) -> list[tuple[str, ast.ImportFrom | ast.Import]]:
     """Absolute names of everything a file imports, inside functions and TYPE_CHECKING blocks too."""
+    found: list[tuple[str, ast.ImportFrom | ast.Import]] = []
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node) for alias in node.names)
+            found += [(alias.name, node) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
+            found += [(f"{node.module}.{alias.name}", node) for alias in node.names]
+    return found
 
 
 def imported_modules(module: str) -> set[str]:
@@ -73,6 +76,7 @@ def imported_modules(module: str) -> set[str]:
     return found - {module}
 
 
+@cache
 def place_of(module: str) -> tuple[int, str]:
     """The layer and the entry there that a module belongs to: the longest that fits."""
     fits = [
@@ -90,15 +94,14 @@ def package_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_down_the_layers(module):
-    layer, _ = place_of(module)
-    wrong = {
-        other
+def test_imports_go_down_the_layers():
+    wrong = [
+        (module, other)
+        for module in MODULES
         for other in imported_modules(module)
-        if package_of(other) != package_of(module) and place_of(other)[0] >= layer
-    }
-    assert wrong == set()
+        if package_of(other) != package_of(module) and place_of(other)[0] >= place_of(module)[0]
+    ]
+    assert wrong == []
 
 
 def test_every_layer_is_there():
@@ -134,24 +137,24 @@ def _taken(module: str) -> Iterator[str]:
             yield f"{modules[node.value.id]}.{node.attr}"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_private_name_of_another_package(module):
-    names = (name.removeprefix("vllm_relational.") for name in _taken(module))
-    assert {name for name in names if package_of(name) != package_of(module)} == set()
+def test_no_private_name_of_another_package():
+    names = [(module, name.removeprefix("vllm_relational.")) for module in MODULES for name in _taken(module)]
+    assert [(module, name) for module, name in names if package_of(name) != package_of(module)] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_only_engine_extension_and_plugin_import_vllm(module):
-    vllm = {name for name, _ in imports(MODULES[module]) if name == "vllm" or name.startswith("vllm.")}
-    of_contexts = module.startswith("context.vllm_")
-    assert not vllm or package_of(module) in MAY_IMPORT_VLLM or of_contexts
-    if package_of(module) != "vllm_ext" and not of_contexts:
-        assert not {name for name in vllm if name.startswith(("vllm.v1", "vllm.platforms", "vllm.distributed"))}
+def test_only_engine_extension_and_plugin_import_vllm():
+    for module, path in MODULES.items():
+        vllm = {name for name, _ in imports(path) if name == "vllm" or name.startswith("vllm.")}
+        of_contexts = module.startswith("context.vllm_")
+        assert not vllm or package_of(module) in MAY_IMPORT_VLLM or of_contexts, module
+        if package_of(module) != "vllm_ext" and not of_contexts:
+            inner = {name for name in vllm if name.startswith(("vllm.v1", "vllm.platforms", "vllm.distributed"))}
+            assert not inner, module
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_files_fit_in_the_head(module):
-    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+def test_files_fit_in_the_head():
+    lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert {module: length for module, length in lengths.items() if length > MAX_LINES} == {}
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 from oracle_engine import OracleEngine
 
@@ -10,8 +11,23 @@ from vllm_relational.records import RelationalError
 TEXT = "LLM('Sum up {id}', id)"
 GOOD = "LLM_FILTER('{id} is good', id)"
 SCORE = "LLM_SCORE('Rate {id}', 1, 5, id)"
-# The answers as a table: what a statement gives follows from it by plain DuckDB.
-ANSWERS = f"CREATE TABLE answers AS SELECT *, {TEXT} AS a, {GOOD} AS f, {SCORE} AS n FROM review"
+ANSWERS = f"SELECT *, {TEXT} AS a, {GOOD} AS f, {SCORE} AS n FROM review"
+
+
+@pytest.fixture(scope="module")
+def asked_once() -> list[pa.Table]:
+    return []
+
+
+@pytest.fixture
+def answered(connect, asked_once):
+    """The shop with its answers as a table: what a statement gives follows from it by plain DuckDB."""
+    if not asked_once:
+        asked_once.append(connect().sql(ANSWERS).arrow())
+    con = connect()
+    con.duckdb.register("asked_once", asked_once[0])
+    con.sql("CREATE TABLE answers AS FROM asked_once")
+    return con
 
 
 @pytest.mark.parametrize(
@@ -49,11 +65,9 @@ ANSWERS = f"CREATE TABLE answers AS SELECT *, {TEXT} AS a, {GOOD} AS f, {SCORE} 
         "SELECT count(*) FROM (UNPIVOT (SELECT id, {a} AS a, text FROM {t}) ON a, text INTO NAME n VALUE v LIMIT 3)",
     ],
 )
-def test_the_rows_are_those_of_plain_duckdb(connect, query):
-    con = connect()
-    con.sql(ANSWERS)
-    rows = con.sql(query.format(a=TEXT, f=GOOD, n=SCORE, t="review")).fetchall()
-    expected = con.sql(query.format(a="a", f="f", n="n", t="answers")).fetchall()
+def test_the_rows_are_those_of_plain_duckdb(answered, query):
+    rows = answered.sql(query.format(a=TEXT, f=GOOD, n=SCORE, t="review")).fetchall()
+    expected = answered.sql(query.format(a="a", f="f", n="n", t="answers")).fetchall()
     assert rows and sorted(rows, key=repr) == sorted(expected, key=repr)
 
 
@@ -70,11 +84,10 @@ INNER = "({t} r JOIN (SELECT id AS q, kind FROM product) q ON {f} AND q.q = r.pr
         f"SELECT r.id, p FROM (SELECT id AS p FROM product) p, {INNER} WHERE r.stars = p.p",
     ],
 )
-def test_joins_in_parentheses(connect, query):
-    con = connect()
-    con.sql(ANSWERS)
-    rows = con.sql(query.format(f=GOOD, t="review")).fetchall()
-    assert rows and sorted(rows, key=repr) == sorted(con.sql(query.format(f="f", t="answers")).fetchall(), key=repr)
+def test_joins_in_parentheses(answered, query):
+    rows = answered.sql(query.format(f=GOOD, t="review")).fetchall()
+    expected = answered.sql(query.format(f="f", t="answers")).fetchall()
+    assert rows and sorted(rows, key=repr) == sorted(expected, key=repr)
 
 
 PIVOTED = "(SELECT product_id, stars, {a} AS a FROM {t}) PIVOT (count(*) FOR a IN ('yes' AS stars, 'no' AS n) "
@@ -92,11 +105,9 @@ PIVOTED = "(SELECT product_id, stars, {a} AS a FROM {t}) PIVOT (count(*) FOR a I
         "SELECT * FROM (SELECT id, {a} AS a FROM {t}) x UNPIVOT (v FOR n IN (a)) ORDER BY id DESC LIMIT 2",
     ],
 )
-def test_limits_and_conditions_stay_outside_of_what_is_pivoted(connect, query):
-    con = connect()
-    con.sql(ANSWERS)
-    rows = con.sql(query.format(a=TEXT, t="review")).fetchall()
-    expected = con.sql(query.format(a="a", t="answers")).fetchall()
+def test_limits_and_conditions_stay_outside_of_what_is_pivoted(answered, query):
+    rows = answered.sql(query.format(a=TEXT, t="review")).fetchall()
+    expected = answered.sql(query.format(a="a", t="answers")).fetchall()
     assert rows and sorted(rows, key=repr) == sorted(expected, key=repr)
 
 
@@ -127,25 +138,21 @@ def test_what_is_pivoted_is_kept(connect, how, tmp_path):
         "r.text[1:4].upper() AS v, {a} AS a FROM {t} r ORDER BY r.id LIMIT 4",
     ],
 )
-def test_methods_of_calls_and_columns(connect, query):
-    con = connect()
-    con.sql(ANSWERS)
-    rows = con.sql(query.format(a=TEXT, t="review")).fetchall()
-    expected = con.sql(query.format(a="a", t="answers")).fetchall()
+def test_methods_of_calls_and_columns(answered, query):
+    rows = answered.sql(query.format(a=TEXT, t="review")).fetchall()
+    expected = answered.sql(query.format(a="a", t="answers")).fetchall()
     assert rows and sorted(rows, key=repr) == sorted(expected, key=repr)
 
 
 @pytest.mark.parametrize("window", ["row_number() OVER (ORDER BY id) <= 20", "count(*) OVER () > 0"])
 @pytest.mark.parametrize("shape", ["{w} AND {f}", "{f} AND {w}", "{f}"])
-def test_a_call_in_qualify_beside_one_outside_over_the_same_field(connect, window, shape):
-    con = connect()
-    con.sql(ANSWERS)
+def test_a_call_in_qualify_beside_one_outside_over_the_same_field(answered, window, shape):
     number = "row_number() OVER (ORDER BY id) AS rn"
     rows = "SELECT {b} AS b FROM (SELECT id, {a} AS a, {n} FROM {t} QUALIFY {q}) x WHERE x.id < 30"
     asking = rows.format(a="text", b="LLM('Sum up {id}', id)", n=number, t="review", q=shape.format(w=window, f=GOOD))
     plain = rows.format(a="a", b="x.a", n=number, t="answers", q=shape.format(w=window, f="f"))
-    assert sorted(con.sql(asking).fetchall()) == sorted(con.sql(plain).fetchall()) != []
-    assert "llm.op_" in con.explain(asking.replace("Sum up", "Judge"))
+    assert sorted(answered.sql(asking).fetchall()) == sorted(answered.sql(plain).fetchall()) != []
+    assert "llm.op_" in answered.explain(asking.replace("Sum up", "Judge"))
 
 
 def test_a_query_that_reads_itself_cannot_ask_there(con, engine):
