@@ -31,6 +31,7 @@ FILES = {
     for path in sorted(FOLDER.rglob("*.py"))
     if "contract" not in path.parts
 }
+FILES |= {f"context.{path.stem}": path for path in sorted(FOLDER.parent.glob("context/vllm_*.py"))}
 TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
 POOL = next(target for target in CONTRACT if target.name == "BlockPool")
 

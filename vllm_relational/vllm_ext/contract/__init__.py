@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from vllm_relational.vllm_ext.contract.attention import ATTENTION
 from vllm_relational.vllm_ext.contract.config import CONFIG
+from vllm_relational.vllm_ext.contract.context import CONTEXT
 from vllm_relational.vllm_ext.contract.process import PROCESS
 from vllm_relational.vllm_ext.contract.scheduler import SCHEDULER
 from vllm_relational.vllm_ext.contract.target import Target
 
-CONTRACT: tuple[Target, ...] = (*SCHEDULER, *ATTENTION, *PROCESS, *CONFIG)
+CONTRACT: tuple[Target, ...] = (*SCHEDULER, *ATTENTION, *PROCESS, *CONTEXT, *CONFIG)
 
 
 def replaced_by(module: str) -> dict[str, tuple[str, ...]]:

@@ -16,7 +16,7 @@ ATTENTION: tuple[Target, ...] = (
     target(
         "vllm.v1.kv_cache_interface",
         "KVCacheSpec",
-        "attention.backend scheduler.partial_reuse",
+        "attention.backend scheduler.partial_reuse context.vllm_connector context.vllm_layout",
         "tokens and bytes of a block",
         attributes="block_size",
         page_size_bytes="",
@@ -34,7 +34,7 @@ ATTENTION: tuple[Target, ...] = (
     target(
         "vllm.v1.kv_cache_interface",
         "FullAttentionSpec",
-        "attention.backend scheduler.partial_support",
+        "attention.backend scheduler.partial_support context.vllm_connector",
         "layers that may be sparse, and may be reused to the token",
         attributes="sliding_window attention_chunk_size non_causal",
     ),

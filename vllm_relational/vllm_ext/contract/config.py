@@ -10,18 +10,23 @@ CONFIG: tuple[Target, ...] = (
         "VllmConfig",
         (
             "scheduler.scheduler scheduler.partial_support attention.backend attention.selector "
-            "attention.support attention.cuda_graphs process.facts process.live_engine"
+            "attention.support attention.cuda_graphs process.facts process.live_engine context.vllm_connector "
+            "context.vllm_tier context.vllm_layout"
         ),
         "parts of the configuration",
         attributes=(
             "model_config cache_config parallel_config scheduler_config compilation_config attention_config "
-            "device_config speculative_config structured_outputs_config additional_config"
+            "device_config speculative_config structured_outputs_config additional_config lora_config load_config "
+            "kv_transfer_config"
         ),
     ),
     target(
         "vllm.config.model",
         "ModelConfig",
-        "scheduler.partial_support scheduler.metrics attention.backend attention.support process.facts",
+        (
+            "scheduler.partial_support scheduler.metrics attention.backend attention.support process.facts "
+            "context.vllm_layout"
+        ),
         "which model, and what it does not allow",
         attributes=(
             "model dtype quantization revision hf_overrides hf_text_config max_model_len runner_type "
@@ -33,20 +38,24 @@ CONFIG: tuple[Target, ...] = (
     target(
         "vllm.config.cache",
         "CacheConfig",
-        "scheduler.scheduler scheduler.partial_reuse attention.backend attention.support process.facts",
-        "size and type of blocks",
+        (
+            "scheduler.scheduler scheduler.partial_reuse attention.backend attention.support process.facts "
+            "context.vllm_layout"
+        ),
+        "size and type of blocks, and how they are named",
         attributes=(
-            "block_size user_specified_block_size cache_dtype kv_cache_layout enable_prefix_caching num_gpu_blocks"
+            "block_size user_specified_block_size cache_dtype kv_cache_layout enable_prefix_caching num_gpu_blocks "
+            "prefix_caching_hash_algo"
         ),
     ),
     target(
         "vllm.config.parallel",
         "ParallelConfig",
-        "scheduler.partial_support attention.support attention.cuda_graphs",
+        "scheduler.partial_support attention.support attention.cuda_graphs context.vllm_connector context.vllm_layout",
         "kinds of parallelism that are not supported",
         attributes=(
             "pipeline_parallel_size decode_context_parallel_size prefill_context_parallel_size use_ubatching "
-            "world_size_across_dp"
+            "world_size world_size_across_dp tensor_parallel_size"
         ),
     ),
     target(
@@ -74,7 +83,7 @@ CONFIG: tuple[Target, ...] = (
     target(
         "vllm.config.attention",
         "AttentionConfig",
-        "attention.selector process.facts",
+        "attention.selector process.facts context.vllm_layout",
         "the backend that was asked for",
         attributes="backend",
     ),
@@ -130,5 +139,5 @@ CONFIG: tuple[Target, ...] = (
         info_once="msg, *args, scope=",
         warning_once="msg, *args, scope=",
     ),
-    target("vllm", "__version__", "scheduler.scheduler attention.selector", "the version"),
+    target("vllm", "__version__", "scheduler.scheduler attention.selector context.vllm_layout", "the version"),
 )

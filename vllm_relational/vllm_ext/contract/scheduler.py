@@ -30,9 +30,9 @@ SCHEDULER: tuple[Target, ...] = (
     target(
         "vllm.v1.core.sched.output",
         "SchedulerOutput",
-        "scheduler.scheduler",
-        "which requests a step started",
-        attributes="scheduled_new_reqs scheduled_cached_reqs",
+        "scheduler.scheduler context.vllm_connector",
+        "which requests a step started, and how many tokens of each it computes",
+        attributes="scheduled_new_reqs scheduled_cached_reqs num_scheduled_tokens",
     ),
     target(
         "vllm.v1.core.sched.output",
@@ -74,11 +74,12 @@ SCHEDULER: tuple[Target, ...] = (
     target(
         "vllm.v1.request",
         "Request",
-        "scheduler.waiting_queue scheduler.scheduler scheduler.partial_reuse",
+        "scheduler.waiting_queue scheduler.scheduler scheduler.partial_reuse context.vllm_connector context.vllm_tier",
         "what waits: its blocks, tokens and what else its keys and values depend on",
         attributes=(
             "request_id arrival_time status block_hashes _all_token_ids prompt_token_ids prompt_embeds "
-            "mm_features lora_request cache_salt resumable skip_reading_prefix_cache"
+            "mm_features lora_request cache_salt resumable skip_reading_prefix_cache num_computed_tokens "
+            "num_prompt_tokens num_preemptions"
         ),
         num_tokens="",
     ),
@@ -92,7 +93,7 @@ SCHEDULER: tuple[Target, ...] = (
     target(
         "vllm.v1.core.kv_cache_manager",
         "KVCacheManager",
-        "scheduler.scheduler scheduler.partial_reuse scheduler.partial_support",
+        "scheduler.scheduler scheduler.partial_reuse scheduler.partial_support context.vllm_connector",
         "finds cached prefixes; the five replaced methods find the block that a prefix ends in",
         attributes="block_pool coordinator max_model_len watermark_blocks",
         replaces="get_computed_blocks new_step_starts take_kv_cache_block_copies free record_prefix_cache_stats",
@@ -102,13 +103,15 @@ SCHEDULER: tuple[Target, ...] = (
         free="request",
         record_prefix_cache_stats="request, num_hits",
         create_kv_cache_blocks="blocks",
+        get_block_ids="request_id",
     ),
     target(
         "vllm.v1.core.kv_cache_manager",
         "KVCacheBlocks",
-        "scheduler.partial_reuse",
+        "scheduler.partial_reuse context.vllm_connector",
         "what a lookup returns: blocks by KV cache group",
         attributes="blocks",
+        get_block_ids="allow_none=, *, group_ids=",
     ),
     target(
         "vllm.v1.core.block_pool",
@@ -203,14 +206,14 @@ SCHEDULER: tuple[Target, ...] = (
     target(
         "vllm.v1.kv_cache_interface",
         "KVCacheConfig",
-        "scheduler.partial_reuse",
+        "scheduler.partial_reuse context.vllm_connector context.vllm_tier",
         "groups of layers",
-        attributes="kv_cache_groups",
+        attributes="kv_cache_groups num_blocks",
     ),
     target(
         "vllm.v1.kv_cache_interface",
         "KVCacheGroupSpec",
-        "scheduler.partial_reuse",
+        "scheduler.partial_reuse context.vllm_connector context.vllm_layout",
         "layers of a group: the size of a copy",
         attributes="kv_cache_spec layer_names",
     ),

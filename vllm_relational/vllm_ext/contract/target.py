@@ -11,7 +11,7 @@ class Target:
     """A class, function or name of vLLM.
 
     module, name:  where it is defined.
-    used_by:       modules of ours, within ``vllm_ext``.
+    used_by:       modules of ours, within ``vllm_ext``; those of ``context`` with its name.
     parameters:    of a function; ``x=`` has a default.
     methods:       of a class: name -> parameters without ``self``; what we call, override or replace.
     attributes:    of a class: what we read or set.

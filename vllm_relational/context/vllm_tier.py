@@ -1,0 +1,181 @@
+"""Contexts on disk for vLLM on a GPU: a tier below the CPU memory of vLLM's own OffloadingConnector.
+
+vLLM moves blocks between the GPU and its buffer in CPU memory; this tier moves them between there and the disk, on
+threads of its own. vLLM's filesystem tier is told apart from others by the model's name; this one by all that pages
+depend on (``vllm_layout``). It checks every block that it read, reads the blocks of a request on all threads, has a
+limit, and what it has stored survives the machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Collection, Iterable
+from typing import Any, ClassVar
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.kv_offload.base import LookupResult, Medium, RequestOffloadingContext
+from vllm.v1.kv_offload.tiering.async_lookup import AsyncLookupManager
+from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
+from vllm.v1.kv_offload.tiering.fs.thread_pool import DualQueueThreadPool
+
+from vllm_relational.context.vllm_blocks import BlockStore
+from vllm_relational.context.vllm_layout import facts_of
+from vllm_relational.context.vllm_report import report_of
+
+THREADS = 16  # for reading, and as many for writing
+TASKS = 2 * THREADS  # that the blocks of one request are read in: threads that are done early take another
+
+
+class ContextOffloadingConnector(OffloadingConnector):
+    """vLLM's, which tells the tier what pages depend on, and a finished request how many tokens were loaded."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+        if role == KVConnectorRole.SCHEDULER:  # the tier is on this side
+            facts = facts_of(vllm_config, kv_cache_config.kv_cache_groups, extra)
+            extra["secondary_tiers"] = [{**tier, "facts": facts} for tier in extra["secondary_tiers"]]
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._promised: dict[str, int] = {}
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """As vLLM, and remembers the tokens."""
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        if num_external_tokens:
+            self._promised[request.request_id] = num_external_tokens
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """As vLLM, and says how many tokens were loaded."""
+        return self._reported(request, super().request_finished(request, block_ids))
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """As vLLM, and says how many tokens were loaded."""
+        return self._reported(request, super().request_finished_all_groups(request, block_ids))
+
+    def _reported(self, request: Any, said: tuple[bool, dict[str, Any] | None]) -> tuple[bool, dict[str, Any] | None]:
+        ours = report_of(self._promised.pop(request.request_id, 0), 0)
+        return said[0], {**(said[1] or {}), **ours} if ours else said[1]
+
+
+class ContextTier(SecondaryTierManager):
+    """Blocks of one layout in a folder, see ``BlockStore``.
+
+    root, max_bytes: of the store. facts: of the layout, from the connector.
+    """
+
+    medium: ClassVar[Medium] = Medium.STORAGE
+
+    def __init__(
+        self,
+        offloading_spec: Any,
+        primary_kv_view: memoryview,
+        tier_type: str,
+        root: str,
+        facts: dict[str, Any],
+        max_bytes: int | None = None,
+        backpressure_detector: Any = None,
+    ) -> None:
+        super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
+        pages = {"page_bytes": self.block_size_bytes, "blocks": offloading_spec.blocks_per_chunk}
+        self._store = BlockStore(root, {**facts, **pages}, max_bytes)
+        self._memory = primary_kv_view.cast("B")
+        self._pool = DualQueueThreadPool(THREADS, THREADS, thread_name_prefix="vllm_relational_contexts")
+        self._names = _Names(self._store, tier_type)
+        self._loads: dict[int, _Load] = {}  # by number of the job, until it is reported
+        self._bytes: dict[int, int] = {}
+
+    def on_new_request(self, req_context: Any) -> RequestOffloadingContext:
+        """Every block that is computed is kept."""
+        return RequestOffloadingContext()
+
+    def lookup(self, key: Any, req_context: Any) -> LookupResult:
+        """As far as names say; found out on another thread, so that the first answer is to come again."""
+        found = self._names.lookup(key, req_context)
+        if found is None:
+            return LookupResult.RETRY
+        return LookupResult.HIT if found else LookupResult.MISS
+
+    def submit_store(self, job_metadata: Any) -> None:
+        """On one thread, so that the blocks of a job are written in their order."""
+        job, blocks = job_metadata.job_id, self._blocks(job_metadata)
+        self._bytes[job] = sum(page.nbytes for _, page in blocks)
+        self._pool.enqueue_store(job, 1, [functools.partial(self._store.write, blocks)])
+
+    def submit_load(self, job_metadata: Any) -> None:
+        """On all threads."""
+        job, blocks = job_metadata.job_id, self._blocks(job_metadata)
+        self._bytes[job] = sum(page.nbytes for _, page in blocks)
+        load = self._loads[job] = _Load(self._store)
+        parts = [blocks[place::TASKS] for place in range(min(TASKS, len(blocks)))]
+        self._pool.enqueue_load(job, len(parts), [functools.partial(load.read, part) for part in parts])
+
+    def _blocks(self, job_metadata: Any) -> list[tuple[Any, memoryview]]:
+        size = self.block_size_bytes
+        places = (int(chunk) * size for chunk in job_metadata.chunk_ids)
+        return [(key, self._memory[start : start + size]) for key, start in zip(job_metadata.keys, places, strict=True)]
+
+    def get_finished_jobs(self) -> Iterable[JobResult]:
+        """Of loads, which blocks are as they were stored; the others are not there from now on."""
+        for job, success, seconds in self._pool.get_finished():
+            load, size = self._loads.pop(job, None), self._bytes.pop(job, None)
+            missing = load.missing if load is not None else []
+            self._names.mark_miss(missing)
+            yield JobResult(
+                job_id=job,
+                success=success and not missing,
+                successful_keys=tuple(load.found) if load is not None and missing else None,
+                transfer_time=seconds,
+                transfer_bytes=size,
+            )
+
+    def drain_jobs(self) -> None:
+        """Waits for all that was begun."""
+        self._pool.wait_idle()
+
+    def on_request_finished(self, req_context: Any) -> None:
+        """Forgets what the request asked."""
+        self._names.cleanup(req_context.req_id)
+
+    def on_schedule_end(self, context: Any) -> None:
+        """Asks what the step wanted to know."""
+        self._names.flush()
+
+    def shutdown(self) -> None:
+        """What was handed over is stored first."""
+        self._pool.wait_idle()
+        self._names.shutdown()
+        self._pool.shutdown(wait=True)
+        self._memory.release()
+
+
+class _Names(AsyncLookupManager):
+    """Looks for files, on a thread of its own."""
+
+    def __init__(self, store: BlockStore, tier_type: str) -> None:
+        self._store = store
+        super().__init__(tier_type=tier_type)
+
+    def batch_lookup(self, keys: list[Any], req_context: Any) -> Iterable[bool]:
+        """One answer a key."""
+        return [self._store.has(key) for key in keys]
+
+
+class _Load:
+    """The blocks of a request, read by several threads. found, missing: their keys."""
+
+    def __init__(self, store: BlockStore) -> None:
+        self._store, self._lock = store, threading.Lock()
+        self.found: list[Any] = []
+        self.missing: list[Any] = []
+
+    def read(self, blocks: Collection[tuple[Any, memoryview]]) -> None:
+        """Never raises: what cannot be read is missing."""
+        found, missing = [], []
+        for key, page in blocks:
+            (found if self._store.read(key, page) else missing).append(key)
+        with self._lock:
+            self.found += found
+            self.missing += missing
