@@ -14,7 +14,7 @@ import pyarrow as pa
 from vllm_relational.config import DEFAULT_ORDER, QueryConfig, QueryOptions
 from vllm_relational.config.arguments import QueryArguments
 from vllm_relational.config.kinds import check_prompt
-from vllm_relational.config.llm import llm_options
+from vllm_relational.config.llm import CONTEXTS, llm_options
 from vllm_relational.config.signature import takes
 from vllm_relational.engine.base import Engine
 from vllm_relational.files.named import NamedFile, check_distinct
@@ -55,6 +55,9 @@ class RelationalLLM:
                  ``{"token_exact": True}``. None keeps vLLM's own; rows come in planned order in any case.
     attention:   with vLLM in this process, ``"dipr"`` decodes long contexts by sparse attention (docs/dipr.md), with
                  the settings ``dipr``, as ``{"alpha": 0.001}``. None keeps vLLM's own.
+    contexts:    with vLLM in this process, a folder that keeps what was computed of prompts, for later jobs in any
+                 process (docs/contexts.md), of at most ``contexts_size`` GiB. On a GPU they pass through
+                 ``contexts_memory`` GiB of CPU memory.
     engine_args: with vLLM in this process, any argument of ``vllm.LLM``; with ``base_url``, those of
                  ``EndpointEngine`` (api_key, concurrency, timeout_s...).
 
@@ -76,6 +79,9 @@ class RelationalLLM:
         scheduler: Mapping[str, Any] | None = None,
         attention: str | None = None,
         dipr: Mapping[str, Any] | None = None,
+        contexts: str | Path | None = None,
+        contexts_size: float | None = None,
+        contexts_memory: float | None = None,
         **engine_args: Any,
     ) -> None:
         given = llm_options(
@@ -89,6 +95,9 @@ class RelationalLLM:
                 "scheduler": scheduler,
                 "attention": attention,
                 "dipr": dipr,
+                "contexts": contexts,
+                "contexts_size": contexts_size,
+                "contexts_memory": contexts_memory,
             },
             engine_args,
         )
@@ -100,6 +109,11 @@ class RelationalLLM:
             raise RelationalError(
                 "a server got its attention when it started: give vllm-relational serve MODEL --attention dipr"
             )
+        if given.contexts is not None and (base_url is not None or engine is not None):
+            raise RelationalError(
+                "contexts are kept by vLLM itself: give vllm-relational serve MODEL --contexts FOLDER to a server, or "
+                "contexts= to vLLM in this process"
+            )
         self.order = given.order
         self.last_result: QueryResult | None = None
         self._model, self._base_url, self._quiet = given.model, given.base_url, given.quiet
@@ -109,6 +123,7 @@ class RelationalLLM:
             engine_args["scheduler"] = scheduler
         if attention is not None or dipr is not None:
             engine_args |= {"attention": attention, "dipr": dipr}
+        engine_args |= {name: value for name in CONTEXTS if (value := getattr(given, name)) is not None}
         self._engine_args = engine_args
         self._engine = engine
         self._tokenizer_name = given.tokenizer or (given.model if base_url is None else None)

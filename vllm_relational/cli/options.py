@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_relational.config.llm import CONTEXTS
 from vllm_relational.kv.policy import POLICIES
 from vllm_relational.records import EngineInfo, RelationalError
 from vllm_relational.terminal import tell
@@ -46,7 +47,7 @@ Eviction = Annotated[
 TokenExact = Annotated[bool, typer.Option("--token-exact", help="Reuse prefixes to the token, not the block.")]
 
 # Have options of their own, or none.
-RESERVED_ARGUMENTS = ("model", "tokenizer", "base_url", "order", "concurrency", "verbose", "quiet", "engine")
+RESERVED_ARGUMENTS = ("model", "tokenizer", "base_url", "order", "concurrency", "verbose", "quiet", "engine", *CONTEXTS)
 
 
 def read_rows(path: Path, limit: int | None) -> pa.Table:

@@ -34,7 +34,7 @@ from vllm_relational.cli.options import (
 from vllm_relational.cli.output import ResultColumns
 from vllm_relational.cli.resume import OutputPlace, is_complete
 from vllm_relational.config import QueryOptions
-from vllm_relational.config.llm import ServerOptions
+from vllm_relational.config.llm import LlmOptions, ServerOptions
 from vllm_relational.records import QueryResult, RelationalError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class TableQuery:
         return earlier if complete else None
 
 
-@with_options(QueryOptions, ServerOptions)
+@with_options(QueryOptions, ServerOptions, LlmOptions)
 def run(
     table: Table,
     prompt: Prompt,
@@ -101,6 +101,7 @@ def run(
     ] = None,
     keeping: Given,
     limit: Limit = None,
+    contexts: Given,
     tokenizer: Tokenizer = None,
     engine_arg: EngineArg = None,
     verbose: Verbose = False,
@@ -127,6 +128,7 @@ def run(
     data = cli_options.read_rows(table, limit)
     options = values({**answers, **prompts, **merging, **keeping}, QueryOptions)
     arguments = cli_options.engine_arguments(engine_arg) | values(server, ServerOptions)
+    arguments |= values(contexts, LlmOptions)
     scheduler = cli_options.scheduler_settings(eviction, token_exact)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, arguments, scheduler)
     _check_results(data, columns, output, report, dry_run)

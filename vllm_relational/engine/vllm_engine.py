@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_relational.answer_format.thoughts import thought_opening
+from vllm_relational.context.vllm_report import loaded_of
 from vllm_relational.engine.base import PromptForm
 from vllm_relational.engine.decoding import DecodingPlan, plan_decision
 from vllm_relational.engine.interrupts import starting_engine
@@ -20,6 +21,7 @@ from vllm_relational.engine.starting import (
     first_line,
     import_vllm,
     is_cpu_build,
+    prepare_contexts,
     prepare_environment,
     refuse_second_run_of_script,
     start_message,
@@ -30,6 +32,7 @@ from vllm_relational.records import AnswerFormat, Completion, EngineDiedError, E
 # Requests waiting inside vLLM beyond those it runs: enough that its scheduler never starves between two feeds.
 QUEUE_FACTOR = 2
 THOUGHT_TOKENS = 12  # the mark that opens a thought, and the line breaks behind it, at the end of a prompt
+KEEPING_TIME_S = 300.0
 SIMPLIFY = "simplify the schema (--schema, schema=) or the choices, or ask for text and read it yourself"
 DEFAULTS = {
     "enable_prefix_caching": True,
@@ -43,6 +46,8 @@ class VllmEngine:
 
     scheduler:   settings of our scheduler, as ``{"token_exact": True}`` (``vllm_ext/settings.py``); None: vLLM's own.
     attention:   ``dipr`` for our sparse attention, with settings ``dipr`` (``sparse/settings.py``); None: vLLM's own.
+    contexts:    a folder that keeps what was computed of prompts, of at most ``contexts_size`` GiB; on a GPU it passes
+                 through ``contexts_memory`` GiB of CPU memory (``context/vllm_arguments.py``). None: nothing is kept.
     engine_args: any argument of ``vllm.LLM``. On a CPU the defaults suit a CPU: no compilation, a 4 GiB KV cache,
     and bfloat16 only where the processor multiplies it in hardware.
     """
@@ -56,8 +61,12 @@ class VllmEngine:
         scheduler: Mapping[str, Any] | None = None,
         attention: str | None = None,
         dipr: Mapping[str, Any] | None = None,
+        contexts: Path | None = None,
+        contexts_size: float | None = None,
+        contexts_memory: float | None = None,
         **engine_args: Any,
     ) -> None:
+        from vllm_relational.context.vllm_arguments import context_arguments
         from vllm_relational.vllm_ext.settings import attention_arguments, engine_arguments
 
         self.model = model
@@ -66,6 +75,9 @@ class VllmEngine:
         self._quiet = quiet
         self._args = {**engine_args, **attention_arguments(attention, dipr, engine_args)}
         self._args |= engine_arguments(scheduler, self._args) if scheduler is not None else {}
+        self._contexts = contexts
+        if contexts is not None:
+            self._args |= context_arguments(contexts, is_cpu_build(), contexts_size, contexts_memory, self._args)
         self._llm: Any = None
         self._info: EngineInfo | None = None
         self._dead = False
@@ -86,6 +98,8 @@ class VllmEngine:
         from vllm_relational.vllm_ext.process.orphans import owning_children
         from vllm_relational.vllm_ext.settings import read_settings
 
+        if self._contexts is not None:
+            prepare_contexts(self.model, self._contexts)
         defaults = cpu_defaults(self._args) if is_cpu() else {}
         arguments = {**DEFAULTS, **defaults, **self._args}
         read_settings(arguments.get("additional_config"))  # vLLM would hide the reason in its engine process
@@ -97,7 +111,7 @@ class VllmEngine:
             raise
         except Exception as error:  # vLLM raises ValueError, RuntimeError, OSError, pydantic errors and its own
             raise RelationalError(start_message(self.model, error)) from error
-        self._stop_when_dropped = stop_when_dropped(self, functools.partial(shutdown, self._llm))
+        self._stop_when_dropped = stop_when_dropped(self, functools.partial(shutdown, self._llm, self._patience))
         watch_engine(self._llm)
         self._info = engine_info(self._llm, self.model)
         return self._info
@@ -160,10 +174,15 @@ class VllmEngine:
         if self._stop_when_dropped is not None:
             self._stop_when_dropped.detach()
         if self._llm is not None:
-            shutdown(self._llm)
+            shutdown(self._llm, self._patience)
         self._llm = self._info = None
         self._stop_when_dropped = None
         self._dead = False
+
+    @property
+    def _patience(self) -> float | None:
+        """Seconds that the engine has to stop: to keep contexts, what is on its way to the disk has to get there."""
+        return None if self._contexts is None else KEEPING_TIME_S
 
     def _prepare_environment(self) -> None:
         prepare_environment(self._quiet)
@@ -234,7 +253,7 @@ class _Session:
 
     def _completion(self, prompt: Prompt, output: Any) -> Completion:
         answer = output.outputs[0]
-        said = self._plan.read(answer)
+        said, loaded = self._plan.read(answer), loaded_of(output.kv_transfer_params)
         return Completion(
             key=prompt.key,
             text=self._opening(prompt) + said.text if said.text else said.text,
@@ -242,7 +261,8 @@ class _Session:
             cut=said.cut,
             prompt_tokens=len(prompt.token_ids),
             output_tokens=len(answer.token_ids),
-            cached_tokens=output.num_cached_tokens or 0,
+            cached_tokens=max(0, (output.num_cached_tokens or 0) - loaded.lost),
+            loaded_tokens=loaded.tokens,
         )
 
     def _opening(self, prompt: Prompt) -> str:

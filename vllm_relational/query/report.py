@@ -59,6 +59,7 @@ def run_report(
         measured_prompt_tokens=outcome.measured.prompt_tokens or None,
         measured_cached_tokens=outcome.measured.cached_tokens,
         output_tokens=outcome.measured.output_tokens,
+        measured_loaded_tokens=outcome.measured.loaded_tokens,
         stage_seconds=dict(outcome.clock.seconds),
         num_cached=origins[Origin.CACHED],
         dedup=query.merges,

@@ -62,6 +62,7 @@ class Completion:
 
     prompt_tokens, output_tokens: as the engine counted them.
     cached_tokens: prompt tokens served from the KV cache; None where the engine does not say.
+    loaded_tokens: those of them that came from stored contexts; 0 where the engine keeps none, or does not say.
     cut: the text was stopped at ``max_tokens``, not by the model.
     confidence: probability that the engine gives to this answer, 0 to 1; None where it does not say.
     """
@@ -74,6 +75,7 @@ class Completion:
     cached_tokens: int | None = None
     cut: bool = False
     confidence: float | None = None
+    loaded_tokens: int = 0
 
 
 @dataclass(frozen=True)

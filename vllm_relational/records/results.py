@@ -71,7 +71,8 @@ class RunReport:
     num_asked counts the distinct rows sent to the engine in this run; num_resumed those that a checkpoint already
     held; num_cached those that the result cache held. num_failed and num_cut count rows of the table: without answer,
     and with a text that was cut off at ``max_tokens``. ``measured_*`` are the engine's own counts over the rows asked
-    (None: the engine does not report them or nothing was sent). ``predicted`` and ``original`` are forecasts over the
+    (None: the engine does not report them or nothing was sent); of the cached tokens, ``measured_loaded_tokens`` came
+    from stored contexts. ``predicted`` and ``original`` are forecasts over the
     same rows, in the planned and in the original field and row order. ``ceiling`` is the share of prompt tokens that
     no order of rows and fields exceeds (``plan/bound.py``).
     """
@@ -99,6 +100,7 @@ class RunReport:
     audit: AuditReport | None = None
     layout: str = "question-first"
     num_cut: int = 0
+    measured_loaded_tokens: int = 0
 
     @property
     def measured_hit_rate(self) -> float | None:

@@ -23,11 +23,13 @@ class Measured:
     prompt_tokens: int = 0
     cached_tokens: int | None = None
     output_tokens: int = 0
+    loaded_tokens: int = 0
 
     def add(self, completion: Completion) -> None:
         """Count one completion, answered or failed."""
         self.prompt_tokens += completion.prompt_tokens
         self.output_tokens += completion.output_tokens
+        self.loaded_tokens += completion.loaded_tokens
         if completion.cached_tokens is not None:
             self.cached_tokens = (self.cached_tokens or 0) + completion.cached_tokens
 

@@ -161,9 +161,17 @@ def run_facts(report: RunReport) -> list[Cells]:
         ("layout", report.layout),
         ("fields, first row asked", ", ".join(report.field_order) or "none"),
         ("distinct rows a second", missing if rate is None else f"{rate:,.1f}"),
+        *_loaded(report),
         ("output tokens", missing if is_dry_run(report) else count(report.output_tokens)),
         ("seconds", ", ".join(f"{stage} {seconds(spent)}" for stage, spent in report.stage_seconds.items()) or "none"),
     ]
+
+
+def _loaded(report: RunReport) -> list[Cells]:
+    """What stored contexts did, where they did anything."""
+    if not report.measured_loaded_tokens:
+        return []
+    return [("prompt tokens loaded", f"{count(report.measured_loaded_tokens)}, from stored contexts")]
 
 
 def _short(question: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vllm_relational.answer_format.thoughts import without_thought
+from vllm_relational.context.vllm_report import Loaded, loaded_of
 from vllm_relational.engine.decoding import MAX_LISTED_NUMBERS, SPARE_TOKENS, all_spellings
 from vllm_relational.records import AnswerFormat, Choice, Completion, FreeText, IntegerRange, JsonSchema, Prompt
 
@@ -119,10 +120,13 @@ def token_limit(answer_format: AnswerFormat) -> int:
 def read_completion(key: int, reply: object, answer_format: AnswerFormat, dialect: Dialect) -> Completion:
     """The completion that a server's reply (HTTP 200, decoded JSON) holds: plain text, or the reason there is none."""
     prompt_tokens, output_tokens, cached_tokens = _usage(reply)
+    loaded = _loaded(reply, prompt_tokens)
+    cached_tokens = None if cached_tokens is None else max(0, cached_tokens - loaded.lost)
     text, error = _text_or_error(reply)
     if text is not None:
         text = plain_text(text, answer_format, dialect)
-    return Completion(key, text, error, prompt_tokens, output_tokens, cached_tokens, cut=_is_cut(reply))
+    counts = (prompt_tokens, output_tokens, cached_tokens)
+    return Completion(key, text, error, *counts, cut=_is_cut(reply), loaded_tokens=loaded.tokens)
 
 
 def plain_text(content: str, answer_format: AnswerFormat, dialect: Dialect) -> str:
@@ -202,6 +206,12 @@ def _usage(reply: object) -> tuple[int, int, int | None]:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
     return usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, cached
+
+
+def _loaded(reply: object, prompt_tokens: int) -> Loaded:
+    """Prompt tokens that a server of ours loaded from stored contexts; none where that cannot be."""
+    loaded = loaded_of(reply.get("kv_transfer_params")) if isinstance(reply, Mapping) else Loaded()
+    return loaded if loaded.tokens + loaded.lost <= prompt_tokens else Loaded()
 
 
 def server_message(body: object) -> str:

@@ -27,7 +27,12 @@ def checked_reply(reply: object, clean: Callable[[str], str]) -> dict[str, Any]:
     """
     if not isinstance(reply, Mapping) or not isinstance(reply.get("choices"), list):
         raise MalformedError("the server's answer is not a chat completion")
-    return {"choices": [_checked_choice(reply["choices"], clean)], "usage": checked_usage(reply.get("usage"))}
+    transfer = reply.get("kv_transfer_params")
+    return {
+        "choices": [_checked_choice(reply["choices"], clean)],
+        "usage": checked_usage(reply.get("usage")),
+        **({"kv_transfer_params": transfer} if isinstance(transfer, Mapping) else {}),
+    }
 
 
 def _checked_choice(choices: list[Any], clean: Callable[[str], str]) -> dict[str, Any]:

@@ -44,9 +44,12 @@ def abort(llm: Any, internal_ids: Sequence[str]) -> None:
     llm.llm_engine.engine_core.get_supported_tasks()
 
 
-def shutdown(llm: Any) -> None:
-    """Stop the engine process, and remove the shared memory that its workers leave."""
+def shutdown(llm: Any, timeout_s: float | None = None) -> None:
+    """Stop the engine process, and remove the shared memory that its workers leave.
+
+    timeout_s: for its last work, before it is killed; None for vLLM's own 5 seconds.
+    """
     processes = processes_of(llm)
     names = mapped_by(processes)
-    llm.llm_engine.engine_core.shutdown()
+    llm.llm_engine.engine_core.shutdown(timeout=timeout_s)
     remove_left_over(names, processes)

@@ -10,6 +10,10 @@ from vllm.v1.core.kv_cache_coordinator import UnitaryKVCacheCoordinator
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
 
+OUR_CONNECTORS = ("ContextConnector", "ContextOffloadingConnector")
+"""Of stored contexts. vLLM offers a connector whole blocks: where it loads more than a part of a block saves, vLLM
+drops that part, else it loads nothing."""
+
 
 def unsupported(scheduler: Any) -> str | None:
     """Why this scheduler keeps whole-block reuse, in words for the log; ``None`` when it need not."""
@@ -43,8 +47,8 @@ def _reasons_of_configuration(scheduler: Any) -> Iterator[str]:
     parallel = scheduler.vllm_config.parallel_config
     if not scheduler.cache_config.enable_prefix_caching:
         yield "prefix caching is switched off"
-    if scheduler.connector is not None:
-        yield "a KV connector is at work"
+    if scheduler.connector is not None and type(scheduler.connector).__name__ not in OUR_CONNECTORS:
+        yield f"the KV connector {type(scheduler.connector).__name__} is at work, and it was tried with our own only"
     if scheduler.vllm_config.speculative_config is not None or scheduler.num_lookahead_tokens:
         yield "speculative decoding is at work"
     if parallel.pipeline_parallel_size > 1:
