@@ -53,6 +53,7 @@ COVERED_BY = {
     "tests/table/test_objects.py": "table/cell_text table/duckdb_cells table/python_cells",
     "tests/vllm_ext/attention/test_support.py": "plugin vllm_ext/attention/registration vllm_ext/worker",
     "tests/vllm_ext/attention/test_settings.py": "vllm_ext/settings",
+    "tests/vllm_ext/scheduler/test_contexts.py": "context/vllm_connector",
     "tests/vllm_ext/scheduler/test_metrics.py": "vllm_ext/metrics",
     "tests/vllm_ext/scheduler/test_partial_reuse.py": "vllm_ext/scheduler/partial_sources",
     "tests/context/search/test_flat.py": "context/search/hits",

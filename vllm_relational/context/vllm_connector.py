@@ -10,6 +10,7 @@ cache after they were loaded. What is stored is on the disk when its step ends.
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class ContextConnector(KVConnectorBase_V1):
         facts = {**facts_of(vllm_config, groups, extra), "processor": _processor()}
         self._store = BlockStore(extra["root"], facts, extra.get("max_bytes"))
         self._known: dict[str, _Known] = {}  # the scheduler's side, as the next
+        self._loading: dict[str, set[bytes]] = {}
         self._step = ContextStep()
         self._pages: list[torch.Tensor] = []  # the worker's side, as the next: of each layer [num_blocks, bytes]
         self._done: set[str] = set()
@@ -88,18 +90,19 @@ class ContextConnector(KVConnectorBase_V1):
         return False
 
     # ----------------------------------------------------------------------------------------------- the scheduler's
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """Tokens on disk behind those computed, in whole blocks, and whether any are. All of a prompt may be: vLLM then
-        computes its last token again."""
+        computes its last token again. None where another request is loading some of them: ask later, they will be in
+        the prefix cache."""
         known = self._known.setdefault(request.request_id, _Known(request))
         if not may_share(request) or known.asked > request.num_preemptions:
             return 0, False
-        known.first = found = num_computed_tokens // self._block_size
-        for key in self._keys(request, found, request.num_tokens // self._block_size):
-            if not self._store.has(key):
-                break
-            found += 1
-        return (found - known.first) * self._block_size, found > known.first
+        known.first = num_computed_tokens // self._block_size
+        keys = self._keys(request, known.first, request.num_tokens // self._block_size)
+        found = list(itertools.takewhile(self._store.has, keys))
+        if not all(loading.isdisjoint(found) for loading in self._loading.values()):
+            return None, False
+        return len(found) * self._block_size, bool(found)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Loads what was found into the blocks that vLLM chose. Called again, without tokens, when that is done."""
@@ -109,6 +112,7 @@ class ContextConnector(KVConnectorBase_V1):
             known.promised, known.lost, known.asked = num_external_tokens, 0, request.num_preemptions + 1
             known.loading = blocks.get_block_ids()[0][first:last]
             keys = self._keys(request, first, last)
+            self._loading[request.request_id] = set(keys)
             self._step.load[request.request_id] = list(zip(keys, known.loading, strict=True))
         elif request.num_computed_tokens == 0:  # nothing could be loaded: it starts anew
             known.promised = known.lost = 0
@@ -135,7 +139,9 @@ class ContextConnector(KVConnectorBase_V1):
                     yield key, number
 
     def update_connector_output(self, connector_output: Any) -> None:
-        """Hears which blocks could not be loaded."""
+        """Hears what was loaded, and which blocks could not be."""
+        for request_id in connector_output.finished_recving or ():
+            self._loading.pop(request_id, None)
         for known in self._known.values() if connector_output.invalid_block_ids else ():
             for place, number in enumerate(known.loading):
                 if number in connector_output.invalid_block_ids:
@@ -146,6 +152,7 @@ class ContextConnector(KVConnectorBase_V1):
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Says how many tokens were loaded."""
         known = self._known.pop(request.request_id, None)
+        self._loading.pop(request.request_id, None)
         return False, report_of(known.promised, known.lost) if known is not None else None
 
     def _keys(self, request: Any, first: int, last: int) -> list[bytes]:
@@ -159,19 +166,25 @@ class ContextConnector(KVConnectorBase_V1):
         self._pages = [_pages_of(cache, num_blocks, size) for cache in caches]
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Loads, a request after the other; of each up to the first block that is not as it was stored."""
+        """Loads, a request after the other; of each up to the first block that is not as it was stored. Those behind it
+        are looked at too, so that what is damaged among them is stored again when it was computed."""
         step = self._get_connector_metadata()
         assert isinstance(step, ContextStep)
         read = torch.empty((len(self._pages), self._spec.page_size_bytes), dtype=torch.uint8)
         buffer = _bytes_of(read)
         for request_id, blocks in step.load.items():
+            whole = True
             for key, number in blocks:
                 if not self._store.read(key, buffer):
-                    self._failed.add(number)
-                    break
-                for pages, page in zip(self._pages, read, strict=True):
-                    pages[number].copy_(page)
+                    self._failed |= {number} if whole else set()
+                    whole = False
+                elif whole:
+                    self._fill(number, read)
             self._done.add(request_id)
+
+    def _fill(self, number: int, read: torch.Tensor) -> None:
+        for pages, page in zip(self._pages, read, strict=True):
+            pages[number].copy_(page)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing: requests wait until all layers are there."""

@@ -30,11 +30,12 @@ def make_scheduler(scheduler_cls: type, model: Path, num_blocks: int, **settings
     """A scheduler for ``num_blocks`` usable blocks of four tokens.
 
     settings: ``max_num_seqs``, ``max_num_batched_tokens``, ``policy``; ``spec`` for another kind of attention;
+    ``transfer`` for a KV connector, as a ``KVTransferConfig``;
     ``relational`` for our scheduler: token-exact reuse and nothing else unless it says so.
     """
     relational = settings.pop("relational", {"order": "arrival", "token_exact": True})
     spec = settings.pop("spec", None) or full_attention()
-    caching = settings.pop("enable_prefix_caching", True)
+    caching, transfer = settings.pop("enable_prefix_caching", True), settings.pop("transfer", None)
     limits = {"max_num_seqs": 8, "max_num_batched_tokens": 64, **settings}
     config = VllmConfig(
         model_config=ModelConfig(model=str(model), dtype="float32", max_model_len=64, skip_tokenizer_init=True),
@@ -44,6 +45,7 @@ def make_scheduler(scheduler_cls: type, model: Path, num_blocks: int, **settings
         ),
         device_config=DeviceConfig("cpu"),
         additional_config={"relational": relational},
+        kv_transfer_config=transfer,
     )
     config.cache_config.block_size = BLOCK_SIZE  # whatever the platform prefers
     config.cache_config.num_gpu_blocks = num_blocks + 1  # vLLM sets one aside

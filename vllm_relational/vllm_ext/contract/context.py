@@ -44,7 +44,7 @@ CONTEXT: tuple[Target, ...] = (
         "KVConnectorOutput",
         "context.vllm_connector",
         "which blocks could not be loaded",
-        attributes="invalid_block_ids",
+        attributes="invalid_block_ids finished_recving",
     ),
     target(
         "vllm.v1.metrics.cache_hit_source",
