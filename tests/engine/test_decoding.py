@@ -90,7 +90,8 @@ def test_a_reply_to_a_prompt_that_opened_a_thought_is_one(end, text):
     session._llm, session._ends = llm, {}
     session._plan = plan_decision(FreeText(4), WordTokenizer())
     prompt = Prompt(0, token_ids=list(end.encode())[-vllm_engine.THOUGHT_TOKENS :])
-    done = SimpleNamespace(outputs=[output("hm", "length", 1, 2)], num_cached_tokens=0)
+    answer = output("hm", "length", 1, 2)
+    done = SimpleNamespace(outputs=[answer], num_cached_tokens=0, kv_transfer_params=None)
     assert session._completion(prompt, done).text == text
     session._plan = plan_decision(JsonSchema({}), WordTokenizer())  # a constraint leaves no room for a thought
     assert session._completion(prompt, done).text == "hm"

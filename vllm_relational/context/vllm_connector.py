@@ -248,4 +248,5 @@ def _pages_of(cache: torch.Tensor, num_blocks: int, size: int) -> torch.Tensor:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.numpy()).cast("B")
+    numbers: Any = tensor.numpy()
+    return memoryview(numbers).cast("B")

@@ -27,7 +27,7 @@ def loaded_of(kv_transfer_params: Any) -> Loaded:
     said = kv_transfer_params.get(KEY) if isinstance(kv_transfer_params, Mapping) else None
     if not isinstance(said, Mapping):
         return Loaded()
-    counts = [said.get(name) for name in ("loaded", "lost")]
-    if any(type(count) is not int or count < 0 for count in counts):
+    loaded, lost = said.get("loaded"), said.get("lost")
+    if type(loaded) is not int or type(lost) is not int or min(loaded, lost) < 0:
         return Loaded()
-    return Loaded(*counts)
+    return Loaded(loaded, lost)

@@ -173,7 +173,8 @@ class _Load:
 
     def read(self, blocks: Collection[tuple[Any, memoryview]]) -> None:
         """Never raises: what cannot be read is missing."""
-        found, missing = [], []
+        found: list[Any] = []
+        missing: list[Any] = []
         for key, page in blocks:
             (found if self._store.read(key, page) else missing).append(key)
         with self._lock:
