@@ -1,0 +1,272 @@
+"""A session: a text that starts with stored tokens and grows, its keys and values, and attention to them.
+
+AlayaDB's interface (arXiv 2504.10326, section 4): ``update`` adds keys and values of one layer, ``attention`` attends
+to all of that layer. What is stored is never changed; new tokens live in the session until it is stored itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from vllm_relational.context.errors import ContextError
+from vllm_relational.context.files import LayerFile
+from vllm_relational.context.settings import SessionSettings
+from vllm_relational.context.text import SessionMisuseError, Text
+from vllm_relational.context.torch_attention import Partial, attend, causal_mask, merge
+from vllm_relational.context.torch_rows import LayerRows, MappedRows, Part, RowShape, SplitRows, can_be_mapped
+
+
+class StoredLayers(Protocol):
+    """What a session needs of a stored context (``store.StoredContext``): immutable, usable after it was deleted."""
+
+    def layer(self, index: int) -> LayerFile:
+        """The keys and values of a layer."""
+        ...
+
+
+class ContextSession:
+    """Not thread-safe. Any number of sessions may be built on one stored context.
+
+    stored, num_stored: how many tokens of which context this text starts with; None and 0 where nothing is stored.
+    ids:     the whole text that is known beforehand, stored tokens first, ``[tokens]``; more may follow.
+    device, dtype: of new keys and values. Stored ones must have the same dtype.
+    num_layers: of the model; None: as many as are updated.
+    """
+
+    def __init__(
+        self,
+        stored: StoredLayers | None,
+        num_stored: int,
+        ids: Any,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype,
+        settings: SessionSettings | None = None,
+        num_layers: int | None = None,
+    ) -> None:
+        self.stored, self.num_stored = stored, num_stored if stored is not None else 0
+        self.device, self.dtype, self.settings = torch.device(device), dtype, settings or SessionSettings()
+        self._text = self._prompt = Text.of(ids)
+        self.open_ended = False  # whether anything may come next
+        self._num_layers = num_layers
+        self._layers: dict[int, LayerRows] = {}
+        self._masks: tuple[torch.Tensor | None, dict[Any, torch.Tensor | None]] = (None, {})
+
+    # ------------------------------------------------------------------------------------------------ tokens
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose keys and values are here, in every layer."""
+        return min(self._lengths(), default=self.num_stored)
+
+    def _lengths(self) -> set[int]:
+        """Of all layers; of those that were updated, where it is not known how many there are."""
+        return {self.length(layer) for layer in (self._layers if self._num_layers is None else range(self._num_layers))}
+
+    @property
+    def batch(self) -> int:
+        """LayerRows: texts that have the stored tokens in common."""
+        return self._text.rows
+
+    @property
+    def text(self) -> Text:
+        """The tokens that are here, of every row."""
+        return self._text[: self.num_tokens]
+
+    @property
+    def remaining(self) -> Text:
+        """What the text is known to go on with."""
+        return self._text[self.num_tokens :]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of the tokens whose keys and values are here, ``[num_tokens]``, for storing them; ``ContextError`` where
+        they are not those of one text without padding."""
+        text = self.text
+        if text.rows > 1:
+            raise ContextError(f"the session has {text.rows} rows: keep one with session.select([row]) first")
+        if not text.seen.all():
+            raise ContextError("the session's text has padding in it: it cannot be stored")
+        if len(text) < self.num_tokens:
+            raise ContextError(
+                f"the session holds {self.num_tokens} tokens and was told the ids of {len(text)}: call "
+                "session.announce(ids) before update"
+            )
+        ids: np.ndarray = text.ids[0]
+        return ids
+
+    def expect(self, ids: Any = None) -> None:
+        """Say what comes next instead of what was said before, ``[tokens]`` or ``[batch, tokens]``; None: anything."""
+        self._text = self.text if ids is None else self.text.then(Text.of(ids))
+        self.open_ended = ids is None
+
+    def announce(self, ids: Any, seen: Any = None) -> None:
+        """Say which tokens the next ``update`` of every layer brings: ``[new tokens]`` or ``[batch, new tokens]``.
+
+        seen: bool of the same shape, false for padding. Raises ``SessionMisuseError`` where other tokens are known to
+        come, and where an earlier forward pass broke off.
+        """
+        self._check_whole()
+        self._text = self._text.followed(Text.of(ids, seen), self.num_tokens)
+        self.open_ended = False
+
+    def _check_whole(self) -> None:
+        lengths = self._lengths()
+        if len(lengths) > 1:
+            raise SessionMisuseError(
+                f"a forward pass broke off: layers hold {min(lengths)} to {max(lengths)} tokens. Call "
+                f"session.crop({min(lengths)}) to go on from where all of them are"
+            )
+
+    # ------------------------------------------------------------------------------------------ keys and values
+    def length(self, layer: int) -> int:
+        """Tokens that a layer holds."""
+        return self._layers[layer].length if layer in self._layers else self.num_stored
+
+    def update(self, query: torch.Tensor | None, keys: torch.Tensor, values: torch.Tensor, layer: int) -> None:
+        """Add keys and values of new tokens, ``[num_kv_heads, new tokens, head_size]``, or with the batch in front.
+
+        query: of the same tokens, ``[num_heads, new tokens, head_size]``; kept to build indexes from, may be None.
+        ``ContextError`` for another shape or dtype than the session's.
+        """
+        keys, values = (each.detach()[None] if each.ndim == 3 else each.detach() for each in (keys, values))
+        rows = self._rows(layer, keys)
+        self._check_new(rows, keys, values, layer)
+        rows.append(keys, values)
+
+    def _rows(self, layer: int, keys: torch.Tensor) -> LayerRows:
+        """The rows of a layer, as many as there are new ones: the stored tokens are there for all."""
+        if layer not in self._layers:
+            self._layers[layer] = self._open(layer, keys)
+        rows = self._layers[layer]
+        if rows.batch == 1 < len(keys) and rows.length == self.num_stored:
+            rows = self._layers[layer] = rows.take(torch.zeros(len(keys), dtype=torch.long))
+        return rows
+
+    def _open(self, layer: int, keys: torch.Tensor | None = None) -> LayerRows:
+        stored = None if self.stored is None or self.num_stored == 0 else self.stored.layer(layer)
+        if stored is not None:
+            heads, size = stored.shape.num_kv_heads, stored.shape.head_size
+            dtype = getattr(torch, stored.shape.dtype)
+        elif keys is not None:
+            heads, size, dtype = keys.shape[1], keys.shape[3], keys.dtype
+        else:
+            raise ContextError(f"layer {layer} of the session holds no tokens")
+        shape = RowShape(heads, size, dtype, self.device)
+        if self.settings.contiguous and can_be_mapped(stored, self.device):
+            try:
+                return MappedRows(stored, self.num_stored, shape)
+            except OSError:  # no address space or no mappings left: the same answers, up to rounding
+                pass
+        far = self.settings.far(self.num_stored, self.device.type == "cpu")
+        return SplitRows(stored, self.num_stored, shape, far)
+
+    def _check_new(self, rows: LayerRows, keys: torch.Tensor, values: torch.Tensor, layer: int) -> None:
+        expected = (rows.batch, rows.shape.num_kv_heads, keys.shape[2], rows.shape.head_size)
+        if keys.shape != expected or values.shape != expected:
+            raise ContextError(
+                f"layer {layer}: keys {list(keys.shape)} and values {list(values.shape)} for a session of "
+                f"{list(expected)}"
+            )
+        for each in (keys, values):
+            if each.dtype != self.dtype or each.dtype != rows.shape.dtype or each.device.type != self.device.type:
+                raise ContextError(
+                    f"layer {layer}: new keys or values are {each.dtype} on {each.device}, those of the session "
+                    f"{rows.shape.dtype} on {self.device}: make a session for the model as it is now"
+                )
+
+    def keys_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of a layer, ``[batch, num_kv_heads, tokens, head_size]``; views where possible."""
+        if layer not in self._layers:
+            self._layers[layer] = self._open(layer)
+        parts = self._layers[layer].parts()
+        return _in_order([part.keys for part in parts], parts), _in_order([part.values for part in parts], parts)
+
+    def select(self, rows: Any) -> None:
+        """Keep copies of the rows with these numbers, in this order (beams; a batch of different ends)."""
+        chosen = torch.as_tensor(rows, dtype=torch.long, device="cpu")
+        self._layers = {layer: kept.take(chosen) for layer, kept in self._layers.items()}
+        self._text = self._text.select(chosen.numpy())
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens from ``length`` on. Stored tokens cannot be forgotten: ``ContextError``."""
+        if length < self.num_stored:
+            raise ContextError(
+                f"cannot crop a session to {length} tokens: {self.num_stored} of them are stored. Make a session for "
+                "the shorter text with db.create_session"
+            )
+        for rows in self._layers.values():
+            rows.crop(min(length, rows.length))
+        self._text = self._text[:length]
+
+    def reset(self) -> None:
+        """Back to the stored tokens, and to the text that was expected when the session was made."""
+        self._layers, self._text = {}, self._prompt
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ContextSession:
+        """Stored tokens are shared, new ones copied."""
+        other = memo[id(self)] = copy.copy(self)
+        other._masks = (None, {})
+        other._layers = {layer: rows.take(torch.arange(rows.batch)) for layer, rows in self._layers.items()}
+        return other
+
+    # ------------------------------------------------------------------------------------------------- attention
+    def attention(
+        self, query: torch.Tensor, layer: int, mask: torch.Tensor | None = None, scale: float | None = None
+    ) -> Partial:
+        """Attention of the last tokens of a layer to all of it: output like the query, log-sum-exp in float32.
+
+        query: ``[num_heads, new tokens, head_size]``, or with the batch in front. mask: ``[batch or 1, 1, new tokens,
+        tokens]``, bool or to be added; without one every token sees itself and what is before it. scale: of the
+        products, by default ``head_size ** -0.5``.
+        """
+        if query.ndim == 3:
+            out, lse = self.attention(query[None], layer, mask, scale)
+            return out[0], lse[0]
+        rows, new = self._layers[layer], query.shape[2]
+        mask = causal_mask(new, rows.length, query.device) if mask is None else mask
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return merge([self._attend(query, part, mask, scale) for part in rows.parts()])
+
+    def _attend(self, query: torch.Tensor, part: Part, mask: torch.Tensor | None, scale: float) -> Partial:
+        """To one part, where it is; the result is where the query is."""
+        there = query.to(part.keys.device)
+        out, lse = attend(there, part.keys, part.values, self._mask_of(part, mask, query.dtype), scale)
+        return out.to(query.device), lse.to(query.device)
+
+    def _mask_of(self, part: Part, mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """A mask's columns for a part, to be added; None where all may be seen. Made once for all layers."""
+        if mask is None:
+            self._masks = (None, {})
+            return None
+        if self._masks[0] is not mask:
+            self._masks = (mask, {})
+        place = (part.positions, dtype, part.keys.device)
+        if place not in self._masks[1]:
+            self._masks[1][place] = _additive(mask, part, dtype)
+        return self._masks[1][place]
+
+
+def _additive(mask: torch.Tensor, part: Part, dtype: torch.dtype) -> torch.Tensor | None:
+    pieces = [mask[..., start:stop] for start, stop in part.positions]
+    columns = (pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)).to(part.keys.device)
+    if columns.dtype == torch.bool:
+        if bool(columns.all()):
+            return None
+        return torch.zeros(columns.shape, dtype=dtype, device=columns.device).masked_fill_(~columns, -torch.inf)
+    return columns.to(dtype)
+
+
+def _in_order(tensors: list[torch.Tensor], parts: list[Part]) -> torch.Tensor:
+    """One tensor of all tokens by position, on the device of the first part."""
+    if len(parts) == 1 and len(parts[0].positions) == 1:
+        return tensors[0]
+    batch, pieces = max(len(tensor) for tensor in tensors), {}
+    for tensor, part in zip(tensors, parts, strict=True):
+        lengths = [stop - start for start, stop in part.positions]
+        for (start, _), piece in zip(part.positions, torch.split(tensor, lengths, 2), strict=True):
+            pieces[start, piece.shape[2]] = piece.expand(batch, -1, -1, -1).to(tensors[0].device)
+    return torch.cat([pieces[place] for place in sorted(pieces)], 2)
