@@ -54,6 +54,12 @@ void Greatest::cut() {
   threshold_ = std::isnan(last) ? std::numeric_limits<float>::infinity() : last;
 }
 
+float Greatest::last() {
+  cut();
+  return k_ == 0 || found_.size() < k_ ? -std::numeric_limits<float>::infinity()
+                                       : std::max_element(found_.begin(), found_.end(), comes_first)->second;
+}
+
 void Greatest::finish(Hits& hits) {
   cut();
   append(found_, hits);

@@ -69,6 +69,9 @@ class Greatest final : public Finds {
   explicit Greatest(size_t k) : k_(k) { if (k == 0) threshold_ = std::numeric_limits<float>::infinity(); }
   void finish(Hits& hits);
 
+  // The k-th greatest so far; -inf where fewer were seen.
+  float last();
+
  private:
   void settle() override;
   void cut();

@@ -72,10 +72,11 @@ void score_codes(const CodeGroup& group, int32_t head_size, int32_t num_heads, f
   for (int32_t c = 0; c < head_size; ++c) {
     const uint32_t* const words = group.words + c / 8 * kGroup;
     float codes[kGroup];
-    for (int32_t i = 0; i < kGroup; ++i) codes[i] = static_cast<float>(words[i] >> (c % 8 * 4) & 15);
+    const float scale = from_bf16(group.scales[c]);
+    for (int32_t i = 0; i < kGroup; ++i) codes[i] = scale * static_cast<float>(words[i] >> (c % 8 * 4) & 15);
     for (int32_t h = 0; h < num_heads; ++h) {
-      const float scaled = group.scaled_queries[c * QueryBlock::kHeads + h];
-      for (int32_t i = 0; i < kGroup; ++i) sums[h][i] += scaled * codes[i];
+      const float query = group.channels[c * QueryBlock::kHeads + h];
+      for (int32_t i = 0; i < kGroup; ++i) sums[h][i] += query * codes[i];
     }
   }
   for (int32_t h = 0; h < num_heads; ++h) {

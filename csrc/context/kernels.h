@@ -12,12 +12,12 @@ inline constexpr int32_t kTile = 256;  // rows scored at a time: their scores st
 inline constexpr int32_t kGroup = 16;  // rows that share zero points and scales of 4-bit codes
 
 // 4-bit codes of `kGroup` rows: key' = zero + scale * code. `words` [ceil(head_size / 8), kGroup]: a word holds eight
-// channels of a row, the first in its lowest bits. Queries times scales and what else depends on the group alone:
-// see codes.h.
+// channels of a row, the first in its lowest bits. See codes.h.
 struct CodeGroup {
   const uint32_t* words;
-  const float* scaled_queries;  // [head_size rounded up to 8, QueryBlock::kHeads]
-  const float* base;            // [QueryBlock::kHeads]: q . zero
+  const uint16_t* scales;  // bfloat16 [head_size]
+  const float* channels;   // of the QueryBlock
+  const float* base;       // [QueryBlock::kHeads]: what the sums begin with
 };
 
 struct Kernels {
@@ -32,7 +32,7 @@ struct Kernels {
   // sum[c] += sum over i of weights[i] * row which[i], channel c; in the order of i.
   void (*add_rows)(const Rows& rows, RowSet which, const float* weights, float* sum);
 
-  // Estimated products of a group: out[h * kTile + i] for its kGroup rows.
+  // base[h] + q . (scale * code) of a group: out[h * kTile + i] for its kGroup rows.
   void (*score_codes)(const CodeGroup& group, int32_t head_size, int32_t num_heads, float* out);
 };
 

@@ -122,9 +122,11 @@ VR_AVX2 void score_codes(const CodeGroup& group, int32_t head_size, int32_t num_
     VR_UNROLL for (int h = 0; h < kHeads; ++h) sums[h] = _mm256_set1_ps(h < num_heads ? group.base[h] : 0.0F);
     for (int32_t c = 0; c < head_size; c += 8) {
       __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group.words + c / 8 * kGroup + half));
-      for (int j = 0; j < 8; ++j) {
-        const __m256 codes = _mm256_cvtepi32_ps(_mm256_and_si256(words, low));
-        const float* const q = group.scaled_queries + static_cast<ptrdiff_t>(c + j) * kHeads;
+      const int32_t end = head_size - c < 8 ? head_size - c : 8;
+      for (int32_t j = 0; j < end; ++j) {
+        const __m256 scale = _mm256_set1_ps(from_bf16(group.scales[c + j]));
+        const __m256 codes = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_and_si256(words, low)));
+        const float* const q = group.channels + static_cast<ptrdiff_t>(c + j) * kHeads;
         VR_UNROLL for (int h = 0; h < kHeads; ++h) sums[h] = _mm256_fmadd_ps(codes, _mm256_set1_ps(q[h]), sums[h]);
         words = _mm256_srli_epi32(words, 4);
       }

@@ -238,9 +238,11 @@ VR_AVX512 void score_codes_of(const CodeGroup& group, int32_t head_size, float* 
   VR_UNROLL for (int h = 0; h < kNumHeads; ++h) sums[h] = _mm512_set1_ps(group.base[h]);
   for (int32_t c = 0; c < head_size; c += 8) {
     __m512i words = _mm512_loadu_si512(group.words + c / 8 * kGroup);
-    for (int j = 0; j < 8; ++j) {
-      const __m512 codes = _mm512_cvtepi32_ps(_mm512_and_si512(words, low));
-      const float* const q = group.scaled_queries + static_cast<ptrdiff_t>(c + j) * kHeads;
+    const int32_t end = head_size - c < 8 ? head_size - c : 8;
+    for (int32_t j = 0; j < end; ++j) {
+      const __m512 scale = _mm512_set1_ps(from_bf16(group.scales[c + j]));
+      const __m512 codes = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_and_si512(words, low)));
+      const float* const q = group.channels + static_cast<ptrdiff_t>(c + j) * kHeads;
       VR_UNROLL for (int h = 0; h < kNumHeads; ++h) sums[h] = _mm512_fmadd_ps(codes, _mm512_set1_ps(q[h]), sums[h]);
       words = _mm512_srli_epi32(words, 4);
     }

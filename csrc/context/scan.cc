@@ -37,21 +37,39 @@ Hits search(const Rows& keys, RowSet which, QueryHeads queries, const Kernels& l
   return hits;
 }
 
-}  // namespace
-
-Hits scan_dipr(const Rows& keys, int64_t start, int64_t stop, QueryHeads queries, float beta, const float* lower,
-               SimdLevel level) {
+Hits dipr(const Rows& keys, RowSet which, QueryHeads queries, float beta, const float* lower, SimdLevel level) {
   std::vector<WithinBeta> found;
   for (int32_t h = 0; h < queries.num_heads; ++h) {
     found.emplace_back(beta, lower == nullptr ? -std::numeric_limits<float>::infinity() : lower[h]);
   }
-  return search(keys, {start, nullptr, stop - start}, queries, kernels(level), std::move(found));
+  return search(keys, which, queries, kernels(level), std::move(found));
+}
+
+Hits topk(const Rows& keys, RowSet which, QueryHeads queries, int64_t k, SimdLevel level) {
+  const auto most = static_cast<size_t>(std::min(k, which.count));
+  std::vector<Greatest> found(static_cast<size_t>(queries.num_heads), Greatest(most));
+  return search(keys, which, queries, kernels(level), std::move(found));
+}
+
+}  // namespace
+
+Hits scan_dipr(const Rows& keys, int64_t start, int64_t stop, QueryHeads queries, float beta, const float* lower,
+               SimdLevel level) {
+  return dipr(keys, {start, nullptr, stop - start}, queries, beta, lower, level);
 }
 
 Hits scan_topk(const Rows& keys, int64_t start, int64_t stop, QueryHeads queries, int64_t k, SimdLevel level) {
-  const auto most = static_cast<size_t>(std::min(k, stop - start));
-  std::vector<Greatest> found(static_cast<size_t>(queries.num_heads), Greatest(most));
-  return search(keys, {start, nullptr, stop - start}, queries, kernels(level), std::move(found));
+  return topk(keys, {start, nullptr, stop - start}, queries, k, level);
+}
+
+Hits scan_listed_dipr(const Rows& keys, std::span<const int32_t> tokens, QueryHeads queries, float beta,
+                      const float* lower, SimdLevel level) {
+  return dipr(keys, {0, tokens.data(), static_cast<int64_t>(tokens.size())}, queries, beta, lower, level);
+}
+
+Hits scan_listed_topk(const Rows& keys, std::span<const int32_t> tokens, QueryHeads queries, int64_t k,
+                      SimdLevel level) {
+  return topk(keys, {0, tokens.data(), static_cast<int64_t>(tokens.size())}, queries, k, level);
 }
 
 void scan_scores(const Rows& keys, RowSet which, QueryHeads queries, SimdLevel level, float* out) {

@@ -20,6 +20,11 @@ Hits scan_dipr(const Rows& keys, int64_t start, int64_t stop, QueryHeads queries
 // The k keys of [start, stop) with the greatest products, or all where there are fewer; see Greatest.
 Hits scan_topk(const Rows& keys, int64_t start, int64_t stop, QueryHeads queries, int64_t k, SimdLevel level);
 
+// The same over listed keys, ascending.
+Hits scan_listed_dipr(const Rows& keys, std::span<const int32_t> tokens, QueryHeads queries, float beta,
+                      const float* lower, SimdLevel level);
+Hits scan_listed_topk(const Rows& keys, std::span<const int32_t> tokens, QueryHeads queries, int64_t k, SimdLevel level);
+
 // Products of all heads with listed rows: out [num_heads, which.count].
 void scan_scores(const Rows& keys, RowSet which, QueryHeads queries, SimdLevel level, float* out);
 

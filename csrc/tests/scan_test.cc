@@ -2,60 +2,18 @@
 
 #include <cmath>
 #include <limits>
-#include <random>
 #include <stdexcept>
 #include <vector>
 
 #include "check.h"
 #include "context/attend.h"
+#include "random_keys.h"
 
 using namespace vllm_relational::context;
 
 namespace {
 
-// Keys of a number type, each in memory of exactly their size, and the same in double.
-struct Keys {
-  Keys(int64_t count, int32_t head_size, Number number, uint32_t seed) : bytes(static_cast<size_t>(count * head_size) * bytes_of(number)) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    for (int64_t i = 0; i < count * head_size; ++i) {
-      const auto bits = std::bit_cast<uint32_t>(normal(random));
-      const auto half = static_cast<uint16_t>(number == Number::kBf16 ? bits >> 16 : random() & 0xBBFFU);  // below 2
-      if (number == Number::kF32) std::memcpy(bytes.data() + i * 4, &bits, 4);
-      else std::memcpy(bytes.data() + i * 2, &half, 2);
-    }
-    rows = {bytes.data(), count, head_size, number};
-  }
-
-  double product(int64_t i, const float* query) const {
-    double sum = 0;
-    for (int32_t c = 0; c < rows.head_size; ++c) sum += static_cast<double>(number_at(rows.row(i), rows.number, c)) * static_cast<double>(query[c]);
-    return sum;
-  }
-
-  std::vector<std::byte> bytes;
-  Rows rows;
-};
-
-std::vector<float> queries_of(int32_t num_heads, int32_t head_size, bool is_bf16) {
-  std::mt19937 random(7);
-  std::normal_distribution<float> normal;
-  std::vector<float> queries(static_cast<size_t>(num_heads * head_size));
-  for (float& each : queries) {
-    each = normal(random);
-    if (is_bf16) each = std::bit_cast<float>(std::bit_cast<uint32_t>(each) & 0xFFFF0000U);
-  }
-  return queries;
-}
-
-template <class Each>
-void for_each_level(Each each) {
-  for (const NamedLevel& named : kSimdLevels) {
-    if (has_level(named.level)) each(named.level);
-  }
-}
-
-void check_scores(const Keys& keys, const std::vector<float>& queries, int32_t num_heads) {
+void check_scores(const RandomKeys& keys, const std::vector<float>& queries, int32_t num_heads) {
   std::vector<int32_t> backwards;
   for (auto i = static_cast<int32_t>(keys.rows.count); i-- > 0;) backwards.push_back(i);
   for_each_level([&](SimdLevel level) {
@@ -74,9 +32,9 @@ void products_are_right_for_any_size() {
   for (const Number number : {Number::kBf16, Number::kF16, Number::kF32}) {
     for (const int32_t head_size : {2, 14, 32, 64, 80, 128, 256}) {
       for (const int64_t count : {0, 1, 15, 16, 63, 111, 257}) {
-        const Keys keys(count, head_size, number, 3);
+        const RandomKeys keys(count, head_size, number, 3);
         for (const int32_t num_heads : {1, 2, 7, 8, 9}) {
-          for (const bool is_bf16 : {true, false}) check_scores(keys, queries_of(num_heads, head_size, is_bf16), num_heads);
+          for (const bool is_bf16 : {true, false}) check_scores(keys, random_queries(num_heads, head_size, is_bf16), num_heads);
         }
       }
     }
@@ -84,8 +42,8 @@ void products_are_right_for_any_size() {
 }
 
 void a_scan_keeps_what_lies_within_beta() {
-  const Keys keys(1000, 64, Number::kBf16, 5);
-  const std::vector<float> queries = queries_of(3, 64, true);
+  const RandomKeys keys(1000, 64, Number::kBf16, 5);
+  const std::vector<float> queries = random_queries(3, 64, true);
   for_each_level([&](SimdLevel level) {
     const Hits hits = scan_dipr(keys.rows, 100, 900, {queries.data(), 3}, 6.0F, nullptr, level);
     CHECK(hits.offsets.size() == 4 && hits.visited == 800);
@@ -105,8 +63,8 @@ void a_scan_keeps_what_lies_within_beta() {
 }
 
 void topk_are_the_greatest() {
-  const Keys keys(3000, 32, Number::kF32, 6);
-  const std::vector<float> queries = queries_of(9, 32, false);
+  const RandomKeys keys(3000, 32, Number::kF32, 6);
+  const std::vector<float> queries = random_queries(9, 32, false);
   for_each_level([&](SimdLevel level) {
     for (const int64_t k : {0, 1, 100, 3000, 5000}) {
       const Hits hits = scan_topk(keys.rows, 0, 3000, {queries.data(), 9}, k, level);
@@ -124,7 +82,7 @@ void topk_are_the_greatest() {
 }
 
 void attention_sums_to_one() {
-  const Keys values(500, 80, Number::kF16, 8);
+  const RandomKeys values(500, 80, Number::kF16, 8);
   std::vector<int32_t> tokens{3, 5, 499, 7};
   const std::vector<float> scores{1000.0F, 1000.0F, -1000.0F, 3.0F};
   const std::vector<int64_t> offsets{0, 3, 3, 4};

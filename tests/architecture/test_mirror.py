@@ -56,7 +56,7 @@ COVERED_BY = {
     "tests/vllm_ext/scheduler/test_contexts.py": "context/vllm_connector",
     "tests/vllm_ext/scheduler/test_metrics.py": "vllm_ext/metrics",
     "tests/vllm_ext/scheduler/test_partial_reuse.py": "vllm_ext/scheduler/partial_sources",
-    "tests/context/search/test_flat.py": "context/search/hits",
+    "tests/context/search/test_flat.py": "context/search/base context/search/hits",
     "tests/context/test_hf.py": "context/mapping context/session context/torch_attention context/torch_rows",
     # C++
     "csrc/tests/value_overlap_test.cc": "planner/rank_pool",
@@ -66,6 +66,8 @@ COVERED_BY = {
     "csrc/tests/replays_test.cc": "replay/block_tree replay/replay_belady replay/replay_fifo",
     "csrc/tests/scan_test.cc": "context/attend context/hits context/kernels context/kernels_avx2 "
     "context/kernels_avx512 context/rows context/simd_level",
+    "csrc/tests/clusters_test.cc": "context/clusters_build",
+    "csrc/tests/graph_test.cc": "context/graph_build",
     "csrc/tests/scheduler_parts_test.cc": "scheduler/free_queue scheduler/future_use scheduler/partial_index "
     "scheduler/prefix_queue",
 }

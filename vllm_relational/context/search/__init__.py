@@ -5,8 +5,25 @@ uint16) and the query heads that share it, float32 ``[num_heads, head_size]``. P
 out.
 """
 
+from vllm_relational.context.search.clusters import Clusters
+from vllm_relational.context.search.codes import Int4
 from vllm_relational.context.search.flat import Flat
+from vllm_relational.context.search.graph import Graph
 from vllm_relational.context.search.hits import Hits, KeyIndex
+from vllm_relational.context.search.indexes import build, load, save
 from vllm_relational.context.search.merge import attend, merge, tokens_between
 
-__all__ = ["Flat", "Hits", "KeyIndex", "attend", "merge", "tokens_between"]
+__all__ = [
+    "Clusters",
+    "Flat",
+    "Graph",
+    "Hits",
+    "Int4",
+    "KeyIndex",
+    "attend",
+    "build",
+    "load",
+    "merge",
+    "save",
+    "tokens_between",
+]

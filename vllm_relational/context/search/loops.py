@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,11 +34,31 @@ def simd_levels() -> list[str]:
     return ["numpy"] if module is None else list(module.simd_levels())
 
 
-def _call(name: str, **arguments: Any) -> Any:
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
     try:
-        return getattr(native.context_search(), name)(level=level(), **arguments)
+        yield
     except (ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise ContextError(f"context search, {name}: {error}") from error
+
+
+def built(name: str, **arguments: Any) -> Any:
+    """What a loop of that name returns. Native code is there."""
+    with _explained(name):
+        return getattr(native.context_search(), name)(level=level(), **arguments)
+
+
+def made(name: str, reference: Callable[..., Any], **arguments: Any) -> Any:
+    """An object whose methods are loops: the native one of that name, else the reference."""
+    module = native.context_search()
+    with _explained(name):
+        return reference(**arguments) if module is None else getattr(module, name)(**arguments)
+
+
+def asked_of(loops: Any, name: str, **arguments: Any) -> Any:
+    """What a method of such an object returns."""
+    with _explained(name):
+        return getattr(loops, name)(level=level(), **arguments)
 
 
 def stored_rows(given: np.ndarray, name: str) -> np.ndarray:
@@ -91,7 +113,7 @@ def checked_lower(lower: Any, num_heads: int) -> np.ndarray | None:
     found = np.ascontiguousarray(lower, dtype=np.float32)
     if found.shape != (num_heads,):
         raise ContextError(f"lower must have one number for each of the {num_heads} queries, not {list(found.shape)}")
-    return found
+    return np.where(np.isnan(found), -np.inf, found).astype(np.float32)
 
 
 def _described(given: Any) -> str:
@@ -106,21 +128,21 @@ def scan_dipr(
     """See ``KeyIndex.dipr``; arguments are checked."""
     if native.context_search() is None:
         return naive.dipr(keys, queries, beta, start, stop, lower)
-    return Hits(*_call("scan_dipr", keys=keys, queries=queries, beta=beta, lower=lower, start=start, stop=stop))
+    return Hits(*built("scan_dipr", keys=keys, queries=queries, beta=beta, lower=lower, start=start, stop=stop))
 
 
 def scan_topk(keys: np.ndarray, queries: np.ndarray, k: int, start: int, stop: int) -> Hits:
     """See ``KeyIndex.topk``; arguments are checked."""
     if native.context_search() is None:
         return naive.topk(keys, queries, k, start, stop)
-    return Hits(*_call("scan_topk", keys=keys, queries=queries, k=k, start=start, stop=stop))
+    return Hits(*built("scan_topk", keys=keys, queries=queries, k=k, start=start, stop=stop))
 
 
 def score_rows(keys: np.ndarray, tokens: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Products with listed keys: float32 ``[num_heads, num_tokens]``."""
     if native.context_search() is None:
         return naive.score_rows(keys, tokens, queries)
-    found: np.ndarray = _call("score_rows", keys=keys, tokens=tokens, queries=queries)
+    found: np.ndarray = built("score_rows", keys=keys, tokens=tokens, queries=queries)
     return found
 
 
@@ -130,5 +152,5 @@ def attend(
     """See ``merge.attend``."""
     if native.context_search() is None:
         return naive.attend(values, offsets, tokens, scores, scale)
-    out, lse = _call("attend", values=values, offsets=offsets, tokens=tokens, scores=scores, scale=scale)
+    out, lse = built("attend", values=values, offsets=offsets, tokens=tokens, scores=scores, scale=scale)
     return out, lse

@@ -1,0 +1,138 @@
+"""The reference of csrc/context/clusters.cc and clusters_build.cc in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from vllm_relational.context.search import naive
+from vllm_relational.context.search.hits import hits_of
+
+ARRAYS = ("starts", "tokens", "means", "variances", "covariance", "odd")
+MAX_KEY = 2.0**60
+
+
+def to_bf16(values: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16, as uint16."""
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return naive.numbers(to_bf16(values))
+
+
+def _nearest(keys: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    return np.argmax(_rounded(keys) @ centres.T - (centres**2).sum(-1) / 2, axis=-1)
+
+
+def _k_means(keys: np.ndarray, cluster_size: int, rounds: int) -> np.ndarray:
+    """Which centre each key belongs to."""
+    num_centres = -(-len(keys) // cluster_size)
+    centres = _rounded(keys[np.arange(num_centres) * len(keys) // num_centres])
+    for _ in range(rounds - 1):
+        nearest = _nearest(keys, centres)
+        for centre in np.unique(nearest):
+            centres[centre] = _rounded(keys[nearest == centre].mean(0))
+    return _nearest(keys, centres)
+
+
+def _members(values: np.ndarray, usable: np.ndarray, size: int, segment: int, rounds: int) -> Iterator[np.ndarray]:
+    for first in range(0, len(values), segment):
+        own = np.flatnonzero(usable[first : first + segment]) + first
+        if len(own):
+            nearest = _k_means(values[own], size, rounds)
+            yield from (own[nearest == centre] for centre in np.unique(nearest))
+
+
+def build(keys: np.ndarray, cluster_size: int, segment: int, rounds: int) -> tuple[np.ndarray, ...]:
+    """The arrays of ``ARRAYS``: see ``ClusterParts``."""
+    values, head_size = naive.numbers(keys), keys.shape[1]
+    usable = (np.abs(values) < MAX_KEY).all(-1)
+    clusters = list(_members(values, usable, cluster_size, segment, rounds))
+    means = np.array([to_bf16(values[own].mean(0)) for own in clusters], np.uint16).reshape(-1, head_size)
+    away = [values[own] - naive.numbers(mean) for own, mean in zip(clusters, means, strict=True)]
+    variances = np.array([to_bf16((each**2).mean(0)) for each in away], np.uint16).reshape(-1, head_size)
+    starts = np.cumsum([0, *map(len, clusters)]).astype(np.int32)
+    tokens = np.concatenate([*clusters, np.zeros(0)]).astype(np.int32)
+    covariance = sum((each.T @ each for each in away), np.zeros((head_size, head_size))) / max(len(tokens), 1)
+    return starts, tokens, means, variances, covariance.astype(np.float32), np.flatnonzero(~usable).astype(np.int32)
+
+
+class Parts:
+    """Clusters and the searches in them."""
+
+    def __init__(self, keys: np.ndarray, **arrays: np.ndarray) -> None:
+        self.keys, self.arrays = keys, arrays
+
+    def bounds(self, queries: np.ndarray, spread: float, **_: Any) -> np.ndarray:
+        """See ``cluster_bounds``."""
+        means, variances = naive.numbers(self.arrays["means"]), naive.numbers(self.arrays["variances"])
+        covariance, asked = self.arrays["covariance"].astype(np.float64), queries.astype(np.float64)
+        trace = np.trace(covariance)
+        shared = np.einsum("ha,ab,hb->h", asked, covariance, asked) / trace if trace > 0 else np.zeros(len(asked))
+        variance = (_rounded(queries**2) @ variances.T + shared[:, None] * variances.sum(-1)) / 2
+        return (asked @ means.T + spread * np.sqrt(np.maximum(variance, 0))).astype(np.float32)
+
+    def _in_range(self, cluster: int, start: int, stop: int) -> np.ndarray:
+        own = self.arrays["tokens"][self.arrays["starts"][cluster] : self.arrays["starts"][cluster + 1]]
+        return own[(own >= start) & (own < stop)]
+
+    def dipr(
+        self,
+        queries: np.ndarray,
+        beta: float,
+        lower: np.ndarray | None,
+        start: int,
+        stop: int,
+        spread: float,
+        **_: Any,
+    ) -> tuple[Any, ...]:
+        """See ``clusters_dipr``; thresholds rise after every cluster."""
+
+        def threshold(scores: np.ndarray) -> np.ndarray:
+            return naive.greatest(scores, lower) - beta
+
+        opened, scores = self._open(queries, start, stop, spread, threshold)
+        return self._found(opened, scores, naive.keep(scores, beta, lower))
+
+    def topk(self, queries: np.ndarray, k: int, start: int, stop: int, spread: float, **_: Any) -> tuple[Any, ...]:
+        """See ``clusters_topk``; thresholds rise after every cluster."""
+        place = min(k, stop - start)
+
+        def threshold(scores: np.ndarray) -> np.ndarray:
+            if place == 0:
+                return np.full(len(scores), np.inf)
+            if scores.shape[1] < place:
+                return np.full(len(scores), -np.inf)
+            last: np.ndarray = -np.sort(-np.nan_to_num(scores, nan=np.inf), -1)[:, place - 1]
+            return last
+
+        opened, _ = self._open(queries, start, stop, spread, threshold)
+        hits = naive.topk(self.keys[opened], queries, place, 0, len(opened))
+        return hits.offsets, opened[hits.tokens].astype(np.int32), hits.scores, len(opened)
+
+    def _open(
+        self, queries: np.ndarray, start: int, stop: int, spread: float, threshold: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of opened clusters, ascending, and their products."""
+        bounds = self.bounds(queries, spread)
+        odd = self.arrays["odd"]
+        opened = odd[(odd >= start) & (odd < stop)]
+        scores = naive.products(self.keys[opened], queries)
+        with np.errstate(invalid="ignore"):
+            above = bounds - np.where(np.isneginf(threshold(scores)), 0, threshold(scores))[:, None]
+        for cluster in np.argsort(-np.nan_to_num(above, nan=np.inf).max(0), kind="stable"):
+            own = self._in_range(cluster, start, stop)
+            if len(own) and not (bounds[:, cluster] < threshold(scores)).all():
+                opened = np.concatenate([opened, own])
+                scores = np.concatenate([scores, naive.products(self.keys[own], queries)], 1)
+        order = np.argsort(opened)
+        return opened[order], scores[:, order]
+
+    def _found(self, opened: np.ndarray, scores: np.ndarray, kept: np.ndarray) -> tuple[Any, ...]:
+        rows = [np.flatnonzero(row) for row in kept]
+        hits = hits_of([opened[row] for row in rows], [s[row] for s, row in zip(scores, rows, strict=True)])
+        return hits.offsets, hits.tokens, hits.scores, len(opened)
