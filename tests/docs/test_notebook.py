@@ -27,6 +27,7 @@ def server(monkeypatch):
     made.kill()
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(server):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()

@@ -52,6 +52,7 @@ def one_by_one(model, prompt, trial, max_tokens):
     return tokens
 
 
+@pytest.mark.slow
 def test_a_batch_of_ways_and_prompts_is_each_by_itself(model):
     prompts, trials = prompts_of(233, 290, 271), [read_trial(word) for word in WORDS]
     found = Decoder(model, trials, WINDOW, 1).decode(prompts, 6, [])

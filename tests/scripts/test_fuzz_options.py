@@ -6,9 +6,12 @@ import importlib.util
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "robustness" / "fuzz_options.py"
 
 
+@pytest.mark.slow
 def test_random_options_schemas_labels_and_answers():
     spec = importlib.util.spec_from_file_location("fuzz_options", SCRIPT)
     fuzz = importlib.util.module_from_spec(spec)

@@ -119,6 +119,30 @@ def test_a_macro_that_unnests_is_unnest(comparison):
         assert outcome.kind == "equal" and outcome.asked <= outcome.needed, outcome
 
 
+def test_a_macro_is_the_aggregate_or_the_window_that_it_holds(comparison):
+    """Under a LIMIT a window saw only the rows that came out; an aggregate was taken for a value of each row."""
+    for connection in (comparison.plain.connection, comparison.database):
+        connection.execute("CREATE MACRO total(x) AS sum(x)")
+        connection.execute("CREATE MACRO doubled(x) AS 2 * total(x)")
+        connection.execute("CREATE MACRO all_rows(x) AS sum(x) OVER ()")
+        connection.execute("CREATE MACRO of_all(x) AS x / all_rows(x)")
+        connection.execute("CREATE MACRO greatest_of_k(x) AS x || (SELECT max(kind) FROM k)")  # a value of each row
+    for query in (
+        f"SELECT max(id) AS id, doubled({ASKS}) AS a FROM d LIMIT 1",
+        f"SELECT kid, total({ASKS}) AS a FROM d GROUP BY ALL ORDER BY kid",
+        "SELECT kid, geomean(LLM_SCORE('Q1', 1, 5, text)) AS a FROM d GROUP BY ALL ORDER BY kid LIMIT 2",
+        "SELECT total(n) AS n FROM d WHERE LLM_FILTER('Q1', text) LIMIT 1",
+        "SELECT kid, LLM('Q1', max(text)) AS a FROM d GROUP BY kid HAVING doubled(n) > 12",
+        "SELECT id, all_rows(n) AS n FROM d WHERE LLM_FILTER('Q1', text) ORDER BY id LIMIT 2",
+        "SELECT id, of_all(LLM_SCORE('Q1', 1, 5, text)) AS a FROM d ORDER BY id LIMIT 2",
+        "SELECT id, n FROM (SELECT id, odd, all_rows(n) AS n FROM d WHERE LLM_FILTER('Q1', text)) WHERE id > 3",
+        "SELECT id, a FROM (SELECT id, all_rows(n) AS n, LLM('Q1', text) AS a FROM d) WHERE id > 3 LIMIT 2",
+        f"SELECT id, greatest_of_k({ASKS}) AS a FROM d ORDER BY id LIMIT 2",
+    ):
+        outcome = comparison.run(query)
+        assert outcome.kind == "equal" and outcome.asked <= outcome.needed, outcome
+
+
 ANSWER = "LLM('Q1', max(text)) AS x"
 
 

@@ -7,6 +7,7 @@ from oracle_engine import OracleEngine
 
 from vllm_relational import RelationalError
 from vllm_relational.sql.cost import Prices, Rates, Tokens
+from vllm_relational.sql.parse import SQLError
 
 TWO = "SELECT id, LLM('Sum up {text}', text) FROM review WHERE id > 9 AND LLM_FILTER('{text} is good', text)"
 
@@ -83,3 +84,19 @@ def test_the_plan_names_conditions_that_spare_questions(con):
 def test_wrong_sql_is_refused_as_by_a_run(con):
     with pytest.raises(RelationalError, match=r"line 1, column 8: .*nope"):
         con.explain("SELECT nope, LLM('{text}', text) FROM review")
+
+
+@pytest.mark.parametrize("method", ["explain", "forecast"])
+@pytest.mark.parametrize(
+    ("text", "count"), [("SELECT 1; {ask}", 2), ("{ask}; {ask}; SELECT ';'", 3), ("", "none"), (" ; -- {ask}", "none")]
+)
+def test_a_text_of_several_statements_or_none_is_refused(con, method, text, count):
+    text = text.replace("{ask}", "SELECT LLM('{text}', text) FROM review")
+    with pytest.raises(SQLError, match=f"{method} takes one statement, and this text has {count}: "):
+        getattr(con, method)(text)
+
+
+@pytest.mark.parametrize("text", ["EXPLAIN {ask}", "explain\n{ask};", "{ask} ;;", "-- first\n{ask}"])
+def test_one_statement_is_explained_however_it_ends_or_begins(con, text):
+    explained = con.explain(text.replace("{ask}", "SELECT LLM('{text}', text) FROM review WHERE id < 9"))
+    assert "8 rows in" in explained

@@ -31,7 +31,7 @@ def some(seeds: range, quick: int) -> list:
     return [*seeds[:quick], *(pytest.param(seed, marks=pytest.mark.slow) for seed in seeds[quick:])]
 
 
-@pytest.mark.parametrize("seed", some(range(48), 8))
+@pytest.mark.parametrize("seed", some(range(48), 5))
 def test_the_optimiser_changes_no_result_and_asks_no_more(connect, seed):
     query = random_queries.random_query(seed)
     rows, asked, columns = run(connect, query, sample_rows=3, batch_rows=4)
@@ -40,7 +40,7 @@ def test_the_optimiser_changes_no_result_and_asks_no_more(connect, seed):
     assert asked <= unplanned, query
 
 
-@pytest.mark.parametrize("seed", some(range(104, 116), 3))
+@pytest.mark.parametrize("seed", some(range(104, 116), 2))
 def test_rows_before_questions_change_no_result_and_ask_no_more(connect, seed):
     query = random_queries.random_query(seed)
     rows, asked, columns = run(connect, query, sample_rows=3, batch_rows=4, layout="row-first")

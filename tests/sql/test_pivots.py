@@ -32,3 +32,28 @@ def test_a_table_made_of_a_pivot():
         connection.execute(TABLE)
         connection.execute(sql_of(parse("CREATE TABLE u AS PIVOT t ON n USING sum(x) ORDER BY k")))
         assert connection.execute("SELECT * FROM u ORDER BY k").fetchall() == [("a", 2, 3), ("b", 4, None)]
+
+
+@pytest.mark.parametrize(
+    "insert",
+    [
+        "INSERT INTO u PIVOT t ON n USING sum(x) ORDER BY k",
+        "INSERT INTO u (k, one, two) PIVOT t ON n USING sum(x)",
+        'INSERT INTO main.u BY NAME SELECT k, "1" AS one, "2" AS two FROM (PIVOT t ON n USING sum(x))',
+        "INSERT INTO u WITH v AS (FROM t) PIVOT v ON n USING sum(x)",
+        "INSERT INTO u (PIVOT t ON n USING sum(x))",
+        "INSERT INTO u UNPIVOT (SELECT k, n, 1 AS one, x FROM t) ON one, x",
+        "INSERT OR REPLACE INTO u UNPIVOT (SELECT k, n, 1 AS one, x FROM t) ON one, x LIMIT 6",
+        "INSERT INTO u FROM (PIVOT t ON n USING sum(x)) RETURNING k",
+    ],
+)
+def test_rows_of_a_pivot_are_inserted(insert):
+    filled = []
+    for text in (insert, sql_of(parse(insert))):
+        with duckdb.connect() as connection:
+            connection.execute(f"{TABLE}; CREATE TABLE u(k VARCHAR, one VARCHAR, two VARCHAR, more VARCHAR)")
+            if "UNPIVOT" not in insert:
+                connection.execute("ALTER TABLE u DROP COLUMN more")
+            connection.execute(text.replace("OR REPLACE ", ""))
+            filled.append(sorted(connection.execute("FROM u").fetchall(), key=str))
+    assert filled[0] == filled[1] and filled[0]

@@ -64,6 +64,16 @@ def test_what_differs_is_named(changed, said):
     assert said in difference
 
 
+def test_a_process_reads_each_module_of_vllm_once(monkeypatch):
+    read = []
+    source = check._module
+    monkeypatch.setattr(check, "_module", lambda name: read.append(name) or source(name))
+    check._differences_in.cache_clear()
+    for part in ("scheduler", "attention", "process", "scheduler"):
+        assert check.different_for(part) == ()
+    assert sorted(read) == sorted({target.module for target in CONTRACT})
+
+
 def test_a_changed_release_is_refused_before_anything_is_replaced(monkeypatch):
     monkeypatch.setattr(check, "different_for", lambda part: ("BlockPool.evict_blocks is missing",))
     with pytest.raises(RelationalError, match=r"scheduler needs it so: BlockPool.evict_blocks is missing.* anew"):

@@ -14,6 +14,7 @@ from sqlglot import exp
 
 from vllm_relational.sql.parse import DIALECT, calls, holds_call, is_call
 from vllm_relational.sql.parse import sql_of as sql_of
+from vllm_relational.sql.row_functions import is_window
 
 LOOKUP = "__llm_"
 SOURCES = ("from_", "joins", "laterals")
@@ -168,8 +169,7 @@ def keep_conditions(clause: exp.Expr, parts: Sequence[exp.Expr]) -> None:
         clause.set("this", whole or exp.true())
         return
     clause.set("this", whole)
-    windows = (node for part in (*block.expressions, clause) for node in own_nodes(part))
-    if whole is not None and any(isinstance(node, exp.Window) for node in windows):
+    if whole is not None and any(is_window(node) for part in (*block.expressions, clause) for node in own_nodes(part)):
         return
     block.set("qualify", None)
     if whole is not None:

@@ -27,7 +27,7 @@ from vllm_relational.sql.execute import Execution, execute
 from vllm_relational.sql.interrupts import interruptible, interrupts
 from vllm_relational.sql.operator import Settings
 from vllm_relational.sql.parameters import Parameters, numbered, values_of
-from vllm_relational.sql.parse import check_text, holds_call, names_in, parse, statements
+from vllm_relational.sql.parse import SQLError, check_text, holds_call, names_in, parse, statements
 from vllm_relational.sql.session import Session, dense, reread, variables_of
 from vllm_relational.sql.statement_model import Model, StatementModel
 
@@ -165,16 +165,16 @@ class Connection:
         return Result(relation, self.duckdb, self._lock)
 
     def forecast(self, query: str, params: Parameters = None) -> StatementPlan:
-        """The plan of a statement as numbers; nothing is sent to a model."""
+        """The plan of one statement as numbers; nothing is sent to a model."""
         from vllm_relational.sql.explain import forecast
 
         with self._lock, interrupts():
-            return forecast(self._context(_read(query), params, sys._getframe(1)))
+            return forecast(self._context(_read_one(query, "forecast"), params, sys._getframe(1)))
 
     def explain(self, query: str, params: Parameters = None) -> str:
-        """The plan of a statement as a text; nothing is sent to a model."""
+        """The plan of one statement as a text; nothing is sent to a model."""
         with self._lock, interrupts():
-            return self._explained(self._context(_read(query), params, sys._getframe(1)))
+            return self._explained(self._context(_read_one(query, "explain"), params, sys._getframe(1)))
 
     def _context(self, read: _Read, params: Parameters, frame: FrameType | None) -> StatementContext:
         text = read.sql
@@ -237,6 +237,16 @@ def _read(text: str) -> _Read:
     check_text(text)
     sql = numbered(text)
     return _Read(sql, parse(sql))
+
+
+def _read_one(text: str, method: str) -> _Read:
+    """The statement of a text that has one, also where it stands behind EXPLAIN."""
+    found = statements(text)
+    if len(found) != 1:
+        fix = "run those before it with sql(...), then give it alone" if found else "write it as for sql(...)"
+        raise SQLError(f"{method} takes one statement, and this text has {len(found) or 'none'}: {fix}")
+    behind = _EXPLAIN.match(found[0].text)
+    return _read(found[0].text[behind.end() :] if behind else found[0].text)
 
 
 def _session_of(connection: duckdb.DuckDBPyConnection, frame: FrameType | None, names: Iterable[str] = ()) -> Session:

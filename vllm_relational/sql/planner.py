@@ -61,7 +61,7 @@ class CallPlanner:
         layouts: Mapping[str, Layout],
     ) -> None:
         self.sql, self._database, self._optimize = sql, database, settings.optimize
-        self._aggregates = Aggregates(lambda: connection.aggregate_names)
+        self._aggregates = Aggregates(lambda: connection.macros.aggregates)
         self._binding = Binding(connection, sql)
         self._reader = CallReader(self._binding, self._aggregates, database, settings, sql, model, layouts)
 

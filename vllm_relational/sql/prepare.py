@@ -20,11 +20,11 @@ from vllm_relational.sql.parameters import spell_literals
 from vllm_relational.sql.parse import engine_error, misplaced
 from vllm_relational.sql.passes.dead import bury, dead_calls
 from vllm_relational.sql.passes.inner_limit import push_limits
-from vllm_relational.sql.passes.limit import mark_unnesting
 from vllm_relational.sql.passes.prune import drop_unread
 from vllm_relational.sql.passes.pushdown import push_conditions
 from vllm_relational.sql.planner import CallPlanner
 from vllm_relational.sql.probe import may_probe
+from vllm_relational.sql.row_functions import mark_macros
 
 
 def prepared(context: StatementContext) -> tuple[exp.Expr, list[str]]:
@@ -39,14 +39,14 @@ def prepared(context: StatementContext) -> tuple[exp.Expr, list[str]]:
     check_meaning(context.connection, tree, context.sql)
     spell_literals(tree, context.connection.values)
     normalise(tree, context.sql, lambda item: name_of(context.connection, item))
-    mark_unnesting(tree, lambda: context.connection.unnesting_names)
+    mark_macros(tree, lambda: context.connection.macros)
     context.answers_database.volatile = False
     if not context.settings.optimize:
         return tree, []
     if may_probe(tree):
         context.answers_database.volatile = True
         context.answers_database.volatile = _binds(context, tree)
-    aggregates = Aggregates(lambda: context.connection.aggregate_names)
+    aggregates = Aggregates(lambda: context.connection.macros.aggregates)
     buried = _bury_dead(context, tree, aggregates)
     rewritten = tree.copy()
     notes = drop_unread(rewritten) + push_conditions(rewritten, aggregates, lambda query: _is_whole(context, query))

@@ -35,9 +35,9 @@ from vllm_relational.sql.context import StatementContext
 from vllm_relational.sql.interrupts import interruptible
 from vllm_relational.sql.operator_table import OperatorTable
 from vllm_relational.sql.parse import calls, holds_call
-from vllm_relational.sql.passes.limit import unnests
 from vllm_relational.sql.passes.unknown import unknown as unknown_value
 from vllm_relational.sql.planned_call import PlannedCall
+from vllm_relational.sql.row_functions import unnests
 
 HERE_META = "probed"
 # Functions of the types of their arguments.

@@ -7,7 +7,6 @@ from a frame with the names of the user's own: the rules are DuckDB's, and nothi
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from vllm_relational.sql.macros import Macros, read_macros
 from vllm_relational.sql.markers import markers
 
 _CALL = compile("__llm_call(*__llm_given, **__llm_named)", "<sql>", "eval")
@@ -62,22 +62,12 @@ class Session:
         return found
 
     @functools.cached_property
-    def aggregate_names(self) -> set[str]:
-        """DuckDB's aggregate functions and the user's, in lower case; they stay the same for a statement."""
-        query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
-        return {row[0].casefold() for row in self.connection.execute(query).fetchall()}
-
-    @functools.cached_property
-    def unnesting_names(self) -> set[str]:
-        """Functions that make rows, DuckDB's and the user's macros over them among them."""
-        query = "SELECT function_name, macro_definition FROM duckdb_functions() WHERE function_type = 'macro'"
-        macros, found = self.connection.execute(query).fetchall(), {"unnest", "unlist"}
-        while True:
-            calls = re.compile(rf'\b(?:{"|".join(map(re.escape, found))})"?\s*\(', re.IGNORECASE)
-            more = {name.casefold() for name, body in macros if body is not None and calls.search(body)} - found
-            if not more:
-                return found
-            found |= more
+    def macros(self) -> Macros:
+        """What DuckDB's functions and macros and the user's do with rows, which stays the same for a statement."""
+        query = "SELECT function_name, function_type, macro_definition FROM duckdb_functions() WHERE function_type = "
+        found = self.connection.execute(f"{query}'aggregate' OR function_type = 'macro'").fetchall()
+        aggregates = {name for name, kind, _ in found if kind == "aggregate"}
+        return read_macros(((name, body) for name, kind, body in found if kind == "macro"), aggregates)
 
     def interrupt(self) -> None:
         """End the query that is running."""

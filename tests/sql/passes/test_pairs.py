@@ -63,7 +63,7 @@ class Shop:
 
     @property
     def aggregates(self) -> Aggregates:
-        return Aggregates(lambda: self.session.aggregate_names)
+        return Aggregates(lambda: self.session.macros.aggregates)
 
     @property
     def binding(self) -> Binding:

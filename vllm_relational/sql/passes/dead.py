@@ -14,8 +14,8 @@ from vllm_relational.sql.blocks import Aggregates, sql_of
 from vllm_relational.sql.functions import asks_groups
 from vllm_relational.sql.parse import calls
 from vllm_relational.sql.passes.guards import guards_of
-from vllm_relational.sql.passes.limit import unnests
 from vllm_relational.sql.passes.unknown import type_of
+from vllm_relational.sql.row_functions import unnests
 
 # What a constant condition may be made of: a function may give another value each time.
 _CONSTANT = (

@@ -15,6 +15,7 @@ from sqlglot import exp
 from vllm_relational.sql.blocks import Aggregates, Site, condition_of, lookups, sql_of
 from vllm_relational.sql.parse import DIALECT, calls, holds_call
 from vllm_relational.sql.passes.unknown import type_of
+from vllm_relational.sql.row_functions import is_window
 
 # How a guard reads to people, where the condition itself says more than they need.
 SHOWN_META = "shown"
@@ -70,7 +71,7 @@ def _text_of(condition: exp.Expr) -> str:
 
 def _changes_rows(node: exp.Expr, aggregates: Aggregates) -> bool:
     """Aggregates and windows see many rows: what guards them does not guard those rows."""
-    if isinstance(node, exp.Window | exp.Filter | exp.Query):
+    if is_window(node) or isinstance(node, exp.Filter | exp.Query):
         return True
     return aggregates.is_aggregate(node) and not isinstance(node.parent, exp.Filter)
 

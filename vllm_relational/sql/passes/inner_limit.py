@@ -10,9 +10,10 @@ from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, condition_of, sql_of
 from vllm_relational.sql.parse import holds_call
-from vllm_relational.sql.passes.limit import number_of, unnests
+from vllm_relational.sql.passes.limit import number_of
 from vllm_relational.sql.passes.pushdown import mapped
 from vllm_relational.sql.passes.sources import FromTable, sources_of
+from vllm_relational.sql.row_functions import holds_window, unnests
 
 _KEEPS_ROWS_APART = ("group", "having", "distinct", "qualify", "windows", "joins", "laterals")
 
@@ -34,7 +35,7 @@ def push_limits(tree: exp.Expr, aggregates: Aggregates) -> list[str]:
 
 def _rows_differ(block: exp.Select) -> bool:
     """Whether the list sees more rows than its own, or makes none or many of one."""
-    return any(item.find(exp.Window) or unnests(item) for item in block.expressions)
+    return any(holds_window(item) or unnests(item) for item in block.expressions)
 
 
 def _push(block: exp.Select, source: FromTable, rows: int) -> bool:

@@ -22,8 +22,8 @@ from vllm_relational.sql.passes.limit import (
     numbered,
     spell_keys,
     stands_alone,
-    unnests,
 )
+from vllm_relational.sql.row_functions import is_window, unnests
 
 _DONE = ("where", "group", "having", "qualify", "windows", "distinct", "order", "limit", "offset")
 
@@ -82,7 +82,7 @@ def leaves_of(value: exp.Expr, block: exp.Select, aggregates: Aggregates) -> lis
     found: list[exp.Expr] = []
 
     def is_leaf(node: exp.Expr) -> bool:
-        known = isinstance(node, exp.Window) or aggregates.is_aggregate(node) or sql_of(node) in keys
+        known = is_window(node) or aggregates.is_aggregate(node) or sql_of(node) in keys
         leaf = known or (isinstance(node, exp.Column) and not isinstance(node.this, exp.Star))
         if leaf:
             found.append(node)

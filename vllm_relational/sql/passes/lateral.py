@@ -11,8 +11,9 @@ from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates, condition_of, set_condition, visible_ctes
 from vllm_relational.sql.parse import holds_call
-from vllm_relational.sql.passes.limit import number_of, stands_alone, unnests
+from vllm_relational.sql.passes.limit import number_of, stands_alone
 from vllm_relational.sql.retrieve import passage_names
+from vllm_relational.sql.row_functions import holds_window, unnests
 
 # Joins that make rows of their own where a row of another side is gone.
 _ODD_METHODS = ("ASOF", "POSITIONAL")
@@ -95,14 +96,14 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
     """Whether each row that comes out is one row of the block's FROM, and the FROM can be computed by itself."""
     if any(block.args.get(key) for key in _GROUPS) or aggregates.groups(block) or not stands_alone(block):
         return False
-    if any(item.find(exp.Window) or unnests(item) for item in block.expressions):
+    if any(holds_window(item) or unnests(item) for item in block.expressions):
         return False
     return not any(column.name.casefold() == "rowid" or column.db for column in block.find_all(exp.Column))
 
 
 def _is_about(part: exp.Expr, table: exp.Expr, taken: set[str]) -> bool:
     """Whether a condition or key reads the table alone. taken: names that are others'."""
-    if holds_call(part) or part.find(exp.Query, exp.Window):
+    if holds_call(part) or part.find(exp.Query) or holds_window(part):
         return False
     own = table.alias_or_name.casefold()
     columns = list(part.find_all(exp.Column))

@@ -7,7 +7,7 @@ computing them twice could give other rows where ORDER BY leaves a choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlglot import exp
@@ -15,11 +15,10 @@ from sqlglot.optimizer.simplify import simplify
 
 from vllm_relational.sql.blocks import SOURCES, Aggregates, condition_of, conjunction, set_condition, visible_ctes
 from vllm_relational.sql.normalise import expand_stars, is_reshaped
-from vllm_relational.sql.parse import calls, holds_call, is_call
+from vllm_relational.sql.parse import calls, holds_call
+from vllm_relational.sql.row_functions import holds_window, unnests
 
 ROW, COLUMN, ITEM = "__row", "__c{}", "__i{}"
-# Marks calls of functions that make rows and that sqlglot does not know.
-UNNESTS_META = "unnests"
 _GROUPS = ("group", "having", "distinct", "qualify", "windows", "sample")
 
 
@@ -98,7 +97,8 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
         return False
     parts = [*block.expressions, *condition_of(block, "where")]
     asking = [part for part in parts if holds_call(part)]
-    if not asking or any(part.find(exp.Query, exp.Window, exp.Columns) for part in (*asking, *block.expressions)):
+    apart = (*asking, *block.expressions)
+    if not asking or any(part.find(exp.Query, exp.Columns) or holds_window(part) for part in apart):
         return False
     if any(holds_call(item) and unnests(item) for item in block.expressions):
         return False
@@ -107,19 +107,6 @@ def _is_plain(block: exp.Select, aggregates: Aggregates) -> bool:
     if any(item.is_star for item in block.expressions) and merges_columns(block):
         return False
     return not holds_call(block.args.get("order")) and stands_alone(block)
-
-
-def mark_unnesting(tree: exp.Expr, names: Callable[[], Container[str]]) -> None:
-    """Note which functions make rows. names: of all that do, asked for where there is a function to judge."""
-    for node in tree.find_all(exp.Anonymous):
-        if not is_call(node) and node.name.casefold() in names():
-            node.meta[UNNESTS_META] = True
-
-
-def unnests(item: exp.Expr) -> bool:
-    """Whether an item of the select list makes no row or many of one: LIMIT counts those."""
-    named = (node for node in item.find_all(exp.Anonymous) if UNNESTS_META in node.meta)
-    return item.find(exp.Explode, exp.Unnest) is not None or any(True for _ in named)
 
 
 def merges_columns(block: exp.Select) -> bool:

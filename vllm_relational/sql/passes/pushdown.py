@@ -15,6 +15,7 @@ from vllm_relational.sql.blocks import Aggregates, condition_of, conjuncts, look
 from vllm_relational.sql.parse import holds_call
 from vllm_relational.sql.passes.semijoin import is_one_of, partner_keys, rejects_nulls
 from vllm_relational.sql.passes.sources import FromTable, sources_of
+from vllm_relational.sql.row_functions import is_window
 
 # Joins that give a row another partner where a row of one side is gone.
 _ODD_METHODS = ("ASOF", "POSITIONAL")
@@ -86,7 +87,7 @@ def _outer_conditions(
             continue
         own = list(own_nodes(part))
         if any(isinstance(node, exp.Column) for node in own) and not any(
-            isinstance(node, exp.AggFunc | exp.Window) for node in own
+            isinstance(node, exp.AggFunc) or is_window(node) for node in own
         ):
             inner = mapped(part, source, alone)
             if inner is not None:

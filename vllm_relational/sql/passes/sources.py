@@ -9,6 +9,7 @@ from sqlglot import exp
 
 from vllm_relational.sql.blocks import Aggregates
 from vllm_relational.sql.parse import holds_call
+from vllm_relational.sql.row_functions import holds_window
 
 _ROWS_DEPEND = ("group", "having", "limit", "offset", "qualify", "windows", "sample", "with_")
 
@@ -59,4 +60,4 @@ def _rows_are_free(body: exp.Select, aggregates: Aggregates) -> bool:
     distinct = body.args.get("distinct")
     if distinct is not None and distinct.args.get("on") is not None:
         return False
-    return not any(item.find(exp.Window) for item in body.expressions)
+    return not any(holds_window(item) for item in body.expressions)

@@ -40,14 +40,17 @@ def check_contract(part: str, found: str) -> None:
     logger.warning("vLLM %s differs from %s in what vllm-relational's %s uses: %s", found, SUPPORTED, part, what)
 
 
-@cache
 def different_for(part: str) -> tuple[str, ...]:
-    """What of the installed vLLM is not as a part of this package expects it; 0.3 seconds, once a process."""
-    return tuple(
-        differences(
-            target for target in CONTRACT if any(f"{module}.".startswith(f"{part}.") for module in target.used_by)
-        )
-    )
+    """What of the installed vLLM is not as a part of this package expects it; at most 0.5 seconds."""
+    used = [target for target in CONTRACT if any(f"{module}.".startswith(f"{part}.") for module in target.used_by)]
+    return tuple(what for target in used for what in _differences_in(target.module)[target.path])
+
+
+@cache
+def _differences_in(module: str) -> dict[str, list[str]]:
+    """Of all targets in a module, by their paths: parts share modules, and a process reads each of them once."""
+    tree = _module(module)
+    return {target.path: list(_differences(target, tree)) for target in CONTRACT if target.module == module}
 
 
 def differences(targets: Iterable[Target] = CONTRACT) -> list[str]:
@@ -119,11 +122,15 @@ def _members(definition: ast.ClassDef) -> dict[str, ast.AST]:
     """Methods, class attributes, and what the methods set on ``self``; nothing inherited."""
     found: dict[str, ast.AST] = {}
     for node in ast.walk(definition):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self" and isinstance(node.ctx, ast.Store):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value):
             found[node.attr] = node
     for node in _statements(definition):
         found.update((name, node) for name in _names(node))
     return found
+
+
+def _is_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
 
 
 def _statements(definitions: ast.AST) -> Iterator[ast.AST]:
