@@ -4,9 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-200}
-bash scripts/setup.sh demo report
+bash scripts/setup.sh
 model=$(.venv/bin/python scripts/get_demo_model.py)
 mkdir -p demo
+echo "demo: vLLM starts now (a minute or more), then asks as many rows as fit into $seconds s, in two orders" >&2
 .venv/bin/vllm-relational bench examples/airbnb_reviews.parquet --model "$model" \
   --prompt 'Who would enjoy this home most? Guest wrote: {comments} Home: {name} {property_type} {description} {neighborhood_overview}' \
   --choices 'family,couple,student,business traveller' \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv beside this repository and installs the package into it; does nothing when that is done already.
-#   setup.sh [EXTRA ...]      extras of setup.py beside vLLM itself, e.g. dev report demo
+#   setup.sh [EXTRA ...]      extras of setup.py beside vLLM itself, e.g. dev (default: demo report sql)
 # vLLM comes for the GPU where nvidia-smi finds one, for the CPU elsewhere; VLLM_RELATIONAL_DEVICE=cpu|cuda decides.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,7 +29,8 @@ case $device in
   cuda) vllm=vllm==0.32.0 ;;
   *) fail "VLLM_RELATIONAL_DEVICE is '$device': use cpu or cuda" ;;
 esac
-extras=$(IFS=,; echo "${*:-report}")
+[ $# -gt 0 ] || set -- demo report sql
+extras=$(IFS=,; echo "$*")
 stamp=.venv/.vllm-relational
 wanted="$device $extras $(cat setup.py pyproject.toml $(find csrc -name '*.h' -o -name '*.cc' -o -name CMakeLists.txt | sort) | cksum)"
 [ -f "$stamp" ] && grep -qxF "$wanted" "$stamp" && exit 0

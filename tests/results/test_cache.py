@@ -272,9 +272,9 @@ def test_a_head_that_is_damaged_is_refused_with_the_fix(tmp_path):
     whole = bytearray(path.read_bytes())
     whole[100:4096] = b"\xff" * 3996
     path.write_bytes(whole)
-    with pytest.raises(RelationalError, match=r"damaged: delete it, or name another"):
+    with pytest.raises(RelationalError, match=r"damaged at its beginning.*: move it away, or name another"):
         AnswerCache(path)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

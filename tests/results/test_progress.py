@@ -53,9 +53,10 @@ def test_engines_that_do_not_count_hits_show_a_question_mark(capsys):
 
 def test_a_line_now_and_then_with_the_time_left(capsys, monkeypatch):
     monkeypatch.setattr(progress_room, "LOG_SECONDS", 0.0)
-    follow(Lines(), [GOOD], 2)
-    first, *_ = capsys.readouterr().err.splitlines()
-    assert first.startswith("1/2 rows") and first.endswith("s left")
+    follow(Lines(), [GOOD] * 10, 12)
+    first, *_, tenth, _ = capsys.readouterr().err.splitlines()
+    assert first.startswith("1/12 rows") and first.endswith(", asking")
+    assert tenth.startswith("10/12 rows") and tenth.endswith("s left")
 
 
 @pytest.mark.parametrize("completions", [[], [GOOD, BAD]])

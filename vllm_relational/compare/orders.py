@@ -16,6 +16,7 @@ from vllm_relational.compare.provenance import code_version, machine
 from vllm_relational.llm import RelationalLLM
 from vllm_relational.query.prepared import Prepared
 from vllm_relational.records import EngineInfo, QueryResult, RelationalError
+from vllm_relational.terminal import tell
 
 # Rows asked to measure the engine's speed before a comparison with a time budget.
 SAMPLE_ROWS = 8
@@ -120,6 +121,7 @@ def compare_orders(
     for order in orders:
         llm.run(table.slice(0, 1), prompt, order=order, progress=False, **options)
         _empty_cache(llm)
+        tell(f"asking {table.num_rows:,} rows in the order {order}")
         results.append(llm.run(table, prompt, order=order, progress=True, **options))
     return Comparison(tuple(results))
 

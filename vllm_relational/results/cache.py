@@ -361,7 +361,8 @@ def _fix(error: sqlite3.DatabaseError, what: str) -> str:
         return f"{error}; name another file with --cache"
     if what != "open":
         return f"{error}; the file is damaged: a run with this --cache takes over what can be read of it"
-    return f"{error}; the file is damaged: delete it, or name another with --cache"
+    beginning = "the file is damaged at its beginning, so no answer in it can be found"
+    return f"{error}; {beginning}: move it away, or name another with --cache"
 
 
 def _batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:

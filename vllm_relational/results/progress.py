@@ -12,6 +12,7 @@ from vllm_relational.records import Completion
 from vllm_relational.terminal import is_terminal, tell
 
 LOG_SECONDS = 10.0
+ESTIMATE_ROWS = 10  # answers of a batch come together: the first say nothing about the rest
 
 
 class Progress(Protocol):
@@ -116,7 +117,8 @@ class Lines:
     def add(self, completion: Completion) -> None:
         self._counts.add(completion)
         if time.monotonic() - self._printed >= LOG_SECONDS:
-            self._print(f"{self._counts.seconds_left:.0f} s left")
+            known = self._counts.done >= ESTIMATE_ROWS
+            self._print(f"{self._counts.seconds_left:.0f} s left" if known else "asking")
 
     def stop(self) -> None:
         self._print("stopped" if self._counts.done < self._counts.total else "done")
