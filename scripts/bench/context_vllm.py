@@ -49,6 +49,7 @@ from dipr_random_model import LLAMA_8B, SMALL, random_tokens
 TINY = {**SMALL, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 2000}
 DIPR = {"method": "scan", "alpha": 0.02, "dense_below": 64, "dense_layers": 0, "sinks": 16, "recent": 64}
 LOGIT_STD, TOPICS = 3.0, 12
+FILE_TOKENS = 64  # on a GPU, see vllm_tier; on a CPU a file is a block
 GIB = 1 << 30
 FIELDS = (
     "time", "commit", "machine", "model", "layers", "case", "context", "ttft_ms", "fastest", "slowest", "rounds",
@@ -104,10 +105,11 @@ def stop(llm: Any) -> float:
     return time.perf_counter() - begin
 
 
-def check_prompts(options: argparse.Namespace, block: int) -> list[list[int]]:
-    longest = 600 if options.cpu else 6000
-    lengths = [block - 1, block, block + 1, 4 * block, 4 * block + 1, longest // 2, longest - 5]
-    lengths += [longest // block * block, longest // block * block + 1]
+def check_prompts(options: argparse.Namespace, whole: int) -> list[list[int]]:
+    """whole: tokens of a file."""
+    longest = (200 if options.cpu else 6000) // whole * whole
+    lengths = [whole - 1, whole, whole + 1, 2 * whole + 5, longest // 2 // whole * whole + 9, longest, longest + 1]
+    lengths += [longest - 3, longest + whole // 2]
     vocabulary = (TINY if options.cpu else SMALL)["vocab_size"]
     return [random_tokens(number, length, vocabulary, TOPICS) for number, length in enumerate(lengths)]
 
@@ -130,15 +132,16 @@ def check(options: argparse.Namespace, kind: str) -> dict[str, Any]:
         options, TINY if options.cpu else SMALL, True, max_model_len=8192, max_num_seqs=8, block_size=block,
         max_num_batched_tokens=2048, **room, **more,
     )  # fmt: skip
-    prompts = check_prompts(options, block)
-    found = {"block": block, "lengths": [len(prompt) for prompt in prompts], "first": ask(llm, prompts, 16)}
-    found["again"] = ask(llm, prompts, 16)
+    whole, tokens = (block, 4) if options.cpu else (FILE_TOKENS, 16)
+    prompts = check_prompts(options, whole)
+    found = {"block": whole, "lengths": [len(prompt) for prompt in prompts], "first": ask(llm, prompts, tokens)}
+    found["again"] = ask(llm, prompts, tokens)
     if kind == "damaged":  # what is behind a block that was missing is looked at only now
         llm.reset_prefix_cache(reset_connector=not options.cpu)
-        ask(llm, prompts, 16)
+        ask(llm, prompts, tokens)
     if kind == "exact":
-        # Leaves the longest inside a block.
-        inside = prompts[-1][: 20 * block // 2 + 7 if options.cpu else 200 * block + 7]
+        # Leaves a long one inside a block.
+        inside = prompts[-3][: (4 if options.cpu else 200) * block + 7]
         found["inside"] = ask(llm, [[*inside, 5, 6, 7]], 4)
         found["expected_inside"] = len(inside)
     found["stopped_s"] = stop(llm)

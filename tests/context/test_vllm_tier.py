@@ -50,7 +50,10 @@ class Tier:
 
     def load(self, numbers):
         self.made.submit_load(self.job([key(number) for number in numbers], numbers, True))
-        return self.finish()
+        assert self.made.is_loading("r") and not self.made.is_loading("other")
+        result = self.finish()
+        assert not self.made.is_loading("r")
+        return result
 
     def lookup(self, number):
         """As the manager asks: again until it is known."""

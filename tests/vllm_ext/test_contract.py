@@ -69,7 +69,7 @@ def test_a_process_reads_each_module_of_vllm_once(monkeypatch):
     source = check._module
     monkeypatch.setattr(check, "_module", lambda name: read.append(name) or source(name))
     check._differences_in.cache_clear()
-    for part in ("scheduler", "attention", "process", "scheduler"):
+    for part in ("scheduler", "attention", "process", "context", "scheduler"):
         assert check.different_for(part) == ()
     assert sorted(read) == sorted({target.module for target in CONTRACT})
 

@@ -20,7 +20,6 @@ import fcntl
 import json
 import logging
 import os
-import stat
 import struct
 import tempfile
 import threading
@@ -83,7 +82,10 @@ class BlockStore:
 
     def read(self, key: bytes, page: memoryview) -> bool:
         """Fill ``page``, writable bytes, with the block. False where there is none of that size, or it is damaged: the
-        bytes then mean nothing, and a damaged file is set aside."""
+        bytes then mean nothing, and a damaged file is set aside.
+
+        As few calls as there can be: each gives up Python's lock, and many threads read at once.
+        """
         if key in self._unusable:
             return False
         try:
@@ -106,24 +108,23 @@ class BlockStore:
             return False
         if problem:
             self._set_aside(key, problem)
-            return False
-        with suppress(OSError):  # a folder that is only read has no order of use
-            os.utime(file)
-        return True
+        return not problem
 
     def _problem(self, key: bytes, file: int, page: memoryview) -> str:
         """Reads; in words what is wrong with the file, or nothing."""
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            return "it is no regular file"
-        if status.st_size != HEADER_BYTES + page.nbytes:
-            return f"it has {status.st_size:,} bytes, not {HEADER_BYTES + page.nbytes:,}"
-        header = bytearray(HEADER_BYTES)
-        if _read_all(file, [memoryview(header), page]) != status.st_size:
-            return "it was cut while it was read"
-        if bytes(header) != self._header(key, page):
+        header, more = bytearray(HEADER_BYTES), bytearray(1)
+        count = _read_all(file, [memoryview(header), page, memoryview(more)])
+        if count != HEADER_BYTES + page.nbytes:
+            return f"it has {os.fstat(file).st_size:,} bytes, not {HEADER_BYTES + page.nbytes:,}"
+        if header != self._header(key, page):
             return "its header or its page was changed, or it belongs elsewhere"
         return ""
+
+    def touch(self, keys: Iterable[bytes]) -> None:
+        """Say that these blocks were used now: what was used longest ago goes first. Nothing without a limit."""
+        for key in keys if self.max_bytes is not None else ():
+            with suppress(OSError):  # a folder that is only read has no order of use
+                os.utime(self.path_of(key))
 
     # ------------------------------------------------------------------------------------------------------- writing
     def write(self, blocks: Iterable[tuple[bytes, memoryview]]) -> int:

@@ -180,6 +180,7 @@ class ContextConnector(KVConnectorBase_V1):
                     whole = False
                 elif whole:
                     self._fill(number, read)
+            self._store.touch(key for key, _ in blocks)
             self._done.add(request_id)
 
     def _fill(self, number: int, read: torch.Tensor) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
@@ -25,6 +27,7 @@ from vllm_relational.context.vllm_layout import facts_of
 from vllm_relational.context.vllm_report import report_of
 
 THREADS = 16  # for reading, and as many for writing
+FILE_TOKENS = 64  # of a file: fewer cost more calls, more leave more tokens behind the last whole file
 TASKS = 2 * THREADS  # that the blocks of one request are read in: threads that are done early take another
 
 
@@ -36,8 +39,22 @@ class ContextOffloadingConnector(OffloadingConnector):
         if role == KVConnectorRole.SCHEDULER:  # the tier is on this side
             facts = facts_of(vllm_config, kv_cache_config.kv_cache_groups, extra)
             extra["secondary_tiers"] = [{**tier, "facts": facts} for tier in extra["secondary_tiers"]]
+        if "block_size" not in extra:  # tokens of a file, in vLLM's words
+            block = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+            extra.setdefault("blocks_per_chunk", max(1, FILE_TOKENS // block))
         super().__init__(vllm_config, role, kv_cache_config)
+        self._tier: Any = None
+        if role == KVConnectorRole.SCHEDULER:
+            manager: Any = self.scheduler.manager
+            (self._tier,) = (tier for tier in manager.secondary_tiers if isinstance(tier, ContextTier))
         self._promised: dict[str, int] = {}
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """As vLLM; but while blocks of this request come from the disk, the answer is to ask later, at once: vLLM's own
+        looks all of them up again in every step, and the threads that read them would wait for Python's lock."""
+        if self._tier.is_loading(request.request_id):
+            return None, False
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """As vLLM, and remembers the tokens."""
@@ -85,6 +102,9 @@ class ContextTier(SecondaryTierManager):
         self._pool = DualQueueThreadPool(THREADS, THREADS, thread_name_prefix="vllm_relational_contexts")
         self._names = _Names(self._store, tier_type)
         self._loads: dict[int, _Load] = {}  # by number of the job, until it is reported
+        self._loading: Counter[str] = Counter()  # by request: jobs that were not reported
+        self._asked: dict[str, _Asked] = {}  # by request
+        self._num_rows = len(primary_kv_view)
         self._bytes: dict[int, int] = {}
 
     def on_new_request(self, req_context: Any) -> RequestOffloadingContext:
@@ -96,7 +116,20 @@ class ContextTier(SecondaryTierManager):
         found = self._names.lookup(key, req_context)
         if found is None:
             return LookupResult.RETRY
-        return LookupResult.HIT if found else LookupResult.MISS
+        return LookupResult.HIT if found and self._fits(key, req_context.req_id) else LookupResult.MISS
+
+    def _fits(self, key: Any, request_id: str) -> bool:
+        """Whether CPU memory had room for the block so far, and for as many of the request.
+
+        Without this a context larger than that memory would be loaded for ever: its last blocks take the place of its
+        first ones, which then are looked for again.
+        """
+        asked = self._asked.setdefault(request_id, _Asked())
+        if key in asked.refused or asked.hits >= self._num_rows:
+            return False
+        asked.hits += 1
+        asked.now.add(key)
+        return True
 
     def submit_store(self, job_metadata: Any) -> None:
         """On one thread, so that the blocks of a job are written in their order."""
@@ -108,7 +141,9 @@ class ContextTier(SecondaryTierManager):
         """On all threads."""
         job, blocks = job_metadata.job_id, self._blocks(job_metadata)
         self._bytes[job] = sum(page.nbytes for _, page in blocks)
-        load = self._loads[job] = _Load(self._store)
+        load = self._loads[job] = _Load(self._store, job_metadata.req_context.req_id)
+        self._loading[load.request_id] += 1
+        self._asked.setdefault(load.request_id, _Asked()).now.difference_update(job_metadata.keys)
         parts = [blocks[place::TASKS] for place in range(min(TASKS, len(blocks)))]
         self._pool.enqueue_load(job, len(parts), [functools.partial(load.read, part) for part in parts])
 
@@ -121,8 +156,7 @@ class ContextTier(SecondaryTierManager):
         """Of loads, which blocks are as they were stored; the others are not there from now on."""
         for job, success, seconds in self._pool.get_finished():
             load, size = self._loads.pop(job, None), self._bytes.pop(job, None)
-            missing = load.missing if load is not None else []
-            self._names.mark_miss(missing)
+            missing = self._finish(load) if load is not None else []
             yield JobResult(
                 job_id=job,
                 success=success and not missing,
@@ -131,6 +165,18 @@ class ContextTier(SecondaryTierManager):
                 transfer_bytes=size,
             )
 
+    def _finish(self, load: _Load) -> list[Any]:
+        """Keys that are not there."""
+        self._loading[load.request_id] -= 1
+        if not self._loading[load.request_id]:
+            del self._loading[load.request_id]
+        self._names.mark_miss(load.missing)
+        return load.missing
+
+    def is_loading(self, request_id: str) -> bool:
+        """Whether blocks of a request are on their way from the disk."""
+        return request_id in self._loading
+
     def drain_jobs(self) -> None:
         """Waits for all that was begun."""
         self._pool.wait_idle()
@@ -138,10 +184,15 @@ class ContextTier(SecondaryTierManager):
     def on_request_finished(self, req_context: Any) -> None:
         """Forgets what the request asked."""
         self._names.cleanup(req_context.req_id)
+        self._asked.pop(req_context.req_id, None)
 
     def on_schedule_end(self, context: Any) -> None:
-        """Asks what the step wanted to know."""
+        """Asks what the step wanted to know, and learns which blocks found no room."""
         self._names.flush()
+        for asked in self._asked.values():
+            if asked.now:
+                asked.refused |= asked.now
+                asked.now = set()
 
     def shutdown(self) -> None:
         """What was handed over is stored first."""
@@ -149,6 +200,16 @@ class ContextTier(SecondaryTierManager):
         self._names.shutdown()
         self._pool.shutdown(wait=True)
         self._memory.release()
+
+
+@dataclass
+class _Asked:
+    """What a request heard. hits: how often a block was there. now: which were, in this step, and are not loaded yet.
+    refused: blocks that are there, but found no room in CPU memory."""
+
+    hits: int = 0
+    now: set[Any] = field(default_factory=set)
+    refused: set[Any] = field(default_factory=set)
 
 
 class _Names(AsyncLookupManager):
@@ -166,7 +227,8 @@ class _Names(AsyncLookupManager):
 class _Load:
     """The blocks of a request, read by several threads. found, missing: their keys."""
 
-    def __init__(self, store: BlockStore) -> None:
+    def __init__(self, store: BlockStore, request_id: str) -> None:
+        self.request_id = request_id
         self._store, self._lock = store, threading.Lock()
         self.found: list[Any] = []
         self.missing: list[Any] = []
@@ -177,6 +239,7 @@ class _Load:
         missing: list[Any] = []
         for key, page in blocks:
             (found if self._store.read(key, page) else missing).append(key)
+        self._store.touch(found)
         with self._lock:
             self.found += found
             self.missing += missing
