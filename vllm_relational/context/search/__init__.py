@@ -12,6 +12,7 @@ from vllm_relational.context.search.graph import Graph
 from vllm_relational.context.search.hits import Hits, KeyIndex
 from vllm_relational.context.search.indexes import build, load, save
 from vllm_relational.context.search.merge import attend, merge, tokens_between
+from vllm_relational.context.search.optimizer import Optimizer, SearchCosts, SearchPlan, SearchRules, Situation
 
 __all__ = [
     "Clusters",
@@ -20,6 +21,11 @@ __all__ = [
     "Hits",
     "Int4",
     "KeyIndex",
+    "Optimizer",
+    "SearchCosts",
+    "SearchPlan",
+    "SearchRules",
+    "Situation",
     "attend",
     "build",
     "load",

@@ -45,11 +45,10 @@ class Graph(NativeIndex):
             raise ContextError(f"a graph of {links} links a key and {expansions} expansions: there is none")
         clusters = Clusters.build(keys)
         lists = _lists(keys, queries)
-        how = {"keys": keys, "lists": lists, "num_links": links}
         if native.context_search() is None:
-            parts = naive_graph.build(**how, starts=clusters.arrays["starts"], tokens=clusters.arrays["tokens"])
+            parts = naive_graph.build(keys, lists, links, clusters.arrays["starts"], clusters.arrays["tokens"])
         else:
-            parts = loops.built("build_graph", clusters=clusters.loops, **how)
+            parts = loops.built("build_graph", keys=keys, lists=lists, clusters=clusters.loops, num_links=links)
         return cls(keys, dict(zip(naive_graph.ARRAYS, parts, strict=True)), {"expansions": expansions})
 
     def _made(self) -> Any:

@@ -154,10 +154,10 @@ def _payload(path: Path, header: IndexHeader, start: int) -> np.ndarray:
         raise _damaged(path, f"has {size} bytes of arrays, not {header.payload_bytes}")
     if size == 0:
         return np.zeros(0, np.uint8)
-    payload = np.memmap(path, np.uint8, "r", start, (size,))
-    if xxhash.xxh3_128_hexdigest(payload) != header.checksum:
+    payload: np.ndarray = np.asarray(np.memmap(path, np.uint8, "r", start, (size,)))
+    if xxhash.xxh3_128_hexdigest(payload.data) != header.checksum:
         raise _damaged(path, "holds other bytes than were written")
-    return np.asarray(payload)
+    return payload
 
 
 def _index_of(path: Path, kind: str, head: IndexedHead, keys: np.ndarray, payload: np.ndarray) -> SearchedKeys:

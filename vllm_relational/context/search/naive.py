@@ -27,14 +27,14 @@ def products(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 def greatest(scores: np.ndarray, lower: np.ndarray | None) -> np.ndarray:
     """The greatest product of each head, at least ``lower``; NaN counts for none: ``[num_heads]``."""
-    best = np.where(np.isnan(scores), -np.inf, scores).max(-1, initial=-np.inf)
-    return best if lower is None else np.fmax(best, lower.astype(np.float64))
+    best: np.ndarray = np.where(np.isnan(scores), -np.inf, scores).max(-1, initial=-np.inf)
+    return best if lower is None else np.fmax(best, lower)
 
 
 def keep(scores: np.ndarray, beta: float, lower: np.ndarray | None = None) -> np.ndarray:
     """Which products DIPR keeps (arXiv 2504.10326, definition 2): bool of their shape."""
     with np.errstate(invalid="ignore"):
-        kept: np.ndarray = ~(scores < (greatest(scores, lower) - beta)[:, None])
+        kept: np.ndarray = np.logical_not(scores < (greatest(scores, lower) - beta)[:, None])
     return kept
 
 

@@ -17,7 +17,8 @@ MAX_KEY = 2.0**60
 def to_bf16(values: np.ndarray) -> np.ndarray:
     """The nearest bfloat16, as uint16."""
     bits = values.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    rounded: np.ndarray = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return rounded
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
@@ -25,7 +26,8 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 def _nearest(keys: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    return np.argmax(_rounded(keys) @ centres.T - (centres**2).sum(-1) / 2, axis=-1)
+    nearest: np.ndarray = np.argmax(_rounded(keys) @ centres.T - (centres**2).sum(-1) / 2, axis=-1)
+    return nearest
 
 
 def _k_means(keys: np.ndarray, cluster_size: int, rounds: int) -> np.ndarray:
@@ -74,7 +76,8 @@ class Parts:
         trace = np.trace(covariance)
         shared = np.einsum("ha,ab,hb->h", asked, covariance, asked) / trace if trace > 0 else np.zeros(len(asked))
         variance = (_rounded(queries**2) @ variances.T + shared[:, None] * variances.sum(-1)) / 2
-        return (asked @ means.T + spread * np.sqrt(np.maximum(variance, 0))).astype(np.float32)
+        bounds: np.ndarray = (asked @ means.T + spread * np.sqrt(np.maximum(variance, 0))).astype(np.float32)
+        return bounds
 
     def _in_range(self, cluster: int, start: int, stop: int) -> np.ndarray:
         own = self.arrays["tokens"][self.arrays["starts"][cluster] : self.arrays["starts"][cluster + 1]]
@@ -110,7 +113,7 @@ class Parts:
             last: np.ndarray = -np.sort(-np.nan_to_num(scores, nan=np.inf), -1)[:, place - 1]
             return last
 
-        opened, _ = self._open(queries, start, stop, spread, threshold)
+        opened = self._open(queries, start, stop, spread, threshold)[0]
         hits = naive.topk(self.keys[opened], queries, place, 0, len(opened))
         return hits.offsets, opened[hits.tokens].astype(np.int32), hits.scores, len(opened)
 

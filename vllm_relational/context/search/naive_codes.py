@@ -20,7 +20,8 @@ MAX_KEY = 2.0**100
 def _bf16_below(values: np.ndarray) -> np.ndarray:
     bits = values.astype(np.float32).view(np.uint32)
     away = (bits & 0xFFFF != 0) & (values < 0)
-    return ((bits >> 16) + away).astype(np.uint16)
+    below: np.ndarray = ((bits >> 16) + away).astype(np.uint16)
+    return below
 
 
 def _bf16_above(values: np.ndarray) -> np.ndarray:
@@ -31,7 +32,8 @@ def _in_groups(keys: np.ndarray) -> np.ndarray:
     """Float32 ``[num_groups, GROUP, head_size]``; the last group is filled up with its own last key."""
     count = -(-len(keys) // GROUP) * GROUP
     places = np.minimum(np.arange(count), max(len(keys) - 1, 0))
-    return naive.numbers(keys)[places].astype(np.float32).reshape(-1, GROUP, keys.shape[1])
+    groups: np.ndarray = naive.numbers(keys)[places].astype(np.float32).reshape(-1, GROUP, keys.shape[1])
+    return groups
 
 
 def encode(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -84,16 +86,18 @@ class Codes:
         """See ``codes_dipr``."""
         least, most = (bound[:, start:stop] for bound in self.bounds(queries))
         with np.errstate(invalid="ignore"):
-            candidates = ~(most < (naive.greatest(least, lower) - beta)[:, None])
-        return self._among(candidates.any(0), start, lambda keys: naive.dipr(keys, queries, beta, 0, len(keys), lower))
+            candidates = np.logical_not(most < (naive.greatest(least, lower) - beta)[:, None])
+        return self._among(
+            np.any(candidates, 0), start, lambda keys: naive.dipr(keys, queries, beta, 0, len(keys), lower)
+        )
 
     def topk(self, queries: np.ndarray, k: int, start: int, stop: int, **_: Any) -> tuple[Any, ...]:
         """See ``codes_topk``."""
         least, most = (bound[:, start:stop] for bound in self.bounds(queries))
         place = min(k, stop - start)
         last = -np.sort(-np.where(np.isnan(least), -np.inf, least), -1)[:, place - 1 : place] if place else np.inf
-        candidates = ~(most < last)
-        return self._among(candidates.any(0), start, lambda keys: naive.topk(keys, queries, place, 0, len(keys)))
+        candidates = np.logical_not(most < last)
+        return self._among(np.any(candidates, 0), start, lambda keys: naive.topk(keys, queries, place, 0, len(keys)))
 
     def _among(self, candidates: np.ndarray, start: int, search: Any) -> tuple[Any, ...]:
         tokens = np.flatnonzero(candidates) + start

@@ -1,0 +1,207 @@
+"""What the searches cost on this machine: measured once, in CPU time of one thread, and kept in a file.
+
+Measured on keys in clusters with a sink, as models have them, of two lengths, so that a line goes through; or on keys
+and queries that are given. A graph is measured only when it is asked for, with queries to build it from: it takes
+seconds, and an optimizer takes no way that was not measured.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from vllm_relational.context.errors import ContextError
+from vllm_relational.context.search import loops
+from vllm_relational.context.search.hits import Hits, KeyIndex
+from vllm_relational.context.search.indexes import build
+from vllm_relational.context.search.merge import attend, tokens_between
+from vllm_relational.context.search.optimizer import SearchCosts, WayCost
+from vllm_relational.files.atomic import replacing
+
+FORMAT = 1
+LENGTHS = (4096, 16384)
+ALPHA = 4e-3
+QUERY_HEADS, HEAD_SIZE, REPEATS, ASKED = 7, 64, 3, 4
+ENV = "VLLM_RELATIONAL_CONTEXT_COSTS"
+
+
+class StoredCosts(msgspec.Struct, frozen=True):
+    """The file."""
+
+    format: int
+    machine: str
+    hit_us: float
+    hit_share: float
+    hits: float
+    ways: dict[str, dict[str, float]]
+
+
+def machine_name() -> str:
+    """Processor and instructions: costs belong to these."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
+    except OSError:
+        model = ""
+    return f"{model or platform.machine()}, {loops.level() or loops.simd_levels()[-1]}"
+
+
+def costs_path() -> Path:
+    """Where costs are kept: ``VLLM_RELATIONAL_CONTEXT_COSTS``, else the user's cache folder."""
+    if os.environ.get(ENV):
+        return Path(os.environ[ENV])
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "vllm-relational" / "context_costs.json"
+
+
+def costs(path: Path | None = None, measure: Callable[[], SearchCosts] | None = None) -> SearchCosts:
+    """The costs of this machine: from the file, else measured and kept there. A file that is damaged, of another
+    machine or of another format is measured again; one that cannot be written is not an error."""
+    path = path or costs_path()
+    found = _read(path)
+    if found is None:
+        found = (measure or calibrate)()
+        _write(path, found)
+    return found
+
+
+def _read(path: Path) -> SearchCosts | None:
+    try:
+        stored = msgspec.json.decode(path.read_bytes(), type=StoredCosts)
+        if stored.format != FORMAT or stored.machine != machine_name():
+            return None
+        ways = {kind: WayCost(**cost) for kind, cost in stored.ways.items()}
+        return SearchCosts(ways, stored.hit_us, stored.hit_share, stored.hits, stored.machine)
+    except (OSError, msgspec.MsgspecError, TypeError):
+        return None
+
+
+def _write(path: Path, table: SearchCosts) -> None:
+    ways = {
+        kind: {name: getattr(cost, name) for name in WayCost.__dataclass_fields__} for kind, cost in table.ways.items()
+    }
+    stored = StoredCosts(FORMAT, table.machine, table.hit_us, table.hit_share, table.hits, ways)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(stored)))
+    except (OSError, ContextError):
+        pass
+
+
+def synthetic(num_keys: int, head_size: int = HEAD_SIZE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys and values bfloat16 (uint16) ``[num_keys, head_size]`` in clusters with a sink, and queries float32
+    ``[ASKED, QUERY_HEADS, head_size]``."""
+    random = np.random.default_rng(0)
+    centres = random.normal(0, 1, (max(num_keys // 64, 1), head_size))
+    keys = np.repeat(centres, 64, 0)[:num_keys] + random.normal(0, 0.7, (len(centres) * 64, head_size))[:num_keys]
+    keys = np.concatenate([keys, random.normal(0, 1, (num_keys - len(keys), head_size))])
+    keys[0] *= 3
+    queries = random.normal(0, 1.5, (ASKED, QUERY_HEADS, head_size))
+    return _bf16(keys), _bf16(random.normal(0, 1, keys.shape)), _as_float(_bf16(queries))
+
+
+def _bf16(values: np.ndarray) -> np.ndarray:
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _as_float(values: np.ndarray) -> np.ndarray:
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+def calibrate(
+    kinds: Sequence[str] = ("flat", "int4", "clusters"),
+    lengths: Sequence[int] = LENGTHS,
+    samples: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]] = synthetic,
+    alpha: float = ALPHA,
+    sampled: np.ndarray | None = None,
+) -> SearchCosts:
+    """Measure ``kinds``, and ``full``, at two lengths.
+
+    samples: number of keys -> keys, values, and queries ``[num_queries, num_heads, head_size]``, such as of a real
+    context; sampled: queries that a graph is built from. Some seconds.
+    """
+    if len(lengths) != 2 or lengths[0] >= lengths[1]:
+        raise ContextError(f"two ascending lengths make a line, not {list(lengths)}")
+    measured = [_Measured(*samples(length), alpha=alpha, sampled=sampled) for length in lengths]
+    ways = {"full": _line(lengths, [each.full_us() for each in measured])}
+    for kind in kinds:
+        ways[kind] = _way(kind, lengths, [each.way(kind) for each in measured])
+    hits = [each.listed for each in measured]
+    share = max(0.0, (hits[1] - hits[0]) / (lengths[1] - lengths[0]))
+    return SearchCosts(ways, measured[1].hit_us(), share, max(0.0, hits[0] - share * lengths[0]), machine_name())
+
+
+def _line(lengths: Sequence[int], us: Sequence[float], **more: float) -> WayCost:
+    a_key = max(0.0, (us[1] - us[0]) / (lengths[1] - lengths[0]))
+    return WayCost(max(0.0, us[0] - a_key * lengths[0]), a_key, **more)
+
+
+def _way(kind: str, lengths: Sequence[int], seen: Sequence[tuple[float, ...]]) -> WayCost:
+    us, build_us, size, visited, recall = zip(*seen, strict=True)
+    more = {"build_key_us": build_us[1] / lengths[1], "index_bytes": size[1] / lengths[1], "recall": min(recall)}
+    return _line(lengths, us, resident=min(1.0, visited[1] / lengths[1]), **more)
+
+
+class _Measured:
+    """The ways on one set of keys."""
+
+    def __init__(
+        self, keys: np.ndarray, values: np.ndarray, queries: np.ndarray, alpha: float, sampled: np.ndarray | None
+    ) -> None:
+        self.keys, self.values, self.queries, self.sampled = keys, values, queries, sampled
+        self.scale = keys.shape[1] ** -0.5
+        self.beta = -float(np.log(alpha)) / self.scale
+        self.exact = [build("flat", keys).dipr(each, self.beta) for each in queries]
+        self.listed = float(np.mean([len(np.unique(hits.tokens)) for hits in self.exact]))
+
+    def full_us(self) -> float:
+        def all_tokens() -> None:
+            hits = tokens_between(self.keys, self.queries[0], 0, len(self.keys))
+            attend(self.keys, self.values, hits, self.queries[0], self.scale)
+
+        return _cpu_us(all_tokens)
+
+    def hit_us(self) -> float:
+        """Of one token within beta of some head."""
+
+        def listed() -> None:
+            for hits, queries in zip(self.exact, self.queries, strict=True):
+                attend(self.keys, self.values, hits, queries, self.scale)
+
+        return _cpu_us(listed) / max(self.listed * len(self.queries), 1.0)
+
+    def way(self, kind: str) -> tuple[float, ...]:
+        """Microseconds of a search and of building, bytes, keys that it reads, recall."""
+        before = time.thread_time()
+        index: KeyIndex = build(kind, self.keys, self.sampled)
+        build_us = (time.thread_time() - before) * 1e6
+        found = [index.dipr(each, self.beta) for each in self.queries]
+        us = _cpu_us(lambda: [index.dipr(each, self.beta) for each in self.queries]) / len(self.queries)
+        read = float(np.mean([hits.visited for hits in found]))
+        return us, build_us if kind != "flat" else 0.0, float(index.nbytes), read, self._recall(found)
+
+    def _recall(self, found: Sequence[Hits]) -> float:
+        shares = [
+            np.isin(exact.of(head), own.of(head)).mean()
+            for exact, own in zip(self.exact, found, strict=True)
+            for head in range(exact.num_heads)
+            if len(exact.of(head))
+        ]
+        return float(np.mean(shares)) if shares else 1.0
+
+
+def _cpu_us(run: Callable[[], object]) -> float:
+    """Median CPU time of this thread."""
+    times = []
+    for _ in range(REPEATS):
+        before = time.thread_time()
+        run()
+        times.append(time.thread_time() - before)
+    return float(np.median(times)) * 1e6
