@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import importlib.util
 import json
 import os
@@ -29,13 +28,6 @@ typer.testing._get_command = functools.cache(typer.testing._get_command)
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.register_profile("fast", settings.get_profile("repeatable"), max_examples=25)  # scripts/test.sh --fast
 settings.load_profile("repeatable")
-
-
-def pytest_collection_finish() -> None:
-    """All that was imported stays: the garbage collector need not look through it after each of thousands of tests."""
-    gc.collect()
-    gc.freeze()
-
 
 TRAINING_TEXTS = [
     '"name": "Quiet room",\n"comments": "Lovely!",\n"score": 4,\n',

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from vllm_relational.cli.app import app
 from vllm_relational.context import DB
 
+TEXTS = ['"name": "Quiet room",\n"comments": "Lovely!",\n"score": 4,\n']
+
 
 @pytest.fixture
 def db(tmp_path, monkeypatch):
@@ -28,6 +30,44 @@ def error_of(*arguments: object) -> str:
     (line,) = result.stderr.splitlines()
     assert result.stdout == "" and line.startswith("error: ")
     return line
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from tiny_model import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", TEXTS * 30)
+
+
+def test_a_text_is_computed_once(db, model, tmp_path):
+    (tmp_path / "book.txt").write_text("".join(TEXTS * 3))
+    done = call("add", tmp_path / "book.txt", "-m", model, "--name", "book", "--chunk", 20)
+    assert done.exit_code == 0 and done.stdout == "", done.output
+    (info,) = db.list()
+    assert f"{info.num_tokens} tokens" in done.stderr and f"{info.num_tokens} computed" in done.stderr
+    assert info.names == ("book",) and info.num_layers == 2
+    again = call("add", tmp_path / "book.txt", "-m", model, "--name", "the book")
+    assert ", 0 computed" in again.stderr and db.list()[0].names == ("book", "the book")
+    (tmp_path / "more.txt").write_text("".join(TEXTS * 3) + TEXTS[0])
+    assert f", {info.num_tokens // 3} computed" in call("add", tmp_path / "more.txt", "-m", model).stderr
+    assert call("add", tmp_path / "book.txt", "-m", model, "--chat").exit_code == 0 and len(db.list()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "why"),
+    [
+        (" ", (), "empty"),
+        ("word " * 3000, (), "positions of the model end at 2,048"),
+        ("a text", ("--limit", "1KB"), "does not fit"),
+        ("a text", ("--limit", "much"), "no size"),
+        ("a text", ("--name", " "), "no name"),
+        ("a text", ("--dtype", "int5"), "cannot load the model"),
+    ],
+)
+def test_what_cannot_be_added_is_said(db, model, tmp_path, text, options, why):
+    (tmp_path / "text").write_text(text)
+    assert why in error_of("add", tmp_path / "text", "-m", model, *options)
+    assert db.list() == []
 
 
 def test_contexts_are_listed_for_people_and_for_programs(db):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import warnings
@@ -331,6 +332,29 @@ def _stop_after(step, patched):
 
     for home, name in ((os, "rename"), (os, "write"), (os, "fsync"), (commit.shutil, "rmtree")):
         patched.setattr(home, name, ends(getattr(home, name)))
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "rename", "open", "mkdir"])
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("forever", [False, True])
+def test_a_disk_that_fails_at_any_step_loses_nothing(db, step, number, forever):
+    put(db, range(50))
+    with pytest.MonkeyPatch.context() as patched:
+        whole, calls = getattr(os, step), []
+
+        def fails(*given, **more):
+            calls.append(1)
+            if len(calls) == number or (forever and len(calls) > number):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return whole(*given, **more)
+
+        patched.setattr(os, step, fails)
+        with suppress(ContextError):
+            put(db, range(100))
+    after = DB(db.path)
+    stored, matched = after.find(range(100), FINGERPRINT)
+    assert matched >= 50 and holds(stored)
+    assert put(after, range(100)) and after.verify() == [] and not list(db.path.glob(".t*"))
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(db, monkeypatch):

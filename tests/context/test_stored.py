@@ -96,6 +96,12 @@ def test_verify_names_a_damaged_index_and_takes_it_away(db, stored):
     assert "index_flat_00" in problem.text and db.verify() == []
 
 
+def test_an_index_whose_writer_was_killed_is_no_damage(db, stored):
+    path = stored.add_index("flat", 0, write(b"index"))
+    path.with_name("index_flat_00.json").unlink()
+    assert stored.index_path("flat", 0) is None and db.verify() == [] and not path.exists()
+
+
 def test_an_index_of_a_deleted_context_is_not_kept(db, stored):
     db.delete(stored.id)
     assert stored.add_index("flat", 0, write(b"index")) is None

@@ -43,6 +43,38 @@ def test_a_damage_that_is_not_found_is_found_by_the_script(monkeypatch, capsys):
     assert any("wrong answers" in line for line in damaged_files.run_cases(range(0, 300, 10)))
 
 
+@pytest.mark.timeout(120)
+def test_damaged_contexts_give_the_right_bytes_or_none():
+    assert script("context_damage").run_cases(range(40)) == []
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["layer_00.kv", "layer_01.kv"])
+def test_a_damaged_layer_that_is_not_found_is_found_by_the_script(monkeypatch, name):
+    context_damage = script("context_damage")
+    from vllm_relational.context.stored import StoredContext
+
+    monkeypatch.setattr(StoredContext, "verify", lambda stored: None)
+    assert any(f"{name}, one bit: wrong bytes" in line for line in context_damage.run_cases(range(40)))
+
+
+@pytest.mark.timeout(120)
+def test_contexts_survive_a_full_disk():
+    assert script("context_full_disk").run_cases(range(20)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("name", "what"), [("context_kills", "4 points: 0 wrong"), ("context_processes", "1 rounds: 0 wrong")]
+)
+def test_contexts_survive_kills_and_other_processes(name, what):
+    command = [sys.executable, str(FOLDER / f"{name}.py"), what.partition(" ")[0]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and what in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks and /proc")
 @pytest.mark.timeout(300)

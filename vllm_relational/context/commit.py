@@ -41,9 +41,9 @@ def locked(root: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(root: Path) -> Iterator[Path]:
-    """A folder to write a context in. Where it was not renamed into place it is removed at the end, or by ``sweep``."""
+    """A folder to write a context in. Where it was not renamed into place it is removed at the end, or by ``tidy``."""
     path = root / f"{TEMPORARY}{secrets.token_hex(8)}"
-    with locked(root):  # else ``sweep`` might see it before its writer has locked it
+    with locked(root):  # else ``tidy`` might see it before its writer has locked it
         path.mkdir()
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -80,12 +80,13 @@ def empty_trash(root: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def sweep(root: Path) -> None:
-    """Remove what killed processes had half written. Under the lock."""
-    with suppress(OSError):
+def tidy(root: Path) -> None:
+    """Remove what killed processes had half written, or half deleted."""
+    with locked(root):
         for left in list(root.glob(f"{TEMPORARY}*")):
             if not _is_written(left):
                 shutil.rmtree(left, ignore_errors=True)
+    empty_trash(root)
 
 
 def _is_written(folder: Path) -> bool:

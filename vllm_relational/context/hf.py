@@ -115,6 +115,9 @@ class ContextCache(Cache):
     from one state. What would give wrong answers raises ``SessionMisuseError``.
     """
 
+    fingerprint: str | None = None  # of the model, where a database made the session: there it can be stored
+    model_name = ""
+
     def __init__(self, session: ContextSession, model: torch.nn.Module, num_layers: int) -> None:
         super().__init__(layers=[SessionLayer(session, index) for index in range(num_layers)])
         self.session = session

@@ -32,15 +32,15 @@ def load_model(model: str, tokenizer: str | None, dtype: str, device: str | None
     """
     try:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+        import transformers
     except ImportError as error:
         raise ContextError("storing contexts needs torch: pip install 'vllm-relational[cpu]', or [cuda]") from error
-    logging.disable_progress_bar()
+    hub: Any = transformers
+    hub.logging.disable_progress_bar()
     try:
-        check_supported(AutoConfig.from_pretrained(model))
-        words = AutoTokenizer.from_pretrained(tokenizer or model)
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        check_supported(hub.AutoConfig.from_pretrained(model))
+        words = hub.AutoTokenizer.from_pretrained(tokenizer or model)
+        loaded = hub.AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         return loaded.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), words
     except (OSError, ValueError, RuntimeError) as error:
         raise ContextError(f"cannot load the model {model}: {' '.join(str(error).split())[:300]}") from error

@@ -191,6 +191,7 @@ class DB:
         folder = self.path / _checked_fingerprint(fingerprint) / id_of(token_ids)
         with commit.explained("store a context", self.path):
             if not self._is_there(folder, name):
+                commit.tidy(self.path)
                 commit.check_room(self.path, source.num_bytes)
                 with commit.new_folder(self.path) as written:
                     write_context(written, token_ids, source, fingerprint, model, name)
@@ -245,7 +246,6 @@ class DB:
             commit.put_in_place(written, folder)
             self._unusable.discard(str(folder))
             self._open.pop(str(folder), None)
-            commit.sweep(self.path)
             self._evict(folder)
         commit.empty_trash(self.path)
 
@@ -273,7 +273,6 @@ class DB:
         with commit.explained("delete a context", self.path), commit.locked(self.path):
             folder = inventory.find_folder(self.path, id_or_name)
             commit.take_out(self.path, folder)
-            commit.sweep(self.path)
         commit.empty_trash(self.path)
         return folder.name
 
@@ -305,9 +304,8 @@ class DB:
         if id_or_name is not None:
             return list(self._problems([inventory.find_folder(self.path, id_or_name)]))
         if not self.read_only:
-            with commit.explained("tidy up", self.path), commit.locked(self.path):
-                commit.sweep(self.path)
-            commit.empty_trash(self.path)
+            with commit.explained("tidy up", self.path):
+                commit.tidy(self.path)
         self._catalogue.rebuild()
         return list(self._problems(inventory.folders_of(self.path)))
 

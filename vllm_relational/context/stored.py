@@ -110,8 +110,11 @@ class StoredContext:
         if _names_in(self.folder) is None:
             yield f"{self.folder / NAMES} is damaged: the context's names are lost, store it again under a name"
         for file in sorted(self.folder.glob("index_*")):
+            recorded = _record_of(file).exists()
             if (match := _INDEX.fullmatch(file.name)) and self.index_path(match[1], int(match[2]), again=True) is None:
-                yield f"{file} was damaged and is removed: it is built again when it is needed"
+                remove_index(file)
+                if recorded:  # else its writer was killed just before
+                    yield f"{file} was damaged and is removed: it is built again when it is needed"
 
     def touch(self) -> None:
         """Say that the context is used: the time of its folder orders what is evicted."""
