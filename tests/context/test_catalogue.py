@@ -117,5 +117,28 @@ def test_changes_within_one_tick_of_the_clock_are_seen(db, monkeypatch):
     assert made.nearest(FINGERPRINT, tokens(2)) == [second]
 
 
+def test_a_context_is_not_taken_for_one_that_is_gone(db):
+    made = Catalogue(db.path, True)
+    gone, kept = put(db, 5, 5), put(db, 5, 1)
+    assert made.nearest(FINGERPRINT, tokens(5, 5)) == [gone]
+    db.delete(gone)
+    new = put(db, 9, 9)
+    assert set(made.nearest(FINGERPRINT, tokens(5, 5))) == {kept, new}
+    assert made.nearest(FINGERPRINT, tokens(5, 1))[0] == kept
+
+
+def test_contexts_that_are_gone_leave_the_file(db, monkeypatch):
+    monkeypatch.setattr(catalogue, "SPARE", (2, 0.0))
+    made = Catalogue(db.path, True)
+    contexts = [put(db, number, 7) for number in range(6)]
+    for number in (0, 1, 2):
+        made.nearest(FINGERPRINT, tokens(5))
+        db.delete(contexts[number])
+    assert made.nearest(FINGERPRINT, tokens(1)) == [contexts[3]]
+    with sqlite3.connect(db.path / CATALOGUE) as database:
+        assert database.execute("SELECT count(*) FROM prefixes").fetchone() == (3,)
+    assert put(db, 1, 7) == contexts[1] and made.nearest(FINGERPRINT, tokens(1, 7))[0] == contexts[1]
+
+
 def test_a_fingerprint_without_contexts(db):
     assert Catalogue(db.path, True).nearest(OTHER, tokens(1)) == []

@@ -30,17 +30,21 @@ FORMAT = 1
 PAGE_BYTES = 16384  # the token ids of a long context are read in few steps
 WAIT_SECONDS = 10.0  # for another process's write
 BATCH = 64  # contexts that are added at a time, so that nobody waits long
-RACY_SECONDS = 2.0  # a folder that changed so lately may change again within the same tick of its clock
+RACY_SECONDS = 0.5  # a folder that changed so lately may change again within the same tick of its clock
+RACY_SECONDS_COARSE = 2.0  # where the clock of a file system counts whole seconds
+
+SPARE = 64, 0.25  # tokens of contexts that are gone stay, up to so many and so large a share: taking them out reads all
 
 _TABLES = (
-    "CREATE TABLE contexts (fingerprint TEXT NOT NULL, tokens BLOB NOT NULL, id TEXT NOT NULL, "
+    # AUTOINCREMENT: a number that prefixes of a context that is gone still have is never another's.
+    "CREATE TABLE contexts (number INTEGER PRIMARY KEY AUTOINCREMENT, fingerprint TEXT NOT NULL, id TEXT NOT NULL)",
+    "CREATE UNIQUE INDEX by_id ON contexts (fingerprint, id)",
+    "CREATE TABLE prefixes (fingerprint TEXT NOT NULL, tokens BLOB NOT NULL, number INTEGER NOT NULL, "
     "PRIMARY KEY (fingerprint, tokens)) WITHOUT ROWID",
     "CREATE TABLE folders (fingerprint TEXT PRIMARY KEY, changed INTEGER NOT NULL) WITHOUT ROWID",
-    "CREATE INDEX by_id ON contexts (fingerprint, id)",
 )
-_ADD = "INSERT OR REPLACE INTO contexts VALUES (?, ?, ?)"
-_FORGET = "DELETE FROM contexts WHERE fingerprint = ? AND id = ?"
-_SEEN = "INSERT OR REPLACE INTO folders VALUES (?, ?)"
+_OBJECTS = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name <> 'sqlite_sequence' ORDER BY rowid"
+_Statement = tuple[str, tuple[object, ...]]
 
 _Result = TypeVar("_Result")
 
@@ -66,8 +70,9 @@ class Catalogue:
         found = []
         for side, order in (("<=", "DESC"), (">", "ASC")):
             sql = (
-                f"SELECT id FROM contexts WHERE fingerprint = ? AND tokens {side} ? "
-                f"AND id NOT IN ({','.join('?' * len(skip))}) ORDER BY tokens {order} LIMIT 1"
+                "SELECT id FROM prefixes CROSS JOIN contexts USING (number) "  # in the order of the tokens
+                f"WHERE prefixes.fingerprint = ? AND tokens {side} ? AND id NOT IN ({','.join('?' * len(skip))}) "
+                f"ORDER BY tokens {order} LIMIT 1"
             )
             found += database.execute(sql, (fingerprint, key, *skip)).fetchall()
         return [str(name) for (name,) in found]
@@ -92,11 +97,13 @@ class Catalogue:
             return
         present = {entry.name for entry in contexts_in(folder)}
         known = {name for (name,) in database.execute("SELECT id FROM contexts WHERE fingerprint = ?", (fingerprint,))}
-        _change(database, [(_FORGET, (fingerprint, name)) for name in known - present])
+        if gone := known - present:
+            _change(database, _forgetting(fingerprint, gone))
+            _thin_out(database)
         for some in _batches(sorted(present - known)):
-            _change(database, [(_ADD, row) for row in _rows(folder, some)])
+            _change(database, _adding(folder, some))
         if _settled(changed):
-            _change(database, [(_SEEN, (fingerprint, changed))])
+            _change(database, [("INSERT OR REPLACE INTO folders VALUES (?, ?)", (fingerprint, changed))])
 
     # ------------------------------------------------------------------------------------------------ the file
     def _run(self, action: Callable[[sqlite3.Connection], _Result]) -> _Result:
@@ -150,7 +157,7 @@ class Catalogue:
 
 def _prepared(database: sqlite3.Connection) -> sqlite3.Connection:
     """With its tables; ``DatabaseError`` for a file of something else, ``OperationalError`` for a newer version."""
-    found = [sql for (sql,) in database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")]
+    found = [sql for (sql,) in database.execute(_OBJECTS)]
     if not found:
         _make_tables(database)
         return database
@@ -173,20 +180,36 @@ def _make_tables(database: sqlite3.Connection) -> None:
                 database.execute(sql)
 
 
-def _change(database: sqlite3.Connection, statements: list[tuple[str, tuple[object, ...]]]) -> None:
+def _change(database: sqlite3.Connection, statements: Iterable[_Statement]) -> None:
     """All of them, or none."""
-    if statements:
-        with database:
-            database.execute("BEGIN IMMEDIATE")
-            for sql, values in statements:
-                database.execute(sql, values)
+    with database:
+        database.execute("BEGIN IMMEDIATE")
+        for sql, values in statements:
+            database.execute(sql, values)
 
 
-def _rows(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes, str]]:
+def _adding(folder: Path, names: Iterable[str]) -> Iterator[_Statement]:
     """Those whose manifest and token ids can be read; ``DB.verify`` tells of the others."""
     for name in names:
         with suppress(OSError, ContextError):
-            yield folder.name, _key(read_tokens(folder / name, read_manifest(folder / name))), name
+            key = _key(read_tokens(folder / name, read_manifest(folder / name)))
+            yield "INSERT OR IGNORE INTO contexts (fingerprint, id) VALUES (?, ?)", (folder.name, name)
+            sql = "INSERT OR REPLACE INTO prefixes SELECT fingerprint, ?, number FROM contexts"
+            yield f"{sql} WHERE fingerprint = ? AND id = ?", (key, folder.name, name)
+
+
+def _forgetting(fingerprint: str, names: Iterable[str]) -> Iterator[_Statement]:
+    for name in names:
+        yield "DELETE FROM contexts WHERE fingerprint = ? AND id = ?", (fingerprint, name)
+
+
+def _thin_out(database: sqlite3.Connection) -> None:
+    """Take the tokens of contexts that are gone out, where they are many."""
+    (live,), (kept,) = (
+        database.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("contexts", "prefixes")
+    )
+    if kept - live > SPARE[0] + SPARE[1] * live:
+        _change(database, [("DELETE FROM prefixes WHERE number NOT IN (SELECT number FROM contexts)", ())])
 
 
 def _key(tokens: np.ndarray) -> bytes:
@@ -204,7 +227,8 @@ def _changed(folder: Path) -> int:
 
 def _settled(changed: int) -> bool:
     """Whether a later change will have another time."""
-    return bool(changed) and time.time() - changed / 1e9 > RACY_SECONDS
+    window = RACY_SECONDS if changed % 10**9 else RACY_SECONDS_COARSE
+    return bool(changed) and time.time() - changed / 1e9 > window
 
 
 def _batches(names: list[str]) -> Iterator[list[str]]:
