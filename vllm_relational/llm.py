@@ -56,7 +56,7 @@ class RelationalLLM:
     attention:   with vLLM in this process, ``"dipr"`` decodes long contexts by sparse attention (docs/dipr.md), with
                  the settings ``dipr``, as ``{"alpha": 0.001}``. None keeps vLLM's own.
     contexts:    with vLLM in this process, a folder that keeps what was computed of prompts, for later jobs in any
-                 process (docs/contexts.md), of at most ``contexts_size`` GiB. On a GPU they pass through
+                 process (docs/context_vllm.md), of at most ``contexts_size`` GiB. On a GPU they pass through
                  ``contexts_memory`` GiB of CPU memory.
     engine_args: with vLLM in this process, any argument of ``vllm.LLM``; with ``base_url``, those of
                  ``EndpointEngine`` (api_key, concurrency, timeout_s...).

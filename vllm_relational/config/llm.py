@@ -61,7 +61,7 @@ class LlmOptions(Options):
     contexts: File | None = option(
         None,
         "with vLLM in this process, a folder that keeps what was computed of prompts, for later jobs in any process "
-        "(docs/contexts.md).",
+        "(docs/context_vllm.md).",
         "give the path of a folder",
         cli=Cli("Folder that keeps what was computed of prompts, for later jobs in any process.", KEEPING, "contexts"),
     )
