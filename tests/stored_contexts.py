@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,13 @@ class StoredLayers:
 
     def layer(self, index: int) -> LayerFile:
         return self.files[index]
+
+    def index_path(self, kind: str, layer: int) -> Path | None:
+        path = self.files[layer].path.with_name(f"index_{kind}_{layer:02d}")
+        return path if path.exists() else None
+
+    def add_index(self, kind: str, layer: int, write: Callable[[Path], None]) -> None:
+        write(self.files[layer].path.with_name(f"index_{kind}_{layer:02d}"))
 
 
 def store_layers(folder: Path, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> StoredLayers:

@@ -57,7 +57,8 @@ COVERED_BY = {
     "tests/vllm_ext/scheduler/test_metrics.py": "vllm_ext/metrics",
     "tests/vllm_ext/scheduler/test_partial_reuse.py": "vllm_ext/scheduler/partial_sources",
     "tests/context/search/test_flat.py": "context/search/base context/search/hits",
-    "tests/context/test_hf.py": "context/mapping context/session context/torch_attention context/torch_rows",
+    "tests/context/test_hf.py": "context/mapping",
+    "tests/context/test_session.py": "context/body context/torch_rows",
     # C++
     "csrc/tests/value_overlap_test.cc": "planner/rank_pool",
     "csrc/tests/cluster_test.cc": "planner/choose_groups planner/value_groups",

@@ -223,6 +223,7 @@ def context_attention(
     if not isinstance(key, Handle):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     _check(dropout, kwargs)
+    key.session.remember(query.detach(), key.layer)
     out, _ = key.session.attention(query.detach(), key.layer, attention_mask, scaling)
     if query.requires_grad and torch.is_grad_enabled():
         out = _NotDifferentiable.apply(out, query)  # type: ignore[no-untyped-call]

@@ -12,12 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from vllm_relational.context.body import SearchCounts, SearchedBody
 from vllm_relational.context.errors import ContextError
 from vllm_relational.context.files import LayerFile
 from vllm_relational.context.settings import SessionSettings
 from vllm_relational.context.text import SessionMisuseError, Text
-from vllm_relational.context.torch_attention import Partial, attend, causal_mask, merge
-from vllm_relational.context.torch_rows import LayerRows, MappedRows, Part, RowShape, SplitRows, can_be_mapped
+from vllm_relational.context.torch_attention import Partial, attend, causal_mask, greatest_product, merge
+from vllm_relational.context.torch_rows import LayerRows, MappedRows, Part, RowShape, SplitRows, can_be_mapped, outside
+
+MOST_ASKED = 512
+"""Tokens whose queries a session keeps of each layer, to build a graph from."""
 
 
 class StoredLayers(Protocol):
@@ -54,6 +58,8 @@ class ContextSession:
         self.open_ended = False  # whether anything may come next
         self._num_layers = num_layers
         self._layers: dict[int, LayerRows] = {}
+        self._body = self._searched_body()
+        self._asked: dict[int, list[torch.Tensor]] = {}
         self._masks: tuple[torch.Tensor | None, dict[Any, torch.Tensor | None]] = (None, {})
 
     # ------------------------------------------------------------------------------------------------ tokens
@@ -136,6 +142,8 @@ class ContextSession:
         rows = self._rows(layer, keys)
         self._check_new(rows, keys, values, layer)
         rows.append(keys, values)
+        if query is not None:
+            self.remember(query if query.ndim == 4 else query[None], layer)
 
     def _rows(self, layer: int, keys: torch.Tensor) -> LayerRows:
         """The rows of a layer, as many as there are new ones: the stored tokens are there for all."""
@@ -210,6 +218,7 @@ class ContextSession:
         """Stored tokens are shared, new ones copied."""
         other = memo[id(self)] = copy.copy(self)
         other._masks = (None, {})
+        other._asked = {layer: list(queries) for layer, queries in self._asked.items()}
         other._layers = {layer: rows.take(torch.arange(rows.batch)) for layer, rows in self._layers.items()}
         return other
 
@@ -227,9 +236,50 @@ class ContextSession:
             out, lse = self.attention(query[None], layer, mask, scale)
             return out[0], lse[0]
         rows, new = self._layers[layer], query.shape[2]
+        if mask is None and new == 1 and self._searches(rows, layer):
+            return self._attention_to_found(query, layer, scale or query.shape[-1] ** -0.5)
         mask = causal_mask(new, rows.length, query.device) if mask is None else mask
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return merge([self._attend(query, part, mask, scale) for part in rows.parts()])
+
+    def _searched_body(self) -> SearchedBody | None:
+        span = self.settings.body(self.num_stored, self.device.type == "cpu")
+        if self.settings.method == "full" or span[0] >= span[1]:
+            return None
+        return SearchedBody(self.stored, self.settings, span, self._queries_of)
+
+    @property
+    def counts(self) -> SearchCounts:
+        """What searches in this session's body read."""
+        return SearchCounts() if self._body is None else self._body.counts
+
+    def _searches(self, rows: LayerRows, layer: int) -> bool:
+        settings = self.settings
+        return self._body is not None and rows.length >= settings.dense_below and layer >= settings.dense_layers
+
+    def _attention_to_found(self, query: torch.Tensor, layer: int, scale: float) -> Partial:
+        """Of single new tokens ``[batch, num_heads, 1, head_size]``: to the window and all new tokens, and to what is
+        found in the body."""
+        assert self._body is not None
+        near = [piece for part in self._layers[layer].parts() for piece in outside(part, self._body.span)]
+        partials = [self._attend(query, part, None, scale) for part in near]
+        asked = query[:, :, 0].float().cpu().numpy()
+        lower = torch.stack([greatest_product(query, part.keys) for part in near]).amax(0).cpu().numpy()
+        found = [self._body.attend(layer, *each, scale) for each in zip(asked, lower, strict=True)]
+        out, lse = (torch.from_numpy(np.stack(each)).to(query.device)[:, :, None] for each in zip(*found, strict=True))
+        return merge([*partials, (out, lse)])
+
+    def remember(self, query: torch.Tensor, layer: int) -> None:
+        """Some queries ``[batch, num_heads, new tokens, head_size]``: a graph is built from what is asked."""
+        kept = self._asked.setdefault(layer, [])
+        if self.settings.index == "graph" and sum(each.shape[1] for each in kept) < MOST_ASKED:
+            kept.append(query[0, :, :MOST_ASKED].detach().float().cpu())
+
+    def _queries_of(self, layer: int, head: int) -> np.ndarray:
+        """Queries of a KV head that this session was asked: float32 ``[queries, head_size]``."""
+        asked = torch.cat(self._asked[layer], 1)
+        heads = asked.shape[0] // self._layers[layer].shape.num_kv_heads
+        return asked[head * heads : (head + 1) * heads].flatten(0, 1).numpy()
 
     def _attend(self, query: torch.Tensor, part: Part, mask: torch.Tensor | None, scale: float) -> Partial:
         """To one part, where it is; the result is where the query is."""

@@ -86,6 +86,17 @@ def plain(
     return torch.exp(scores - lse[..., None]).to(values.dtype) @ values, lse
 
 
+def greatest_product(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Of single new tokens: the greatest ``q . k`` of each head, float32 ``[batch, num_heads]``; minus infinity of no
+    keys."""
+    batch, heads, _, size = query.shape
+    kv_heads, tokens = keys.shape[1:3]
+    if tokens == 0:
+        return query.new_full((batch, heads), -torch.inf, dtype=torch.float32)
+    grouped = query.to(keys.device).view(batch, kv_heads, heads // kv_heads, size).float()
+    return (grouped @ keys.float().transpose(-1, -2)).amax(-1).view(batch, heads).to(query.device)
+
+
 def merge(partials: Sequence[Partial]) -> Partial:
     """What attention over the keys of all parts together gives, up to rounding. One part is returned as it is; a query
     that sees nothing of a part takes nothing from it."""

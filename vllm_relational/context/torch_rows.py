@@ -198,6 +198,18 @@ class SplitRows:
         self.length = length
 
 
+def outside(part: Part, span: tuple[int, int]) -> list[Part]:
+    """The tokens of a part whose positions are not in ``[start, stop)``, as views."""
+    kept, place = [], 0
+    for start, stop in part.positions:
+        for first, last in ((start, min(stop, span[0])), (max(start, span[1]), stop)):
+            if first < last:
+                here = slice(place + first - start, place + last - start)
+                kept.append(Part(part.keys[:, :, here], part.values[:, :, here], ((first, last),)))
+        place += stop - start
+    return kept
+
+
 def stored_tensors(stored: LayerFile) -> torch.Tensor:
     """``[2, num_kv_heads, num_tokens, head_size]`` in the file's pages: read when used, not to be written to."""
     shape = stored.shape

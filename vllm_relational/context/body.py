@@ -1,0 +1,99 @@
+"""The body of a session: stored tokens that are searched instead of read, where they lie. numpy in, numpy out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vllm_relational.context.files import LayerFile
+from vllm_relational.context.search import Hits, KeyIndex, attend, build, load, save
+from vllm_relational.context.settings import SessionSettings
+
+
+@dataclass
+class SearchCounts:
+    """What searches read, summed over query heads: ``tokens`` of the body, ``visited`` of them whose products were
+    computed, ``attended`` that were found; ``searches``: layers times tokens."""
+
+    searches: int = 0
+    tokens: int = 0
+    visited: int = 0
+    attended: int = 0
+
+
+@dataclass(frozen=True)
+class _Layer:
+    keys: list[np.ndarray]
+    values: list[np.ndarray]
+    indexes: list[KeyIndex]
+
+
+class SearchedBody:
+    """Tokens ``[start, stop)`` of a stored context, of all its layers, and the indexes that find some of them.
+
+    queries: float32 ``[queries, head_size]`` that were asked of the keys of a layer and KV head, for a graph.
+    """
+
+    def __init__(
+        self,
+        stored: Any,
+        settings: SessionSettings,
+        span: tuple[int, int],
+        queries: Callable[[int, int], np.ndarray] | None = None,
+    ) -> None:
+        self.stored, self.settings, self.span, self.counts = stored, settings, span, SearchCounts()
+        self._queries = queries
+        self._layers: dict[int, _Layer] = {}
+
+    def attend(self, layer: int, queries: np.ndarray, lower: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+        """Attention of queries float32 ``[num_heads, head_size]`` to the tokens that are found: float32 like them, and
+        the log-sum-exp ``[num_heads]``. lower: float32 ``[num_heads]``, the greatest product outside the body."""
+        if layer not in self._layers:
+            self._layers[layer] = self._open(layer)
+        opened = self._layers[layer]
+        parts = []
+        grouped = zip(np.split(queries, len(opened.keys)), np.split(lower, len(opened.keys)), strict=True)
+        for head, (asked, bound) in enumerate(grouped):
+            hits = self._search(opened.indexes[head], asked, bound, scale)
+            parts.append(attend(opened.keys[head], opened.values[head], hits, asked, scale))
+        self.counts.searches += 1
+        return np.concatenate([out for out, _ in parts]), np.concatenate([lse for _, lse in parts])
+
+    def _search(self, index: KeyIndex, queries: np.ndarray, lower: np.ndarray, scale: float) -> Hits:
+        start, stop = self.span
+        if self.settings.method == "topk":
+            hits = index.topk(queries, self.settings.top_tokens, start, stop)
+        else:
+            hits = index.dipr(queries, self.settings.beta(scale), start, stop, lower)
+        self.counts.tokens += len(queries) * (stop - start)
+        self.counts.visited += hits.visited
+        self.counts.attended += len(hits.tokens)
+        return hits
+
+    def _open(self, layer: int) -> _Layer:
+        file: LayerFile = self.stored.layer(layer)
+        heads = range(file.shape.num_kv_heads)
+        keys = [file.array("keys", head) for head in heads]
+        return _Layer(keys, [file.array("values", head) for head in heads], self._indexes(layer, keys))
+
+    def _indexes(self, layer: int, keys: list[np.ndarray]) -> list[KeyIndex]:
+        """Of all KV heads: those that are kept with the context, else built, and kept for the next session."""
+        kind = self.settings.index
+        path = None if kind == "flat" else self.stored.index_path(kind, layer)
+        if path is not None:
+            return list(load(path, keys, kind))
+        built = [build(kind, own, self._asked(layer, head)) for head, own in enumerate(keys)]
+        if kind != "flat":
+
+            def write(place: Path) -> None:
+                save(place, built)
+
+            self.stored.add_index(kind, layer, write)
+        return list(built)
+
+    def _asked(self, layer: int, head: int) -> np.ndarray | None:
+        return None if self._queries is None or self.settings.index != "graph" else self._queries(layer, head)
