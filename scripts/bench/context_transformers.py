@@ -6,11 +6,11 @@
 
 The text is that of the column, the prompt goes on with a question. Once per length and dtype the model reads it with
 transformers' own cache, which takes minutes: its keys and values become a context in FOLDER/db, the answer to the
-question (greedy, so many new tokens) and the CPU seconds go to FOLDER/reference_LENGTH_DTYPE.json. A later call uses
-both again.
+question (greedy, so many new tokens) and the CPU seconds go to FOLDER/reference_LENGTH_DTYPE.json. Later calls use
+both.
 
-Then sessions: ``mapped`` shows stored and new keys as one, ``merged`` keeps them apart and merges attention. Of both the
-tokens that equal the reference's are counted; then, of ``mapped``, medians of the rounds:
+Then sessions: ``mapped`` shows stored and new keys as one, ``merged`` keeps them apart and merges attention. Of both
+the tokens that equal the reference's are counted; then, of ``mapped``, medians of the rounds:
 
     create     db.create_session, with the checksums of all files compared anew; without ``fingerprint``, which each
                process works out once from the model's weights

@@ -8,6 +8,7 @@ import pytest
 import torch
 from session_models import NEW, STORED, TOTAL, make_case, random_model
 
+from vllm_relational.context import DB
 from vllm_relational.context.errors import ContextError, UnsupportedModelError
 from vllm_relational.context.hf import Handle, context_attention, open_session
 from vllm_relational.context.settings import SessionSettings
@@ -174,6 +175,22 @@ def test_the_stored_files_stay_as_they_are(made):
     opened, remaining = session(90)
     case.generate(remaining, opened, num_beams=2)
     assert [file.path.read_bytes() for file in case.stored.files] == before
+
+
+def test_a_database_and_a_second_process_worth_of_turns(tmp_path, case_of):
+    case = case_of(torch.float32)
+    db = DB(tmp_path / "db")
+    db.import_(case.ids[0, :STORED], case.cache, case.model)
+    session, remaining = db.create_session(case.ids[0], case.model)
+    answer = case.generate(remaining, session)
+    assert torch.equal(answer, case.oracle(case.ids)[:, STORED:])
+    db.store(session)
+    more = torch.cat([case.ids[:, :STORED], answer, torch.tensor([[9, 8, 7]])], 1)
+    settings = SessionSettings(method="dipr", alpha=1e-30, first=8, last=8, dense_below=0, dense_layers=0)
+    found, rest = DB(tmp_path / "db").create_session(more, case.model, settings)
+    assert rest.shape[1] == 4  # the last token of the answer was never given to the model
+    assert torch.equal(case.generate(rest, found), case.oracle(more)[:, -rest.shape[1] - NEW :])
+    assert found.session.counts.searches == 2 * (NEW - 1)
 
 
 def test_growth_beyond_the_room_that_was_reserved(case_of, monkeypatch):

@@ -11,6 +11,8 @@ import torch
 from stored_contexts import StoredLayers, store_layers
 
 from vllm_relational.context.errors import ContextError
+from vllm_relational.context.search import SearchCosts
+from vllm_relational.context.search.optimizer import WayCost
 from vllm_relational.context.session import ContextSession
 from vllm_relational.context.settings import SessionSettings
 from vllm_relational.context.text import SessionMisuseError
@@ -225,6 +227,20 @@ def test_every_index_with_everything_allowed_is_full_attention(given, index):
     session = given.session(settings=settings)
     given.add(session, 300, 303)
     close(given.add(session, 303, 304), given.expected(303, 304), within=0.05 if index == "graph" else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scan_us", "kind", "searches"), [(1e-9, "flat", 1), (1e9, "full", 0)], ids=["searching is cheap", "reading is"]
+)
+def test_the_optimizer_decides(given, monkeypatch, scan_us, kind, searches):
+    table = SearchCosts({"full": WayCost(0, 1e-3), "flat": WayCost(0, scan_us)}, hit_us=0.0)
+    monkeypatch.setattr("vllm_relational.context.body.costs", lambda: table)
+    settings = SessionSettings(**WINDOW, method="auto", alpha=1e-30)
+    session = given.session(settings=settings)
+    given.add(session, 300, 302)
+    close(given.add(session, 302, 303), given.expected(302, 303))
+    assert session.counts.searches == searches
+    assert session.plan(0).kind == kind
 
 
 def test_an_index_is_kept_for_the_next_session(tmp_path):

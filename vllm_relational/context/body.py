@@ -9,9 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from vllm_relational.context.files import LayerFile
-from vllm_relational.context.search import Hits, KeyIndex, attend, build, load, save
-from vllm_relational.context.settings import SessionSettings
+from vllm_relational.context.files import STORED_AS, LayerFile
+from vllm_relational.context.search import (
+    Hits,
+    KeyIndex,
+    Optimizer,
+    SearchPlan,
+    SearchRules,
+    Situation,
+    attend,
+    build,
+    load,
+    save,
+)
+from vllm_relational.context.search.calibrate import costs
+from vllm_relational.context.settings import INDEXES, SessionSettings
 
 
 @dataclass
@@ -48,6 +60,7 @@ class SearchedBody:
         self.stored, self.settings, self.span, self.counts = stored, settings, span, SearchCounts()
         self._queries = queries
         self._layers: dict[int, _Layer] = {}
+        self._plans: dict[int, SearchPlan] = {}
 
     def attend(self, layer: int, queries: np.ndarray, lower: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
         """Attention of queries float32 ``[num_heads, head_size]`` to the tokens that are found: float32 like them, and
@@ -80,9 +93,33 @@ class SearchedBody:
         keys = [file.array("keys", head) for head in heads]
         return _Layer(keys, [file.array("values", head) for head in heads], self._indexes(layer, keys))
 
+    def plan(self, layer: int, scale: float) -> SearchPlan:
+        """What the optimizer chooses for a layer, once for all tokens of the session."""
+        if layer not in self._plans:
+            shape = self.stored.layer(layer).shape
+            there = {kind for kind in INDEXES if kind == "flat" or self.stored.index_path(kind, layer) is not None}
+            asked = Situation(
+                num_tokens=shape.num_tokens,
+                layer=layer,
+                start=self.span[0],
+                stop=self.span[1],
+                token_bytes=shape.head_size * STORED_AS[shape.dtype].itemsize,
+                built=frozenset(there),
+            )
+            rules = SearchRules(beta=self.settings.beta(scale), dense_layers=self.settings.dense_layers)
+            self._plans[layer] = Optimizer(costs(), rules).choose(asked)
+        return self._plans[layer]
+
+    def searches(self, layer: int, scale: float) -> bool:
+        """Whether a search costs less than to attend to everything, or is asked for anyway."""
+        return self.settings.method != "auto" or self.plan(layer, scale).kind != "full"
+
+    def _kind(self, layer: int) -> str:
+        return self._plans[layer].kind if layer in self._plans else self.settings.index
+
     def _indexes(self, layer: int, keys: list[np.ndarray]) -> list[KeyIndex]:
         """Of all KV heads: those that are kept with the context, else built, and kept for the next session."""
-        kind = self.settings.index
+        kind = self._kind(layer)
         path = None if kind == "flat" else self.stored.index_path(kind, layer)
         if path is not None:
             return list(load(path, keys, kind))
@@ -96,4 +133,4 @@ class SearchedBody:
         return list(built)
 
     def _asked(self, layer: int, head: int) -> np.ndarray | None:
-        return None if self._queries is None or self.settings.index != "graph" else self._queries(layer, head)
+        return None if self._queries is None or self._kind(layer) != "graph" else self._queries(layer, head)

@@ -123,6 +123,8 @@ class ContextCache(Cache):
         self.session = session
         self._model = weakref.ref(guard.decoder_of(model))
         self._announced = 0
+        self.fingerprint: str | None = None  # of the model and its name, for ``DB.store``
+        self.model_name = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ContextCache:
         other = memo[id(self)] = copy.copy(self)

@@ -15,6 +15,7 @@ import torch
 from vllm_relational.context.body import SearchCounts, SearchedBody
 from vllm_relational.context.errors import ContextError
 from vllm_relational.context.files import LayerFile
+from vllm_relational.context.search import SearchPlan
 from vllm_relational.context.settings import SessionSettings
 from vllm_relational.context.text import SessionMisuseError, Text
 from vllm_relational.context.torch_attention import Partial, attend, causal_mask, greatest_product, merge
@@ -236,10 +237,10 @@ class ContextSession:
             out, lse = self.attention(query[None], layer, mask, scale)
             return out[0], lse[0]
         rows, new = self._layers[layer], query.shape[2]
-        if mask is None and new == 1 and self._searches(rows, layer):
-            return self._attention_to_found(query, layer, scale or query.shape[-1] ** -0.5)
-        mask = causal_mask(new, rows.length, query.device) if mask is None else mask
         scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if mask is None and new == 1 and self._searches(rows, layer, scale):
+            return self._attention_to_found(query, layer, scale)
+        mask = causal_mask(new, rows.length, query.device) if mask is None else mask
         return merge([self._attend(query, part, mask, scale) for part in rows.parts()])
 
     def _searched_body(self) -> SearchedBody | None:
@@ -253,9 +254,18 @@ class ContextSession:
         """What searches in this session's body read."""
         return SearchCounts() if self._body is None else self._body.counts
 
-    def _searches(self, rows: LayerRows, layer: int) -> bool:
-        settings = self.settings
-        return self._body is not None and rows.length >= settings.dense_below and layer >= settings.dense_layers
+    def plan(self, layer: int, scale: float | None = None) -> SearchPlan:
+        """What the optimizer chose for a layer, or would; ``ContextError`` where nothing is searched."""
+        if self._body is None:
+            raise ContextError("nothing is searched: by the settings, or because no more than a window is stored")
+        size = self.stored.layer(layer).shape.head_size if self.stored is not None else 1
+        return self._body.plan(layer, size**-0.5 if scale is None else scale)
+
+    def _searches(self, rows: LayerRows, layer: int, scale: float) -> bool:
+        settings, body = self.settings, self._body
+        if body is None or rows.length < settings.dense_below or layer < settings.dense_layers:
+            return False
+        return body.searches(layer, scale)
 
     def _attention_to_found(self, query: torch.Tensor, layer: int, scale: float) -> Partial:
         """Of single new tokens ``[batch, num_heads, 1, head_size]``: to the window and all new tokens, and to what is

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vllm_relational.context.errors import ContextError
 
-METHODS = ("full", "dipr", "topk")
+METHODS = ("full", "dipr", "topk", "auto")
 INDEXES = ("flat", "int4", "clusters", "graph")
 
 
@@ -24,10 +24,11 @@ class SessionSettings:
                    on the CPU computes what it computes with its own cache, bit by bit wherever its kernel does.
     method:        ``full`` attends to the whole body; for a single new token of a text ``dipr`` attends to those tokens
                    of it that have at least ``alpha`` times the greatest attention weight, ``topk`` to ``top_tokens``,
-                   both for each query head.
-    index:         what finds them: ``flat`` looks at every key, ``int4`` at codes of a fourth of their size, both find
-                   all; ``clusters`` and ``graph`` look at few and find most. It is built when it is first needed, and
-                   kept with the context.
+                   both for each query head. ``auto`` attends as ``full`` or ``dipr`` do, with the index that costs
+                   least on this machine for the length and the layer (``search.optimizer``), which is measured once.
+    index:         what finds them, but for ``auto``: ``flat`` looks at every key, ``int4`` at codes of a fourth of
+                   their size, both find all; ``clusters`` and ``graph`` look at few and find most. It is built when it
+                   is first needed, and kept with the context.
     dense_below:   texts of fewer tokens, and the first ``dense_layers`` layers, are attended to in full.
     """
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from vllm_relational.context.hf import ContextCache
+    from vllm_relational.context.settings import SessionSettings
 
 Infos = list[ContextInfo]
 Problems = list[ContextProblem]
@@ -73,12 +74,15 @@ class DB:
                 self.path.mkdir(parents=True, exist_ok=True)
 
     # ------------------------------------------------------------------------------------------------ reading
-    def create_session(self, ids: Any, model: Any) -> tuple[ContextCache, torch.Tensor]:
+    def create_session(
+        self, ids: Any, model: Any, settings: SessionSettings | None = None
+    ) -> tuple[ContextCache, torch.Tensor]:
         """A session for a model of transformers, and the ids that remain to be computed: ``[1, 1 or more]``.
 
         ids: of the whole prompt, ``[n]`` or ``[1, n]``. The session starts with the longest stored prefix of them,
         which may end inside a stored context, and always leaves a token. A damaged context is passed over, with a
-        warning. Raises ``UnsupportedModelError`` and ``ContextError``.
+        warning. settings: how the session attends; by default to all tokens. Raises ``UnsupportedModelError`` and
+        ``ContextError``.
         """
         from vllm_relational.context.hf import open_session
 
@@ -86,7 +90,7 @@ class DB:
         fingerprint = fingerprint_of_model(model)
         found = self.find(token_ids[:-1], fingerprint) if len(token_ids) > 1 else None
         stored, num_stored = found or (None, 0)
-        session, remaining = open_session(stored, num_stored, token_ids, model)
+        session, remaining = open_session(stored, num_stored, token_ids, model, settings)
         session.fingerprint, session.model_name = fingerprint, _name_of(model)
         return session, remaining
 
