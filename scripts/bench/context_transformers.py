@@ -126,7 +126,7 @@ def equal_tokens(model: Any, db: DB, reference: Reference, contiguous: bool) -> 
 def opened(options: argparse.Namespace, reference: Reference, model: Any) -> tuple[float, Any, torch.Tensor]:
     """CPU seconds of a session of a database that was just opened, whose files are read and compared with their
     checksums as if this process had not done so before; the session and the remaining ids."""
-    session, remaining = DB(options.folder / "db").create_session(reference.prompt, model)
+    session, _ = DB(options.folder / "db").create_session(reference.prompt, model)
     for layer in range(len(session.layers)):
         forget(session.session.stored.layer(layer).fileno())
     del session
