@@ -42,7 +42,7 @@ def parts_of(number: int) -> tuple[range, ...]:
     )
 
 
-IDS = {id_of(tokens(*parts_of(number))): number for number in range(NUM_KINDS)}
+IDS = {id_of(tokens(*parts_of(number)), FINGERPRINT): number for number in range(NUM_KINDS)}
 ID_OF = {number: name for name, number in IDS.items()}
 
 

@@ -54,6 +54,37 @@ def test_a_weight_that_changes_in_place_changes_it():
     assert len({before, changed, fingerprint_of_model(given)}) == 3
 
 
+def test_a_change_that_torch_does_not_count_changes_it():
+    """As libraries merge adapters: through ``data``, which leaves version and address as they were."""
+    given = model()
+    weight = given.model.layers[1].mlp.up_proj.weight
+    before, version = fingerprint_of_model(given), weight._version
+    weight.data += 0.01
+    assert weight._version == version and fingerprint_of_model(given) != before
+    weight.data -= 0.01
+
+
+class Adapted(torch.nn.Linear):
+    """Looks like a layer of PEFT."""
+
+    active_adapters, disable_adapters = ("a",), False
+
+    def __init__(self, size):
+        super().__init__(size, size)
+        self.merged_adapters = []
+
+
+def test_another_adapter_at_work_changes_it():
+    given = model()
+    torch.manual_seed(0)
+    given.model.extra = Adapted(4)
+    seen = [fingerprint_of_model(given)]
+    given.model.extra.active_adapters = ("b",)
+    seen.append(fingerprint_of_model(given))
+    given.model.extra.disable_adapters = True
+    assert len({*seen, fingerprint_of_model(given)}) == 3
+
+
 def test_what_is_no_matter_to_keys_does_not():
     given = model()
     given.config.pad_token_id, given.config.use_cache, given.config.architectures = 3, False, ["Other"]

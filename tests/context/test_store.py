@@ -73,6 +73,7 @@ def test_nothing_is_found_where_no_token_fits(db):
 def test_fingerprints_are_kept_apart(db):
     put(db, range(10), salt=1)
     put(db, range(10), fingerprint=OTHER, salt=2)
+    assert len({info.id for info in db.list()}) == 2
     assert holds(db.find(range(10), FINGERPRINT)[0], range(10), salt=1)
     assert holds(db.find(range(10), OTHER)[0], range(10), salt=2)
 

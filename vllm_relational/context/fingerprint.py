@@ -11,7 +11,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
 
@@ -34,22 +34,36 @@ _NO_MATTER = {
     "output_hidden_states", "problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
-_of_models: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
+NUM_SAMPLES = 64  # numbers of a weight that are compared at every use
+
+
+class _ReadModel(NamedTuple):
+    """A model as it was when its weights were read: what shows changes, a few numbers of every weight, and a digest of
+    them: a change through ``weight.data`` shows in nothing else."""
+
+    state: Any
+    samples: list[torch.Tensor]
+    sampled: str
+    fingerprint: str
+
+
+_of_models: weakref.WeakKeyDictionary[Any, _ReadModel] = weakref.WeakKeyDictionary()
 
 
 def fingerprint_of_model(model: Any) -> str:
     """Of a transformers model as it stands in memory: 32 hexadecimal digits.
 
-    Reads all weights the first time, and again when one of them has changed. Raises ``UnsupportedModelError``.
+    Reads all weights the first time, and again when they have changed: exchanged, changed in place, or through
+    ``weight.data`` in more than a few places. Raises ``UnsupportedModelError``.
     """
     check_supported(model.config)
-    state = _state(model)
-    known = _of_models.get(model)
-    if known is None or known[0] != state:
+    state, known = _state(model), _of_models.get(model)
+    if known is None or known.state != state or known.sampled != _sampled(known.samples):
         settings = _settings(model.config.to_dict())
         digest = _digest({"model": settings, "dtype": str(model.dtype), "weights": _weights_of(model)})
-        _of_models[model] = known = (state, digest)
-    return known[1]
+        samples = _samples_of(model)
+        _of_models[model] = known = _ReadModel(state, samples, _sampled(samples), digest)
+    return known.fingerprint
 
 
 def fingerprint_of_folder(path: str | Path, dtype: str, **more: Any) -> str:
@@ -141,11 +155,28 @@ def _version_of(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _samples_of(model: Any) -> list[torch.Tensor]:
+    """Views of a few numbers of each weight, which show what becomes of it."""
+    weights = [tensor.detach() for _, tensor in _tensors(model) if tensor.numel() and tensor.is_contiguous()]
+    return [weight.view(-1)[:: max(weight.numel() // NUM_SAMPLES, 1)] for weight in weights]
+
+
+def _sampled(samples: list[torch.Tensor]) -> str:
+    import torch
+
+    kinds: dict[Any, list[torch.Tensor]] = {}
+    for sample in samples:
+        kinds.setdefault((sample.dtype, sample.device), []).append(sample)
+    digest = xxhash.xxh3_64()
+    for alike in kinds.values():
+        digest.update(_bytes_of("", torch.cat(alike)))
+    return digest.hexdigest()
+
+
 def _adapters(model: Any) -> str:
-    try:
-        return str(model.active_adapters()) if getattr(model, "_hf_peft_config_loaded", False) else ""
-    except (TypeError, ValueError):
-        return ""
+    """Which adapters of PEFT are at work, in layers that have any."""
+    layers = [module for module in model.modules() if isinstance(getattr(module, "merged_adapters", None), list)]
+    return str([(layer.active_adapters, layer.merged_adapters, layer.disable_adapters) for layer in layers] or "")
 
 
 def _weights_of(model: Any) -> str:

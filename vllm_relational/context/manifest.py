@@ -40,7 +40,7 @@ class LayerEntry(msgspec.Struct, frozen=True):
 class ContextManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What is in a context's folder.
 
-    id:          hexadecimal, 32 digits, made of the token ids: one fingerprint has a sequence of tokens once.
+    id:          hexadecimal, 32 digits, made of fingerprint and token ids: what is stored once has one id.
     fingerprint: of the model whose keys and values these are.
     model:       its name, for people.
     created:     seconds since 1970.

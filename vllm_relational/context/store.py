@@ -192,7 +192,7 @@ class DB:
 
     def _put(self, token_ids: np.ndarray, source: LayerSource, fingerprint: str, model: str, name: str | None) -> str:
         self._check_put(source, name)
-        folder = self.path / _checked_fingerprint(fingerprint) / id_of(token_ids)
+        folder = self.path / _checked_fingerprint(fingerprint) / id_of(token_ids, fingerprint)
         with commit.explained("store a context", self.path):
             if not self._is_there(folder, name):
                 commit.tidy(self.path)

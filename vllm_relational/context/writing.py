@@ -14,9 +14,9 @@ from vllm_relational.context.manifest import MANIFEST, TOKENS, ContextManifest, 
 from vllm_relational.context.stored import NAMES, TOKEN, ContextNames, write_synced
 
 
-def id_of(token_ids: np.ndarray) -> str:
-    """The id of the context of these tokens, uint32: 32 hexadecimal digits."""
-    return xxhash.xxh3_128_hexdigest(_bytes_of(token_ids))
+def id_of(token_ids: np.ndarray, fingerprint: str) -> str:
+    """The id of the context of these tokens, uint32, and this model: 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(fingerprint.encode() + _bytes_of(token_ids))
 
 
 def write_context(
@@ -27,7 +27,7 @@ def write_context(
     entries = [_write_layer(folder, index, source) for index in range(len(source.shapes))]
     data = _bytes_of(token_ids)
     manifest = ContextManifest(
-        id=id_of(token_ids),
+        id=id_of(token_ids, fingerprint),
         fingerprint=fingerprint,
         model=model,
         created=time.time(),
