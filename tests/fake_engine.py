@@ -96,7 +96,7 @@ class FakeEngine:
             yield prompt
 
     def _complete(self, prompt: Prompt) -> Completion:
-        counts = {"prompt_tokens": 10, "output_tokens": 2, "cached_tokens": 4}
+        counts = {"prompt_tokens": 10, "output_tokens": 2, "cached_tokens": 4, "loaded_tokens": 3}
         if prompt.key in self.fails:
             return Completion(prompt.key, None, "refused by the fake engine", **counts)
         return Completion(prompt.key, self.answer(row_of(prompt)), **counts, cut=prompt.key in self.cuts)

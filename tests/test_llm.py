@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import duckdb
 import pandas as pd
 import polars as pl
@@ -250,3 +252,26 @@ def test_a_prompt_that_is_no_text_is_told_what_to_give(prompt):
 def test_an_earlier_output_has_its_type():
     with RelationalLLM(engine=FakeEngine()) as llm, pytest.raises(RelationalError, match="earlier is of the type int"):
         llm.run(pd.DataFrame(ROWS), "{text}", earlier=5)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"base_url": "http://localhost:1/v1", "contexts": "kept"}, "vllm-relational serve MODEL --contexts"),
+        ({"engine": FakeEngine(), "contexts": "kept"}, "kept by vLLM itself"),
+        ({"model": "M", "contexts_size": 3}, "need a folder: give contexts"),
+        ({"model": "M", "contexts": "kept", "contexts_size": 0}, "contexts_size is 0: give GiB above 0"),
+        ({"model": "M", "contexts": ""}, "contexts is '': give the path of a folder"),
+    ],
+)
+def test_contexts_that_nobody_would_keep_are_refused(given, message):
+    with pytest.raises(RelationalError, match=message):
+        RelationalLLM(**given)
+
+
+def test_contexts_go_to_the_engine(tmp_path):
+    llm = RelationalLLM("M", contexts=tmp_path, contexts_size=1)
+    config = llm.engine._args["kv_transfer_config"]
+    assert str(tmp_path) in json.dumps(config) and config["kv_load_failure_policy"] == "recompute"
+    with pytest.raises(RelationalError, match="contexts and kv_transfer_config exclude each other"):
+        RelationalLLM("M", contexts=tmp_path, kv_transfer_config={}).engine  # noqa: B018

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vllm_relational.cli import app as cli
+from vllm_relational.config.llm import LlmOptions
 from vllm_relational.engine import serve_arguments, server, starting
 from vllm_relational.engine.server import prepare_server, serve_command
 from vllm_relational.records import RelationalError
@@ -207,6 +208,30 @@ def test_the_server_and_the_engine_take_the_same_defaults(cpu_host):
         "dtype": "float32",
         "block_size": 32,
     }
+
+
+def transfer_of(command):
+    return json.loads(command[command.index("--kv-transfer-config") + 1])
+
+
+def test_contexts_are_kept_by_the_connector_of_the_machine(tmp_path):
+    options = LlmOptions.read({"contexts": tmp_path, "contexts_size": 2, "contexts_memory": 1})
+    command, _ = serve_command("M", {}, [], options=options)
+    assert transfer_of(command)["kv_connector"] == "ContextOffloadingConnector"
+    extra = transfer_of(command)["kv_connector_extra_config"]
+    assert extra["cpu_bytes_to_use"] == 2**30 and extra["secondary_tiers"][0]["max_bytes"] == 2**31
+    assert "--kv-transfer-config" not in serve_command("M", {}, [], options=LlmOptions.read({}))[0]
+
+
+def test_contexts_on_a_cpu(tmp_path, cpu_host):
+    command, _ = serve_command("M", {}, [], options=LlmOptions.read({"contexts": tmp_path}))
+    assert transfer_of(command)["kv_connector_extra_config"] == {"root": str(tmp_path)}
+
+
+@pytest.mark.parametrize("given", ["--kv-transfer-config={}", "--kv_transfer_config={}", "--kv-offloading-size=3"])
+def test_contexts_and_vllms_own_offloading_exclude_each_other(tmp_path, given):
+    with pytest.raises(RelationalError, match="exclude each other"):
+        serve_command("M", {}, [given], options=LlmOptions.read({"contexts": tmp_path}))
 
 
 @pytest.mark.parametrize(

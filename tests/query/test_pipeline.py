@@ -274,7 +274,7 @@ def test_the_report_of_a_run():
     report = ask(TABLE, FakeEngine()).report
     assert (report.num_rows, report.num_distinct, report.num_asked, report.num_resumed) == (12, 6, 6, 0)
     assert (report.measured_prompt_tokens, report.measured_cached_tokens, report.output_tokens) == (60, 24, 12)
-    assert report.measured_hit_rate == pytest.approx(0.4)
+    assert report.measured_hit_rate == pytest.approx(0.4) and report.measured_loaded_tokens == 18
     assert report.model == "fake" and report.planner == "tree" and sorted(report.field_order) == ["a", "b", "c"]
     assert report.field_order[0] == "b"
     assert report.predicted.prompt_tokens == report.original.prompt_tokens

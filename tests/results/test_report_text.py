@@ -50,6 +50,11 @@ def test_prompt_tokens_computed_tokens_and_hit_rates():
     assert cells(text, "ceiling of any order") == ["87.5%"]
 
 
+def test_loaded_tokens_are_shown_where_there_are_any():
+    assert cells(render_text(make_report(measured_loaded_tokens=5120)), "prompt tokens loaded")[0] == "5,120,"
+    assert "loaded" not in render_text(make_report())
+
+
 def test_rows_speed_and_stages():
     text = render_text(make_report())
     assert cells(text, "rows") == ["1,300"]

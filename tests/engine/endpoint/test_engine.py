@@ -447,6 +447,26 @@ def test_cached_tokens_are_read(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "cached", "loaded"),
+    [
+        ({"contexts": {"loaded": 16, "lost": 8}}, 24, 16),
+        ({"contexts": {"loaded": 99, "lost": 0}}, 32, 0),  # more than the prompt has
+        ({"contexts": "many"}, 32, 0),
+        ({"other": 1}, 32, 0),
+        (None, 32, 0),
+        ([], 32, 0),
+    ],
+)
+def test_loaded_tokens_are_read_and_what_was_lost_is_not_cached(
+    server: FakeServer, said: Any, cached: int, loaded: int
+) -> None:
+    usage: dict[str, Any] = {"prompt_tokens": 40, "prompt_tokens_details": {"cached_tokens": 32}}
+    status, reply = chat("yes", **usage)
+    server.reply = lambda body: (status, {**reply, "kv_transfer_params": said})
+    assert ask(engine(server))[0] == Completion(0, "yes", None, 40, 0, cached, loaded_tokens=loaded)
+
+
+@pytest.mark.parametrize(
     ("reply", "error"),
     [
         (chat("half a sen", "content_filter"), "the server stopped the answer (finish reason content_filter)"),
