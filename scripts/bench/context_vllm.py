@@ -159,7 +159,7 @@ def speed(options: argparse.Namespace, kind: str) -> dict[str, Any]:
         max_num_batched_tokens=8192, **room,
     )  # fmt: skip
     cases: list[dict[str, Any]] = []
-    first_token(llm, random_tokens(-5, 2048, config["vocab_size"], TOPICS), True)
+    first_token(llm, random_tokens(-5, min(2048, *options.contexts), config["vocab_size"], TOPICS), True)
     for context in options.contexts:
         prompt = random_tokens(context, context, config["vocab_size"], TOPICS)
         prompt += random_tokens(-1, 7, config["vocab_size"], TOPICS)
