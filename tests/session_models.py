@@ -48,10 +48,17 @@ class Case:
     cache: DynamicCache
     stored: StoredLayers
 
+    def to(self, device: str) -> Case:
+        """The model and the ids there, also the cache; what is stored stays in its files."""
+        cache = copy.deepcopy(self.cache)
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
+        return Case(self.model.to(device), self.ids.to(device), cache, self.stored)
+
     def session(
         self, num_stored: int = STORED, settings: SessionSettings | None = None
     ) -> tuple[ContextCache, torch.Tensor]:
-        return open_session(self.stored, num_stored, self.ids[0], self.model, settings)
+        return open_session(self.stored, num_stored, self.ids[0].cpu(), self.model, settings)
 
     def generate(self, ids: torch.Tensor, session: Any, **options: Any) -> torch.Tensor:
         """Of a session."""

@@ -97,6 +97,8 @@ def _whole_mask(mask: Any, ids: torch.Tensor, session: ContextSession) -> Any:
     past, new = session.num_tokens, ids.shape[1]
     if mask is not None and not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
         return _own_mask(mask, past + new)
+    if mask is None and session.text.seen.all():
+        return None
     mask = torch.ones_like(ids) if mask is None else mask
     if mask.shape[1] == new:
         mask = _with_front(mask, session, past)
