@@ -236,7 +236,7 @@ def stored_bytes(options: argparse.Namespace) -> int:
 def settled_bytes(options: argparse.Namespace) -> int:
     """Once it does not grow any more."""
     size, since = stored_bytes(options), time.perf_counter()
-    while time.perf_counter() - since < 2.0:
+    while time.perf_counter() - since < 4.0:
         time.sleep(0.2)
         if (now := stored_bytes(options)) != size:
             size, since = now, time.perf_counter()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
+from pathlib import Path
 
 import pytest
+
+from vllm_relational.vllm_ext.process.shared_memory import mapped_by, remove_left_over
 
 pytest.importorskip("psutil")
 
@@ -49,3 +53,32 @@ def test_what_a_killed_process_leaves_is_removed(tmp_path, does, left, warns):
     done = subprocess.run([sys.executable, str(script), does], capture_output=True, text=True)
     assert done.stdout == f"True True {left}\n", done.stderr
     assert ("resource_tracker" in done.stderr) == warns
+
+
+OFFLOADS = """
+import mmap, sys, time
+with open(sys.argv[1], "w+b") as file:
+    file.truncate(4096)
+    held = mmap.mmap(file.fileno(), 4096)
+    held[0] = 1
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_memory_for_offloading_that_a_killed_engine_leaves_is_removed():
+    import psutil
+
+    path = Path("/dev/shm", f"vllm_offload_{uuid.uuid4()}_dp0.mmap")
+    held = subprocess.Popen([sys.executable, "-c", OFFLOADS, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert held.stdout.readline() == "held\n"
+        processes = [psutil.Process(held.pid)]
+        assert mapped_by(processes) == {path.name}
+        held.kill()
+        held.wait()
+        remove_left_over({path.name}, processes)
+        assert not path.exists()
+    finally:
+        held.kill()
+        path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """Shared memory of an engine whose processes ended without removing it.
 
 vLLM 0.32.0's workers answer their engine through a queue in shared memory (``MessageQueue``) and are ended by a signal
-before they remove it. It would stay until this process ends, and Python's resource tracker would then warn of it.
+before they remove it. It would stay until this process ends, and Python's resource tracker would then warn of it. An
+engine that was killed also leaves the CPU memory that its blocks go to (``SharedOffloadRegion``), many GiB.
 Drop this file when a started and stopped ``vllm.LLM`` leaves nothing in /dev/shm.
 """
 
@@ -14,8 +15,9 @@ from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
-# As Python's ``SharedMemory`` names what it makes.
-_MAPPED = re.compile(r"/dev/shm/(psm_[0-9a-f]+)$", re.MULTILINE)
+# As Python's ``SharedMemory`` names what it makes, and vLLM its memory for offloading.
+_OFFLOAD = "vllm_offload_"
+_MAPPED = re.compile(rf"/dev/shm/(psm_[0-9a-f]+|{_OFFLOAD}[\w-]+\.mmap)$", re.MULTILINE)
 WAIT_SECONDS = 5.0
 
 
@@ -47,7 +49,9 @@ def remove_left_over(names: Iterable[str], processes: Iterable[Any]) -> None:
 
     _, alive = psutil.wait_procs(list(processes), timeout=WAIT_SECONDS)
     for name in names if not alive else ():
-        if Path("/dev/shm", name).exists():
+        if name.startswith(_OFFLOAD):
+            Path("/dev/shm", name).unlink(missing_ok=True)
+        elif Path("/dev/shm", name).exists():
             with contextlib.suppress(OSError):
                 left = shared_memory.SharedMemory(name=name)  # registers the name once more: a set, so no second time
                 left.close()
