@@ -9,6 +9,8 @@ the seed. ``solve`` answers each task from its text by string search: the tests 
     variables   a chain of assignments hidden in natural text; all variables of one value are asked for
     frequent    made-up words, drawn by Zipf's law; the three most frequent are asked for
     kv          a JSON object of random identifiers; the value of one key is asked for
+    passkey     one code of five digits hidden in a few sentences that repeat
+    numbers     the same with ten digits, each of which stands twice: a copy that skips or repeats one is wrong
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ THINGS = (
     "harbour", "island", "kettle", "lantern", "market", "meadow", "mirror", "needle", "orchard", "parcel",
     "pigeon", "ribbon", "saddle", "shovel", "statue", "temple", "tunnel", "violin",
 )  # fmt: skip
+NOISE = "The lake is calm. Boats lie on the shore. A bird flies over the hill. Then the day begins again."
 CHAIN = 5
 SPARE = 0.98
 CODE = r"The secret code of (.+) is (.+)\."
@@ -187,8 +190,28 @@ def kv(draw: random.Random, budget: int, haystack: Haystack, count: Count) -> Sa
     return Sample("kv", json.dumps(pairs, indent=0), question, f'"{key}": "', (pairs[key],))
 
 
-TASKS = {each.__name__: each for each in (single, multikey_2, multikey_3, variables, frequent, kv)}
-MAX_TOKENS = {"single": 11, "multikey_2": 11, "multikey_3": 38, "variables": 28, "frequent": 14, "kv": 38}
+def in_noise(task: str, draw: random.Random, budget: int, count: Count, kind: str, value: str) -> Sample:
+    """A ``kind`` of number in a text of one repeated line."""
+    needle = f"The {kind} is {value}. Keep it in mind: {value} is the {kind}."
+    lines = [NOISE] * int(SPARE * (budget - count(needle) - 2) / (count(f"{NOISE}\n" * 100) / 100))
+    question = f"The text above holds a {kind}. What is it? Answer with the {kind} alone."
+    return Sample(task, hide(draw, lines, [needle]), question, f"The {kind} is", (value,))
+
+
+def passkey(draw: random.Random, budget: int, haystack: Haystack, count: Count) -> Sample:
+    return in_noise("passkey", draw, budget, count, "pass key", str(draw.randint(10_000, 99_999)))
+
+
+def numbers(draw: random.Random, budget: int, haystack: Haystack, count: Count) -> Sample:
+    value = "".join(digit * 2 for digit in draw.choices("123456789", k=5))
+    return in_noise("numbers", draw, budget, count, "sequence of digits", value)
+
+
+TASKS = {each.__name__: each for each in (single, multikey_2, multikey_3, variables, frequent, kv, passkey, numbers)}
+MAX_TOKENS = {
+    "single": 11, "multikey_2": 11, "multikey_3": 38, "variables": 28, "frequent": 14, "kv": 38, "passkey": 8,
+    "numbers": 13,
+}  # fmt: skip
 """Tokens of an answer, after its cue, with room to spare."""
 
 
@@ -215,5 +238,7 @@ def solve(sample: Sample) -> str:
         for name, source in re.findall(r"^VAR (\w+) = (?:VAR )?(\w+)$", sample.text, re.MULTILINE):
             found |= {name} if source in found else set()
         return " ".join(found)
+    if sample.task in ("passkey", "numbers"):
+        return the_one(r"(?m)^The [a-z ]+ is (\d+)\. Keep", sample.text)
     key = the_one(r"secret code of (.+)\. What", sample.question)
     return the_one(rf"(?m)^The secret code of {re.escape(key)} is (.+)\.$", sample.text)
