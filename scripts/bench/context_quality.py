@@ -2,7 +2,7 @@
 """Do answers over stored long texts stay right when a session searches its keys instead of reading them all?
 
     context_quality.py MODEL --haystack squad.parquet:context --out FOLDER --contexts FOLDER
-        --session '{"search": "dipr", "alpha": 0.001}' ... [--budget 0.25] [--lengths 8192,16384,32768]
+        --session '{"method": "dipr", "alpha": 0.001}' ... [--budget 0.25] [--lengths 8192,16384,32768]
         [--samples 20] [--tasks passkey,kv] [--seconds 540] [--part 1/4]
     context_quality.py --out FOLDER --summary
 
@@ -48,8 +48,9 @@ class Answerer:
     """One model: prompts to answers, by transformers' cache and by sessions."""
 
     def __init__(self, args: argparse.Namespace, tokenizer: Any) -> None:
-        import vllm_relational.context.hf  # noqa: F401, registers the attention function
         from transformers import AutoModelForCausalLM
+
+        import vllm_relational.context.hf  # noqa: F401, registers the attention function
         from vllm_relational.context import DB
 
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16, attn_implementation="sdpa")
@@ -57,6 +58,7 @@ class Answerer:
         self.stops = stop_tokens(model, tokenizer)
         self.db = DB(tempfile.mkdtemp(dir=args.contexts))
         self.trials = {name_of(each): json.loads(each) for each in args.session}
+        self.visited: dict[str, list[float]] = {}
 
     def ask(self, prompts: Sequence[torch.Tensor], task: str) -> dict[str, tuple[list[str], float]]:
         """``dipr_quality.Ask``, a prompt at a time."""
@@ -68,7 +70,7 @@ class Answerer:
 
     @torch.inference_mode()
     def answers(self, ids: torch.Tensor, length: int) -> dict[str, tuple[str, float]]:
-        """Of each trial the answer and the share of the stored tokens outside the window that was read."""
+        """Of each trial the answer and the share of the body, per query head, that was attended to."""
         from transformers import DynamicCache
 
         whole, cache = ids[None].to(self.model.device), DynamicCache()
@@ -92,7 +94,9 @@ class Answerer:
         chosen = SessionSettings(device_tokens=kept, **settings)
         session, remaining = self.db.create_session(ids, self.model, settings=chosen)
         text = self.generate(remaining, session, length)
-        return text, session.session.share_read()
+        counts = session.session.counts
+        self.visited.setdefault(str(settings), []).append(counts.visited / max(counts.tokens, 1))
+        return text, counts.attended / max(counts.tokens, 1)
 
     def generate(self, ids: torch.Tensor, cache: Any, length: int) -> str:
         """Greedy, without the prompt and without what ends an answer."""
@@ -166,6 +170,10 @@ def main() -> None:
         dipr_quality.run(args, Prompts(tokenizer, passages(args.haystack)), book, [DENSE, *answerer.trials], ask)
     finally:
         book.flush()
+        for settings, shares in answerer.visited.items():
+            print(
+                f"# {settings}: looked at {sum(shares) / len(shares):.1%} of the body's keys, in {len(shares)} samples"
+            )
 
 
 if __name__ == "__main__":
