@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from contexts_made import FINGERPRINT, OTHER, put, tokens
 
-from vllm_relational.context import DB, catalogue
+from vllm_relational.context import DB, catalogue, commit
 from vllm_relational.context.catalogue import CATALOGUE, Catalogue
 from vllm_relational.context.token_ids import common_prefix
 
@@ -96,6 +96,17 @@ def test_one_that_is_locked_for_long_is_not_waited_for(db, monkeypatch):
     other.execute("BEGIN EXCLUSIVE")
     assert Catalogue(db.path, True).nearest(FINGERPRINT, tokens(0)) == [context]
     other.close()
+
+
+def test_a_damaged_one_under_a_lock_is_not_waited_for(db, monkeypatch):
+    context = put(db, range(10))
+    (db.path / CATALOGUE).write_bytes(b"damaged")
+    monkeypatch.setattr(catalogue, "WAIT_SECONDS", 0.01)
+    with commit.locked(db.path):
+        assert Catalogue(db.path, True).nearest(FINGERPRINT, tokens(0)) == [context]
+    assert (db.path / CATALOGUE).read_bytes() == b"damaged"
+    assert Catalogue(db.path, True).nearest(FINGERPRINT, tokens(0)) == [context]
+    assert (db.path / CATALOGUE).stat().st_size > 1000
 
 
 def test_a_folder_that_has_settled_is_not_looked_through_again(db, monkeypatch):

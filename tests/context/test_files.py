@@ -152,7 +152,7 @@ def test_folders_links_and_pipes_are_no_layers(written, tmp_path):
 def test_a_file_is_read_once_while_it_stays_the_same(written, monkeypatch):
     path, checksums = written
     reads = []
-    monkeypatch.setattr(files, "checksums_of", lambda descriptor: reads.append(1) or checksums)
+    monkeypatch.setattr(files, "_checksum_at", lambda *given: reads.append(1) or checksums[0])
     read_all(path, checksums)
     read_all(path, checksums)
     assert len(reads) == 1
@@ -161,6 +161,36 @@ def test_a_file_is_read_once_while_it_stays_the_same(written, monkeypatch):
     assert len(reads) == 2
     with pytest.raises(DamagedContextError):
         read_all(path, ["0" * 16])
+
+
+def test_only_what_holds_the_first_tokens_is_read(tmp_path, monkeypatch):
+    shape = LayerShape(2, 30_000, 64, "bfloat16")  # 3.7 MiB a region
+    checksums = write_layer(tmp_path / "layer", numbers(shape), numbers(shape), shape)
+    layer, reads, read = LayerFile(tmp_path / "layer"), [], files._checksum_at
+    monkeypatch.setattr(
+        files, "_checksum_at", lambda fd, number, buffer: reads.append(number) or read(fd, number, buffer)
+    )
+    layer.verify(checksums, 10)
+    assert sorted(reads) == [0, 3, 7, 10]
+    layer.verify(checksums, 11)
+    assert len(reads) == 4
+    layer.verify(checksums, 9000)
+    assert sorted(reads[4:]) == [1, 4, 8, 11, 12]
+    layer.verify(checksums)
+    assert sorted(reads) == list(range(len(checksums)))
+
+
+def test_damage_is_found_where_it_is_and_nowhere_else(tmp_path):
+    shape = LayerShape(1, 30_000, 64, "bfloat16")
+    checksums = write_layer(tmp_path / "layer", numbers(shape), numbers(shape), shape)
+    whole = (tmp_path / "layer").read_bytes()
+    place = files.PAGE + 20_000 * 64 * 2  # of the key of that token
+    (tmp_path / "layer").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    layer = LayerFile(tmp_path / "layer")
+    layer.verify(checksums, 10_000)
+    for num_tokens in (20_001, None):
+        with pytest.raises(DamagedContextError, match="MiB 2"):
+            layer.verify(checksums, num_tokens)
 
 
 def test_there_are_no_other_heads(written):

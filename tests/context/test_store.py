@@ -358,6 +358,16 @@ def test_a_disk_that_fails_at_any_step_loses_nothing(db, step, number, forever):
     assert put(after, range(100)) and after.verify() == [] and not list(db.path.glob(".t*"))
 
 
+def test_a_process_that_stopped_while_it_held_the_lock_is_told(db, monkeypatch):
+    context = put(db, range(50))
+    monkeypatch.setattr(commit, "WAIT_SECONDS", 0.02)
+    with commit.locked(db.path):
+        for change in (lambda: put(db, 1), lambda: db.delete(context)):
+            with pytest.raises(ContextError, match="another process has held"):
+                change()
+        assert db.find(range(50), FINGERPRINT)[1] == 50
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(db, monkeypatch):
     old = put(db, range(50))
     whole = os.write

@@ -28,7 +28,7 @@ CATALOGUE = "catalogue.sqlite"
 APPLICATION_ID = 0x764C5243  # "vLRC", in the header of the file
 FORMAT = 1
 PAGE_BYTES = 16384  # the token ids of a long context are read in few steps
-WAIT_SECONDS = 10.0  # for another process's write
+WAIT_SECONDS = 3.0  # for another process's write
 BATCH = 64  # contexts that are added at a time, so that nobody waits long
 RACY_SECONDS = 0.5  # a folder that changed so lately may change again within the same tick of its clock
 RACY_SECONDS_COARSE = 2.0  # where the clock of a file system counts whole seconds
@@ -82,7 +82,7 @@ class Catalogue:
         with self._lock:
             self._memory = None
         if self._writable:
-            with suppress(OSError), commit.locked(self._root):
+            with suppress(OSError, ContextError), commit.locked(self._root, WAIT_SECONDS):
                 self._remove()
         for entry in contexts_in(self._root):
             self._run(partial(self._refresh, fingerprint=entry.name))
@@ -136,11 +136,11 @@ class Catalogue:
         if not self._writable or isinstance(error, sqlite3.OperationalError):  # locked, no room, of a newer version
             return False
         try:
-            with commit.locked(self._root):
+            with commit.locked(self._root, WAIT_SECONDS):
                 if not self._is_whole():
                     self._remove()
             return True
-        except OSError:
+        except (OSError, ContextError):
             return False
 
     def _is_whole(self) -> bool:

@@ -16,6 +16,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,19 +25,43 @@ from vllm_relational.context.errors import ContextError
 from vllm_relational.context.stored import sync_folder
 
 LOCK, TEMPORARY, TRASH = ".lock", ".tmp-", ".trash-"
+WAIT_SECONDS = 120.0  # for another process's renames, which take moments
+RETRY_SECONDS = 0.005
 _MAKE_ROOM = "delete contexts (vllm-relational context rm), or keep the database on another disk"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """The right to rename folders of a database; waits for another process, or thread, that has it."""
+def locked(root: Path, wait_s: float | None = None) -> Iterator[None]:
+    """The right to rename folders of a database; waits for another process, or thread, that has it.
+
+    wait_s: seconds; by default minutes. Raises ``ContextError`` where they are over: that process was stopped.
+    """
     descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _wait_for(descriptor, root, WAIT_SECONDS if wait_s is None else wait_s)
         yield
     finally:
         os.close(descriptor)
+
+
+def _wait_for(descriptor: int, root: Path, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while not _has_lock(descriptor):
+        if time.monotonic() > deadline:
+            raise ContextError(
+                f"another process has held {root / LOCK} for {wait_s:.0f} s: continue or end it "
+                f"(fuser {root / LOCK} says which)"
+            )
+        time.sleep(RETRY_SECONDS)
+
+
+def _has_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
 
 
 @contextmanager
@@ -98,10 +123,7 @@ def _is_written(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
+        return not _has_lock(descriptor)
     finally:
         os.close(descriptor)
 

@@ -13,7 +13,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -208,12 +208,19 @@ class LayerFile:
         flat: np.ndarray = np.frombuffer(self._mapped, STORED_AS[self.shape.dtype], count, offset)
         return flat.reshape(self.shape.num_tokens, self.shape.head_size)
 
-    def verify(self, checksums: Sequence[str]) -> None:
-        """Compare the whole file with its checksums. Raises ``DamagedContextError``, which names the MiB.
+    def verify(self, checksums: Sequence[str], num_tokens: int | None = None) -> None:
+        """Compare what holds the first ``num_tokens`` of every head with its checksums; None for the whole file.
 
-        A file that was found whole is not read again in this process while its size, time and inode are the same.
+        What was found right is not read again in this process while the file's size, times and inode are the same.
+        Raises ``DamagedContextError``, which names the MiB.
         """
-        verify_file(self._descriptor, self.path, checksums)
+        verify_file(self._descriptor, self.path, checksums, None if num_tokens is None else self._chunks(num_tokens))
+
+    def _chunks(self, num_tokens: int) -> set[int]:
+        """The MiB that hold the header and the first tokens of every head."""
+        size = num_tokens * self.shape.head_size * STORED_AS[self.shape.dtype].itemsize
+        starts = range(PAGE, self.shape.file_bytes, self.shape.stride)
+        return {0}.union(*(range(start // CHUNK, (start + size - 1) // CHUNK + 1) for start in starts))
 
 
 def _shape_of(header: bytes, path: Path) -> LayerShape:
@@ -231,34 +238,35 @@ def _shape_of(header: bytes, path: Path) -> LayerShape:
 
 # ----------------------------------------------------------------------------------------------- checksums of files
 _Identity = tuple[int, ...]
-_whole: dict[_Identity, int] = {}  # files that this process found whole, and a digest of the checksums they fit
+_right: dict[_Identity, tuple[int, set[int]]] = {}  # a digest of a file's checksums, and the MiB found to fit them
 
 
 def checksums_of(descriptor: int) -> list[str]:
     """Of an open file: xxh3 in hexadecimal, one per MiB. Reads, so that a bad sector is an ``OSError``."""
     buffer = bytearray(CHUNK)
-    view, sums = memoryview(buffer), _Checksums()
-    offset = 0
-    while read := os.preadv(descriptor, [buffer], offset):
-        sums.update(view[:read])
-        offset += read
-    return sums.finish()
+    return [_checksum_at(descriptor, number, buffer) for number in range(_num_chunks(os.fstat(descriptor).st_size))]
 
 
-def verify_file(descriptor: int, path: Path, checksums: Sequence[str]) -> None:
-    """Raise ``DamagedContextError`` unless an open file has these checksums; read once per process and file."""
-    identity, expected = _identity(descriptor), hash(tuple(checksums))
-    if _whole.get(identity) == expected:
-        return
-    found = checksums_of(descriptor)
-    if found != list(checksums):
-        raise DamagedContextError(f"{path} is damaged {_where(found, checksums)}: delete the context")
-    _whole[identity] = expected
+def verify_file(descriptor: int, path: Path, checksums: Sequence[str], wanted: Iterable[int] | None = None) -> None:
+    """Raise ``DamagedContextError`` unless an open file has these checksums; a MiB is read once in a process.
+
+    wanted: numbers of the MiB that are compared; None for all.
+    """
+    identity, given = _identity(descriptor), hash(tuple(checksums))
+    if _num_chunks(identity[2]) != len(checksums):
+        raise DamagedContextError(f"{path} has {identity[2]:,} bytes, another size was written: delete the context")
+    if _right.get(identity, (None,))[0] != given:
+        _right[identity] = (given, set())
+    right, buffer = _right[identity][1], bytearray(CHUNK)
+    for number in sorted(set(range(len(checksums)) if wanted is None else wanted) - right):
+        if _checksum_at(descriptor, number, buffer) != checksums[number]:
+            raise DamagedContextError(f"{path} is damaged in MiB {number}: delete the context")
+        right.add(number)
 
 
 def forget(descriptor: int) -> None:
     """Read an open file again at its next ``verify_file``."""
-    _whole.pop(_identity(descriptor), None)
+    _right.pop(_identity(descriptor), None)
 
 
 def _identity(descriptor: int) -> _Identity:
@@ -266,7 +274,12 @@ def _identity(descriptor: int) -> _Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _where(found: Sequence[str], expected: Sequence[str]) -> str:
-    if len(found) != len(expected):
-        return f"({len(found)} MiB, {len(expected)} were written)"
-    return f"in MiB {next(place for place, sums in enumerate(zip(found, expected, strict=True)) if sums[0] != sums[1])}"
+def _num_chunks(num_bytes: int) -> int:
+    return -(-num_bytes // CHUNK)
+
+
+def _checksum_at(descriptor: int, number: int, buffer: bytearray) -> str:
+    view, filled = memoryview(buffer), 0
+    while read := os.preadv(descriptor, [view[filled:]], number * CHUNK + filled):
+        filled += read
+    return xxhash.xxh3_64_hexdigest(view[:filled])

@@ -44,7 +44,7 @@ class DB:
     """The contexts in a folder, which is made where there is none.
 
     max_bytes: of all contexts together; storing one more then evicts those that were not used for longest.
-    verify:    compare every layer with its checksums before it is used, once in a process.
+    verify:    compare what is used of a context with its checksums, once in a process.
     read_only: write nothing, not even when a context was last used.
 
     Any number of processes and threads may read and write at a time; a kill at any moment loses no context that was
@@ -97,7 +97,8 @@ class DB:
     def find(self, ids: Any, fingerprint: str) -> tuple[StoredContext, int] | None:
         """The context that shares the longest prefix with ``ids``, and how many tokens that is; None for none.
 
-        With ``verify``, its layers fit their checksums; a damaged context is passed over, with a warning.
+        With ``verify``, the keys and values of that prefix fit their checksums, which costs in proportion to it; a
+        damaged context is passed over, with a warning.
         """
         token_ids = as_token_ids(ids)
         skip: set[str] = set()
@@ -105,10 +106,10 @@ class DB:
             matched, folder = max(candidates, key=itemgetter(0))  # of equal ones the first: no longer than needed
             if matched == 0:
                 return None
-            stored = self._usable(folder)
-            if stored is not None and (matched := common_prefix(stored.token_ids, token_ids)):
-                self._use(stored)
-                return stored, matched
+            usable = self._usable(folder, token_ids)
+            if usable is not None and usable[1]:
+                self._use(usable[0])
+                return usable
             skip.add(folder.name)
         return None
 
@@ -130,15 +131,17 @@ class DB:
         except (OSError, ContextError):
             return len(token_ids)  # to be looked at: it is gone or damaged
 
-    def _usable(self, folder: Path) -> StoredContext | None:
-        """A context whose files are whole; None for one that is gone, and with a warning for one that is damaged."""
+    def _usable(self, folder: Path, token_ids: np.ndarray) -> tuple[StoredContext, int] | None:
+        """A context, and how many leading tokens it shares, which are whole; None for one that is gone, and with a
+        warning for one that is damaged."""
         if str(folder) in self._unusable:
             return None
         try:
             stored = open_stored(folder, self._open)
+            matched = common_prefix(stored.token_ids, token_ids)
             if self._verify:
-                stored.verify()
-            return stored
+                stored.verify(matched)
+            return stored, matched
         except ContextGoneError:
             return None
         except DamagedContextError as error:

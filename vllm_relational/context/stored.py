@@ -96,11 +96,14 @@ class StoredContext:
         """The keys and values of a layer; their bytes are those that were written once ``verify`` has passed."""
         return self._layers[index]
 
-    def verify(self) -> None:
-        """Compare all layers with their checksums; once per process and file. Raises ``DamagedContextError``."""
+    def verify(self, num_tokens: int | None = None) -> None:
+        """Compare the first ``num_tokens`` of all layers with their checksums, once in a process; None for all.
+
+        What holds them is compared in pieces of a MiB. Raises ``DamagedContextError``.
+        """
         for layer, entry in zip(self._layers, self.manifest.layers, strict=True):
             with _explained(self.folder):
-                layer.verify(entry.checksums)
+                layer.verify(entry.checksums, num_tokens)
 
     def problems(self) -> Iterator[str]:
         """Read every file anew and say what is damaged beside tokens and layers, for which it raises as ``verify``."""
