@@ -84,7 +84,7 @@ def test_contexts_are_listed_for_people_and_for_programs(db):
 
 def test_sums(db):
     put(db, range(10))
-    assert "1 contexts of 1 models" in call("stat").stdout
+    assert "1 context of 1 model\n" in call("stat").stdout
     assert json.loads(call("stat", "--json").stdout)["num_tokens"] == 10
 
 

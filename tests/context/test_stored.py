@@ -108,6 +108,15 @@ def test_an_index_of_a_deleted_context_is_not_kept(db, stored):
     assert stored.index_path("flat", 0) is None
 
 
+def test_an_index_over_damaged_keys_is_not_kept(stored):
+    path = stored.folder / "layer_01.kv"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    assert stored.add_index("flat", 1, lambda place: pytest.fail("written")) is None
+    assert stored.add_index("flat", 0, write(b"index")) is not None
+
+
 def test_a_write_that_fails_leaves_nothing(stored):
     def fails(path):
         path.write_bytes(b"half")

@@ -91,11 +91,13 @@ def stat(contexts: Folder = None, json: Json = False) -> int:
     if json:
         _print_json([found])
         return OK
-    print(f"{printable(found.path)}: {found.num_contexts:,} contexts of {found.num_fingerprints:,} models")
+    print(
+        f"{printable(found.path)}: {_count(found.num_contexts, 'context')} of {_count(found.num_fingerprints, 'model')}"
+    )
     print(f"{found.num_tokens:,} tokens, {size_in_words(found.num_bytes)}")
     print(f"{size_in_words(found.free_bytes)} free on the disk")
     if found.problems:
-        print(f"{found.problems:,} contexts cannot be read: vllm-relational context verify says why")
+        print(f"cannot be read: {_count(found.problems, 'context')}; vllm-relational context verify says why")
     return OK
 
 
@@ -185,6 +187,10 @@ def _open(folder: Path | None, limit: str | None = None, make: bool = False) -> 
     if not make and not place.exists():
         raise RelationalError(f"there is no folder {place}: context add makes it, --contexts names another")
     return DB(place, max_bytes=None if limit is None else bytes_of(limit))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _text_of(file: Path) -> str:

@@ -155,12 +155,14 @@ class StoredContext:
     def add_index(self, kind: str, layer: int, write: Callable[[Path], None]) -> Path | None:
         """Keep an index over the keys of a layer: ``write`` writes it into the file that it is given.
 
-        Returns its path; None where it cannot be kept: the context was deleted, the disk is full or write-protected.
+        Returns its path; None where it cannot be kept: the context was deleted, the disk is full or write-protected, or
+        keys of the layer are damaged that its session did not need.
         """
         path = self._index_file(kind, layer)
         _sweep(self.folder)
         partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
         try:
+            self._layers[layer].verify(self.manifest.layers[layer].checksums)
             write(partial)
             record = seal(IndexRecord(synced_checksums(partial)))
             remove_index(path)
@@ -169,7 +171,7 @@ class StoredContext:
             os.replace(partial, _record_of(path))
             sync_folder(self.folder)
             return path
-        except OSError:
+        except (OSError, DamagedContextError):
             return None
         finally:
             with suppress(OSError):
