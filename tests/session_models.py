@@ -29,12 +29,11 @@ def random_model(dtype: torch.dtype = torch.float32, seed: int = 0, **settings: 
         num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,
-        head_dim=16,
         initializer_range=0.3,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=0,
-        **settings,
+        **{"head_dim": 16, **settings},
     )
     return Qwen2ForCausalLM(config).to(dtype).eval()
 

@@ -57,7 +57,6 @@ COVERED_BY = {
     "tests/vllm_ext/scheduler/test_metrics.py": "vllm_ext/metrics",
     "tests/vllm_ext/scheduler/test_partial_reuse.py": "vllm_ext/scheduler/partial_sources",
     "tests/context/search/test_flat.py": "context/search/base context/search/hits",
-    "tests/context/test_hf.py": "context/mapping",
     "tests/context/test_session.py": "context/body context/torch_rows",
     # C++
     "csrc/tests/value_overlap_test.cc": "planner/rank_pool",
