@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import threading
 import warnings
 from contextlib import suppress
@@ -277,6 +278,13 @@ def test_a_database_that_is_only_read_changes_nothing(db):
 def test_limits_that_hold_nothing_are_refused(tmp_path, limit):
     with pytest.raises(ContextError, match="max_bytes"):
         DB(tmp_path, max_bytes=limit)
+
+
+def test_a_database_goes_to_other_processes(db):
+    context = put(DB(db.path), range(10))
+    there = pickle.loads(pickle.dumps(DB(db.path, max_bytes=5, read_only=True)))
+    assert there.find(range(10), FINGERPRINT)[0].id == context
+    assert (there.max_bytes, there.read_only) == (5, True)
 
 
 # --------------------------------------------------------------------------------------------------- writers, kills

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Iterator
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,11 @@ class DB:
         self._catalogue, self._sizes = Catalogue(self.path, writable), Sizes(self.path)
         self._open: _Opened = weakref.WeakValueDictionary()
         self._unusable: set[str] = set()  # folders of contexts found damaged
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For processes of one's own: opened there anew."""
+        options = {"max_bytes": self.max_bytes, "verify": self._verify, "read_only": self.read_only}
+        return partial(DB, self.path, **options), ()
 
     def _check(self) -> None:
         if self.max_bytes is not None and self.max_bytes < 1:
