@@ -8,6 +8,7 @@ limit, and what it has stored survives the machine.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import threading
 from collections import Counter
@@ -28,6 +29,7 @@ from vllm_relational.context.vllm_report import report_of
 
 THREADS = 16  # for reading, and as many for writing
 FILE_TOKENS = 64  # of a file: fewer cost more calls, more leave more tokens behind the last whole file
+MADV_POPULATE_WRITE = 23  # Linux 5.14
 TASKS = 2 * THREADS  # that the blocks of one request are read in: threads that are done early take another
 
 
@@ -106,6 +108,8 @@ class ContextTier(SecondaryTierManager):
         self._asked: dict[str, _Asked] = {}  # by request
         self._num_rows = len(primary_kv_view)
         self._bytes: dict[int, int] = {}
+        self._touching = threading.Thread(target=_touch_pages, args=(self._memory,), daemon=True)
+        self._touching.start()
 
     def on_new_request(self, req_context: Any) -> RequestOffloadingContext:
         """Every block that is computed is kept."""
@@ -199,7 +203,16 @@ class ContextTier(SecondaryTierManager):
         self._pool.wait_idle()
         self._names.shutdown()
         self._pool.shutdown(wait=True)
+        self._touching.join()
         self._memory.release()
+
+
+def _touch_pages(memory: memoryview) -> None:
+    """Have the kernel map all of it, so that the first blocks that are read need not wait for it: the memory is shared,
+    and was mapped by the worker's process only. Where a kernel cannot, they wait."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(memory.nbytes), MADV_POPULATE_WRITE)
 
 
 @dataclass
