@@ -11,6 +11,7 @@ from session_models import random_model
 
 from vllm_relational.context import DB, ContextError
 from vllm_relational.context.errors import UnsupportedModelError
+from vllm_relational.context.settings import SessionSettings
 
 IDS = torch.randint(1, 199, (1, 90), generator=torch.Generator().manual_seed(1))
 
@@ -125,6 +126,16 @@ def test_several_rows_cannot_be_stored(db, model):
     session, remaining = db.create_session(IDS, model)
     generated(model, remaining.repeat(2, 1), session)
     with pytest.raises(ContextError, match="2 rows"):
+        db.store(session)
+
+
+def test_what_sparse_attention_computed_is_not_stored_as_if_it_were_exact(db, model):
+    db.store(ask(db, model)[1])
+    settings = SessionSettings(method="topk", top_tokens=5, first=4, last=8, dense_below=10, dense_layers=0)
+    session, remaining = db.create_session(IDS, model, settings)
+    model.set_attn_implementation("context")
+    generated(model, remaining, session)
+    with pytest.raises(ContextError, match="sparse attention"):
         db.store(session)
 
 

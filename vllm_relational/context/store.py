@@ -65,8 +65,8 @@ class DB:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For processes of one's own: opened there anew."""
-        options = {"max_bytes": self.max_bytes, "verify": self._verify, "read_only": self.read_only}
-        return partial(DB, self.path, **options), ()
+        opened = partial(DB, max_bytes=self.max_bytes, verify=self._verify, read_only=self.read_only)
+        return opened, (self.path,)
 
     def _check(self) -> None:
         if self.max_bytes is not None and self.max_bytes < 1:
@@ -191,11 +191,19 @@ class DB:
         return self._put(token_ids, source_of(kv, len(token_ids)), fingerprint, model, name)
 
     def store(self, session: Any, name: str | None = None) -> str:
-        """Store all tokens that a session holds; returns the id of the context. Raises ``ContextError``."""
+        """Store all tokens that a session holds; returns the id of the context.
+
+        Raises ``ContextError``, also for tokens that were computed by sparse attention.
+        """
         fingerprint = getattr(session, "fingerprint", None)
         if fingerprint is None:
             raise ContextError("only sessions of create_session can be stored: for others use import_(ids, kv, model)")
         held = getattr(session, "session", session)
+        if held.counts.searches:
+            raise ContextError(
+                "tokens of this session were computed by sparse attention, so their keys are approximate: store the "
+                "session before it generates, or one that attends in full"
+            )
         source = source_of_session(held, len(session.layers))
         return self._put(as_token_ids(held.ids), source, fingerprint, session.model_name, name)
 
