@@ -9,11 +9,12 @@ import threading
 import warnings
 from contextlib import suppress
 
+import msgspec
 import numpy as np
 import pytest
 from contexts_made import FINGERPRINT, OTHER, holds, layers_for, put, tokens
 
-from vllm_relational.context import DB, ContextError, commit, store
+from vllm_relational.context import DB, ContextError, commit, manifest, store
 from vllm_relational.context.catalogue import CATALOGUE
 from vllm_relational.context.manifest import MANIFEST
 
@@ -191,6 +192,35 @@ def test_a_context_that_cannot_be_read_is_listed_and_can_be_deleted(db, file):
     assert info.problem and info.num_bytes > 0 and db.stat().problems == 1
     db.delete(context[:6])
     assert db.list() == []
+
+
+def test_a_context_of_a_newer_version_is_passed_over_and_left_alone(db):
+    old, new = put(db, range(50)), put(db, range(100))
+    db.find([1], FINGERPRINT)
+    path = folder_of(db, new) / MANIFEST
+    written = manifest.read_manifest(path.parent)
+    path.write_bytes(manifest.seal(msgspec.structs.replace(written, format=2)))
+    reader = DB(db.path)
+    with pytest.warns(UserWarning, match="upgrade"):
+        assert reader.find(range(100), FINGERPRINT)[0].id == old
+    with pytest.raises(ContextError, match="upgrade"):
+        put(reader, range(100))
+    assert [info.problem is not None for info in reader.list()] == [False, True] and b'"format":2' in path.read_bytes()
+
+
+def test_a_bad_sector_is_damage(db, monkeypatch):
+    old, context = put(db, range(50)), put(db, range(100))
+    whole = os.preadv
+
+    def fails(descriptor, buffers, offset):
+        if os.path.samestat(os.fstat(descriptor), (folder_of(db, context) / "layer_01.kv").stat()):
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", fails)
+    with pytest.warns(UserWarning, match="the disk is failing"):
+        assert DB(db.path).find(range(100), FINGERPRINT)[0].id == old
+    assert [problem.id for problem in db.verify()] == [context]
 
 
 def test_foreign_files_and_folders_are_left_alone(db):

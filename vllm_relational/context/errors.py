@@ -13,5 +13,9 @@ class DamagedContextError(ContextError):
     """A file of a context does not hold what was written: nothing of it may be used."""
 
 
+class NewerFormatError(ContextError):
+    """A file that a newer version wrote, in a way that this one does not know."""
+
+
 class UnsupportedModelError(ContextError):
     """A model whose keys and values cannot be used again at another length or place, or that is not understood."""

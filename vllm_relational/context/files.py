@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
-from vllm_relational.context.errors import ContextError, DamagedContextError
+from vllm_relational.context.errors import ContextError, DamagedContextError, NewerFormatError
 
 MAGIC = b"VLRLAYER"
 VERSION = 1
@@ -164,8 +164,8 @@ class LayerFile:
     """A layer's file, open for reading for as long as this object or an array of it lives, also when it is deleted.
 
     Opening checks the header and the size. Raises ``DamagedContextError`` for a file that is not what was written,
-    ``ContextError`` for one of a newer version, ``OSError`` where it cannot be opened. What the regions hold is checked
-    by ``verify`` only. Safe to use from several threads.
+    ``NewerFormatError`` for one of a newer version, ``OSError`` where it cannot be opened. What the regions hold is
+    checked by ``verify`` only. Safe to use from several threads.
     """
 
     def __init__(self, path: Path) -> None:
@@ -229,7 +229,7 @@ def _shape_of(header: bytes, path: Path) -> LayerShape:
     body, (checksum,) = header[: -_CHECKSUM.size], _CHECKSUM.unpack(header[-_CHECKSUM.size :])
     fields: tuple[Any, ...] = _HEADER.unpack_from(header)
     if fields[1] != VERSION and checksum == xxhash.xxh3_64_intdigest(body):
-        raise ContextError(f"{path} has format {fields[1]}, this version reads {VERSION}: upgrade vllm-relational")
+        raise NewerFormatError(f"{path} has format {fields[1]}, this version reads {VERSION}: upgrade vllm-relational")
     if checksum != xxhash.xxh3_64_intdigest(body):
         raise DamagedContextError(f"the header of {path} is damaged: delete the context")
     _, _, dtype, num_kv_heads, num_tokens, head_size, *_ = fields

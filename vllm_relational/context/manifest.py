@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 import xxhash
 
-from vllm_relational.context.errors import ContextError, DamagedContextError
+from vllm_relational.context.errors import DamagedContextError, NewerFormatError
 from vllm_relational.context.files import LayerShape
 
 FORMAT = 1
@@ -104,7 +104,7 @@ def unseal(data: bytes, kind: type[_Sealable], path: Path) -> _Sealable:
 def _decoded(inner: bytes, kind: type[_Sealable], path: Path) -> _Sealable:
     version = msgspec.json.decode(inner, type=_Version).format
     if version != FORMAT:
-        raise ContextError(f"{path} has format {version}, this version reads {FORMAT}: upgrade vllm-relational")
+        raise NewerFormatError(f"{path} has format {version}, this version reads {FORMAT}: upgrade vllm-relational")
     return msgspec.json.decode(inner, type=kind)
 
 
@@ -113,8 +113,7 @@ def _digest(data: bytes) -> str:
 
 
 def read_manifest(folder: Path) -> ContextManifest:
-    """The manifest of a context's folder. Raises ``OSError``, ``DamagedContextError``, and ``ContextError`` for one of
-    a newer version."""
+    """The manifest of a context's folder. Raises ``OSError``, ``DamagedContextError``, ``NewerFormatError``."""
     path = folder / MANIFEST
     manifest = unseal(path.read_bytes(), ContextManifest, path)
     if (manifest.id, manifest.fingerprint) != (folder.name, folder.parent.name):

@@ -19,7 +19,7 @@ import numpy as np
 
 from vllm_relational.context import commit, inventory
 from vllm_relational.context.catalogue import Catalogue
-from vllm_relational.context.errors import ContextError, DamagedContextError
+from vllm_relational.context.errors import ContextError, DamagedContextError, NewerFormatError
 from vllm_relational.context.fingerprint import fingerprint_of_model
 from vllm_relational.context.inventory import ContextInfo, ContextProblem, Sizes, StoreStat
 from vllm_relational.context.layer_source import LayerSource, source_of, source_of_session
@@ -139,7 +139,7 @@ class DB:
 
     def _usable(self, folder: Path, token_ids: np.ndarray) -> tuple[StoredContext, int] | None:
         """A context, and how many leading tokens it shares, which are whole; None for one that is gone, and with a
-        warning for one that is damaged."""
+        warning for one that is damaged, or of a newer version."""
         if str(folder) in self._unusable:
             return None
         try:
@@ -150,7 +150,7 @@ class DB:
             return stored, matched
         except ContextGoneError:
             return None
-        except DamagedContextError as error:
+        except (DamagedContextError, NewerFormatError) as error:
             self._unusable.add(str(folder))
             self._open.pop(str(folder), None)
             warn(f"{error}; it is not used (vllm-relational context verify says what else is damaged)", stacklevel=3)

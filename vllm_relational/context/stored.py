@@ -57,7 +57,7 @@ class StoredContext:
 
     Immutable, and usable for as long as it lives, also when it is deleted meanwhile. Safe to use from several threads.
     Opening checks all headers and the token ids; what the layers hold is checked by ``verify``. Raises
-    ``ContextGoneError``, ``DamagedContextError``, and ``ContextError`` for a newer format or what cannot be opened.
+    ``ContextGoneError``, ``DamagedContextError``, ``NewerFormatError``, and ``ContextError`` for what cannot be opened.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -259,7 +259,10 @@ def _explained(folder: Path) -> Iterator[None]:
             raise ContextGoneError(f"{folder} was deleted") from error
         raise DamagedContextError(f"{error.filename} is missing: delete the context") from error
     except OSError as error:
-        raise ContextError(f"cannot read {error.filename or folder}: {error.strerror}{_fix(error)}") from error
+        what = f"cannot read {error.filename or folder}: {error.strerror}"
+        if error.errno == errno.EIO:
+            raise DamagedContextError(f"{what}: the disk is failing, delete the context") from error
+        raise ContextError(f"{what}{_fix(error)}") from error
 
 
 def _fix(error: OSError) -> str:
