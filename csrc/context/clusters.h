@@ -1,5 +1,6 @@
-// Keys in clusters of some 16, and a guess of the greatest product in each: only clusters that may hold a key within beta
-// are looked at. Approximate: what is guessed is `spread` standard deviations above the product with the mean.
+// Keys in clusters of some 16, and of each the mean and the standard deviation of its products: only clusters that may
+// hold a key within beta are looked at. Approximate: how many deviations above its mean a cluster's greatest product lies
+// is a guess.
 #pragma once
 
 #include "context/scan.h"
@@ -35,17 +36,23 @@ struct ClustersView {
   int64_t size() const { return static_cast<int64_t>(starts.size()) - 1; }
 };
 
-// Guesses of the greatest product in each cluster: out [num_heads, num_clusters]. The variance of products is taken as
-// the mean of two estimates: with the channels of the cluster as if they were independent, and with the covariance that
-// all clusters share, scaled to the cluster's own size.
-void cluster_bounds(const ClustersView& clusters, int32_t head_size, QueryHeads queries, float spread, SimdLevel level,
-                    float* out);
+// Products with the mean and their standard deviation: both [num_heads, num_clusters]. Their variance is taken as the mean
+// of two estimates: with the channels of the cluster as if they were independent, and with the covariance that all
+// clusters share, scaled to the cluster's own size.
+void cluster_products(const ClustersView& clusters, int32_t head_size, QueryHeads queries, SimdLevel level, float* means,
+                      float* deviations);
 
-// Opens clusters by their guess, the highest above the threshold of some head first, until none reaches any head's
-// threshold, which rises with what is found; all heads look at what one opens. `visited`: keys of opened clusters.
+// Which clusters a head opens, by how many deviations above its mean one would have to reach the head's threshold: all
+// that need up to `sure`, and then by what they need, up to `most`, while the head has opened less than `share` of the
+// keys in range. A head whose set is small finds it in the tails of clusters, and can afford to look at many.
+struct OpenRule {
+  float sure, most, share;
+};
+
+// Thresholds rise with what is found; all heads look at what one opens. `visited`: keys of opened clusters.
 Hits clusters_dipr(const Rows& keys, const ClustersView& clusters, int64_t start, int64_t stop, QueryHeads queries,
-                   float beta, const float* lower, float spread, SimdLevel level);
+                   float beta, const float* lower, OpenRule rule, SimdLevel level);
 Hits clusters_topk(const Rows& keys, const ClustersView& clusters, int64_t start, int64_t stop, QueryHeads queries,
-                   int64_t k, float spread, SimdLevel level);
+                   int64_t k, OpenRule rule, SimdLevel level);
 
 }  // namespace vllm_relational::context

@@ -115,27 +115,27 @@ class Clusters {
         view_(clusters_view(rows_, held_[1], held_[2], held_[3], held_[4], held_[5], held_[6])) {}
 
   nb::tuple dipr(const Array& queries, float beta, const std::optional<Array>& lower, int64_t start, int64_t stop,
-                 float spread, const std::string& level) const {
+                 float sure, float most, float share, const std::string& level) const {
     const Asked asked(rows_, queries, start, stop, level);
     check_beta(beta);
     const float* const least = lower_of(lower, asked.heads.num_heads);
     return released(
-        [&] { return vc::clusters_dipr(rows_, view_, start, stop, asked.heads, beta, least, spread, asked.simd); });
+        [&] { return vc::clusters_dipr(rows_, view_, start, stop, asked.heads, beta, least, {sure, most, share}, asked.simd); });
   }
 
-  nb::tuple topk(const Array& queries, int64_t k, int64_t start, int64_t stop, float spread,
+  nb::tuple topk(const Array& queries, int64_t k, int64_t start, int64_t stop, float sure, float most, float share,
                  const std::string& level) const {
     const Asked asked(rows_, queries, start, stop, level);
     check_k(k);
-    return released([&] { return vc::clusters_topk(rows_, view_, start, stop, asked.heads, k, spread, asked.simd); });
+    return released([&] { return vc::clusters_topk(rows_, view_, start, stop, asked.heads, k, {sure, most, share}, asked.simd); });
   }
 
-  nb::object bounds(const Array& queries, float spread, const std::string& level) const {
+  nb::tuple products(const Array& queries, const std::string& level) const {
     const Asked asked(rows_, queries, 0, 0, level);
     const auto heads = static_cast<size_t>(asked.heads.num_heads), count = static_cast<size_t>(view_.size());
-    std::vector<float> out(heads * count);
-    vc::cluster_bounds(view_, rows_.head_size, asked.heads, spread, asked.simd, out.data());
-    return to_numpy(std::move(out), {heads, count});
+    std::vector<float> means(heads * count), deviations(heads * count);
+    vc::cluster_products(view_, rows_.head_size, asked.heads, asked.simd, means.data(), deviations.data());
+    return nb::make_tuple(to_numpy(std::move(means), {heads, count}), to_numpy(std::move(deviations), {heads, count}));
   }
 
   const vc::ClustersView& view() const { return view_; }
@@ -239,9 +239,9 @@ void bind_context_indexes(nb::module_& m) {
   nb::class_<Clusters>(m, "Clusters", "Keys with their clusters.")
       .def(nb::init<Array, Array, Array, Array, Array, Array, Array>(), nb::arg("keys"), nb::arg("starts"), nb::arg("tokens"),
            nb::arg("means"), nb::arg("variances"), nb::arg("covariance"), nb::arg("odd"))
-      .def("bounds", &Clusters::bounds, nb::arg("queries"), nb::arg("spread"), nb::arg("level"))
-      .def("dipr", &Clusters::dipr, nb::arg("queries"), nb::arg("beta"), nb::arg("lower").none(), nb::arg("start"), nb::arg("stop"), nb::arg("spread"), nb::arg("level"))
-      .def("topk", &Clusters::topk, nb::arg("queries"), nb::arg("k"), nb::arg("start"), nb::arg("stop"), nb::arg("spread"), nb::arg("level"));
+      .def("products", &Clusters::products, nb::arg("queries"), nb::arg("level"))
+      .def("dipr", &Clusters::dipr, nb::arg("queries"), nb::arg("beta"), nb::arg("lower").none(), nb::arg("start"), nb::arg("stop"), nb::arg("sure"), nb::arg("most"), nb::arg("share"), nb::arg("level"))
+      .def("topk", &Clusters::topk, nb::arg("queries"), nb::arg("k"), nb::arg("start"), nb::arg("stop"), nb::arg("sure"), nb::arg("most"), nb::arg("share"), nb::arg("level"));
   m.def("build_graph", &build_graph, nb::arg("keys"), nb::arg("lists"), nb::arg("clusters"), nb::arg("num_links"), nb::arg("level"),
         "Links of keys that the same queries want: (links, entries).");
   nb::class_<Graph>(m, "Graph", "Keys with a graph over them.")

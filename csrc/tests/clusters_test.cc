@@ -37,11 +37,11 @@ void a_great_spread_opens_all_and_a_small_one_few() {
   for_each_level([&](SimdLevel level) {
     const ClusterParts parts = build_clusters(keys.rows, {}, level);
     const Hits exact = scan_dipr(keys.rows, 0, 3000, {queries.data(), 9}, 4.0F, nullptr, level);
-    const Hits all = clusters_dipr(keys.rows, view_of(parts), 0, 3000, {queries.data(), 9}, 4.0F, nullptr, 1e6F, level);
+    const Hits all = clusters_dipr(keys.rows, view_of(parts), 0, 3000, {queries.data(), 9}, 4.0F, nullptr, {1e6F, 1e6F, 0}, level);
     CHECK(all.tokens == exact.tokens && all.offsets == exact.offsets);
-    const Hits few = clusters_dipr(keys.rows, view_of(parts), 0, 3000, {queries.data(), 1}, 4.0F, nullptr, 3.5F, level);
+    const Hits few = clusters_dipr(keys.rows, view_of(parts), 0, 3000, {queries.data(), 1}, 4.0F, nullptr, {2.0F, 3.5F, 0.15F}, level);
     CHECK(few.visited < 1000 && 10 * static_cast<int64_t>(few.tokens.size()) >= 9 * exact.offsets[1]);
-    const Hits best = clusters_topk(keys.rows, view_of(parts), 100, 2900, {queries.data(), 9}, 5, 1e6F, level);
+    const Hits best = clusters_topk(keys.rows, view_of(parts), 100, 2900, {queries.data(), 9}, 5, {1e6F, 1e6F, 0}, level);
     CHECK(best.tokens == scan_topk(keys.rows, 100, 2900, {queries.data(), 9}, 5, level).tokens);
   });
 }
@@ -54,7 +54,7 @@ void what_is_not_finite_is_always_looked_at() {
   const ClusterParts parts = build_clusters(keys.rows, {}, best_level());
   CHECK(parts.odd == std::vector<int32_t>{7} && parts.tokens.size() == 499);
   const std::vector<float> lower(2, 1e9F);
-  const Hits hits = clusters_dipr(keys.rows, view_of(parts), 0, 500, {queries.data(), 2}, 1.0F, lower.data(), 3.5F, best_level());
+  const Hits hits = clusters_dipr(keys.rows, view_of(parts), 0, 500, {queries.data(), 2}, 1.0F, lower.data(), {2.0F, 3.5F, 0.15F}, best_level());
   CHECK((hits.tokens == std::vector<int32_t>{7, 7}) && hits.visited == 1);
 }
 

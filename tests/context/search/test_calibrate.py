@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from vllm_relational.context.errors import ContextError
@@ -10,7 +11,12 @@ from vllm_relational.context.search import calibrate
 from vllm_relational.context.search.calibrate import costs, costs_path, machine_name
 from vllm_relational.context.search.optimizer import Optimizer, SearchCosts, Situation, WayCost
 
-GIVEN = SearchCosts({"flat": WayCost(1, 0.5), "graph": WayCost(2, 0.25, recall=0.9)}, 0.1, 0.2, 3.0, machine_name())
+GIVEN = SearchCosts({"flat": WayCost(1, 0.5), "graph": WayCost(2, 0.25, recall=0.9)}, 0.1, 0.2, 3.0, "this one")
+
+
+@pytest.fixture
+def this_machine(monkeypatch):
+    monkeypatch.setattr(calibrate, "machine_name", lambda: "this one")
 
 
 def measured(calls):
@@ -21,7 +27,7 @@ def measured(calls):
     return measure
 
 
-def test_measured_once_and_kept(tmp_path):
+def test_measured_once_and_kept(tmp_path, this_machine):
     path, calls = tmp_path / "some" / "costs.json", []
     assert costs(path, measured(calls)) == GIVEN
     assert costs(path, measured(calls)) == GIVEN
@@ -33,13 +39,13 @@ def test_measured_once_and_kept(tmp_path):
     [
         lambda text: "",
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace(machine_name(), "another"),
+        lambda text: text.replace("this one", "another"),
         lambda text: text.replace('"format": 1', '"format": 2'),
         lambda text: text.replace("key_us", "keys_us"),
         lambda text: json.dumps([1]),
     ],
 )
-def test_what_says_nothing_of_this_machine_is_measured_again(tmp_path, damage):
+def test_what_says_nothing_of_this_machine_is_measured_again(tmp_path, damage, this_machine):
     path, calls = tmp_path / "costs.json", []
     costs(path, measured(calls))
     path.write_text(damage(path.read_text()))
@@ -47,7 +53,7 @@ def test_what_says_nothing_of_this_machine_is_measured_again(tmp_path, damage):
     assert costs(path, measured(calls)) == GIVEN and len(calls) == 2
 
 
-def test_a_place_that_cannot_be_written_is_no_error(tmp_path):
+def test_a_place_that_cannot_be_written_is_no_error(tmp_path, this_machine):
     (tmp_path / "file").write_text("x")
     assert costs(tmp_path / "file" / "costs.json", measured([])) == GIVEN
 
@@ -57,6 +63,26 @@ def test_where_costs_are_kept(monkeypatch, tmp_path):
     assert costs_path() == tmp_path / "vllm-relational" / "context_costs.json"
     monkeypatch.setenv("VLLM_RELATIONAL_CONTEXT_COSTS", str(tmp_path / "here.json"))
     assert costs_path() == tmp_path / "here.json"
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_attention_to_all_tokens_is_that_of_sessions_where_torch_is_loaded(monkeypatch, loaded):
+    if loaded:
+        import torch
+
+        threads = torch.get_num_threads()
+    else:
+        monkeypatch.setattr(calibrate, "_torch", lambda: None)
+    assert machine_name().endswith(", torch") == loaded
+    for dtype in (np.uint16, np.float32):
+
+        def samples(length, dtype=dtype):
+            keys, values, queries = calibrate.synthetic(length)
+            return keys.astype(dtype), values.astype(dtype), queries
+
+        table = calibrate.calibrate((), (130, 700), samples)
+        assert table.ways["full"].fixed_us + table.ways["full"].key_us > 0
+    assert not loaded or torch.get_num_threads() == threads
 
 
 def test_a_small_calibration_gives_a_table_to_choose_by():

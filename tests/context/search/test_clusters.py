@@ -54,9 +54,9 @@ def test_what_is_found_is_of_the_set(level, count, head_size):
             assert np.diff(best.offsets).tolist() == [min(5, stop - start)] * num_heads
 
 
-def test_an_infinite_spread_opens_all(level):
+def test_a_great_spread_opens_all(level):
     keys, queries = stored(clustered_keys(700, 64), "bfloat16"), query_heads(7, 64)
-    index, exact = Clusters.build(keys, spread=1e6), Flat(keys)
+    index, exact = Clusters.build(keys, sure=1e6, most=1e6), Flat(keys)
     assert (subset(index.dipr(queries, 20.0), exact.dipr(queries, 20.0)) == 1).all()
     assert index.topk(queries, 9).tokens.tolist() == exact.topk(queries, 9).tokens.tolist()
 
@@ -102,16 +102,37 @@ def test_equal_keys_are_found(level):
     assert index.topk(queries, 3).tokens.tolist() == [0, 1, 2, 0, 1, 2]
 
 
-def test_bounds_are_those_of_the_reference(level):
+def test_a_share_of_the_keys_is_opened_where_few_are_sure(level):
+    keys, queries = stored(clustered_keys(2000, 64), "bfloat16"), query_heads(1, 64)
+    lower = Flat(keys).topk(queries, 1).scores
+    read = [
+        Clusters.build(keys, sure=0.0, most=1e3, share=share).dipr(queries, 0.1, lower=lower).visited
+        for share in (0.0, 0.1, 0.5, 1.0)
+    ]
+    assert read[0] < 0.05 * 2000 and read[3] > 0.98 * 2000  # but clusters of one key
+    assert 0.1 * 2000 <= read[1] <= 0.15 * 2000 and 0.5 * 2000 <= read[2] <= 0.55 * 2000
+    within = Clusters.build(keys, sure=0.0, most=1e3, share=0.1).dipr(queries, 0.1, 0, 200, lower)
+    assert 20 <= within.visited <= 40
+
+
+def test_products_are_those_of_the_reference(level):
     keys, queries = stored(clustered_keys(600, 64), "bfloat16"), query_heads(9, 64, as_bf16=False)
     index = Clusters.build(keys)
-    expected = naive_clusters.Parts(keys, **index.arrays).bounds(queries, index.settings["spread"])
-    np.testing.assert_allclose(index.bounds(queries), expected, rtol=1e-4, atol=1e-3)
+    expected = naive_clusters.Parts(keys, **index.arrays).products(queries)
+    for own, reference in zip(index.products(queries), expected, strict=True):
+        np.testing.assert_allclose(own, reference, rtol=1e-4, atol=1e-3)
 
 
 def test_what_makes_no_sense_is_refused(level):
     keys = clustered_keys(50, 64)
-    for wrong in ({"cluster_size": 0}, {"cluster_size": 10**6}, {"spread": -1.0}, {"spread": np.nan}):
+    for wrong in (
+        {"cluster_size": 0},
+        {"cluster_size": 10**6},
+        {"sure": -1.0},
+        {"sure": np.nan},
+        {"most": 1.0},
+        {"share": 1.5},
+    ):
         with pytest.raises(ContextError, match="there are none"):
             Clusters.build(keys, **wrong)
     with pytest.raises(ContextError, match="beta"):

@@ -90,6 +90,11 @@ def test_a_newer_format_and_arrays_that_do_not_fit_are_refused(tmp_path, monkeyp
     save(tmp_path / "index", made)
     with pytest.raises(DamagedContextError, match="does not hold an index 'clusters'"):
         load(tmp_path / "index", keys)
+    made = built("clusters", keys)
+    del made[1].settings["share"]
+    save(tmp_path / "index", made)
+    with pytest.raises(DamagedContextError, match="does not hold an index 'clusters'"):
+        load(tmp_path / "index", keys)
     del made[0].arrays["tokens"]
     save(tmp_path / "index", made)
     with pytest.raises(DamagedContextError, match="does not hold an index 'clusters'"):

@@ -71,6 +71,7 @@ class NativeIndex(SearchedKeys):
     def __init__(self, keys: np.ndarray, arrays: Mapping[str, np.ndarray], settings: Mapping[str, float]) -> None:
         super().__init__(keys, arrays, settings)
         self.loops = self._made()
+        self._how()  # settings that are missing show here, not in a search
 
     @abstractmethod
     def _made(self) -> Any:

@@ -1,7 +1,8 @@
 """What the searches cost on this machine: measured once, in CPU time of one thread, and kept in a file.
 
 Measured on keys in clusters with a sink, as models have them, of two lengths, so that a line goes through; or on keys
-and queries that are given. A graph is measured only when it is asked for, with queries to build it from: it takes
+and queries that are given. Attention to all tokens is torch's where torch is loaded, as sessions compute it, else that
+of ``merge.attend``. A graph is measured only when it is asked for, with queries to build it from: it takes
 seconds, and an optimizer takes no way that was not measured.
 """
 
@@ -9,9 +10,11 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -49,7 +52,13 @@ def machine_name() -> str:
             model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
     except OSError:
         model = ""
-    return f"{model or platform.machine()}, {loops.level() or loops.simd_levels()[-1]}"
+    instructions = loops.level() or loops.simd_levels()[-1]
+    return f"{model or platform.machine()}, {instructions}{', torch' if _torch() else ''}"
+
+
+def _torch() -> Any:
+    """The module, where the process has loaded it: a search alone does not."""
+    return sys.modules.get("torch")
 
 
 def costs_path() -> Path:
@@ -100,10 +109,10 @@ def synthetic(num_keys: int, head_size: int = HEAD_SIZE) -> tuple[np.ndarray, np
     ``[ASKED, QUERY_HEADS, head_size]``."""
     random = np.random.default_rng(0)
     centres = random.normal(0, 1, (max(num_keys // 64, 1), head_size))
-    keys = np.repeat(centres, 64, 0)[:num_keys] + random.normal(0, 0.7, (len(centres) * 64, head_size))[:num_keys]
+    keys = np.repeat(centres, 64, 0)[:num_keys] + random.normal(0, 0.3, (len(centres) * 64, head_size))[:num_keys]
     keys = np.concatenate([keys, random.normal(0, 1, (num_keys - len(keys), head_size))])
     keys[0] *= 3
-    queries = random.normal(0, 1.5, (ASKED, QUERY_HEADS, head_size))
+    queries = random.normal(0, 3, (ASKED, QUERY_HEADS, head_size))  # so that few keys are within beta, as in a model
     return _bf16(keys), _bf16(random.normal(0, 1, keys.shape)), _as_float(_bf16(queries))
 
 
@@ -162,11 +171,28 @@ class _Measured:
         self.listed = float(np.mean([len(np.unique(hits.tokens)) for hits in self.exact]))
 
     def full_us(self) -> float:
-        def all_tokens() -> None:
-            hits = tokens_between(self.keys, self.queries[0], 0, len(self.keys))
-            attend(self.keys, self.values, hits, self.queries[0], self.scale)
+        """Attention to all tokens."""
+        torch = _torch()
+        if torch is None:
+            return _cpu_us(self._attend_to_all)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return _cpu_us(lambda: self._attend_by(torch))
+        finally:
+            torch.set_num_threads(threads)
 
-        return _cpu_us(all_tokens)
+    def _attend_to_all(self) -> None:
+        hits = tokens_between(self.keys, self.queries[0], 0, len(self.keys))
+        attend(self.keys, self.values, hits, self.queries[0], self.scale)
+
+    def _attend_by(self, torch: Any) -> None:
+        """The query heads as rows of one matrix: the keys are read once."""
+        is_bf16 = self.keys.dtype == np.uint16
+        kept = [torch.from_numpy(each.view(np.int16) if is_bf16 else each) for each in (self.keys, self.values)]
+        keys, values = (each.view(torch.bfloat16) if is_bf16 else each for each in kept)
+        rows = torch.from_numpy(self.queries[0]).to(keys.dtype)
+        torch.nn.functional.scaled_dot_product_attention(*(each[None, None] for each in (rows, keys, values)))
 
     def hit_us(self) -> float:
         """Of one token within beta of some head."""

@@ -20,8 +20,10 @@ from vllm_relational.context.search.hits import Hits
 
 LINKS, LISTED = 32, 32
 """Links of a key (int32: as many bytes as a key of head size 64), and keys that each sampled query lists."""
-EXPANSIONS = 128
+EXPANSIONS = 256
 """Keys whose links are followed at least."""
+WINDOW = (128, 512)
+"""AlayaDB's (arXiv 2504.10326, section 7.1)."""
 PUBLISHED_LIST = 32
 """The length up to which ``diprs`` keeps every neighbour; the paper names none."""
 
@@ -36,15 +38,30 @@ class Graph(NativeIndex):
     kind = "graph"
 
     @classmethod
-    def build(cls, keys: np.ndarray, queries: np.ndarray, *, links: int = LINKS, expansions: int = EXPANSIONS) -> Graph:
+    def build(
+        cls,
+        keys: np.ndarray,
+        queries: np.ndarray,
+        *,
+        links: int = LINKS,
+        expansions: int = EXPANSIONS,
+        window: tuple[int, int] = WINDOW,
+    ) -> Graph:
         """From queries float32 ``[num_queries, head_size]`` that were asked of these keys, of all query heads of the KV
-        head: some thousands. Without any, only keys of one cluster are linked."""
+        head: some thousands. Without any, only keys of one cluster are linked.
+
+        window: tokens at the start and at the end that are attended to anyway. No query's list names them: they are
+        what nearly all queries want most, and a walk would not get away from them.
+        """
         keys = loops.stored_rows(keys, "keys")
         queries = loops.query_heads(queries, int(keys.shape[1]))
-        if links < 1 or expansions < 0:
-            raise ContextError(f"a graph of {links} links a key and {expansions} expansions: there is none")
+        if links < 1 or expansions < 0 or min(window) < 0:
+            raise ContextError(
+                f"a graph of {links} links a key, {expansions} expansions, window {window}: there is none"
+            )
         clusters = Clusters.build(keys)
-        lists = _lists(keys, queries)
+        start, stop = window[0], len(keys) - window[1]
+        lists = _lists(keys, queries, *((start, stop) if start < stop else (0, len(keys))))
         if native.context_search() is None:
             parts = naive_graph.build(keys, lists, links, clusters.arrays["starts"], clusters.arrays["tokens"])
         else:
@@ -76,11 +93,12 @@ class Graph(NativeIndex):
         return Hits(*loops.asked_of(self.loops, "diprs", **asked, list_size=list_size))
 
 
-def _lists(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """The keys that each query wants most, the first first: int32 ``[num_queries, LISTED]``, -1 behind the last."""
+def _lists(keys: np.ndarray, queries: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """The keys of a range that each query wants most, the first first: int32 ``[num_queries, LISTED]``, -1 behind the
+    last."""
     lists = np.full((len(queries), LISTED), -1, np.int32)
     for begin in range(0, len(queries), 64):
-        hits = loops.scan_topk(keys, queries[begin : begin + 64], LISTED, 0, len(keys))
+        hits = loops.scan_topk(keys, queries[begin : begin + 64], LISTED, start, stop)
         for head in range(hits.num_heads):
             order = np.argsort(-hits.scores_of(head), kind="stable")
             lists[begin + head, : len(order)] = hits.of(head)[order]

@@ -69,71 +69,90 @@ class Parts:
     def __init__(self, keys: np.ndarray, **arrays: np.ndarray) -> None:
         self.keys, self.arrays = keys, arrays
 
-    def bounds(self, queries: np.ndarray, spread: float, **_: Any) -> np.ndarray:
-        """See ``cluster_bounds``."""
+    def products(self, queries: np.ndarray, **_: Any) -> tuple[np.ndarray, np.ndarray]:
+        """See ``cluster_products``."""
         means, variances = naive.numbers(self.arrays["means"]), naive.numbers(self.arrays["variances"])
         covariance, asked = self.arrays["covariance"].astype(np.float64), queries.astype(np.float64)
         trace = np.trace(covariance)
         shared = np.einsum("ha,ab,hb->h", asked, covariance, asked) / trace if trace > 0 else np.zeros(len(asked))
         variance = (_rounded(queries**2) @ variances.T + shared[:, None] * variances.sum(-1)) / 2
-        bounds: np.ndarray = (asked @ means.T + spread * np.sqrt(np.maximum(variance, 0))).astype(np.float32)
-        return bounds
+        return (asked @ means.T).astype(np.float32), np.sqrt(np.maximum(variance, 0)).astype(np.float32)
 
     def _in_range(self, cluster: int, start: int, stop: int) -> np.ndarray:
         own = self.arrays["tokens"][self.arrays["starts"][cluster] : self.arrays["starts"][cluster + 1]]
         return own[(own >= start) & (own < stop)]
 
     def dipr(
-        self,
-        queries: np.ndarray,
-        beta: float,
-        lower: np.ndarray | None,
-        start: int,
-        stop: int,
-        spread: float,
-        **_: Any,
+        self, queries: np.ndarray, beta: float, lower: np.ndarray | None, start: int, stop: int, **rule: Any
     ) -> tuple[Any, ...]:
         """See ``clusters_dipr``; thresholds rise after every cluster."""
 
         def threshold(scores: np.ndarray) -> np.ndarray:
             return naive.greatest(scores, lower) - beta
 
-        opened, scores = self._open(queries, start, stop, spread, threshold)
+        opened, scores = self._open(queries, start, stop, threshold, **rule)
         return self._found(opened, scores, naive.keep(scores, beta, lower))
 
-    def topk(self, queries: np.ndarray, k: int, start: int, stop: int, spread: float, **_: Any) -> tuple[Any, ...]:
+    def topk(self, queries: np.ndarray, k: int, start: int, stop: int, **rule: Any) -> tuple[Any, ...]:
         """See ``clusters_topk``; thresholds rise after every cluster."""
         place = min(k, stop - start)
 
         def threshold(scores: np.ndarray) -> np.ndarray:
-            if place == 0:
-                return np.full(len(scores), np.inf)
-            if scores.shape[1] < place:
-                return np.full(len(scores), -np.inf)
+            if place == 0 or scores.shape[1] < place:
+                return np.full(len(scores), np.inf if place == 0 else -np.inf)
             last: np.ndarray = -np.sort(-np.nan_to_num(scores, nan=np.inf), -1)[:, place - 1]
             return last
 
-        opened = self._open(queries, start, stop, spread, threshold)[0]
+        opened = self._open(queries, start, stop, threshold, **rule)[0]
         hits = naive.topk(self.keys[opened], queries, place, 0, len(opened))
         return hits.offsets, opened[hits.tokens].astype(np.int32), hits.scores, len(opened)
 
     def _open(
-        self, queries: np.ndarray, start: int, stop: int, spread: float, threshold: Any
+        self,
+        queries: np.ndarray,
+        start: int,
+        stop: int,
+        threshold: Any,
+        sure: float,
+        most: float,
+        share: float,
+        **_: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of opened clusters, ascending, and their products."""
-        bounds = self.bounds(queries, spread)
+        means, deviations = self.products(queries)
+        own = [self._in_range(cluster, start, stop) for cluster in range(means.shape[1])]
         odd = self.arrays["odd"]
-        opened = odd[(odd >= start) & (odd < stop)]
-        scores = naive.products(self.keys[opened], queries)
-        with np.errstate(invalid="ignore"):
-            above = bounds - np.where(np.isneginf(threshold(scores)), 0, threshold(scores))[:, None]
-        for cluster in np.argsort(-np.nan_to_num(above, nan=np.inf).max(0), kind="stable"):
-            own = self._in_range(cluster, start, stop)
-            if len(own) and not (bounds[:, cluster] < threshold(scores)).all():
-                opened = np.concatenate([opened, own])
-                scores = np.concatenate([scores, naive.products(self.keys[own], queries)], 1)
-        order = np.argsort(opened)
-        return opened[order], scores[:, order]
+        opened = [odd[(odd >= start) & (odd < stop)]]
+        scores = naive.products(self.keys[opened[0]], queries)
+        done: set[int] = set()
+
+        def look(cluster: int) -> None:
+            nonlocal scores
+            if cluster not in done:
+                done.add(cluster)
+                opened.append(own[cluster])
+                scores = np.concatenate([scores, naive.products(self.keys[own[cluster]], queries)], 1)
+
+        guesses = means + sure * deviations
+        some = np.array([len(tokens) > 0 for tokens in own], bool)
+        for cluster in np.argsort(-np.nan_to_num(guesses, nan=np.inf).max(0, initial=-np.inf), kind="stable"):
+            if some[cluster] and not (guesses[:, cluster] < threshold(scores)).all():
+                look(int(cluster))
+        for head in range(len(queries)):
+            least = threshold(scores)[head]
+            is_sure = ~(guesses[head] < least)
+            count = sum(len(own[cluster]) for cluster in np.flatnonzero(is_sure))
+            with np.errstate(all="ignore"):
+                needed = (least - means[head]) / deviations[head]
+            wanted = np.flatnonzero(~is_sure & some & (means[head] + most * deviations[head] >= least))
+            for cluster in wanted[np.argsort(needed[wanted], kind="stable")]:
+                if count >= int(share * (stop - start)):
+                    break
+                count += len(own[cluster])
+                look(int(cluster))
+        tokens = np.concatenate(opened)
+        order = np.argsort(tokens)
+        return tokens[order], scores[:, order]
 
     def _found(self, opened: np.ndarray, scores: np.ndarray, kept: np.ndarray) -> tuple[Any, ...]:
         rows = [np.flatnonzero(row) for row in kept]
