@@ -33,6 +33,7 @@ FOREIGN = {
         "--reasoning-parser",
         "--scheduler-cls",
         "--served-model-name",
+        "--shutdown-timeout",
         "--worker-cls",
     },
     "our scripts": {"--apply", "--check", "--csv", "--demands", "--fast", "--parts", "--repeat", "--revert"},
