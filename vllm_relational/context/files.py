@@ -280,6 +280,6 @@ def _num_chunks(num_bytes: int) -> int:
 
 def _checksum_at(descriptor: int, number: int, buffer: bytearray) -> str:
     view, filled = memoryview(buffer), 0
-    while read := os.preadv(descriptor, [view[filled:]], number * CHUNK + filled):
+    while filled < CHUNK and (read := os.preadv(descriptor, [view[filled:]], number * CHUNK + filled)):
         filled += read
     return xxhash.xxh3_64_hexdigest(view[:filled])

@@ -240,10 +240,13 @@ class DB:
                 inventory.check_free(folder, name)
             return False
         stored.touch()
-        if name is not None:
-            with commit.locked(self.path):
+        if name is None:
+            return True
+        with commit.locked(self.path):
+            there = folder.exists()  # not deleted meanwhile
+            if there:
                 inventory.add_name(folder, name)
-        return True
+        return there
 
     def _whole(self, folder: Path) -> StoredContext | None:
         try:
