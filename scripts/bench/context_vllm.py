@@ -65,7 +65,8 @@ def start(options: argparse.Namespace, config: dict[str, Any], contexts: bool, *
     from vllm_relational.context.vllm_arguments import context_arguments
 
     if contexts:
-        arguments |= context_arguments(options.root, options.cpu, memory_gib=options.memory_gib)
+        memory = options.memory_gib if options.part == "speed" else 2.0
+        arguments |= context_arguments(options.root, options.cpu, memory_gib=memory)
         arguments["kv_transfer_config"]["kv_connector_extra_config"]["weights"] = f"drawn, {config['hidden_size']}"
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
