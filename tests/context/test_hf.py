@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from session_models import NEW, STORED, TOTAL, make_case, random_model
 
 from vllm_relational.context import DB
@@ -256,6 +257,22 @@ def test_attention_that_is_not_computed(case_of, name):
     handle = Handle.of(opened.session, 0, torch.zeros(1, 2, 3, 16))
     with pytest.raises(UnsupportedModelError, match=name):
         context_attention(torch.nn.Module(), torch.zeros(1, 6, 1, 16), handle, handle, None, **{name: 4})
+
+
+def test_a_compiled_model(case_of):
+    case = case_of(torch.float32)
+    compiled = torch.compile(random_model(), backend="eager")
+    session, remaining = open_session(case.stored, STORED, case.ids[0], compiled)
+    compiled.set_attn_implementation("context")
+    answer = compiled.generate(remaining, past_key_values=session, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(answer, case.oracle(case.ids)[:, STORED:])
+
+
+def test_an_older_transformers(case_of, monkeypatch):
+    case = case_of(torch.float32)
+    monkeypatch.setattr(transformers.GenerationMixin, "prepare_inputs_for_generation", lambda self, input_ids: {})
+    with pytest.raises(UnsupportedModelError, match="newer transformers"):
+        case.session()
 
 
 def test_a_dtype_that_the_model_has_no_more(tmp_path):

@@ -30,6 +30,7 @@ def decoder_of(model: Any) -> Any:
 
 def watch(model: Any) -> None:
     """Check from now on every forward pass of the model that is given a session."""
+    model = getattr(model, "_orig_mod", model)  # of what torch.compile returned, ``generate`` runs the model itself
     decoder = decoder_of(model)
     if _WATCHED not in decoder.__dict__:
         decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)

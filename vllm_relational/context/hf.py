@@ -12,11 +12,13 @@ it for keys. Importing this module registers the attention function and its mask
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+import transformers
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, GenerationMixin
 from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -187,6 +189,8 @@ def open_session(
 
     ids: the whole text, ``[tokens]``, of which the first ``num_stored`` (fewer than all) are those of ``stored``.
     """
+    if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
+        raise UnsupportedModelError(f"sessions need a newer transformers than {transformers.__version__}: upgrade it")
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
     session = ContextSession(
         stored, num_stored, ids, device=model.device, dtype=model.dtype, settings=settings, num_layers=layers

@@ -197,7 +197,11 @@ class ContextSession:
     def select(self, rows: Any) -> None:
         """Keep copies of the rows with these numbers, in this order (beams; a batch of different ends)."""
         chosen = torch.as_tensor(rows, dtype=torch.long, device="cpu")
-        self._layers = {layer: kept.take(chosen) for layer, kept in self._layers.items()}
+        for layer, kept in self._layers.items():
+            if len(chosen) == kept.batch:
+                kept.reorder(chosen)
+            else:
+                self._layers[layer] = kept.take(chosen)
         self._text = self._text.select(chosen.numpy())
 
     def crop(self, length: int) -> None:

@@ -58,6 +58,10 @@ class LayerRows(Protocol):
         """New rows: copies of those with the given numbers."""
         ...
 
+    def reorder(self, rows: torch.Tensor) -> None:
+        """The same, of as many rows as there are, in their place."""
+        ...
+
     def crop(self, length: int) -> None:
         """Forget all tokens from ``length`` on: not below ``num_stored``."""
         ...
@@ -142,6 +146,10 @@ class MappedRows:
         taken.append(new[0], new[1])
         return taken
 
+    def reorder(self, rows: torch.Tensor) -> None:
+        """The same, of as many rows as there are, in their place: nothing is mapped again."""
+        self._new_tokens().copy_(self._new_tokens()[:, rows])
+
     def crop(self, length: int) -> None:
         """Forget all tokens from ``length`` on: not below ``num_stored``."""
         self.length = length
@@ -191,6 +199,11 @@ class SplitRows:
         new = self._near.both()[:, rows.to(self.shape.device), :, kept:]
         taken.append(new[0], new[1])
         return taken
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """The same, of as many rows as there are, in their place."""
+        both = self._near.both()
+        both.copy_(both[:, rows.to(self.shape.device)])
 
     def crop(self, length: int) -> None:
         """Forget all tokens from ``length`` on: not below ``num_stored``."""
