@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from vllm_relational.context.search.hits import hits_of
 
 ARRAYS = ("starts", "tokens", "means", "variances", "covariance", "odd")
 MAX_KEY = 2.0**60
+Threshold = Callable[[np.ndarray], np.ndarray]
+"""Products ``[num_heads, num_seen]`` -> the least product that each head can still want."""
 
 
 def to_bf16(values: np.ndarray) -> np.ndarray:
@@ -78,10 +80,6 @@ class Parts:
         variance = (_rounded(queries**2) @ variances.T + shared[:, None] * variances.sum(-1)) / 2
         return (asked @ means.T).astype(np.float32), np.sqrt(np.maximum(variance, 0)).astype(np.float32)
 
-    def _in_range(self, cluster: int, start: int, stop: int) -> np.ndarray:
-        own = self.arrays["tokens"][self.arrays["starts"][cluster] : self.arrays["starts"][cluster + 1]]
-        return own[(own >= start) & (own < stop)]
-
     def dipr(
         self, queries: np.ndarray, beta: float, lower: np.ndarray | None, start: int, stop: int, **rule: Any
     ) -> tuple[Any, ...]:
@@ -108,53 +106,57 @@ class Parts:
         return hits.offsets, opened[hits.tokens].astype(np.int32), hits.scores, len(opened)
 
     def _open(
-        self,
-        queries: np.ndarray,
-        start: int,
-        stop: int,
-        threshold: Any,
-        sure: float,
-        most: float,
-        share: float,
-        **_: Any,
+        self, queries: np.ndarray, start: int, stop: int, threshold: Threshold, **rule: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of opened clusters, ascending, and their products."""
-        means, deviations = self.products(queries)
-        own = [self._in_range(cluster, start, stop) for cluster in range(means.shape[1])]
-        odd = self.arrays["odd"]
-        opened = [odd[(odd >= start) & (odd < stop)]]
-        scores = naive.products(self.keys[opened[0]], queries)
-        done: set[int] = set()
-
-        def look(cluster: int) -> None:
-            nonlocal scores
-            if cluster not in done:
-                done.add(cluster)
-                opened.append(own[cluster])
-                scores = np.concatenate([scores, naive.products(self.keys[own[cluster]], queries)], 1)
-
-        guesses = means + sure * deviations
-        some = np.array([len(tokens) > 0 for tokens in own], bool)
-        for cluster in np.argsort(-np.nan_to_num(guesses, nan=np.inf).max(0, initial=-np.inf), kind="stable"):
-            if some[cluster] and not (guesses[:, cluster] < threshold(scores)).all():
-                look(int(cluster))
-        for head in range(len(queries)):
-            least = threshold(scores)[head]
-            is_sure = ~(guesses[head] < least)
-            count = sum(len(own[cluster]) for cluster in np.flatnonzero(is_sure))
-            with np.errstate(all="ignore"):
-                needed = (least - means[head]) / deviations[head]
-            wanted = np.flatnonzero(~is_sure & some & (means[head] + most * deviations[head] >= least))
-            for cluster in wanted[np.argsort(needed[wanted], kind="stable")]:
-                if count >= int(share * (stop - start)):
-                    break
-                count += len(own[cluster])
-                look(int(cluster))
-        tokens = np.concatenate(opened)
-        order = np.argsort(tokens)
-        return tokens[order], scores[:, order]
+        return _Opening(self, queries, start, stop, threshold).run(rule["sure"], rule["most"], rule["share"])
 
     def _found(self, opened: np.ndarray, scores: np.ndarray, kept: np.ndarray) -> tuple[Any, ...]:
         rows = [np.flatnonzero(row) for row in kept]
         hits = hits_of([opened[row] for row in rows], [s[row] for s, row in zip(scores, rows, strict=True)])
         return hits.offsets, hits.tokens, hits.scores, len(opened)
+
+
+class _Opening:
+    """The clusters that one search opens."""
+
+    def __init__(self, parts: Parts, queries: np.ndarray, start: int, stop: int, threshold: Threshold) -> None:
+        self.keys, self.queries, self.size, self.threshold = parts.keys, queries, stop - start, threshold
+        self.means, self.deviations = parts.products(queries)
+        members = np.split(parts.arrays["tokens"], parts.arrays["starts"][1:-1])
+        self.own = [tokens[(tokens >= start) & (tokens < stop)] for tokens in members[: self.means.shape[1]]]
+        self.counts = np.array([len(tokens) for tokens in self.own], np.int64)
+        self.is_open = np.zeros(len(self.own), bool)
+        odd = parts.arrays["odd"]
+        self.tokens = odd[(odd >= start) & (odd < stop)]
+        self.scores = naive.products(self.keys[self.tokens], queries)
+
+    def run(self, sure: float, most: float, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """See ``OpenRule``."""
+        guesses = self.means + sure * self.deviations
+        for cluster in np.argsort(-np.nan_to_num(guesses, nan=np.inf).max(0, initial=-np.inf), kind="stable"):
+            if not (guesses[:, cluster] < self.threshold(self.scores)).all():
+                self._look(cluster)
+        for head in range(len(self.queries)):
+            self._open_more(head, guesses[head], most, int(share * self.size))
+        order = np.argsort(self.tokens)
+        return self.tokens[order], self.scores[:, order]
+
+    def _open_more(self, head: int, guesses: np.ndarray, most: float, enough: int) -> None:
+        least = self.threshold(self.scores)[head]
+        means, deviations = self.means[head], self.deviations[head]
+        is_sure = np.logical_not(guesses < least)
+        wanted = np.flatnonzero(~is_sure & (self.counts > 0) & (means + most * deviations >= least))
+        needed = (least - means[wanted]) / deviations[wanted]
+        count = self.counts[is_sure].sum()
+        for cluster in wanted[np.argsort(needed, kind="stable")]:
+            if count >= enough:
+                return
+            count += self.counts[cluster]
+            self._look(cluster)
+
+    def _look(self, cluster: int) -> None:
+        if not self.is_open[cluster] and self.counts[cluster]:
+            self.is_open[cluster] = True
+            self.tokens = np.concatenate([self.tokens, self.own[cluster]])
+            self.scores = np.concatenate([self.scores, naive.products(self.keys[self.own[cluster]], self.queries)], 1)
