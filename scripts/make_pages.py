@@ -17,6 +17,7 @@ from pages.attention import attention_page
 from pages.orders import chart, orders_page
 from pages.reference import cli_page, options_page
 from pages.results import dedup_page, index_page, planner_page, retrieval_page, scheduler_page, sql_page
+from pages.searches import searches_page
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {
@@ -29,6 +30,7 @@ PAGES = {
     "results/retrieval.md": retrieval_page,
     "results/dedup.md": dedup_page,
     "results/sql.md": sql_page,
+    "results/searches.md": searches_page,
     "reference/options.md": options_page,
     "reference/cli.md": cli_page,
     "../vllm_relational/config/arguments.py": arguments_module,

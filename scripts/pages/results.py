@@ -271,6 +271,7 @@ INDEX = {
     "retrieval.md": "what does placing passages save?",
     "dedup.md": "what does semantic deduplication merge, at what cost?",
     "sql.md": "what does explaining a statement over a million rows cost?",
+    "searches.md": "what do searches in stored keys find, read and take?",
 }
 
 
