@@ -128,6 +128,25 @@ def test_means_of_clusters_out_of_range_cost_too():
     assert stop == pytest.approx(0.002 * 10_000 / 0.019, abs=1.01)
 
 
+def test_measured_lengths_take_the_place_of_a_line():
+    way = WayCost(1e9, 1e9, whole_key_us=0.5, measured=((100, 50.0), (200, 150.0), (400, 250.0)))
+    for in_range, us in ((150, 100.0), (200, 150.0), (300, 200.0), (400, 250.0), (800, 500.0), (90, 45.0), (0, 0.0)):
+        assert way.search_us(in_range, 1000) == pytest.approx(500 + us)
+    level = WayCost(0, 0, measured=((100, 50.0), (200, 50.0)))
+    assert [level.search_us(n, n) for n in (10, 150, 400)] == [50.0, 50.0, 100.0]
+    assert WayCost(0, 0, measured=((100, 50.0),)).search_us(10, 10) == pytest.approx(5)
+
+
+def test_a_scan_that_leaves_the_cache_gives_way_to_clusters():
+    ways = {
+        "flat": WayCost(0, 0, measured=((1000, 10.0), (10_000, 100.0), (100_000, 2000.0))),
+        "clusters": WayCost(0, 0, measured=((1000, 30.0), (10_000, 130.0), (100_000, 1000.0))),
+    }
+    optimizer = Optimizer(SearchCosts(ways, 0.0))
+    kinds = [optimizer.choose(Situation(n, layer=5)).kind for n in (500, 1000, 10_000, 50_000, 100_000, 10**6)]
+    assert kinds == ["flat", "flat", "flat", "clusters", "clusters", "clusters"]
+
+
 def test_explain_names_every_way_and_why():
     told = Optimizer(TABLE, SearchRules(exact=True)).explain(Situation(50_000, layer=5, memory_bytes=7_000_000))
     first, *others = told.splitlines()

@@ -1,9 +1,9 @@
 """What the searches cost on this machine: measured once, in CPU time of one thread, and kept in a file.
 
-Measured on made-up keys that are as hard to search as those of a model, of two lengths, so that a line goes through; or
-on keys and queries that are given. Attention to all tokens is torch's where torch is loaded, as sessions compute it,
-else that of ``merge.attend``. A graph is measured only when it is asked for, with queries to build it from: it takes
-seconds, and an optimizer takes no way that was not measured.
+Measured on made-up keys that are as hard to search as those of a model, of three lengths; or on keys and queries that
+are given: those of a real context say more. Attention to all tokens is torch's where torch is loaded, as sessions
+compute it, else that of ``merge.attend``. A graph is measured only when it is asked for, with queries to build it from:
+it takes seconds, and an optimizer takes no way that was not measured.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from vllm_relational.context.search.merge import attend, tokens_between
 from vllm_relational.context.search.optimizer import SearchCosts, WayCost
 from vllm_relational.files.atomic import replacing
 
-FORMAT = 1
-LENGTHS = (4096, 16384)
+FORMAT = 2
+LENGTHS = (2048, 16384, 65536)
 ALPHA = 4e-3
-QUERY_HEADS, HEAD_SIZE, REPEATS, ASKED = 7, 64, 3, 4
+QUERY_HEADS, HEAD_SIZE, REPEATS, ASKED = 7, 64, 3, 3
 ENV = "VLLM_RELATIONAL_CONTEXT_COSTS"
 
 
@@ -42,7 +42,7 @@ class StoredCosts(msgspec.Struct, frozen=True):
     hit_us: float
     hit_share: float
     hits: float
-    ways: dict[str, dict[str, float]]
+    ways: dict[str, WayCost]
 
 
 def machine_name() -> str:
@@ -85,17 +85,13 @@ def _read(path: Path) -> SearchCosts | None:
         stored = msgspec.json.decode(path.read_bytes(), type=StoredCosts)
         if stored.format != FORMAT or stored.machine != machine_name():
             return None
-        ways = {kind: WayCost(**cost) for kind, cost in stored.ways.items()}
-        return SearchCosts(ways, stored.hit_us, stored.hit_share, stored.hits, stored.machine)
+        return SearchCosts(stored.ways, stored.hit_us, stored.hit_share, stored.hits, stored.machine)
     except (OSError, msgspec.MsgspecError, TypeError):
         return None
 
 
 def _write(path: Path, table: SearchCosts) -> None:
-    ways = {
-        kind: {name: getattr(cost, name) for name in WayCost.__dataclass_fields__} for kind, cost in table.ways.items()
-    }
-    stored = StoredCosts(FORMAT, table.machine, table.hit_us, table.hit_share, table.hits, ways)
+    stored = StoredCosts(FORMAT, table.machine, table.hit_us, table.hit_share, table.hits, dict(table.ways))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -135,31 +131,37 @@ def calibrate(
     alpha: float = ALPHA,
     sampled: np.ndarray | None = None,
 ) -> SearchCosts:
-    """Measure ``kinds``, and ``full``, at two lengths.
+    """Measure ``kinds``, and ``full``, at some lengths.
 
     samples: number of keys -> keys, values, and queries ``[num_queries, num_heads, head_size]``, such as of a real
     context; sampled: queries that a graph is built from. Some seconds.
     """
-    if len(lengths) != 2 or lengths[0] >= lengths[1]:
-        raise ContextError(f"two ascending lengths make a line, not {list(lengths)}")
-    measured = [_Measured(*samples(length), alpha=alpha, sampled=sampled) for length in lengths]
-    ways = {"full": _line(lengths, [each.full_us() for each in measured])}
+    if len(lengths) < 2 or list(lengths) != sorted({*lengths}) or lengths[0] < 1:
+        raise ContextError(f"two or more ascending lengths make a line, not {list(lengths)}")
+    seen = [_Measured(*samples(length), alpha=alpha, sampled=sampled) for length in lengths]
+    ways = {"full": WayCost(0, 0, measured=_points(lengths, [each.full_us() for each in seen]))}
     for kind in kinds:
-        ways[kind] = _way(kind, lengths, [each.way(kind) for each in measured])
-    hits = [each.listed for each in measured]
-    share = max(0.0, (hits[1] - hits[0]) / (lengths[1] - lengths[0]))
-    return SearchCosts(ways, measured[1].hit_us(), share, max(0.0, hits[0] - share * lengths[0]), machine_name())
+        ways[kind] = _way(kind, lengths, [each.way(kind) for each in seen])
+    hits = [each.listed for each in seen]
+    share = max(0.0, (hits[-1] - hits[0]) / (lengths[-1] - lengths[0]))
+    return SearchCosts(ways, seen[-1].hit_us(), share, max(0.0, hits[0] - share * lengths[0]), machine_name())
 
 
-def _line(lengths: Sequence[int], us: Sequence[float], **more: float) -> WayCost:
-    a_key = max(0.0, (us[1] - us[0]) / (lengths[1] - lengths[0]))
-    return WayCost(max(0.0, us[0] - a_key * lengths[0]), a_key, **more)
+def _points(lengths: Sequence[int], us: Sequence[float]) -> tuple[tuple[int, float], ...]:
+    return tuple((int(length), round(float(each), 1)) for length, each in zip(lengths, us, strict=True))
 
 
 def _way(kind: str, lengths: Sequence[int], seen: Sequence[tuple[float, ...]]) -> WayCost:
     us, build_us, size, visited, recall = zip(*seen, strict=True)
-    more = {"build_key_us": build_us[1] / lengths[1], "index_bytes": size[1] / lengths[1], "recall": min(recall)}
-    return _line(lengths, us, resident=min(1.0, visited[1] / lengths[1]), **more)
+    return WayCost(
+        fixed_us=0.0,
+        key_us=0.0,
+        build_key_us=build_us[-1] / lengths[-1],
+        index_bytes=size[-1] / lengths[-1],
+        resident=min(1.0, visited[-1] / lengths[-1]),
+        recall=min(recall),
+        measured=_points(lengths, us),
+    )
 
 
 class _Measured:

@@ -1,15 +1,16 @@
 """Which search a query gets, by what each would cost (AlayaDB's optimizer, arXiv 2504.10326, section 7.3).
 
 A plan is for one KV head of one layer and one new token. Ways to answer: ``full`` attends to every token; the indexes
-find the tokens within beta, or the best k, which are then attended to. What a way takes is a line in the number of
-tokens, measured on this machine (``calibrate.py``), and its share of building an index that is not there yet. A way is
-out where its memory does not fit, where it may miss tokens and may not, or where it misses more than is allowed.
+find the tokens within beta, or the best k, which are then attended to. What a way takes was measured on this machine
+for some lengths (``calibrate.py``); its share of building an index that is not there yet comes on top. A way is out
+where its memory does not fit, where it may miss tokens and must not, or where it misses more than is allowed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from vllm_relational.context.errors import ContextError
@@ -32,6 +33,8 @@ class WayCost:
     index_bytes:  of the index, for each key.
     resident:     share of the keys' bytes that a search reads, which must stay in memory for it to take that time.
     recall:       share of the tokens within beta that it finds.
+    measured:     (keys, microseconds) of some lengths, ascending, in place of fixed_us and key_us: a scan takes more
+                  for a key where the keys no longer fit into the processor's cache.
     """
 
     fixed_us: float
@@ -41,6 +44,22 @@ class WayCost:
     index_bytes: float = 0.0
     resident: float = 1.0
     recall: float = 1.0
+    measured: tuple[tuple[int, float], ...] = ()
+
+    def search_us(self, in_range: int, num_tokens: int) -> float:
+        """Of a search in so many keys in range of a context of so many."""
+        whole = self.whole_key_us * num_tokens
+        if not self.measured:
+            return whole + self.fixed_us + self.key_us * in_range
+        return whole + _on_the_line(self.measured, in_range)
+
+
+def _on_the_line(points: tuple[tuple[int, float], ...], at: int) -> float:
+    """Between the points that lie around; before the first by the first two, behind the last in proportion."""
+    if at >= points[-1][0] or len(points) == 1:
+        return points[-1][1] * at / points[-1][0]
+    (left, low), (right, high) = next(pair for pair in pairwise(points) if at < pair[1][0])
+    return max(low + (high - low) * (at - left) / (right - left), low * at / left if at < left else 0.0)
 
 
 @dataclass(frozen=True)
@@ -188,7 +207,7 @@ class Optimizer:
 
     def _us(self, kind: Kind, asked: Situation) -> float:
         cost = self.table.ways[kind]
-        us = cost.fixed_us + cost.key_us * asked.in_range + cost.whole_key_us * asked.num_tokens
+        us = cost.search_us(asked.in_range, asked.num_tokens)
         if kind != "full":
             us += self.table.hit_us * self.table.listed(asked.in_range)
         if kind in asked.built:
