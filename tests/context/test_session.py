@@ -221,6 +221,10 @@ def test_attention_to_what_is_found(given, how, contiguous):
     assert session.counts.attended == count
     assert session.counts.tokens == KV_HEADS * GROUP * (STORED - 80)
     assert 0 < count < session.counts.tokens
+    if "index" in how:
+        assert count <= session.counts.visited <= session.counts.tokens
+    else:  # a scan looks at every token, with every query head
+        assert session.counts.visited == session.counts.tokens
 
 
 @pytest.mark.parametrize("index", ["flat", "int4", "clusters", "graph"])

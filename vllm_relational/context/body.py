@@ -83,7 +83,7 @@ class SearchedBody:
         else:
             hits = index.dipr(queries, self.settings.beta(scale), start, stop, lower)
         self.counts.tokens += len(queries) * (stop - start)
-        self.counts.visited += hits.visited
+        self.counts.visited += hits.visited * (len(queries) if index.heads_together else 1)
         self.counts.attended += len(hits.tokens)
         return hits
 

@@ -21,6 +21,8 @@ class SearchedKeys(ABC):
 
     kind: ClassVar[str]
     is_exact: ClassVar[bool] = False
+    heads_together: ClassVar[bool] = True
+    """Whether all query heads look at each key that one of them looks at; ``Hits.visited`` then counts it once."""
 
     def __init__(self, keys: np.ndarray, arrays: Mapping[str, np.ndarray], settings: Mapping[str, float]) -> None:
         self.keys = loops.stored_rows(keys, "keys")

@@ -36,6 +36,7 @@ class Graph(NativeIndex):
     """
 
     kind = "graph"
+    heads_together = False
 
     @classmethod
     def build(

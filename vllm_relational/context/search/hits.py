@@ -48,7 +48,8 @@ def hits_of(tokens: Sequence[np.ndarray], scores: Sequence[np.ndarray], visited:
 class KeyIndex(Protocol):
     """An index of the keys of one KV head of one layer.
 
-    kind: its name; num_keys; head_size; nbytes: of the index, without the keys.
+    kind: its name; num_keys; head_size; nbytes: of the index, without the keys; heads_together: whether all query heads
+    look at each key that one of them looks at, which ``Hits.visited`` then counts once.
     An exact index (``flat``, ``int4``) finds all tokens that the definition names, others most of them; no index names
     a token that the definition does not name given what it found. ``ContextError`` for arguments that make no sense:
     another head size, a range that is not among the keys, a negative beta.
@@ -65,6 +66,9 @@ class KeyIndex(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+    @property
+    def heads_together(self) -> bool: ...
 
     def dipr(
         self, queries: np.ndarray, beta: float, start: int = 0, stop: int | None = None, lower: np.ndarray | None = None
