@@ -12,6 +12,7 @@ from session_models import NEW, STORED, TOTAL, make_case, random_model
 from vllm_relational.context import DB
 from vllm_relational.context.errors import ContextError, UnsupportedModelError
 from vllm_relational.context.hf import Handle, context_attention, open_session
+from vllm_relational.context.mapping import Arena
 from vllm_relational.context.settings import SessionSettings
 from vllm_relational.context.text import SessionMisuseError
 
@@ -201,11 +202,18 @@ def test_growth_beyond_the_room_that_was_reserved(case_of, monkeypatch):
     assert torch.equal(case.generate(remaining, opened, num_beams=2), case.oracle(case.ids, num_beams=2)[:, STORED:])
 
 
-def test_a_session_where_mapping_fails(case_of, monkeypatch):
-    def refuse(*_):
-        raise OSError(12, "no mappings left")
+@pytest.mark.parametrize("mappings", [0, 5, 8, 12])
+def test_a_session_where_mapping_fails_sooner_or_later(case_of, monkeypatch, mappings):
+    """A layer of one row takes 4 mappings."""
+    left, lay = [mappings], Arena.lay
 
-    monkeypatch.setattr("vllm_relational.context.mapping.Arena.lay", refuse)
+    def sometimes(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(12, "no mappings left")
+        lay(*arguments)
+
+    monkeypatch.setattr(Arena, "lay", sometimes)
     case = case_of(torch.float32)
     opened, remaining = case.session()
     got = case.generate(remaining.expand(2, -1), opened)

@@ -19,7 +19,7 @@ from vllm_relational.context.search import SearchPlan
 from vllm_relational.context.settings import SessionSettings
 from vllm_relational.context.text import SessionMisuseError, Text
 from vllm_relational.context.torch_attention import Partial, attend, causal_mask, greatest_product, merge
-from vllm_relational.context.torch_rows import LayerRows, MappedRows, Part, RowShape, SplitRows, can_be_mapped, outside
+from vllm_relational.context.torch_rows import LayerRows, Part, RowShape, open_rows, outside
 
 MOST_ASKED = 512
 """Tokens whose queries a session keeps of each layer, to build a graph from."""
@@ -165,13 +165,8 @@ class ContextSession:
         else:
             raise ContextError(f"layer {layer} of the session holds no tokens")
         shape = RowShape(heads, size, dtype, self.device)
-        if self.settings.contiguous and can_be_mapped(stored, self.device):
-            try:
-                return MappedRows(stored, self.num_stored, shape)
-            except OSError:  # no address space or no mappings left: the same answers, up to rounding
-                pass
         far = self.settings.far(self.num_stored, self.device.type == "cpu")
-        return SplitRows(stored, self.num_stored, shape, far)
+        return open_rows(stored, self.num_stored, shape, far, contiguous=self.settings.contiguous)
 
     def _check_new(self, rows: LayerRows, keys: torch.Tensor, values: torch.Tensor, layer: int) -> None:
         expected = (rows.batch, rows.shape.num_kv_heads, keys.shape[2], rows.shape.head_size)

@@ -43,10 +43,14 @@ def _as_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scal
     batch, heads, new, size = query.shape
     shared, kv_heads = keys.shape[0], keys.shape[1]
     rows = query.view(shared, batch // shared, kv_heads, heads // kv_heads, new, size).transpose(1, 2)
-    out, lse = _kernel(rows.reshape(shared, kv_heads, -1, size), keys, values, None, scale)
+    rows = rows.reshape(shared, kv_heads, -1, size)
+    count = rows.shape[2]
+    if count % 8 == 7:  # 7 heads a KV head are common; with 8 rows the kernel takes a sixth less, for the same bits
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, 1))
+    out, lse = _kernel(rows, keys, values, None, scale)
     grouped = (shared, kv_heads, batch // shared, heads // kv_heads, new)
-    out = out.reshape(*grouped, size).transpose(1, 2).reshape(query.shape)
-    return out, lse.reshape(grouped).transpose(1, 2).reshape(batch, heads, new)
+    out = out[:, :, :count].reshape(*grouped, size).transpose(1, 2).reshape(query.shape)
+    return out, lse[:, :, :count].reshape(grouped).transpose(1, 2).reshape(batch, heads, new)
 
 
 def _as_heads(

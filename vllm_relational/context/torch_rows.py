@@ -94,39 +94,39 @@ class GrowingTensors:
 
 
 class MappedRows:
-    """LayerRows in memory of which the front is mapped from the layer's file. On a CPU, under Linux."""
+    """Rows in memory of which the front is mapped from the layer's file. On a CPU, under Linux."""
 
     def __init__(self, stored: LayerFile | None, num_stored: int, shape: RowShape, batch: int = 1) -> None:
         """``OSError`` where the system refuses to map; see ``can_be_mapped``."""
         self.shape, self.batch, self.num_stored, self.length = shape, batch, num_stored, num_stored
         self._stored = stored
-        self._make(ROOM)
+        self._both = self._memory(num_stored + ROOM)
 
-    def _make(self, room: int) -> None:
-        """Memory for ``room`` more tokens than there are, the stored ones in front."""
-        bytes_of_token = self.shape.head_size * self.shape.dtype.itemsize
-        self._capacity = self.length + room
-        stride = pages(self._capacity * bytes_of_token)
-        heads = self.shape.num_kv_heads
+    def _memory(self, capacity: int) -> torch.Tensor:
+        """``[2, batch, num_kv_heads, capacity, head_size]``, the stored tokens in front; a head's are contiguous."""
+        heads, size, dtype = self.shape.num_kv_heads, self.shape.head_size, self.shape.dtype
+        stride = pages(capacity * size * dtype.itemsize)
         arena = Arena(2 * self.batch * heads, stride)
         if self._stored is not None:
-            for slot in range(2 * self.batch * heads):
-                kind: Kind = "keys" if slot < self.batch * heads else "values"
-                offset, _ = self._stored.region(kind, slot % heads)
-                arena.lay(slot, self._stored.fileno(), offset, self.num_stored * bytes_of_token)
-        flat = torch.frombuffer(arena.memory, dtype=self.shape.dtype)
-        slot_size = stride // self.shape.dtype.itemsize
-        strides = (self.batch * heads * slot_size, heads * slot_size, slot_size, self.shape.head_size, 1)
-        size = (2, self.batch, heads, self._capacity, self.shape.head_size)
-        self._both = flat.as_strided(size, strides)
+            self._lay(arena, self._stored)
+        of_head = stride // dtype.itemsize
+        strides = (self.batch * heads * of_head, heads * of_head, of_head, size, 1)
+        return torch.frombuffer(arena.memory, dtype=dtype).as_strided((2, self.batch, heads, capacity, size), strides)
+
+    def _lay(self, arena: Arena, stored: LayerFile) -> None:
+        heads, bytes_of_token = self.shape.num_kv_heads, self.shape.head_size * self.shape.dtype.itemsize
+        for slot in range(2 * self.batch * heads):
+            kind: Kind = "keys" if slot < self.batch * heads else "values"
+            offset, _ = stored.region(kind, slot % heads)
+            arena.lay(slot, stored.fileno(), offset, self.num_stored * bytes_of_token)
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Add tokens, ``[batch, num_kv_heads, new tokens, head_size]``."""
         end = self.length + keys.shape[2]
-        if end > self._capacity:
-            new = self._new_tokens()
-            self._make(max(end, 2 * (self.length - self.num_stored)) - self.length + ROOM)
-            self._new_tokens().copy_(new)
+        if end > self._both.shape[3]:
+            larger = self._memory(max(end, 2 * self.length - self.num_stored) + ROOM)
+            larger[..., self.num_stored : self.length, :] = self._new_tokens()
+            self._both = larger
         self._both[0, :, :, self.length : end] = keys
         self._both[1, :, :, self.length : end] = values
         self.length = end
@@ -139,9 +139,9 @@ class MappedRows:
         both = self._both[..., : self.length, :]
         return [Part(both[0], both[1], ((0, self.length),))]
 
-    def take(self, rows: torch.Tensor) -> MappedRows:
+    def take(self, rows: torch.Tensor) -> LayerRows:
         """New rows: copies of those with the given numbers; the prefix is mapped again."""
-        taken = MappedRows(self._stored, self.num_stored, self.shape, len(rows))
+        taken = open_rows(self._stored, self.num_stored, self.shape, (0, self.num_stored), batch=len(rows))
         new = self._new_tokens()[:, rows]
         taken.append(new[0], new[1])
         return taken
@@ -209,6 +209,24 @@ class SplitRows:
         """Forget all tokens from ``length`` on: not below ``num_stored``."""
         self._near.length -= self.length - length
         self.length = length
+
+
+def open_rows(
+    stored: LayerFile | None,
+    num_stored: int,
+    shape: RowShape,
+    far: tuple[int, int],
+    *,
+    batch: int = 1,
+    contiguous: bool = True,
+) -> LayerRows:
+    """``MappedRows`` where they are wanted and possible, else ``SplitRows``, which give the same up to rounding."""
+    if contiguous and can_be_mapped(stored, shape.device):
+        try:
+            return MappedRows(stored, num_stored, shape, batch)
+        except OSError:  # no address space, or no mappings left: a process may have 65,530
+            pass
+    return SplitRows(stored, num_stored, shape, far, batch)
 
 
 def outside(part: Part, span: tuple[int, int]) -> list[Part]:
