@@ -22,6 +22,11 @@ FACTS = {"weights": "w", "page": 5000}
 SIZE = 5000
 
 
+@pytest.fixture(autouse=True)
+def pages_of_several_pieces(monkeypatch):
+    monkeypatch.setattr(vllm_blocks, "PIECE", 777)
+
+
 def page_of(number: int, size: int = SIZE) -> memoryview:
     return memoryview(random.Random(number).randbytes(size))
 
@@ -228,7 +233,7 @@ def test_a_block_that_goes_while_it_is_read_is_read_to_its_end(tmp_path, monkeyp
     fill = vllm_blocks._read_all
 
     def remove_first(*arguments):
-        file_of(store, 0).unlink()
+        file_of(store, 0).unlink(missing_ok=True)
         return fill(*arguments)
 
     monkeypatch.setattr(vllm_blocks, "_read_all", remove_first)

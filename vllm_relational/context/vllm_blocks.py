@@ -44,6 +44,7 @@ TRIM_TO, TRIM_EACH = 0.9, 0.05
 """Of the limit: what is left after old blocks went, and what a process writes before it looks again."""
 STALE_S = 3600.0  # seconds without a change after which a file in tmp/ has lost its writer
 PAUSE_S = 60.0  # seconds without another try to write, after the disk was full
+PIECE = 1 << 20  # bytes read at once
 MAX_DAMAGED = 64  # files kept to be looked at
 
 _MAGIC = b"VLRBLK1\n"
@@ -84,7 +85,8 @@ class BlockStore:
         """Fill ``page``, writable bytes, with the block. False where there is none of that size, or it is damaged: the
         bytes then mean nothing, and a damaged file is set aside.
 
-        As few calls as there can be: each gives up Python's lock, and many threads read at once.
+        A piece is added to the checksum while it is in the processor's cache. Larger pieces than fit there take longer;
+        smaller ones are more calls, each of which gives up Python's lock, and many threads read at once.
         """
         if key in self._unusable:
             return False
@@ -112,11 +114,16 @@ class BlockStore:
 
     def _problem(self, key: bytes, file: int, page: memoryview) -> str:
         """Reads; in words what is wrong with the file, or nothing."""
-        header, more = bytearray(HEADER_BYTES), bytearray(1)
-        count = _read_all(file, [memoryview(header), page, memoryview(more)])
+        header, more, checksum = bytearray(HEADER_BYTES), bytearray(1), xxhash.xxh3_128()
+        count = _read_all(file, [memoryview(header)], 0)
+        for start in range(0, page.nbytes, PIECE):
+            piece = page[start : start + PIECE]
+            count += _read_all(file, [piece], count)
+            checksum.update(piece)
+        count += _read_all(file, [memoryview(more)], count)
         if count != HEADER_BYTES + page.nbytes:
             return f"it has {os.fstat(file).st_size:,} bytes, not {HEADER_BYTES + page.nbytes:,}"
-        if header != self._header(key, page):
+        if header != self._header(key, page.nbytes, checksum.digest()):
             return "its header or its page was changed, or it belongs elsewhere"
         return ""
 
@@ -154,7 +161,8 @@ class BlockStore:
         file, partial = tempfile.mkstemp(dir=self.home / "tmp")
         try:
             try:
-                _write_all(file, [memoryview(self._header(key, page)), page])
+                header = self._header(key, page.nbytes, xxhash.xxh3_128_digest(page))
+                _write_all(file, [memoryview(header), page])
                 os.fsync(file)
             finally:
                 os.close(file)
@@ -176,9 +184,8 @@ class BlockStore:
             self._paused_until = time.monotonic() + PAUSE_S
             self._warn("blocks of contexts are not kept", error)
 
-    def _header(self, key: bytes, page: memoryview) -> bytes:
-        checksum = xxhash.xxh3_128_digest(page)
-        header = _HEADER.pack(_MAGIC, self.layout, len(key), key.ljust(MAX_KEY, b"\0"), page.nbytes, checksum)
+    def _header(self, key: bytes, size: int, checksum: bytes) -> bytes:
+        header = _HEADER.pack(_MAGIC, self.layout, len(key), key.ljust(MAX_KEY, b"\0"), size, checksum)
         return header + _CHECK.pack(xxhash.xxh3_64_intdigest(header))
 
     def path_of(self, key: bytes) -> str:
@@ -284,10 +291,10 @@ def _unlink(path: str) -> None:
         os.unlink(path)
 
 
-def _read_all(file: int, buffers: list[memoryview]) -> int:
+def _read_all(file: int, buffers: list[memoryview], start: int) -> int:
     """Fill the buffers, one after the other, as far as the file goes; bytes read."""
     total = 0
-    while buffers and (count := os.preadv(file, buffers, total)):
+    while buffers and (count := os.preadv(file, buffers, start + total)):
         total += count
         buffers = _behind(buffers, count)
     return total
