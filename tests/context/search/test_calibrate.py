@@ -61,7 +61,9 @@ def test_what_says_nothing_of_this_machine_is_measured_again(tmp_path, damage, t
 
 def test_a_place_that_cannot_be_written_is_no_error(tmp_path, this_machine):
     (tmp_path / "file").write_text("x")
-    assert costs(tmp_path / "file" / "costs.json", measured([])) == GIVEN
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "file" / "costs.json", tmp_path / "folder", tmp_path / ("x" * 300)):
+        assert costs(place, measured([])) == GIVEN
 
 
 def test_where_costs_are_kept(monkeypatch, tmp_path):

@@ -10,6 +10,8 @@ from vllm_relational.context.errors import ContextError, DamagedContextError
 from vllm_relational.context.search import indexes
 from vllm_relational.context.search.indexes import KINDS, build, load, save
 
+PLACE, FIELDS = indexes.ArrayPlace, ("name", "dtype", "shape", "offset")
+
 
 def layer(count=300, head_size=64):
     return [stored(clustered_keys(count, head_size, seed), "bfloat16") for seed in (0, 1)]
@@ -98,6 +100,20 @@ def test_a_newer_format_and_arrays_that_do_not_fit_are_refused(tmp_path, monkeyp
     del made[0].arrays["tokens"]
     save(tmp_path / "index", made)
     with pytest.raises(DamagedContextError, match="does not hold an index 'clusters'"):
+        load(tmp_path / "index", keys)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"shape": [-1]}, {"shape": [10**12]}, {"offset": 10**15}, {"offset": -64}, {"dtype": "?x"}, {"dtype": "|O"}],
+)
+def test_a_sealed_header_that_makes_no_sense_is_refused(tmp_path, monkeypatch, wrong):
+    keys = layer(100, 32)
+    made = built("int4", keys)
+    monkeypatch.setattr(indexes, "ArrayPlace", lambda *given: PLACE(**dict(zip(FIELDS, given, strict=True)) | wrong))
+    save(tmp_path / "index", made)
+    monkeypatch.undo()
+    with pytest.raises(DamagedContextError, match="does not hold an index 'int4'"):
         load(tmp_path / "index", keys)
 
 

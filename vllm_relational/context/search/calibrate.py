@@ -26,6 +26,7 @@ from vllm_relational.context.search.indexes import build
 from vllm_relational.context.search.merge import attend, tokens_between
 from vllm_relational.context.search.optimizer import SearchCosts, WayCost
 from vllm_relational.files.atomic import replacing
+from vllm_relational.records import RelationalError
 
 FORMAT = 2
 LENGTHS = (2048, 16384, 65536)
@@ -96,7 +97,7 @@ def _write(path: Path, table: SearchCosts) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(msgspec.json.format(msgspec.json.encode(stored)))
-    except (OSError, ContextError):
+    except (OSError, RelationalError):
         pass
 
 

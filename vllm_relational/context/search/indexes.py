@@ -163,11 +163,11 @@ def _payload(path: Path, header: IndexHeader, start: int) -> np.ndarray:
 def _index_of(path: Path, kind: str, head: IndexedHead, keys: np.ndarray, payload: np.ndarray) -> SearchedKeys:
     if head.keys != digest_of(keys):
         raise _damaged(path, f"was built over other keys ({head.keys}, not {digest_of(keys)})")
-    arrays = {place.name: _array(payload, place) for place in head.arrays}
     made: Any = KINDS[kind]
     try:
+        arrays = {place.name: _array(payload, place) for place in head.arrays}
         index: SearchedKeys = made(keys) if kind == "flat" else made(keys, arrays, head.settings)
-    except (ContextError, TypeError, KeyError) as error:
+    except (ContextError, TypeError, KeyError, ValueError, OverflowError) as error:
         raise _damaged(path, f"does not hold an index {kind!r} ({error})") from error
     return index
 
