@@ -9,11 +9,10 @@ import torch
 import transformers
 from session_models import NEW, STORED, TOTAL, make_case, random_model
 
-from vllm_relational.context import DB
+from vllm_relational.context import DB, SessionSettings
 from vllm_relational.context.errors import ContextError, UnsupportedModelError
 from vllm_relational.context.hf import Handle, context_attention, open_session
 from vllm_relational.context.mapping import Arena
-from vllm_relational.context.settings import SessionSettings
 from vllm_relational.context.text import SessionMisuseError
 
 SPLIT = SessionSettings(contiguous=False)
@@ -138,6 +137,11 @@ def test_rows_of_different_lengths_are_padded_behind_the_stored_part(made):
     stored = case.ids[:, :STORED]
     assert torch.equal(got[:1], case.oracle(case.ids)[:, STORED:])
     assert torch.equal(got[1:, -NEW - 5 :], case.oracle(torch.cat([stored, short], 1))[:, STORED:])
+    whole = torch.cat([stored.expand(2, -1), rows], 1)
+    for mask in ((whole != 0).long(), None):  # without one, generate makes it from the padding
+        again, _ = session()
+        again.expect(None)
+        assert torch.equal(case.generate(whole, again, attention_mask=mask)[:, STORED:], got)
     with pytest.raises(ContextError, match="rows"):
         _ = opened.session.ids
     opened.session.select([1])

@@ -236,15 +236,29 @@ def test_every_index_with_everything_allowed_is_full_attention(given, index):
 
 
 @pytest.mark.parametrize(
-    ("scan_us", "kind", "searches"), [(1e-9, "flat", 1), (1e9, "full", 0)], ids=["searching is cheap", "reading is"]
+    ("costs", "kind", "searches"),
+    [
+        ({"full": 1e-3, "flat": 1e-9}, "flat", 1),
+        ({"full": 1e-3, "flat": 1e9}, "full", 0),
+        ({"full": 1e9, "graph": 1e-3}, "graph", 1),
+    ],
+    ids=["searching is cheap", "reading is", "a graph is"],
 )
-def test_the_optimizer_decides(given, monkeypatch, scan_us, kind, searches):
-    table = SearchCosts({"full": WayCost(0, 1e-3), "flat": WayCost(0, scan_us)}, hit_us=0.0)
+@pytest.mark.parametrize("queries_known", [True, False])
+def test_the_optimizer_decides(tmp_path, monkeypatch, costs, kind, searches, queries_known):
+    table = SearchCosts({name: WayCost(0, us) for name, us in costs.items()}, hit_us=0.0)
     monkeypatch.setattr("vllm_relational.context.body.costs", lambda: table)
-    settings = SessionSettings(**WINDOW, method="auto", alpha=1e-30)
-    session = given.session(settings=settings)
-    given.add(session, 300, 302)
-    close(given.add(session, 302, 303), given.expected(302, 303))
+    given = Given(tmp_path)
+    session = given.session(settings=SessionSettings(**WINDOW, method="auto", alpha=1e-30))
+    if queries_known:
+        given.add(session, 300, 302)
+    else:
+        session.update(None, given.keys[0, :, 300:302], given.values[0, :, 300:302], 0)
+    query, added = given.query[:, :1].contiguous(), (each[0, :, 302:303] for each in (given.keys, given.values))
+    session.update(query if queries_known else None, *added, 0)
+    out = session.attention(query, 0)
+    if kind != "graph" or queries_known:  # without queries a graph finds what is near, not what is wanted
+        close(out, given.expected(302, 303), within=0.05 if kind == "graph" else 1e-5)
     assert session.counts.searches == searches
     assert session.plan(0).kind == kind
 

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm_relational.context.errors import ContextError
+    from vllm_relational.context.settings import SessionSettings
     from vllm_relational.context.store import DB
 
 _HOMES = {
     "DB": "vllm_relational.context.store",
     "ContextError": "vllm_relational.context.errors",
+    "SessionSettings": "vllm_relational.context.settings",
 }
 
-__all__ = ["DB", "ContextError"]
+__all__ = ["DB", "ContextError", "SessionSettings"]
 
 
 def __getattr__(name: str) -> Any:

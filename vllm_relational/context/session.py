@@ -280,14 +280,17 @@ class ContextSession:
 
     def remember(self, query: torch.Tensor, layer: int) -> None:
         """Some queries ``[batch, num_heads, new tokens, head_size]``: a graph is built from what is asked."""
+        if self._body is None or not (self.settings.index == "graph" or self.settings.method == "auto"):
+            return
         kept = self._asked.setdefault(layer, [])
-        if self.settings.index == "graph" and sum(each.shape[1] for each in kept) < MOST_ASKED:
+        if sum(each.shape[1] for each in kept) < MOST_ASKED:
             kept.append(query[0, :, :MOST_ASKED].detach().float().cpu())
 
     def _queries_of(self, layer: int, head: int) -> np.ndarray:
         """Queries of a KV head that this session was asked: float32 ``[queries, head_size]``."""
-        asked = torch.cat(self._asked[layer], 1)
-        heads = asked.shape[0] // self._layers[layer].shape.num_kv_heads
+        shape = self._layers[layer].shape
+        asked = torch.cat(self._asked.get(layer) or [torch.zeros(shape.num_kv_heads, 0, shape.head_size)], 1)
+        heads = asked.shape[0] // shape.num_kv_heads
         return asked[head * heads : (head + 1) * heads].flatten(0, 1).numpy()
 
     def _attend(self, query: torch.Tensor, part: Part, mask: torch.Tensor | None, scale: float) -> Partial:
