@@ -2,7 +2,7 @@
 """Stored contexts in vLLM: first whether they are right, then the time to the first token, on one GPU.
 
     context_vllm.py [--contexts 32768,131072] [--layers 32] [--rounds 3] [--memory-gib 24] [--root FOLDER]
-                    [--only check|speed] [--csv FILE] [--commit NAME] [--cpu]
+                    [--only check|sparse|speed] [--kinds plain,store,load] [--csv FILE] [--commit NAME] [--cpu]
 
 The check runs small random models, every engine in a process of its own on one folder: a second process must give the
 answers of the first and load all whole blocks of every prompt; then blocks are flipped, cut and removed, and it must
@@ -28,6 +28,7 @@ nothing. What is done is printed at once; the table comes last.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -161,10 +162,11 @@ def speed(options: argparse.Namespace, kind: str) -> dict[str, Any]:
     )  # fmt: skip
     cases: list[dict[str, Any]] = []
     first_token(llm, random_tokens(-5, min(2048, *options.contexts), config["vocab_size"], TOPICS), True)
-    for context in options.contexts:
+    measured = {"plain": [plain], "store": [store], "load": [warm, cold]}[kind]
+    for measure, context in itertools.product(measured, options.contexts):
         prompt = random_tokens(context, context, config["vocab_size"], TOPICS)
         prompt += random_tokens(-1, 7, config["vocab_size"], TOPICS)
-        for case in {"plain": plain, "store": store, "load": load}[kind](llm, options, prompt):
+        for case in measure(llm, options, prompt):
             case |= {"context": context}
             cases.append(case)
             shown = ", ".join(f"{ms:,.0f}" for ms in case["ms"])
@@ -185,13 +187,13 @@ def reset(llm: Any, connector: bool) -> None:
     raise RuntimeError("the prefix cache cannot be reset")
 
 
-def first_token(llm: Any, prompt: list[int], cold: bool, connector: bool = False) -> dict[str, Any]:
-    """One answer of one token. cold: after ``reset``."""
+def first_token(llm: Any, prompt: list[int], anew: bool, connector: bool = False) -> dict[str, Any]:
+    """One answer of one token. anew: after ``reset``."""
     from vllm import SamplingParams
 
     from vllm_relational.context.vllm_report import loaded_of
 
-    if cold:
+    if anew:
         reset(llm, connector)
     parameters = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, detokenize=False)
     begin = time.perf_counter()
@@ -223,11 +225,14 @@ def store(llm: Any, options: argparse.Namespace, prompt: list[int]) -> Iterator[
         yield case_of("cpu", [first_token(llm, prompt, True) for _ in range(options.rounds)])
 
 
-def load(llm: Any, options: argparse.Namespace, prompt: list[int]) -> Iterator[dict[str, Any]]:
-    connector = not options.cpu  # ours has no memory to forget
-    yield case_of("disk", [first_token(llm, prompt, True, connector) for _ in range(options.rounds)])
+def warm(llm: Any, options: argparse.Namespace, prompt: list[int]) -> Iterator[dict[str, Any]]:
+    # Our connector on a CPU has no memory to forget.
+    yield case_of("disk", [first_token(llm, prompt, True, not options.cpu) for _ in range(options.rounds)])
+
+
+def cold(llm: Any, options: argparse.Namespace, prompt: list[int]) -> Iterator[dict[str, Any]]:
     drop_from_page_cache(options)
-    yield case_of("disk, cold", [first_token(llm, prompt, True, connector)])
+    yield case_of("disk, cold", [first_token(llm, prompt, True, not options.cpu)])
 
 
 def stored_bytes(options: argparse.Namespace) -> int:
@@ -266,6 +271,10 @@ def run_checks(options: argparse.Namespace, known: Path) -> list[str]:
         print(f"  {'ok' if true else 'WRONG'}: {what}", flush=True)
         wrong.extend([] if true else [what])
 
+    if options.only == "sparse":
+        sparse, again = part("dipr"), part("dipr")
+        check_sparse(hold, sparse, again)
+        return wrong
     one = part("first")
     hold("the first process loads nothing", not any(one["first"]["loaded"]))
     hold("one layout", len(layouts(options)) == 1)
@@ -283,10 +292,14 @@ def run_checks(options: argparse.Namespace, known: Path) -> list[str]:
     hold("what was damaged was stored again", three["mended"]["loaded"] == whole)
     inside = three["inside"]["cached"][0]
     hold(f"token-exact reuse beside contexts: {inside} cached", inside == three["expected_inside"])
-    again = part("dipr")
+    check_sparse(hold, sparse, part("dipr"))
+    return wrong
+
+
+def check_sparse(hold: Any, sparse: dict[str, Any], again: dict[str, Any]) -> None:
+    whole = [length // again["block"] * again["block"] for length in again["lengths"]]
     hold("DIPR loads its own", again["first"]["loaded"] == whole)
     compare(hold, sparse, again["first"], "second process, DIPR")
-    return wrong
 
 
 def compare(hold: Any, one: dict[str, Any], found: dict[str, Any], name: str) -> None:
@@ -357,7 +370,7 @@ def run_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[str, 
     failed: list[str] = []
     tokens: dict[int, int] = {}
     recompute: dict[int, float] = {}
-    for kind in ("plain", "store", "load"):
+    for kind in options.kinds:
         found = in_own_process(__file__, "speed", kind, known, options.timeout)
         failed += [f"speed, {kind}: {found['error']}"] if "error" in found else []
         fresh = []
@@ -365,8 +378,8 @@ def run_speed(options: argparse.Namespace, known: Path) -> tuple[list[dict[str, 
             context = case["context"]
             if case["case"] == "recompute":
                 recompute[context] = min(case["ms"])
-            if case["case"] == "gpu":
-                tokens[context] = case["tokens"][0]
+            if case["case"] in ("gpu", "cpu", "store"):
+                tokens.setdefault(context, case["tokens"][-1])
             if case["case"] in ("cpu", "disk", "disk, cold") and set(case["tokens"]) != {tokens.get(context)}:
                 failed.append(f"{case['case']}, {context:,}: first token {case['tokens']}, not {tokens.get(context)}")
             fresh.append(line_of(options, case, recompute.get(context)))
@@ -402,7 +415,7 @@ def report(options: argparse.Namespace) -> int:
     begin, root = time.perf_counter(), options.root
     with tempfile.TemporaryDirectory() as folder:
         make_known(Path(folder))
-        if options.only in (None, "check"):
+        if options.only != "speed":
             try:
                 wrong = run_checks(options, Path(folder))
             except RuntimeError as error:
@@ -440,7 +453,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-gib", type=float, default=24.0, help="CPU memory of vLLM's tier")
     parser.add_argument("--root", type=Path, help="an empty folder on the disk to measure; a temporary one by default")
-    parser.add_argument("--only", choices=["check", "speed"])
+    parser.add_argument("--only", choices=["check", "sparse", "speed"], help="sparse: of the checks those of DIPR")
+    parser.add_argument("--kinds", type=lambda text: text.split(","), default=["plain", "store", "load"])
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds a process")
     parser.add_argument("--csv", type=Path)

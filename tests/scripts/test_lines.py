@@ -16,7 +16,7 @@ from vllm_relational.compare import orders as bench
 BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 APPENDING = {"dipr_engine", "dipr_kernels", "dipr_quality", "kv", "orders", "partial_reuse", "rag"}
 APPENDING |= {"semantic_dedup", "sql_explain", "context_vllm"}
-FILES = {"dipr_kernels": "dipr", "dipr_quality": None, "context_vllm": None}  # the latter two are not kept here
+FILES = {"dipr_kernels": "dipr", "dipr_quality": None}  # the latter's answers are not kept here
 
 
 def source_of(name):
