@@ -31,8 +31,8 @@ void check(const RandomKeys& keys, int64_t start, int64_t stop, int32_t num_head
 
 void codes_find_what_a_scan_finds() {
   for (const Number number : {Number::kBf16, Number::kF16, Number::kF32}) {
-    for (const int32_t head_size : {2, 14, 64, 80, 256}) {
-      for (const int64_t count : {0, 1, 16, 63, 111, 530}) {
+    for (const int32_t head_size : {14, 64, 256}) {
+      for (const int64_t count : {0, 1, 63, 290}) {
         const RandomKeys keys(count, head_size, number, 3);
         check(keys, 0, count, 7, true);
         check(keys, count / 3, count - count / 4, 9, false);

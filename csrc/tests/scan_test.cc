@@ -30,7 +30,7 @@ void check_scores(const RandomKeys& keys, const std::vector<float>& queries, int
 
 void products_are_right_for_any_size() {
   for (const Number number : {Number::kBf16, Number::kF16, Number::kF32}) {
-    for (const int32_t head_size : {2, 14, 32, 64, 80, 128, 256}) {
+    for (const int32_t head_size : {2, 14, 64, 80, 256}) {
       for (const int64_t count : {0, 1, 15, 16, 63, 111, 257}) {
         const RandomKeys keys(count, head_size, number, 3);
         for (const int32_t num_heads : {1, 2, 7, 8, 9}) {

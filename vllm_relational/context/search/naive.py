@@ -61,6 +61,12 @@ def score_rows(keys: np.ndarray, tokens: np.ndarray, queries: np.ndarray) -> np.
     return products(keys[tokens], queries).astype(np.float32)
 
 
+def check_tokens(tokens: np.ndarray, num_keys: int, least: int = 0) -> None:
+    """``ValueError`` where one is not among the keys."""
+    if ((tokens < least) | (tokens >= num_keys)).any():
+        raise ValueError(f"a token is not among the {num_keys} keys")
+
+
 def attend(
     values: np.ndarray, offsets: np.ndarray, tokens: np.ndarray, scores: np.ndarray, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -69,6 +69,8 @@ class Parts:
     """Clusters and the searches in them."""
 
     def __init__(self, keys: np.ndarray, **arrays: np.ndarray) -> None:
+        for name in ("tokens", "odd"):
+            naive.check_tokens(arrays[name], len(keys))
         self.keys, self.arrays = keys, arrays
 
     def products(self, queries: np.ndarray, **_: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -65,6 +65,8 @@ class Links:
     """A graph and the searches in it, one query head after the other."""
 
     def __init__(self, keys: np.ndarray, links: np.ndarray, entries: np.ndarray) -> None:
+        naive.check_tokens(links, len(keys), least=-1)
+        naive.check_tokens(entries, len(keys))
         self.keys, self.links, self.entries = keys, links, entries
 
     def dipr(
