@@ -12,14 +12,14 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // q . covariance . q of a head, over the trace.
 float shared_spread(const float* covariance, const float* query, int32_t head_size) {
+  float mapped[kMaxHeadSize] = {};  // covariance . q: rows are added, so that no sum waits for the one before
   double sum = 0, trace = 0;
   for (int32_t a = 0; a < head_size; ++a) {
     const float* const row = covariance + static_cast<ptrdiff_t>(a) * head_size;
-    float inner = 0;
-    for (int32_t b = 0; b < head_size; ++b) inner += row[b] * query[b];
-    sum += static_cast<double>(query[a]) * static_cast<double>(inner);
+    for (int32_t b = 0; b < head_size; ++b) mapped[b] += query[a] * row[b];
     trace += static_cast<double>(row[a]);
   }
+  for (int32_t a = 0; a < head_size; ++a) sum += static_cast<double>(query[a]) * static_cast<double>(mapped[a]);
   return trace > 0 ? static_cast<float>(std::max(sum, 0.0) / trace) : 0.0F;
 }
 
