@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lines import check_lines
 
 from vllm_relational.compare.orders import append_csv
 from vllm_relational.compare.provenance import code_version, machine
@@ -45,6 +46,10 @@ from vllm_relational.context.search.naive import numbers
 
 FIRST, LAST = 128, 512
 LATE, REPEATS = 128, 5
+FIELDS = (
+    "time", "commit", "machine", "data", "length", "head", "index", "alpha", "recall", "size", "read", "read_together",
+    "mass", "mass_exact", "us", "us_one", "bytes", "build_s",
+)  # fmt: skip
 INDEXES = "flat,numpy,int4,clusters,graph,diprs"
 
 
@@ -219,6 +224,7 @@ def main() -> None:
     parser.add_argument("--commit")
     parser.add_argument("--data", default="")
     arguments = parser.parse_args()
+    check_lines(parser, arguments.csv, FIELDS)
     if arguments.model:
         heads = [(int(layer), int(head)) for layer, head in (each.split(":") for each in arguments.heads.split(","))]
         make_keys(arguments.keys, arguments.model, arguments.text, [*map(int, arguments.lengths.split(","))], heads)

@@ -15,7 +15,8 @@ from vllm_relational.compare import orders as bench
 
 BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 APPENDING = {"dipr_engine", "dipr_kernels", "dipr_quality", "kv", "orders", "partial_reuse", "rag"}
-APPENDING |= {"semantic_dedup", "sql_explain", "context_vllm"}
+APPENDING |= {"semantic_dedup", "sql_explain"}
+APPENDING |= {"context_search", "context_store", "context_transformers", "context_vllm"}
 FILES = {"dipr_kernels": "dipr", "dipr_quality": None}  # the latter's answers are not kept here
 
 
