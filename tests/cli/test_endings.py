@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from vllm_relational.cli import output as cli_output
 from vllm_relational.cli.app import app
 
+pytestmark = pytest.mark.slow  # a process of its own for most cases
+
 PROGRAM = [sys.executable, "-c", "from vllm_relational.cli.app import main; main()"]
 
 

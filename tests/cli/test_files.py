@@ -183,6 +183,7 @@ def test_two_names_that_are_only_read_may_be_one(folder, monkeypatch, cli_engine
     assert "exists already" in error_of("retrieve", "b.csv", "text", "--index", "p.index", "-o", "q.csv", "-k", 1)
 
 
+@pytest.mark.slow
 def test_standard_output_is_a_file_too(folder):
     def status(*arguments: str, **streams: object) -> tuple[int, bytes]:
         command = [sys.executable, "-m", "vllm_relational.cli", "plan", "b.csv", *arguments]

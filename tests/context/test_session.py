@@ -163,6 +163,7 @@ def test_what_does_not_fit(given):
     assert session.num_tokens == STORED
 
 
+@pytest.mark.slow
 def test_keys_outlive_the_session_and_the_files(tmp_path):
     given = Given(tmp_path)
     session = given.session()

@@ -13,6 +13,8 @@ from contexts_made import FINGERPRINT, holds, put
 
 from vllm_relational.context import DB, ContextError, commit, store
 
+pytestmark = pytest.mark.slow  # every disk step of every change is failed once
+
 
 @pytest.fixture
 def db(tmp_path):

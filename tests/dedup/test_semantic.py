@@ -8,6 +8,7 @@ import decimal
 import numpy as np
 import pyarrow as pa
 import pytest
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,7 +55,7 @@ def test_every_row_is_within_the_threshold_of_the_row_asked_for_it(num_rows, see
         assert not np.triu(close, 1).any()
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(st.integers(0, 999), st.integers(3, 9))
 def test_blocks_find_what_one_block_finds_in_clumps(seed, rows_per_block):
     pytest.importorskip("faiss")

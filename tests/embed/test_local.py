@@ -10,6 +10,8 @@ import pytest
 from vllm_relational.embed import embed_texts, load_embedder
 from vllm_relational.records import RelationalError
 
+pytestmark = pytest.mark.slow  # loads a model of sentence-transformers
+
 
 def test_a_real_model_tells_paraphrases_from_other_texts(minilm):
     texts = ["The room was very clean.", "The room was really clean.", "Parking costs ten dollars."]

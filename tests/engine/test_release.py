@@ -32,6 +32,7 @@ def test_the_last_reference_stops_the_engine_at_once():
     assert stopped == [threading.get_ident()]
 
 
+@pytest.mark.slow
 def test_a_collection_hands_over_to_another_thread_and_a_start_waits_for_it():
     stopped = []
 
@@ -47,6 +48,7 @@ def test_a_collection_hands_over_to_another_thread_and_a_start_waits_for_it():
     assert len(stopped) == 1 and stopped != [threading.get_ident()]
 
 
+@pytest.mark.slow
 def test_what_is_taken_back_does_not_happen():
     stopped = []
     owner = dropped(lambda: stopped.append(1))

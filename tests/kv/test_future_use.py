@@ -1,6 +1,7 @@
 """The index of future uses against a recount of the queue."""
 
 import pytest
+from how_many import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -64,7 +65,9 @@ class NativeRecount(Recount):
 
 
 TestRecount, TestNativeRecount = Recount.TestCase, NativeRecount.TestCase
-TestRecount.settings = TestNativeRecount.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestRecount.settings = TestNativeRecount.settings = settings(
+    max_examples=examples(60), stateful_step_count=30, deadline=None
+)
 
 
 @every_kind

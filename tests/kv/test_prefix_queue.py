@@ -1,6 +1,7 @@
 """The queue in prefix order against a recursive definition of that order."""
 
 import pytest
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -116,7 +117,7 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
-TestTraffic.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestTraffic.settings = settings(max_examples=examples(100), stateful_step_count=40, deadline=None)
 
 
 def nodes(node):

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fake_engine import FakeEngine
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_batches import assert_valid
@@ -61,7 +62,7 @@ def planned(batch: PlanInput, limits: dict[str, int], num_threads: int = 2, budg
     return Plan("tree", rows, fields)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.data())
 def test_any_limits_give_a_valid_plan_not_below_the_references(data):
     batch = data.draw(batches())

@@ -21,6 +21,7 @@ def keyed_table(num_rows: int, groups: list[int]) -> PlanInput:
     return PlanInput(np.array(codes, np.int32), (np.full(num_rows, 3), *(np.full(size, 10) for size in groups)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_rows", "groups"),
     [(50_000, [500]), (50_001, [500]), (60_000, [500, 100]), (66_667, [500, 100, 20]), (200_001, [500])],

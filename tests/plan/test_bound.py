@@ -6,6 +6,7 @@ from itertools import pairwise, permutations, product
 
 import numpy as np
 import pytest
+from how_many import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -73,7 +74,7 @@ def best(segments, codes, before=()):
     return max(served(prompts, before) for prompts in product(*rows))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(tables())
 def test_no_order_is_served_more(table):
     columns, codes = table
@@ -94,7 +95,7 @@ def test_neither_where_cells_begin_with_others_whole_or_are_equal_in_tokens(tabl
         assert best(segments, twice) <= max_served(segments, twice)[0]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(tables(max_rows=3), tables(max_rows=3), st.booleans(), st.sampled_from([(80, 81), (80, 82), (83,)]), st.data())
 def test_neither_after_prompts_that_were_asked_before(table, other, same_header, tail, data):
     columns, codes = table
@@ -125,7 +126,7 @@ def test_neither_in_blocks_or_with_a_small_cache(table, block_size, capacity, ra
     assert hits.sum() <= max_served(segments, codes)[0]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(tables(), st.booleans())
 def test_values_that_no_row_has_do_not_count(table, sorted_before):
     columns, codes = table

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from how_many import examples
 from hypothesis import given, settings
 from plan_oracles import trie_hit_tokens
 from random_batches import assert_valid, batch_of, batches
@@ -29,7 +30,7 @@ def best_by_brute_force(batch: PlanInput) -> int:
     return max(trie_hit_tokens(batch, Plan("all", rows, order)) for order in fields)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(batches(max_rows=4, max_columns=3))
 def test_it_is_the_optimum(batch):
     assert hit_tokens(batch, plan_exhaustive(batch)) == best_by_brute_force(batch)

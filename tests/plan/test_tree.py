@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_batches import assert_valid, batch_of
@@ -95,6 +96,7 @@ def test_equal_prefixes_are_adjacent(batch):
         assert runs == len(set(prefixes))
 
 
+@pytest.mark.slow
 def test_within_two_percent_of_the_optimum_on_average():
     random = np.random.default_rng(0)
     shares = []
@@ -177,7 +179,8 @@ def test_rows_that_begin_alike_become_neighbours():
     assert (plan_tree(dataclasses.replace(batch, overlaps=())).fields[:, 0] == 0).all()
 
 
-@settings(max_examples=20)
+@pytest.mark.slow
+@settings(max_examples=examples(20))
 @given(st.integers(0, 2**32))
 def test_more_budget_is_never_worse(seed):
     batch = random_batch(np.random.default_rng(seed), 200, 6)
@@ -199,6 +202,7 @@ def test_never_below_ggr(batch, budget):
     assert hit_tokens(batch, plan_tree(batch, budget)) >= hit_tokens(batch, plan_ggr(batch))
 
 
+@pytest.mark.slow
 def test_never_below_ggr_on_many_tables():
     """Long cells, so that GGR's early stop at 100,000 lets it recurse."""
     random = np.random.default_rng(1)
@@ -212,7 +216,8 @@ def test_never_below_ggr_on_many_tables():
 
 
 # --------------------------------------------------------------------------------------------------- the search
-@settings(max_examples=20)
+@pytest.mark.slow
+@settings(max_examples=examples(20))
 @given(st.integers(0, 2**32), st.booleans())
 def test_threads_do_not_change_the_plan(seed, constrained):
     batch = random_batch(np.random.default_rng(seed), 300, 6)

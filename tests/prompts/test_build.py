@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,7 +55,7 @@ def plan_of(encoded, seed: int) -> Plan:
     return Plan("random", random.permutation(encoded.num_rows), np.array(fields, np.int32))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(rows=rows, seed=st.integers(0, 9), layout=layouts)
 def test_joined_segments_are_the_tokens_of_the_whole_text(tokenizer, rows, seed, layout):
     builder, encoded = builder_of(columns_of(rows), tokenizer, layout=layout)
@@ -75,7 +76,7 @@ def test_joined_segments_are_the_tokens_of_the_whole_text(tokenizer, rows, seed,
         assert len(ids) == builder.lengths(encoded.codes)[prompt.key]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(rows=rows)
 def test_field_order_changes_the_order_of_lines_only(rows):
     builder, encoded = builder_of(columns_of(rows), FourByteEstimate())
@@ -88,7 +89,7 @@ def test_field_order_changes_the_order_of_lines_only(rows):
     assert lines(0) == lines(1)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(rows=rows)
 def test_the_row_in_a_prompt_is_json_of_the_record(rows):
     columns = columns_of(rows)
@@ -100,7 +101,7 @@ def test_the_row_in_a_prompt_is_json_of_the_record(rows):
         assert json.loads("{" + body.removesuffix(",\n}") + "}") == table[prompt.key]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(rows=rows, seed=st.integers(0, 9))
 def test_with_the_row_first_prompts_of_two_questions_begin_with_the_same_tokens(tokenizer, rows, seed):
     """Up to the line that closes the row, whatever is asked and however it is answered."""
@@ -115,7 +116,7 @@ def test_with_the_row_first_prompts_of_two_questions_begin_with_the_same_tokens(
         assert row == list(second.token_ids)[: -tails[1]] and len(row) > len(one.segments.header)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(rows=rows)
 def test_no_cell_closes_the_row(rows):
     builder, encoded = builder_of(columns_of(rows), FourByteEstimate(), layout="row-first")

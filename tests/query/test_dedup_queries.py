@@ -166,6 +166,7 @@ def test_texts_that_the_embedder_cuts_are_not_merged():
     assert result.report.dedup.too_long == 2
 
 
+@pytest.mark.slow
 def test_a_real_model_merges_paraphrases(minilm):
     texts = ["The room was very clean.", "The room was really clean.", "Parking costs ten dollars.", "long " * 400]
     result = ask([{"a": text} for text in texts], dedup=merging("semantic", similarity=0.9, embedder=str(minilm)))

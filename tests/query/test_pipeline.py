@@ -377,6 +377,7 @@ print(json.dumps([[prompt.key, prompt.user] for prompt in engine.asked]))
 """
 
 
+@pytest.mark.slow
 def test_prompts_are_the_same_in_every_process():
     def prompts(seed: str) -> list:
         command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1])]

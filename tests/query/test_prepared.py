@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pyarrow as pa
 from fake_engine import ByteTokenizer, FakeEngine
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ def query_of(rows: list[tuple[str | None, str]], dedup: str = "exact") -> Prepar
     return prepare(table, "{*}?", FreeText(), QueryConfig(dedup=dedup), ByteTokenizer())
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(rows, st.sampled_from(["exact", "normalized"]))
 def test_what_was_pickled_gives_the_same_plan_and_answers(rows, dedup):
     query = query_of(rows, dedup)
@@ -36,7 +37,7 @@ def test_what_was_pickled_gives_the_same_plan_and_answers(rows, dedup):
     assert one.job.job == other.job.job
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(rows, st.data())
 def test_shards_together_answer_what_the_whole_does(rows, data):
     """Exact groups: the answer of a row depends on its cells alone, whichever shard it is in."""

@@ -59,6 +59,7 @@ def test_tiny_tables_are_near_the_smallest_tree(case):
     assert tree_size(shared_order(rows, lengths), lengths) <= 1.5 * smallest_size(rows, lengths)
 
 
+@pytest.mark.slow
 def test_tiny_tables_are_within_5_percent_of_the_smallest_tree_on_average():
     random = np.random.default_rng(0)
     found, smallest = 0, 0

@@ -65,12 +65,14 @@ def test_shapes_and_seed(dump):
     assert not torch.equal(dump.context(700, 3).key[..., :64], dump.context(700, 3).key[..., 64:])
 
 
+@pytest.mark.slow
 def test_calibration_reaches_the_union_of_all_heads(dump):
     dump.calibrate(2)
     made = dipr_data.shares(dump.context(LENGTH - QUERIES, 2))
     assert made.union == pytest.approx(dump.measured(2).union, rel=0.1)
 
 
+@pytest.mark.slow
 def test_random_contexts_have_the_shares_asked_for():
     source = dipr_data.Synthetic("cpu", union_32k=0.01)
     source.calibrate(2048)

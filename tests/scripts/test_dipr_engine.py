@@ -143,6 +143,7 @@ if given["--part"] == "waits":
 """
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_takes_too_long_leaves_what_it_found(tmp_path, monkeypatch):
     script = tmp_path / "child.py"
     script.write_text(CHILD)

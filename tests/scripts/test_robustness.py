@@ -43,6 +43,7 @@ def test_a_damage_that_is_not_found_is_found_by_the_script(monkeypatch, capsys):
     assert any("wrong answers" in line for line in damaged_files.run_cases(range(0, 300, 10)))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_damaged_contexts_give_the_right_bytes_or_none():
     assert script("context_damage").run_cases(range(40)) == []
@@ -54,10 +55,11 @@ def test_a_damaged_layer_that_is_not_found_is_found_by_the_script(monkeypatch, n
     context_damage = script("context_damage")
     from vllm_relational.context.stored import StoredContext
 
-    monkeypatch.setattr(StoredContext, "verify", lambda stored: None)
+    monkeypatch.setattr(StoredContext, "verify", lambda *_: None)
     assert any(f"{name}, one bit: wrong bytes" in line for line in context_damage.run_cases(range(40)))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_contexts_survive_a_full_disk():
     assert script("context_full_disk").run_cases(range(20)) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ def keys(draw):
     return found.to(draw(st.sampled_from(DTYPES))).float()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(keys())
 def test_a_key_is_at_most_half_a_step_from_what_its_code_says(group):
     codes, zero_point, scale = codec.encode(group)
@@ -35,7 +36,7 @@ def test_a_key_is_at_most_half_a_step_from_what_its_code_says(group):
     assert (far <= codec.decode_scale(scale).float() * 0.5 * codec.SLACK)[:, known].all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(keys(), st.integers(0, 2**32))
 def test_the_bound_holds_for_every_query(group, seed):
     query = torch.randn((3, group.shape[1]), generator=torch.Generator().manual_seed(seed))

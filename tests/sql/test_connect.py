@@ -276,6 +276,7 @@ def test_without_a_side_file_a_dead_engine_names_it(connect):
         con.sql("SELECT LLM('{i}', i) FROM range(10) t(i)")
 
 
+@pytest.mark.slow
 def test_a_side_file_that_is_open_is_named_with_the_fix(connect, tmp_path):
     side = tmp_path / "it's.duckdb"
     con = connect(side=side)

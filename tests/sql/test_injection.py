@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 from fake_engine import FakeEngine, row_of
+from how_many import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +63,8 @@ def test_dates_that_python_has_not_are_asked_like_others(connect):
     assert con.errors().empty
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=6))
 def test_two_columns_never_run_into_each_other(connect, rows):
     con = connect(engine=FakeEngine(lambda row: json.dumps([row["a"], row["b"]])))

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_engine import FakeEngine, canonical
 from hashed_embedder import HashedTrigrams
+from how_many import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle_engine import OracleEngine
@@ -134,7 +135,8 @@ def test_passages_for_a_row_of_the_query_around(con, index):
 
 
 # ----------------------------------------------------------------------------------------------------- the same rows
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.one_of(st.sampled_from(QUESTIONS), st.text(max_size=8)), min_size=1, max_size=12),
     st.integers(1, 4),
@@ -189,6 +191,7 @@ QUERIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", QUERIES)
 def test_the_optimiser_changes_no_result_and_searches_and_asks_no_more(connect, embedder, index, query):
     found = {}

@@ -6,6 +6,8 @@ import pytest
 
 from vllm_relational.sql.selectivity import MIN_ANSWERS
 
+pytestmark = pytest.mark.slow  # statements over thousands of rows
+
 FILTERS = [
     "LLM_FILTER('{text} is good', text)",
     "NOT LLM_FILTER('{text} is good', text)",

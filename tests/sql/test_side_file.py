@@ -14,6 +14,8 @@ from vllm_relational import RelationalLLM
 from vllm_relational.records import RelationalError
 from vllm_relational.sql import connect
 
+pytestmark = pytest.mark.slow  # files that are damaged at many places
+
 
 @pytest.fixture
 def engine() -> FakeEngine:

@@ -25,6 +25,8 @@ from vllm_relational.retrieval.retriever import Retriever
 from vllm_relational.sql import Connection
 from vllm_relational.table import read_table
 
+pytestmark = pytest.mark.slow  # whole statements with everything switched on
+
 ASK = """
 SELECT n.id, p.context_1, LLM('Sum up {topic} {body} by {context_1}', n.topic, n.body, p.context_1) AS s
 FROM note n, retrieve(n.topic, 'p.index', 1) AS p WHERE LLM_FILTER('{body} fits {context_1}', n.body, p.context_1)

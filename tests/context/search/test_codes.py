@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_keys import check_dipr, clustered_keys, guarded, query_heads, stored
@@ -65,7 +66,7 @@ def test_keys_that_are_no_numbers_are_kept_as_a_scan_keeps_them(level):
 NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.data(), st.sampled_from([2, 8, 14]), st.integers(1, 40), st.floats(0, 100))
 def test_bounds_hold_for_any_numbers(data, head_size, count, beta):
     """Against float64: no key of the exact set is ruled out, however the numbers lie."""

@@ -22,6 +22,8 @@ from vllm_relational.engine.endpoint.question import TINY
 from vllm_relational.engine.endpoint.verdict import Failed, ServerFailedError, Verdict
 from vllm_relational.records import Choice, EngineDiedError, FreeText, Prompt
 
+pytestmark = pytest.mark.slow  # waits for servers that refuse
+
 YES_NO = Choice(("yes", "no"))
 
 

@@ -6,6 +6,7 @@ from attention import rules, selection
 from attention.measure import scored_by
 from attention.selection import ByProducts, Estimated, Index, Scan
 from attention.trial import read_trial
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,7 +89,7 @@ def test_index_of_default_size_is_the_codec(dtype):
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1, 3, 4, 8]), st.sampled_from([16, 32, 64]), st.floats(0.1, 30))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_bound_holds_for_every_size_of_index(seed, bits, group, spread):
     query, key, _ = drawn(seed, spread=spread)
     scored = scored_by(query, key, 0.3, WINDOW)
@@ -105,7 +106,7 @@ def test_bound_holds_for_every_size_of_index(seed, bits, group, spread):
     st.floats(0, 40),
     st.integers(1, 5),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_scan_keeps_all_of_dipr(seed, maximum, bits, group, beta, splits):
     query, key, _ = drawn(seed)
     if seed % 3 == 0:

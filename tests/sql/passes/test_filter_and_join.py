@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import duckdb
 import pytest
+from how_many import examples
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracle_engine import OracleEngine
@@ -124,7 +125,7 @@ def before_and_after(shape: Shape) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, phases=[Phase.generate])  # shrinking takes minutes, and the query says enough
+@settings(max_examples=examples(40), phases=[Phase.generate])  # shrinking takes minutes, and the query says enough
 @given(shape=SHAPES)
 def test_the_plan_asks_no_more_than_the_better_of_before_and_after(shape):
     rows, asked = run(shape)

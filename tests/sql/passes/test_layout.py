@@ -17,6 +17,8 @@ from vllm_relational.sql.cost import measured
 from vllm_relational.sql.forecast import thinned
 from vllm_relational.sql.passes.layout import sharing
 
+pytestmark = pytest.mark.slow  # plans every statement in several layouts
+
 LONG = "repeat('unique words ' || i || ' ', 20)"
 NOTES = f"""
 CREATE TABLE note AS SELECT i AS id, {LONG} AS body, 'shelf ' || (i % 3) AS shelf, i % 5 AS stars FROM range(40) t(i)

@@ -32,6 +32,7 @@ def test_a_filter_is_asked_in_batches_until_enough_rows_pass(big, engine):
     assert "at most 1,000 rows in" in big.explain(query.replace("good", "nice"))
 
 
+@pytest.mark.slow
 def test_the_rows_are_those_of_the_whole_table(big, connect):
     query = (
         "SELECT text AS t, LLM('Sum up {text}', text) FROM big WHERE n > 7 AND LLM_FILTER('{text} is good', text) "

@@ -19,6 +19,8 @@ from vllm_relational.vllm_ext.attention.statistics import NAMES, StatisticsReade
 from vllm_relational.vllm_ext.scheduler import metrics
 from vllm_relational.vllm_ext.scheduler.scheduler import RelationalScheduler
 
+pytestmark = pytest.mark.slow  # each case computes a model's attention
+
 
 def make_layer(monkeypatch, **counts):
     """A layer, which keeps its decoder, with counts."""

@@ -20,6 +20,8 @@ from vllm_relational.context.vllm_report import loaded_of
 from vllm_relational.records import RelationalError
 from vllm_relational.vllm_ext.scheduler import RelationalScheduler
 
+pytestmark = pytest.mark.slow  # vLLM's scheduler, most of it twice
+
 EXACT = {"order": "arrival", "token_exact": True}
 PLAIN = {"order": "arrival"}
 

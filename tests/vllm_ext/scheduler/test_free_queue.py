@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import pytest
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm_objects import BLOCK_SIZE, check_pool, make_manager, make_request
@@ -108,7 +109,7 @@ class Driver:
 
 
 @pytest.mark.parametrize("name", QUEUES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(operations=operations)
 def test_free_and_held_and_null_make_the_pool_after_every_step(name, operations):
     driver = Driver(name)
@@ -117,7 +118,7 @@ def test_free_and_held_and_null_make_the_pool_after_every_step(name, operations)
         check_pool(driver.pool, driver.held())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(operations=operations)
 def test_lru_takes_the_very_blocks_that_stock_takes(operations):
     ours, stock = Driver("lru"), Driver("stock")
@@ -139,7 +140,7 @@ def uses(driver):
             yield block.block_id, BlockUse(0, inserted=0, last_use=clock, next_use=next_use)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(operations=operations)
 def test_batch_hands_blocks_out_in_the_order_of_its_sort_key(operations):
     driver = Driver("batch", reference=True)
@@ -156,7 +157,7 @@ def test_batch_hands_blocks_out_in_the_order_of_its_sort_key(operations):
 
 
 @pytest.mark.parametrize("name", ["fifo", "batch"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(operations=operations)
 def test_native_hands_out_the_very_blocks_of_the_reference(name, operations):
     native_one, reference = Driver(name), Driver(name, reference=True)
@@ -171,7 +172,7 @@ def test_native_hands_out_the_very_blocks_of_the_reference(name, operations):
 
 
 @pytest.mark.parametrize("policy", ["lru", "fifo", "batch"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(several=st.lists(prompts, max_size=12), waiting=st.lists(prompts, max_size=6))
 def test_a_policy_by_its_key_finds_the_blocks_of_its_own_queue(policy, several, waiting):
     """One request at a time: there the numbers of requests and the clock of the queue rise alike."""
@@ -187,7 +188,7 @@ def test_a_policy_by_its_key_finds_the_blocks_of_its_own_queue(policy, several, 
 
 
 @pytest.mark.parametrize("name", ["fifo", "batch", "keyed"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(several=st.lists(prompts, max_size=12), waiting=st.lists(prompts, max_size=6))
 def test_blocks_without_a_hash_come_first_and_children_before_parents(name, several, waiting):
     driver = Driver(name, num_blocks=14)

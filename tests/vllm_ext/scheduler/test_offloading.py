@@ -21,6 +21,8 @@ from vllm_relational.context.vllm_arguments import context_arguments
 from vllm_relational.context.vllm_report import loaded_of
 from vllm_relational.vllm_ext.scheduler import RelationalScheduler
 
+pytestmark = pytest.mark.slow  # vLLM's scheduler and connector
+
 EXACT = {"order": "arrival", "token_exact": True}
 PLAIN = {"order": "arrival"}
 PER_FILE = 2

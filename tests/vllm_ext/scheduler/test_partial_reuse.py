@@ -14,6 +14,7 @@ from fake_worker import (
     make_scheduler,
     sliding_window,
 )
+from how_many import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vllm.lora.request import LoRARequest
@@ -286,7 +287,7 @@ def test_native_reuses_the_very_tokens_of_the_reference(model_folder, monkeypatc
     assert found[0] == found[1] and found[0][2].tokens_saved > 40
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompts=st.lists(PROMPTS, max_size=12))
 def test_with_room_for_all_a_request_computes_what_no_earlier_one_did(model_folder, prompts):
     """One after another: exactly the tokens after the longest prefix common with the whole blocks of any before."""

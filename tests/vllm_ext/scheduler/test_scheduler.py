@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from how_many import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -43,7 +44,7 @@ def simulated(policy, prompts, num_blocks):
 
 @pytest.mark.parametrize("cls", [RelationalScheduler, SyncRelationalScheduler])
 @pytest.mark.parametrize("eviction", ["lru", "batch"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(prompts=prompts, num_blocks=st.integers(8, 14))
 def test_hits_are_those_of_the_simulator_when_requests_run_one_by_one(cls, eviction, prompts, num_blocks):
     relational = {"eviction": eviction, "order": "arrival"}
@@ -52,7 +53,7 @@ def test_hits_are_those_of_the_simulator_when_requests_run_one_by_one(cls, evict
 
 
 @pytest.mark.parametrize("eviction", ["lru", "batch"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(prompts=prompts, num_blocks=st.integers(8, 14))
 def test_hits_are_those_of_the_simulator_in_prefix_order_too(eviction, prompts, num_blocks):
     """For batch where no prompt returns, because the simulator knows the order and the index only who waits."""

@@ -3,6 +3,7 @@
 from itertools import product
 
 import pytest
+from how_many import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -124,7 +125,9 @@ class WarmTraffic(Traffic):
 
 @pytest.mark.parametrize("traffic", [Traffic, ArrivalTraffic, WarmTraffic])
 def test_random_traffic(traffic):
-    run_state_machine_as_test(traffic, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(
+        traffic, settings=settings(max_examples=examples(60), stateful_step_count=30, deadline=None)
+    )
 
 
 def test_a_shallow_queue_is_first_come_first_served():
