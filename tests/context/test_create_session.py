@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 import torch
 from session_models import random_model
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    RobertaConfig,
+    RobertaForCausalLM,
+)
 
 from vllm_relational.context import DB, ContextError
 from vllm_relational.context.errors import UnsupportedModelError
 from vllm_relational.context.settings import SessionSettings
+from vllm_relational.context.text import SessionMisuseError
 
 IDS = torch.randint(1, 199, (1, 90), generator=torch.Generator().manual_seed(1))
 
@@ -162,3 +171,62 @@ def test_nothing_changes_for_others_who_hold_the_files(db, model):
     before = {path: path.read_bytes() for path in db.path.glob(f"*/{context}/*")}
     ask(db, model)
     assert {path: path.read_bytes() for path in before} == before
+
+
+CHANGES = {
+    "in place": lambda weight: weight.mul_(2),
+    "another file": lambda weight: weight.copy_(torch.ones_like(weight)),
+    "through data": lambda weight: weight.data.mul_(2),
+}
+
+
+@pytest.mark.parametrize("change", ["in place", "another file"])
+def test_weights_that_change_under_a_session_end_it(db, change):
+    """Else it goes on with keys of two models."""
+    changed = random_model()
+    _, session, _ = ask(db, changed)
+    with torch.no_grad():
+        CHANGES[change](changed.model.layers[0].self_attn.k_proj.weight)
+    with pytest.raises(SessionMisuseError, match="was changed since"):
+        changed(torch.tensor([[5]]), past_key_values=session)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_session_is_not_stored_as_that_of_the_weights_before(db, change):
+    changed = random_model()
+    session, remaining = db.create_session(IDS, changed)
+    changed.set_attn_implementation("context")
+    with torch.no_grad():
+        CHANGES[change](changed.model.layers[0].self_attn.k_proj.weight)
+    with pytest.raises(ContextError, match="was changed since"), torch.no_grad():
+        changed(remaining, past_key_values=session)
+        db.store(session)
+    assert not db.list()
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 199, "ffn_dim": 32}
+
+
+def test_a_model_whose_head_calls_the_decoder_within_its_base_model(db):
+    """The hook must be on the module that is called: OPT's head passes its base model by."""
+    config = OPTConfig(**TINY, word_embed_proj_dim=32, init_std=0.3, eos_token_id=None, pad_token_id=0)
+    torch.manual_seed(0)
+    given = OPTForCausalLM(config).eval()
+    given.set_attn_implementation("sdpa")
+    expected = generated(given, IDS)
+    db.store(ask(db, given, IDS[:, :60])[1])
+    answer, _, computed = ask(db, given)
+    assert computed < 60 and torch.equal(answer, expected)
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (lambda: FalconForCausalLM(FalconConfig(**TINY)), "attention in code of its own"),
+        (lambda: RobertaForCausalLM(RobertaConfig(**TINY, is_decoder=True, intermediate_size=32)), "padding token"),
+    ],
+    ids=["own attention", "positions from padding"],
+)
+def test_models_that_cannot_use_a_session_are_refused(db, made, why):
+    with pytest.raises(UnsupportedModelError, match=why):
+        db.create_session(IDS, made())

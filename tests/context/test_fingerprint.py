@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from vllm_relational.context import fingerprint
 from vllm_relational.context.errors import ContextError, UnsupportedModelError
@@ -82,7 +91,11 @@ def test_another_adapter_at_work_changes_it():
     given.model.extra.active_adapters = ("b",)
     seen.append(fingerprint_of_model(given))
     given.model.extra.disable_adapters = True
-    assert len({*seen, fingerprint_of_model(given)}) == 3
+    seen.append(fingerprint_of_model(given))
+    given.model.extra.scaling = {"b": 2.0}
+    seen.append(fingerprint_of_model(given))
+    given.model.extra.scaling["b"] = 1.0
+    assert len({*seen, fingerprint_of_model(given)}) == 5
 
 
 def test_what_is_no_matter_to_keys_does_not():
@@ -113,12 +126,23 @@ def test_weights_that_are_elsewhere_are_refused():
         (MistralConfig(sliding_window=64), "sliding"),
         (Qwen2Config(use_sliding_window=True, sliding_window=64, max_window_layers=2), "sliding"),
         (LlamaConfig(is_encoder_decoder=True), "encoder"),
+        (LlamaConfig(is_causal=False), "behind them"),
+        (Gemma3TextConfig(use_bidirectional_attention=True, layer_types=["full_attention"] * 26), "behind them"),
     ],
-    ids=["dynamic rope", "sliding window", "some layers slide", "encoder"],
+    ids=["dynamic rope", "sliding window", "some layers slide", "encoder", "not causal", "bidirectional"],
 )
 def test_models_whose_keys_depend_on_more_are_refused(config, why):
     with pytest.raises(UnsupportedModelError, match=why):
         check_supported(config)
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_an_encoder_with_a_head_is_refused_unless_it_decodes(is_decoder):
+    given = BertLMHeadModel(
+        BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50, is_decoder=is_decoder)
+    )
+    with nullcontext() if is_decoder else pytest.raises(UnsupportedModelError, match="behind them"):
+        fingerprint_of_model(given)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_one_sequence_in_any_form(given):
         ([[1, 2], [3]], "no token ids"),
         (5, "one sequence"),
         (None, "one sequence"),
-        ({"input_ids": [1]}, "one sequence"),
+        ({"input_ids": [1]}, "not dict: pass"),
     ],
     ids=str,
 )

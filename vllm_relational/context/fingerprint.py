@@ -34,6 +34,8 @@ _NO_MATTER = {
     "output_hidden_states", "problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
+_BOTH_WAYS = "its tokens also attend to those behind them, so keys change with what follows"
+
 NUM_SAMPLES = 64  # numbers of a weight that are compared at every use
 
 
@@ -57,7 +59,8 @@ def fingerprint_of_model(model: Any) -> str:
     ``weight.data`` in more than a few places. Raises ``UnsupportedModelError``.
     """
     check_supported(model.config)
-    state, known = _state(model), _of_models.get(model)
+    _check_causal(model)
+    state, known = state_of_weights(model), _of_models.get(model)
     if known is None or known.state != state or known.sampled != _sampled(known.samples):
         settings = _settings(model.config.to_dict())
         digest = _digest({"model": settings, "dtype": str(model.dtype), "weights": _weights_of(model)})
@@ -97,8 +100,17 @@ def check_supported(config: Any) -> None:
         _refuse(f"it has layers of {', '.join(sorted(kinds))}, which do not keep the keys and values of all tokens")
     if getattr(config, "is_encoder_decoder", False):
         _refuse("its decoder reads an encoder, of which token ids say nothing")
+    if getattr(config, "is_causal", None) is False or getattr(config, "use_bidirectional_attention", None):
+        _refuse(_BOTH_WAYS)
     if config.get_text_config() is not config:
         _refuse("it reads more than text, and token ids do not say what an image or a sound holds")
+
+
+def _check_causal(model: Any) -> None:
+    """Encoders with a head say it in their layers. Where others have cross-attention, that is not causal either."""
+    causal = {getattr(module, "is_causal", None) for module in model.modules()}
+    if False in causal and True not in causal:
+        _refuse(_BOTH_WAYS)
 
 
 def _refuse(why: str) -> None:
@@ -145,10 +157,14 @@ def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     yield from sorted(model.named_buffers())
 
 
-def _state(model: Any) -> Any:
+def state_of_weights(model: Any) -> Any:
     """Changes when a weight is exchanged or changed in place, or another adapter is used."""
-    tensors = tuple((name, tensor.data_ptr(), _version_of(tensor)) for name, tensor in _tensors(model))
-    return tensors, _adapters(model), str(model.dtype)
+    found = []
+    for module in model.modules():  # every forward pass of a session asks: names would take three times as long
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                found.append((tensor.data_ptr(), _version_of(tensor)))
+    return found, _adapters(model), str(model.dtype)
 
 
 def _version_of(tensor: torch.Tensor) -> int:
@@ -174,9 +190,15 @@ def _sampled(samples: list[torch.Tensor]) -> str:
 
 
 def _adapters(model: Any) -> str:
-    """Which adapters of PEFT are at work, in layers that have any."""
-    layers = [module for module in model.modules() if isinstance(getattr(module, "merged_adapters", None), list)]
-    return str([(layer.active_adapters, layer.merged_adapters, layer.disable_adapters) for layer in layers] or "")
+    """Which adapters of PEFT are at work, in layers that have any, and how strongly."""
+    layers = [module for module in model.modules() if isinstance(module.__dict__.get("merged_adapters"), list)]
+    return str(
+        [
+            (layer.active_adapters, layer.merged_adapters, layer.disable_adapters, getattr(layer, "scaling", None))
+            for layer in layers
+        ]
+        or ""
+    )
 
 
 def _weights_of(model: Any) -> str:

@@ -21,23 +21,39 @@ from vllm_relational.context.session import ContextSession
 from vllm_relational.context.text import SessionMisuseError
 
 _WATCHED = "_watches_sessions"
+_COUNTS_PADDING = "create_position_ids_from_input_ids"  # a method of the embeddings of RoBERTa and its kin
 
 
 def decoder_of(model: Any) -> Any:
     """The module that is given token ids, positions and the cache, with or without a head on top."""
-    return getattr(model, "base_model", model)
+    base = getattr(model, "base_model", model)
+    return base.get_decoder() if hasattr(base, "get_decoder") else base  # OPT's head calls that of its base model
 
 
 def watch(model: Any) -> None:
-    """Check from now on every forward pass of the model that is given a session."""
+    """Check from now on every forward pass of the model that is given a session. ``UnsupportedModelError`` for a model
+    that cannot be given one."""
     model = getattr(model, "_orig_mod", model)  # of what torch.compile returned, ``generate`` runs the model itself
     decoder = decoder_of(model)
+    _check_model(model, decoder)
     if _WATCHED not in decoder.__dict__:
         decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
         setattr(decoder, _WATCHED, True)
     if _WATCHED not in model.__dict__ or "prepare_inputs_for_generation" not in model.__dict__:
         _complete_generate(model)
         setattr(model, _WATCHED, True)
+
+
+def _check_model(model: Any, decoder: Any) -> None:
+    if not getattr(model, "_can_set_attn_implementation", lambda: True)():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} computes attention in code of its own, which cannot read a session: use a model "
+            "whose attention can be set"
+        )
+    if any(hasattr(module, _COUNTS_PADDING) for module in decoder.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} numbers positions by its padding token, and sessions count them from 0"
+        )
 
 
 def _session_in(cache: Any) -> Any:
@@ -71,6 +87,11 @@ def _arguments(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
 def _check_call(decoder: Any, cache: Any, given: dict[str, Any]) -> None:
     if not cache.is_for(decoder):
         raise SessionMisuseError("the session was made for another model object: db.create_session(ids, this model)")
+    if not cache.weights_are_the_same():
+        raise SessionMisuseError(
+            "the model was changed since the session was made (weights, adapters, dtype or device; it is "
+            f"{decoder.dtype} on {decoder.device} now): make a session for the model as it is with db.create_session"
+        )
     implementation = decoder.config._attn_implementation
     if implementation != "context":
         raise SessionMisuseError(

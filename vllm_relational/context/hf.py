@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from vllm_relational.context import guard
 from vllm_relational.context.errors import ContextError, UnsupportedModelError
+from vllm_relational.context.fingerprint import state_of_weights
 from vllm_relational.context.session import ContextSession, StoredLayers
 from vllm_relational.context.settings import SessionSettings
 from vllm_relational.context.text import SessionMisuseError
@@ -55,7 +56,8 @@ class Handle(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise SessionMisuseError(
-            f"{func} needs keys, which stay in the session: call model.set_attn_implementation({NAME!r}) first"
+            f"{func} needs keys, which stay in the session: call model.set_attn_implementation({NAME!r}) first. "
+            "Where that was done, this model's attention is code of its own and cannot read sessions"
         )
 
 
@@ -124,6 +126,7 @@ class ContextCache(Cache):
         super().__init__(layers=[SessionLayer(session, index) for index in range(num_layers)])
         self.session = session
         self._model = weakref.ref(guard.decoder_of(model))
+        self._whole_model, self._weights = weakref.ref(model), state_of_weights(guard.decoder_of(model))
         self._announced = 0
         self.fingerprint: str | None = None  # of the model and its name, for ``DB.store``
         self.model_name = ""
@@ -137,6 +140,15 @@ class ContextCache(Cache):
     def is_for(self, decoder: torch.nn.Module) -> bool:
         """Whether the session was made for this model object."""
         return self._model() is decoder
+
+    @property
+    def model(self) -> Any:
+        """The model that it was made for; None where that is gone."""
+        return self._whole_model()
+
+    def weights_are_the_same(self) -> bool:
+        """As when the session was made; changes through ``weight.data`` show only when it is stored."""
+        return bool(state_of_weights(self._model()) == self._weights)
 
     def announce(self, ids: Any, seen: Any = None) -> None:
         """The model is about to add these tokens, ``[batch, new tokens]``, to every layer."""

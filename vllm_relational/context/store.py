@@ -198,6 +198,12 @@ class DB:
         fingerprint = getattr(session, "fingerprint", None)
         if fingerprint is None:
             raise ContextError("only sessions of create_session can be stored: for others use import_(ids, kv, model)")
+        model = getattr(session, "model", None)
+        if model is not None and fingerprint_of_model(model) != fingerprint:
+            raise ContextError(
+                "the model was changed since the session was made (weights, adapters or dtype), so its keys may "
+                "not all be of one model: make a new session with db.create_session"
+            )
         held = getattr(session, "session", session)
         if held.counts.searches:
             raise ContextError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ def as_token_ids(ids: Any, vocab_size: int | None = None) -> np.ndarray:
     ids: integers ``[num_tokens]`` or ``[1, num_tokens]``: a list, a NumPy array, a tensor on any device.
     vocab_size: of the model; a larger id belongs to another tokenizer. Raises ``ContextError``.
     """
-    if isinstance(ids, str | bytes):
-        raise ContextError("token ids are needed, not a text: pass tokenizer(text).input_ids")
+    if isinstance(ids, str | bytes | Mapping):  # a text, or what a tokenizer returned as a whole
+        raise ContextError(f"token ids are needed, not {type(ids).__name__}: pass tokenizer(text).input_ids")
     array = _as_array(ids)
     if array.ndim == 2 and array.shape[0] == 1:
         array = array[0]
