@@ -57,17 +57,24 @@ def test_a_text_is_computed_once(db, model, tmp_path):
     ("text", "options", "why"),
     [
         (" ", (), "empty"),
+        ("word", ("--dtype", "float8"), "there are auto, bfloat16, float16, float32"),
         ("word " * 3000, (), "positions of the model end at 2,048"),
         ("a text", ("--limit", "1KB"), "does not fit"),
         ("a text", ("--limit", "much"), "no size"),
         ("a text", ("--name", " "), "no name"),
-        ("a text", ("--dtype", "int5"), "cannot load the model"),
     ],
 )
 def test_what_cannot_be_added_is_said(db, model, tmp_path, text, options, why):
     (tmp_path / "text").write_text(text)
     assert why in error_of("add", tmp_path / "text", "-m", model, *options)
     assert db.list() == []
+
+
+def test_a_byte_order_mark_is_no_text(db, model, tmp_path):
+    (tmp_path / "with.txt").write_text(TEXTS[0], encoding="utf-8-sig")
+    (tmp_path / "without.txt").write_text(TEXTS[0], encoding="utf-8")
+    call("add", tmp_path / "with.txt", "-m", model)
+    assert ", 0 computed" in call("add", tmp_path / "without.txt", "-m", model).stderr
 
 
 def test_contexts_are_listed_for_people_and_for_programs(db):

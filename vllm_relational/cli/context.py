@@ -195,7 +195,7 @@ def _count(number: int, what: str) -> str:
 
 def _text_of(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # a byte order mark is no text: no prompt begins with it
     except FileNotFoundError as error:
         raise RelationalError(f"there is no file {file}") from error
     except UnicodeDecodeError as error:

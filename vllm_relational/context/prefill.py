@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_relational.context.errors import ContextError
+from vllm_relational.context.files import STORED_AS
 from vllm_relational.context.fingerprint import check_supported, fingerprint_of_model
 from vllm_relational.context.token_ids import as_token_ids
 
 if TYPE_CHECKING:
     from vllm_relational.context.store import DB
 
+DTYPES = ("auto", *STORED_AS)
 CHUNK = 1024  # tokens that are computed at a time
 
 
@@ -35,6 +37,7 @@ def load_model(model: str, tokenizer: str | None, dtype: str, device: str | None
         import transformers
     except ImportError as error:
         raise ContextError("storing contexts needs torch: pip install 'vllm-relational[cpu]', or [cuda]") from error
+    _check_dtype(dtype)
     hub: Any = transformers
     hub.logging.disable_progress_bar()
     try:
@@ -44,6 +47,11 @@ def load_model(model: str, tokenizer: str | None, dtype: str, device: str | None
         return loaded.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), words
     except (OSError, ValueError, RuntimeError) as error:
         raise ContextError(f"cannot load the model {model}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise ContextError(f"dtype {dtype!r}: there are {', '.join(DTYPES)}")
 
 
 def token_ids_of(text: str, tokenizer: Any, chat: bool) -> list[int]:
