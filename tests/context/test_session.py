@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import shutil
 
 import numpy as np
 import pytest
@@ -35,8 +36,8 @@ KINDS = {"mapped": None, "split": SPLIT, "partly near": PartlyNear(contiguous=Fa
 class Given:
     """Random keys and values of a stored text and of tokens behind it."""
 
-    def __init__(self, folder, dtype=torch.float32) -> None:
-        torch.manual_seed(0)
+    def __init__(self, folder, dtype=torch.float32, seed=0) -> None:
+        torch.manual_seed(seed)
         self.dtype = dtype
         self.keys, self.values = (
             torch.randn(LAYERS, KV_HEADS, STORED + 40, SIZE).to(dtype) * scale for scale in (2.0, 1.0)
@@ -229,7 +230,8 @@ def test_attention_to_what_is_found(given, how, contiguous):
 
 
 @pytest.mark.parametrize("index", ["flat", "int4", "clusters", "graph"])
-def test_every_index_with_everything_allowed_is_full_attention(given, index):
+def test_every_index_with_everything_allowed_is_full_attention(given, index, monkeypatch):
+    monkeypatch.setattr("vllm_relational.context.body.LEAST_ASKED", 1)
     settings = SessionSettings(**WINDOW, method="dipr", alpha=1e-30, index=index)
     session = given.session(settings=settings)
     given.add(session, 300, 303)
@@ -273,6 +275,29 @@ def test_an_index_is_kept_for_the_next_session(tmp_path):
     written = file.stat().st_mtime_ns
     close(given.add(second, 300, 301), one)
     assert file.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("kind", ["int4", "clusters"])
+def test_an_index_of_another_context_is_built_again(tmp_path, kind):
+    """Copied in with its record, so that it fits its checksums."""
+    settings = SessionSettings(**WINDOW, method="dipr", alpha=1e-30, index=kind)
+    (tmp_path / "other").mkdir()
+    given, other = Given(tmp_path), Given(tmp_path / "other", seed=5)
+    other.add(other.session(settings=settings), 300, 301)
+    for file in (tmp_path / "other").glob("index_*"):
+        shutil.copy(file, tmp_path / file.name)
+    close(given.add(given.session(settings=settings), 300, 301), given.expected(300, 301))
+
+
+@pytest.mark.parametrize("method", ["dipr", "auto"])
+def test_no_graph_is_built_of_a_few_queries(tmp_path, method, monkeypatch):
+    """It would be kept, and miss half of what others ask."""
+    table = SearchCosts({"full": WayCost(0, 1e9), "graph": WayCost(0, 1e-9)}, hit_us=0.0)
+    monkeypatch.setattr("vllm_relational.context.body.costs", lambda: table)
+    given = Given(tmp_path)
+    session = given.session(settings=SessionSettings(**WINDOW, method=method, alpha=1e-30, index="graph"))
+    close(given.add(session, 300, 301), given.expected(300, 301))
+    assert session.counts.searches == 1 and not list(tmp_path.glob("index_graph*"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vllm_relational.context.errors import DamagedContextError
 from vllm_relational.context.files import STORED_AS, LayerFile
 from vllm_relational.context.search import (
     Hits,
@@ -24,6 +25,9 @@ from vllm_relational.context.search import (
 )
 from vllm_relational.context.search.calibrate import costs
 from vllm_relational.context.settings import INDEXES, SessionSettings
+
+LEAST_ASKED = 256
+"""Queries that a graph is built from at least: one of a few is kept for good, and misses half of what others ask."""
 
 
 @dataclass
@@ -118,12 +122,15 @@ class SearchedBody:
         return self._plans[layer].kind if layer in self._plans else self.settings.index
 
     def _indexes(self, layer: int, keys: list[np.ndarray]) -> list[KeyIndex]:
-        """Of all KV heads: those that are kept with the context, else built, and kept for the next session."""
+        """Of all KV heads: those that are kept with the context, else built, and kept for the next session. Where too
+        little was asked for a graph, the session looks at all keys instead."""
         kind = self._kind(layer)
-        path = None if kind == "flat" else self.stored.index_path(kind, layer)
-        if path is not None:
-            return list(load(path, keys, kind))
-        built = [build(kind, own, self._asked(layer, head)) for head, own in enumerate(keys)]
+        if kind != "flat" and (kept := self._kept(kind, layer, keys)):
+            return kept
+        asked = [self._asked(layer, head) for head in range(len(keys))]
+        if kind == "graph" and min(len(queries) for queries in asked) < LEAST_ASKED:
+            kind = "flat"
+        built = [build(kind, *pair) for pair in zip(keys, asked, strict=True)]
         if kind != "flat":
 
             def write(place: Path) -> None:
@@ -132,5 +139,15 @@ class SearchedBody:
             self.stored.add_index(kind, layer, write)
         return list(built)
 
-    def _asked(self, layer: int, head: int) -> np.ndarray | None:
-        return None if self._queries is None or self._kind(layer) != "graph" else self._queries(layer, head)
+    def _kept(self, kind: str, layer: int, keys: list[np.ndarray]) -> list[KeyIndex]:
+        """Those of the context's file; nothing where there is none, or one that is of other keys."""
+        path = self.stored.index_path(kind, layer)
+        try:
+            return [] if path is None else list(load(path, keys, kind))
+        except (DamagedContextError, FileNotFoundError):  # copied from another context, or just taken away
+            return []
+
+    def _asked(self, layer: int, head: int) -> np.ndarray:
+        if self._queries is None or self._kind(layer) != "graph":
+            return np.empty((0, self.stored.layer(layer).shape.head_size), np.float32)
+        return self._queries(layer, head)
