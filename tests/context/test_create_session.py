@@ -19,6 +19,7 @@ from transformers import (
 
 from vllm_relational.context import DB, ContextError
 from vllm_relational.context.errors import UnsupportedModelError
+from vllm_relational.context.fingerprint import fingerprint_of_model
 from vllm_relational.context.settings import SessionSettings
 from vllm_relational.context.text import SessionMisuseError
 
@@ -230,3 +231,33 @@ def test_a_model_whose_head_calls_the_decoder_within_its_base_model(db):
 def test_models_that_cannot_use_a_session_are_refused(db, made, why):
     with pytest.raises(UnsupportedModelError, match=why):
         db.create_session(IDS, made())
+
+
+def cache_of(model, ids=IDS):
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+NOT_THE_MODEL_S = {
+    "another dtype": lambda kv: [(keys.half(), values.half()) for keys, values in kv],
+    "a layer less": lambda kv: kv[:1],
+    "a layer more": lambda kv: [*kv, kv[0]],
+}
+
+
+@pytest.mark.parametrize("change", NOT_THE_MODEL_S)
+def test_keys_that_cannot_be_the_model_s_are_not_imported_for_it(db, model, change):
+    with pytest.raises(ContextError, match="the model has 2 in float32"):
+        db.import_(IDS, NOT_THE_MODEL_S[change](cache_of(model)), model)
+
+
+@pytest.mark.parametrize("change", NOT_THE_MODEL_S)
+def test_nor_used_where_they_were_imported_under_its_fingerprint(db, model, change):
+    stored = db.import_(IDS, NOT_THE_MODEL_S[change](cache_of(model)), fingerprint_of_model(model))
+    with pytest.raises(ContextError, match=f"context {stored} .delete it. holds"):
+        db.create_session(IDS, model)

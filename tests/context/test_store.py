@@ -320,3 +320,19 @@ def test_a_database_goes_to_other_processes(db):
     there = pickle.loads(pickle.dumps(DB(db.path, max_bytes=5, read_only=True)))
     assert there.find(range(10), FINGERPRINT)[0].id == context
     assert (there.max_bytes, there.read_only) == (5, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("x" * 300, {}, "too long"),
+        ("db", {"max_bytes": 0}, "1 or more"),
+        ("db", {"max_bytes": "1GB"}, "'1GB': a number of bytes"),
+        ("db", {"read_only": True}, "there is no folder"),
+    ],
+    ids=["name", "no bytes", "text", "not there"],
+)
+def test_what_cannot_be_opened_is_said(tmp_path, name, options, why):
+    with pytest.raises(ContextError, match=why):
+        DB(tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())

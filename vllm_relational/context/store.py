@@ -20,6 +20,7 @@ import numpy as np
 from vllm_relational.context import commit, inventory
 from vllm_relational.context.catalogue import Catalogue
 from vllm_relational.context.errors import ContextError, DamagedContextError, NewerFormatError
+from vllm_relational.context.files import LayerShape
 from vllm_relational.context.fingerprint import fingerprint_of_model
 from vllm_relational.context.inventory import ContextInfo, ContextProblem, Sizes, StoreStat
 from vllm_relational.context.layer_source import LayerSource, source_of, source_of_session
@@ -69,11 +70,13 @@ class DB:
         return opened, (self.path,)
 
     def _check(self) -> None:
-        if self.max_bytes is not None and self.max_bytes < 1:
-            raise ContextError(f"max_bytes is {self.max_bytes}: 1 or more, or None for no limit")
-        if self.path.exists() and not self.path.is_dir():
+        if self.max_bytes is not None and (isinstance(self.max_bytes, str) or self.max_bytes < 1):
+            raise ContextError(f"max_bytes is {self.max_bytes!r}: a number of bytes, 1 or more, or None for no limit")
+        with commit.explained("open a database", self.path):
+            exists = self.path.exists()
+        if exists and not self.path.is_dir():
             raise ContextError(f"{self.path} is a file: name a folder for the contexts")
-        if not self.path.exists():
+        if not exists:
             if self.read_only:
                 raise ContextError(f"there is no folder {self.path}: nothing was stored there yet")
             with commit.explained("make a database", self.path):
@@ -96,6 +99,8 @@ class DB:
         fingerprint = fingerprint_of_model(model)
         found = self.find(token_ids[:-1], fingerprint) if len(token_ids) > 1 else None
         stored, num_stored = found or (None, 0)
+        if stored is not None:
+            _check_shapes(stored.shapes, model, f"context {stored.id} (delete it) holds")
         session, remaining = open_session(stored, num_stored, token_ids, model, settings)
         session.fingerprint, session.model_name = fingerprint, _name_of(model)
         return session, remaining
@@ -187,8 +192,10 @@ class DB:
             exported = read_export(Path(kv))
             exported.check(token_ids, fingerprint)
             return self._put(token_ids, exported.source, fingerprint, exported.model, name)
-        model = "" if is_text else _name_of(model_or_fingerprint)
-        return self._put(token_ids, source_of(kv, len(token_ids)), fingerprint, model, name)
+        model, source = "" if is_text else _name_of(model_or_fingerprint), source_of(kv, len(token_ids))
+        if not is_text:
+            _check_shapes(source.shapes, model_or_fingerprint, "there are")
+        return self._put(token_ids, source, fingerprint, model, name)
 
     def store(self, session: Any, name: str | None = None) -> str:
         """Store all tokens that a session holds; returns the id of the context.
@@ -353,6 +360,16 @@ def _checked_fingerprint(fingerprint: str) -> str:
     if not is_id(fingerprint):
         raise ContextError(f"{fingerprint!r} is no fingerprint: 32 hexadecimal digits, see fingerprint_of_model")
     return fingerprint
+
+
+def _check_shapes(shapes: list[LayerShape], model: Any, found: str) -> None:
+    """Raise ``ContextError`` for keys and values that cannot be the model's, though somebody said so."""
+    layers, dtype = model.config.get_text_config().num_hidden_layers, str(model.dtype).removeprefix("torch.")
+    if len(shapes) != layers or {shape.dtype for shape in shapes} != {dtype}:
+        kinds = ", ".join(sorted({shape.dtype for shape in shapes}))
+        raise ContextError(
+            f"{found} keys and values of {len(shapes)} layers in {kinds}; the model has {layers} in {dtype}"
+        )
 
 
 def _vocab_size(model: Any) -> int | None:
