@@ -261,3 +261,11 @@ def test_nor_used_where_they_were_imported_under_its_fingerprint(db, model, chan
     stored = db.import_(IDS, NOT_THE_MODEL_S[change](cache_of(model)), fingerprint_of_model(model))
     with pytest.raises(ContextError, match=f"context {stored} .delete it. holds"):
         db.create_session(IDS, model)
+
+
+def test_taking_nothing_away_changes_nothing(db, model, answer):
+    db.store(ask(db, model, IDS[:, :60])[1])
+    session, remaining = db.create_session(IDS, model)
+    session.crop(0)
+    model.set_attn_implementation("context")
+    assert torch.equal(generated(model, remaining, session), answer)

@@ -206,6 +206,8 @@ class ContextSession:
                 f"cannot crop a session to {length} tokens: {self.num_stored} of them are stored. Make a session for "
                 "the shorter text with db.create_session"
             )
+        if length >= max(self._lengths(), default=self.num_stored):
+            return  # what is known to follow still does
         for rows in self._layers.values():
             rows.crop(min(length, rows.length))
         self._text = self._text[:length]

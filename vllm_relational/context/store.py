@@ -70,7 +70,8 @@ class DB:
         return opened, (self.path,)
 
     def _check(self) -> None:
-        if self.max_bytes is not None and (isinstance(self.max_bytes, str) or self.max_bytes < 1):
+        limit: Any = self.max_bytes
+        if limit is not None and (isinstance(limit, str) or limit < 1):
             raise ContextError(f"max_bytes is {self.max_bytes!r}: a number of bytes, 1 or more, or None for no limit")
         with commit.explained("open a database", self.path):
             exists = self.path.exists()
