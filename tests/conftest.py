@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.testing
@@ -23,7 +24,8 @@ from vllm_relational.cli import options as cli_options
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The commands of the program are made from their functions' signatures once, not at each of hundreds of calls.
-typer.testing._get_command = functools.cache(typer.testing._get_command)
+_testing: Any = typer.testing  # what is cached there is not exported
+_testing._get_command = functools.cache(_testing._get_command)
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.register_profile("fast", settings.get_profile("repeatable"), max_examples=25)  # scripts/test.sh --fast

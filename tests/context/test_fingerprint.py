@@ -126,7 +126,7 @@ def test_weights_that_are_elsewhere_are_refused():
         (MistralConfig(sliding_window=64), "sliding"),
         (Qwen2Config(use_sliding_window=True, sliding_window=64, max_window_layers=2), "sliding"),
         (LlamaConfig(is_encoder_decoder=True), "encoder"),
-        (LlamaConfig(is_causal=False), "behind them"),
+        (LlamaConfig(**{"is_causal": False}), "behind them"),
         (Gemma3TextConfig(use_bidirectional_attention=True, layer_types=["full_attention"] * 26), "behind them"),
     ],
     ids=["dynamic rope", "sliding window", "some layers slide", "encoder", "not causal", "bidirectional"],
