@@ -2,13 +2,14 @@
 """Do answers over stored long texts stay right when a session searches its keys instead of reading them all?
 
     context_quality.py MODEL --haystack squad.parquet:context --out FOLDER --contexts FOLDER
-        --session '{"method": "dipr", "alpha": 0.001}' ... [--budget 0.25] [--lengths 8192,16384,32768]
+        --session '{"method": "dipr", "alpha": 0.001, "dense_below": 0}' ... [--budget 0.25] [--lengths 8192,16384,32768]
         [--samples 20] [--tasks passkey,kv] [--seconds 540] [--part 1/4]
     context_quality.py --out FOLDER --summary
 
 Every prompt is prefilled densely and its keys and values are stored as a context. Then the last token of the prompt and
 the answer are computed with transformers' own cache (trial ``dense``) and, for each ``--session`` (an object of
-``SessionSettings``), by a session over the stored context. ``--budget`` is the share of the stored tokens that may be
+``SessionSettings``; without ``dense_below`` texts of up to 8,192 tokens are not searched), by a session over the stored
+context. ``--budget`` is the share of the stored tokens that may be
 on the model's device. Tasks, prompts, the file of answers and the table are those of ``dipr_quality.py``: what is
 there already is not asked again. ``--part 2/4`` asks the second of four parts of the samples, into a file of its own;
 ``--summary`` reads all parts.
