@@ -2,8 +2,8 @@
 """Do answers over stored long texts stay right when a session searches its keys instead of reading them all?
 
     context_quality.py MODEL --haystack squad.parquet:context --out FOLDER --contexts FOLDER
-        --session '{"method": "dipr", "alpha": 0.001, "dense_below": 0}' ... [--budget 0.25] [--lengths 8192,16384,32768]
-        [--samples 20] [--tasks passkey,kv] [--seconds 540] [--part 1/4]
+        --session '{"method": "dipr", "alpha": 0.001, "dense_below": 0}' ... [--budget 0.25]
+        [--lengths 8192,16384,32768] [--samples 20] [--tasks passkey,kv] [--seconds 540] [--part 1/4]
     context_quality.py --out FOLDER --summary
 
 Every prompt is prefilled densely and its keys and values are stored as a context. Then the last token of the prompt and
