@@ -281,6 +281,14 @@ def test_other_texts_are_no_fingerprints(db, fingerprint):
         db.find([1], fingerprint)
 
 
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ContextError, match="empty path"):
+        DB("")
+    assert not list(tmp_path.iterdir())
+    DB(".")
+
+
 def test_a_path_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):

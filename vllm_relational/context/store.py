@@ -56,6 +56,8 @@ class DB:
     def __init__(
         self, path: str | Path, *, max_bytes: int | None = None, verify: bool = True, read_only: bool = False
     ) -> None:
+        if not os.fspath(path):
+            raise ContextError("the database has an empty path: name a folder for the contexts, or '.' for this one")
         self.path = Path(path)
         self.max_bytes, self._verify, self.read_only = max_bytes, verify, read_only
         self._check()
