@@ -15,7 +15,7 @@ from random_batches import batch_of, planned_batches, segments_of
 
 from vllm_relational import native
 from vllm_relational.plan import plan_fixed, plan_original
-from vllm_relational.plan.characters import character_batch, character_table, hit_characters, joined_rows
+from vllm_relational.plan.characters import character_table, hit_characters, joined_rows
 from vllm_relational.plan.objective import (
     depth_first_rows,
     hit_tokens,
@@ -132,13 +132,13 @@ def encoded(columns=CELLS):
 
 
 def test_lengths_are_characters_of_the_raw_cells_and_nulls_are_empty():
-    batch = character_batch(encoded())
+    batch = character_table(encoded()).batch
     lengths = [tokens[codes].tolist() for tokens, codes in zip(batch.cell_tokens, batch.codes, strict=True)]
     assert lengths == [[2, 0, 2, 0], [3, 1, 3, 1], [1, 1, 0, 2]]
 
 
 def test_null_and_the_empty_text_are_the_same_cell():
-    batch = character_batch(encoded())
+    batch = character_table(encoded()).batch
     assert batch.codes[0, 1] == batch.codes[0, 3]
 
 

@@ -1,6 +1,6 @@
 """The measure without a tokenizer: characters of the cells, joined without names or separators.
 
-Two ways to count. ``objective.hit_tokens`` on a ``character_batch`` counts whole cells, which is what planners work
+Two ways to count. ``objective.hit_tokens`` on ``CharacterTable.batch`` counts whole cells, which is what planners work
 on. ``hit_characters`` counts the joined texts, in which a prefix may end inside a cell, or cells that differ may
 agree: this is the prefix hit rate of published comparisons, and may exceed ``objective.repeated_share``.
 """
@@ -28,11 +28,6 @@ class CharacterTable:
 
     batch: PlanInput
     texts: tuple[tuple[str, ...], ...]
-
-
-def character_batch(table: EncodedTable) -> PlanInput:
-    """``table`` with the characters of each cell as its length; a null is the empty text. Nothing is pinned."""
-    return character_table(table).batch
 
 
 def character_table(table: EncodedTable) -> CharacterTable:

@@ -17,8 +17,6 @@ import numpy as np
 
 from vllm_relational.records import Plan, PlanInput
 
-Cell = tuple[int, int]  # (column, code)
-
 
 def hit_tokens(batch: PlanInput, plan: Plan) -> int:
     """Tokens in the leading cells of rows whose path of (column, value) from the start occurred in an earlier row.
