@@ -63,7 +63,7 @@ def rounding(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 def check_dipr(hits, keys, queries, beta, start, stop, lower=None) -> None:
     """The hits are the DIPR set, up to keys whose distance to the threshold is one of rounding."""
-    exact = naive.products(keys[start:stop], queries)
+    exact = naive.exact_scores(keys[start:stop], queries)
     slack = rounding(keys[start:stop], queries)
     best = naive.greatest(exact, lower)
     for head in range(len(queries)):

@@ -10,7 +10,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// exp(scale * score - greatest) of each: their sum, and the greatest. NaN where a product is NaN or inf.
+// exp(scale * score - greatest) of each: their sum, and the greatest. NaN where a score is NaN or inf.
 double weigh(const float* scores, size_t count, float scale, float& greatest, std::vector<float>& weights) {
   greatest = -kInfinity;
   for (size_t i = 0; i < count; ++i) greatest = !(scale * scores[i] <= greatest) ? scale * scores[i] : greatest;

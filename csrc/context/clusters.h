@@ -1,5 +1,5 @@
-// Keys in clusters of some 16, and of each the mean and the standard deviation of its products: only clusters that may
-// hold a key within beta are looked at. Approximate: how many deviations above its mean a cluster's greatest product lies
+// Keys in clusters of some 16, and of each the mean and the standard deviation of its scores: only clusters that may
+// hold a key within beta are looked at. Approximate: how many deviations above its mean a cluster's greatest score lies
 // is a guess.
 #pragma once
 
@@ -36,7 +36,7 @@ struct ClustersView {
   int64_t size() const { return static_cast<int64_t>(starts.size()) - 1; }
 };
 
-// Products with the mean and their standard deviation: both [num_heads, num_clusters]. Their variance is taken as the mean
+// Scores with the mean and their standard deviation: both [num_heads, num_clusters]. Their variance is taken as the mean
 // of two estimates: with the channels of the cluster as if they were independent, and with the covariance that all
 // clusters share, scaled to the cluster's own size.
 void cluster_products(const ClustersView& clusters, int32_t head_size, QueryHeads queries, SimdLevel level, float* means,

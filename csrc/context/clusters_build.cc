@@ -16,7 +16,7 @@ uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16);
 }
 
-// The keys of a segment in float32, and those numbers of theirs that centres have: bfloat16, so that products are fast.
+// The keys of a segment in float32, and those numbers of theirs that centres have: bfloat16, so that scores are fast.
 struct Segment {
   int32_t head_size;
   std::vector<int32_t> tokens;

@@ -12,7 +12,7 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kCodes = 15;  // the greatest code
 // A scale is never so small beside its zero point that rounding in float32 would show beside half a scale.
-constexpr float kLeastScale = 0x1p-12F;
+constexpr float kMinScale = 0x1p-12F;
 constexpr float kMaxKey = 0x1p100F;
 constexpr int32_t kGroupsAtOnce = kTile / kGroup;
 
@@ -34,7 +34,7 @@ struct Channel {
 Channel channel_of(float low, float high) {
   const uint16_t zero = bf16_below(low);
   const float at = from_bf16(zero);
-  const float scale = std::max({(high - at) * (1.0F + 0x1p-20F) / kCodes, std::abs(at) * kLeastScale, 0x1p-100F});
+  const float scale = std::max({(high - at) * (1.0F + 0x1p-20F) / kCodes, std::abs(at) * kMinScale, 0x1p-100F});
   return {zero, bf16_above(scale)};
 }
 

@@ -1,4 +1,4 @@
-// Keys in 4 bits a channel, with a hard bound on what that costs a product: |q.k - q.k'| <= sum |q_c| scale_c / 2, for
+// Keys in 4 bits a channel, with a hard bound on what that costs a score: |q.k - q.k'| <= sum |q_c| scale_c / 2, for
 // every query, in the spirit of vector-approximation files (Weber, Schek and Blott, 1998). What the codes cannot rule out
 // is computed with the keys themselves, so that results are those of a scan of all keys.
 #pragma once

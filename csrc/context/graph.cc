@@ -31,7 +31,7 @@ class Walk {
     score();
   }
 
-  // What the last call looked at first, with its products.
+  // What the last call looked at first, with its scores.
   const std::vector<int32_t>& fresh() const { return fresh_; }
   const float* scores() const { return scores_.data(); }
   int64_t visited() const { return visited_; }

@@ -23,7 +23,7 @@ struct GraphView {
   std::span<const int32_t> entries;
 };
 
-// Best first: expands the key with the greatest product of all that were seen, at least `expansions` of them, and on
+// Best first: expands the key with the greatest score of all that were seen, at least `expansions` of them, and on
 // while the greatest is within beta. Neighbours outside [start, stop) are not looked at, but theirs are (two hops).
 // Heads search apart; `visited` is the sum.
 Hits graph_dipr(const Rows& keys, const GraphView& graph, int64_t start, int64_t stop, QueryHeads queries, float beta,
@@ -32,7 +32,7 @@ Hits graph_topk(const Rows& keys, const GraphView& graph, int64_t start, int64_t
                 int64_t expansions, SimdLevel level);
 
 // DIPRS as AlayaDB publishes it (arXiv 2504.10326, algorithm 1), a reference: an unordered list that grows by every
-// neighbour whose product is within beta of the greatest so far, or while the list is shorter than `list_size`.
+// neighbour whose score is within beta of the greatest so far, or while the list is shorter than `list_size`.
 Hits diprs(const Rows& keys, const GraphView& graph, int64_t start, int64_t stop, QueryHeads queries, float beta,
            const float* lower, int64_t list_size, SimdLevel level);
 

@@ -8,8 +8,8 @@ namespace vllm_relational::context {
 
 namespace {
 
-constexpr size_t kMostLists = 64;  // of one key that are looked at, evenly: a key that all queries want is in all
-constexpr int32_t kMostEntries = 16;
+constexpr size_t kMaxLists = 64;  // of one key that are looked at, evenly: a key that all queries want is in all
+constexpr int32_t kMaxEntries = 16;
 
 // In which lists each key stands: of key i those in [starts[i], starts[i + 1]).
 struct Occurrences {
@@ -36,8 +36,8 @@ std::vector<int32_t> companions(int32_t key, const Occurrences& where, std::span
   const auto begin = static_cast<size_t>(where.starts[static_cast<size_t>(key)]);
   const auto count = static_cast<size_t>(where.starts[static_cast<size_t>(key) + 1]) - begin;
   std::vector<int32_t> beside;
-  for (size_t j = 0; j < std::min(count, kMostLists); ++j) {
-    const auto list = static_cast<size_t>(where.lists[begin + j * count / std::min(count, kMostLists)] * list_size);
+  for (size_t j = 0; j < std::min(count, kMaxLists); ++j) {
+    const auto list = static_cast<size_t>(where.lists[begin + j * count / std::min(count, kMaxLists)] * list_size);
     for (const int32_t other : lists.subspan(list, static_cast<size_t>(list_size))) {
       if (other >= 0 && other != key) beside.push_back(other);
     }
@@ -86,7 +86,7 @@ std::vector<int32_t> entries_of(int64_t num_keys, std::span<const int32_t> lists
   for (size_t i = 0; i < lists.size(); i += static_cast<size_t>(list_size)) {
     if (lists[i] >= 0) --firsts[static_cast<size_t>(lists[i])].first;
   }
-  const size_t most = std::min<size_t>(firsts.size(), kMostEntries);
+  const size_t most = std::min<size_t>(firsts.size(), kMaxEntries);
   std::partial_sort(firsts.begin(), firsts.begin() + static_cast<ptrdiff_t>(most), firsts.end());
   std::vector<int32_t> entries;
   for (size_t i = 0; i < most; ++i) entries.push_back(firsts[i].second);

@@ -41,7 +41,7 @@ void append(std::vector<Find>& found, Hits& hits) {
   hits.offsets.push_back(static_cast<int64_t>(hits.tokens.size()));
 }
 
-// NaN first, then the greatest products, of equal ones the first tokens.
+// NaN first, then the greatest scores, of equal ones the first tokens.
 bool comes_first(const Find& a, const Find& b) {
   const bool a_nan = std::isnan(a.second), b_nan = std::isnan(b.second);
   if (a_nan != b_nan) return a_nan;
@@ -71,7 +71,7 @@ void Greatest::cut() {
   std::nth_element(found_.begin(), found_.begin() + static_cast<ptrdiff_t>(k_ - 1), found_.end(), comes_first);
   found_.resize(k_);
   const float last = found_.back().second;
-  // Where k products are NaN, others need not be looked at: but for NaN, which come later and so are not kept either.
+  // Where k scores are NaN, others need not be looked at: but for NaN, which come later and so are not kept either.
   threshold_ = std::isnan(last) ? std::numeric_limits<float>::infinity() : last;
 }
 

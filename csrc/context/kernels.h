@@ -21,7 +21,7 @@ struct CodeGroup {
 };
 
 struct Kernels {
-  // Products in float32 of up to kTile rows with the queries: out[h * kTile + i]. Writes up to 15 numbers more behind
+  // Scores in float32 of up to kTile rows with the queries: out[h * kTile + i]. Writes up to 15 numbers more behind
   // the last of a head, within its kTile.
   void (*score)(const Rows& rows, RowSet which, const QueryBlock& queries, float* out);
 

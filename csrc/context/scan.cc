@@ -6,7 +6,7 @@ namespace vllm_relational::context {
 
 namespace {
 
-// Calls each(tile of rows, products at [h * kTile + i], first head) for every tile and every block of query heads.
+// Calls each(tile of rows, scores at [h * kTile + i], first head) for every tile and every block of query heads.
 template <class Each>
 void for_each_tile(const Rows& keys, RowSet which, QueryHeads queries, const Kernels& loops, Each each) {
   std::vector<float> scores(QueryBlock::kHeads * kTile);

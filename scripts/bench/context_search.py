@@ -11,7 +11,7 @@ for the last 128 tokens, and queries all over the context, which a graph is buil
 head_size]``, ``sampled_LENGTH_LAYER_HEAD`` float32 ``[queries, head_size]``. Without the last, a graph is built from
 the first half of the late queries; all searches are asked the second half.
 
-The window, 128 tokens at the start and 512 at the end, is attended to exactly; its greatest product is the bound that a
+The window, 128 tokens at the start and 512 at the end, is attended to exactly; its greatest score is the bound that a
 search starts with. Searches are of the body. Each line of the CSV is one index, length, KV head and alpha:
 recall     share of the tokens within beta that are found, mean over query heads and queries that have some
 size       tokens within beta of a query head

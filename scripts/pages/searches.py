@@ -21,7 +21,7 @@ def searches_page() -> str:
         "machine.",
         "`flat` looks at every key and is exact, as is `int4`, whose 4-bit codes rule out keys that cannot be within "
         "beta; `clusters` and `graph` are not. `numpy` is a float32 product and a threshold. `diprs` is AlayaDB's "
-        "published search (arXiv 2504.10326) in the same graph: the window's greatest product is a bound that few "
+        "published search (arXiv 2504.10326) in the same graph: the window's greatest score is a bound that few "
         "neighbours reach, and its first places go to whatever comes first. `graph` takes the best first, 256 or more.",
         "Recall, and the share of keys read, are of a query head that searches by itself; *together* is what all seven "
         "query heads of a KV head read when they look at everything that one of them opens, of a graph the sum. Times "

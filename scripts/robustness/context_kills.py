@@ -30,7 +30,7 @@ from vllm_relational.context import DB
 from vllm_relational.context.writing import id_of
 
 NUM_KINDS = 12  # contexts that there can be
-MOST_TOKENS = 30_000
+MAX_TOKENS = 30_000
 LONGEST_S = 0.5  # from the start of a process's work to its kill
 LIMIT = 12_000_000  # bytes of the database in processes that evict: about half of all contexts
 
@@ -38,7 +38,7 @@ LIMIT = 12_000_000  # bytes of the database in processes that evict: about half 
 def parts_of(number: int) -> tuple[range, ...]:
     """The token ids of a context; even and odd ones share their beginnings."""
     return range(100 * (number % 2), 100 * (number % 2) + 500), range(
-        7 * number, 7 * number + number * MOST_TOKENS // 12
+        7 * number, 7 * number + number * MAX_TOKENS // 12
     )
 
 

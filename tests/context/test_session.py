@@ -231,7 +231,7 @@ def test_attention_to_what_is_found(given, how, contiguous):
 
 @pytest.mark.parametrize("index", ["flat", "int4", "clusters", "graph"])
 def test_every_index_with_everything_allowed_is_full_attention(given, index, monkeypatch):
-    monkeypatch.setattr("vllm_relational.context.body.LEAST_ASKED", 1)
+    monkeypatch.setattr("vllm_relational.context.body.MIN_QUERIES", 1)
     settings = SessionSettings(**WINDOW, method="dipr", alpha=1e-30, index=index)
     session = given.session(settings=settings)
     given.add(session, 300, 303)

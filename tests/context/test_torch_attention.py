@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vllm_relational.context.torch_attention import attend, causal_mask, greatest_product, merge, plain
+from vllm_relational.context.torch_attention import attend, causal_mask, greatest_score, merge, plain
 
 SIZE, SCALE = 16, 0.3
 
@@ -73,8 +73,8 @@ def test_a_row_more_changes_no_bit(dtype):
     )
 
 
-def test_the_greatest_product():
+def test_the_greatest_score():
     query, keys, _ = given(2, 2, 2, 3, 1, 40)
     expected = (query @ keys.repeat_interleave(3, 1).transpose(-1, -2)).amax(-1)[:, :, 0]
-    assert torch.allclose(greatest_product(query, keys), expected, atol=1e-5)
-    assert greatest_product(query, keys[:, :, :0]).tolist() == [[-torch.inf] * 6] * 2
+    assert torch.allclose(greatest_score(query, keys), expected, atol=1e-5)
+    assert greatest_score(query, keys[:, :, :0]).tolist() == [[-torch.inf] * 6] * 2

@@ -78,7 +78,7 @@ def test_top_k_and_top_p_by_their_definitions():
 
 
 def box(keys):
-    """The greatest product that a key of the box around some keys may have."""
+    """The greatest score that a key of the box around some keys may have."""
     low, high = keys.amin(0), keys.amax(0)
     return lambda query: torch.maximum(query * low, query * high).sum()
 

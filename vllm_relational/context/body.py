@@ -26,13 +26,13 @@ from vllm_relational.context.search import (
 from vllm_relational.context.search.calibrate import costs
 from vllm_relational.context.settings import INDEXES, SessionSettings
 
-LEAST_ASKED = 256
+MIN_QUERIES = 256
 """Queries that a graph is built from at least: one of a few is kept for good, and misses half of what others ask."""
 
 
 @dataclass
 class SearchCounts:
-    """What searches read, summed over query heads: ``tokens`` of the body, ``visited`` of them whose products were
+    """What searches read, summed over query heads: ``tokens`` of the body, ``visited`` of them whose scores were
     computed, ``attended`` that were found; ``searches``: layers times tokens."""
 
     searches: int = 0
@@ -68,7 +68,7 @@ class SearchedBody:
 
     def attend(self, layer: int, queries: np.ndarray, lower: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
         """Attention of queries float32 ``[num_heads, head_size]`` to the tokens that are found: float32 like them, and
-        the log-sum-exp ``[num_heads]``. lower: float32 ``[num_heads]``, the greatest product outside the body."""
+        the log-sum-exp ``[num_heads]``. lower: float32 ``[num_heads]``, the greatest score outside the body."""
         if layer not in self._layers:
             self._layers[layer] = self._open(layer)
         opened = self._layers[layer]
@@ -128,7 +128,7 @@ class SearchedBody:
         if kind != "flat" and (kept := self._kept(kind, layer, keys)):
             return kept
         asked = [self._asked(layer, head) for head in range(len(keys))]
-        if kind == "graph" and min(len(queries) for queries in asked) < LEAST_ASKED:
+        if kind == "graph" and min(len(queries) for queries in asked) < MIN_QUERIES:
             kind = "flat"
         built = [build(kind, *pair) for pair in zip(keys, asked, strict=True)]
         if kind != "flat":

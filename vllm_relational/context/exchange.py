@@ -27,7 +27,7 @@ from vllm_relational.files.atomic import replacing
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 TOKEN_IDS = "token_ids"
-MOST_HEADER_BYTES = 100_000_000  # as in safetensors
+MAX_HEADER_BYTES = 100_000_000  # as in safetensors
 FORMAT = "1"
 CHECKSUM, UNKNOWN = "xxh3_64", "?" * 16  # of the whole file, while this stands in its own place
 
@@ -129,7 +129,7 @@ class _Reader:
 
     def _read_header(self, file: IO[bytes]) -> tuple[dict[str, str], dict[str, _Tensor], int]:
         length = int.from_bytes(file.read(8), "little")
-        if self._size < 8 or length > min(MOST_HEADER_BYTES, self._size - 8):
+        if self._size < 8 or length > min(MAX_HEADER_BYTES, self._size - 8):
             raise self._wrong("it is no safetensors file, or cut off")
         try:
             raw = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])

@@ -16,8 +16,8 @@ from vllm_relational.context.stored import NAMES, ContextNames, contexts_in, ind
 from vllm_relational.files.atomic import write_whole
 from vllm_relational.terminal import printable
 
-MOST_NAME_CHARS = 200
-LEAST_ID_CHARS = 4  # of the beginning of an id that stands for it
+MAX_NAME_CHARS = 200
+MIN_ID_CHARS = 4  # of the beginning of an id that stands for it
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ class Sizes:
 # ------------------------------------------------------------------------------------------------------- names
 def check_name(name: str) -> None:
     """Raise ``ContextError`` for what cannot be the name of a context."""
-    if not isinstance(name, str) or not name.strip() or name != name.strip() or len(name) > MOST_NAME_CHARS:
+    if not isinstance(name, str) or not name.strip() or name != name.strip() or len(name) > MAX_NAME_CHARS:
         raise ContextError(
-            f"{name!r} is no name for a context: 1 to {MOST_NAME_CHARS} characters, no blanks at the ends"
+            f"{name!r} is no name for a context: 1 to {MAX_NAME_CHARS} characters, no blanks at the ends"
         )
     if printable(name) != name or is_id(name):
         raise ContextError(f"{name!r} is no name for a context: it could not be told apart, or not be shown")
@@ -146,7 +146,7 @@ def find_folder(root: Path, wanted: str) -> Path:
     folders = list(folders_of(root))
     found = [folder for folder in folders if wanted in read_names(folder)]
     found = found or [folder for folder in folders if folder.name == wanted]
-    if not found and len(wanted) >= LEAST_ID_CHARS:
+    if not found and len(wanted) >= MIN_ID_CHARS:
         found = [folder for folder in folders if folder.name.startswith(wanted)]
     if not found:
         raise ContextError(

@@ -18,10 +18,10 @@ from vllm_relational.context.files import LayerFile
 from vllm_relational.context.search import SearchPlan
 from vllm_relational.context.settings import SessionSettings
 from vllm_relational.context.text import SessionMisuseError, Text
-from vllm_relational.context.torch_attention import Partial, attend, causal_mask, greatest_product, merge
+from vllm_relational.context.torch_attention import Partial, attend, causal_mask, greatest_score, merge
 from vllm_relational.context.torch_rows import LayerRows, Part, RowShape, open_rows, outside
 
-MOST_ASKED = 512
+MAX_QUERIES = 512
 """Tokens whose queries a session keeps of each layer, to build a graph from."""
 
 
@@ -232,7 +232,7 @@ class ContextSession:
 
         query: ``[num_heads, new tokens, head_size]``, or with the batch in front. mask: ``[batch or 1, 1, new tokens,
         tokens]``, bool or to be added; without one every token sees itself and what is before it. scale: of the
-        products, by default ``head_size ** -0.5``.
+        scores, by default ``head_size ** -0.5``.
         """
         if query.ndim == 3:
             out, lse = self.attention(query[None], layer, mask, scale)
@@ -275,7 +275,7 @@ class ContextSession:
         near = [piece for part in self._layers[layer].parts() for piece in outside(part, self._body.span)]
         partials = [self._attend(query, part, None, scale) for part in near]
         asked = query[:, :, 0].float().cpu().numpy()
-        lower = torch.stack([greatest_product(query, part.keys) for part in near]).amax(0).cpu().numpy()
+        lower = torch.stack([greatest_score(query, part.keys) for part in near]).amax(0).cpu().numpy()
         found = [self._body.attend(layer, *each, scale) for each in zip(asked, lower, strict=True)]
         out, lse = (torch.from_numpy(np.stack(each)).to(query.device)[:, :, None] for each in zip(*found, strict=True))
         return merge([*partials, (out, lse)])
@@ -285,8 +285,8 @@ class ContextSession:
         if self._body is None or not (self.settings.index == "graph" or self.settings.method == "auto"):
             return
         kept = self._asked.setdefault(layer, [])
-        if sum(each.shape[1] for each in kept) < MOST_ASKED:
-            kept.append(query[0, :, :MOST_ASKED].detach().float().cpu())
+        if sum(each.shape[1] for each in kept) < MAX_QUERIES:
+            kept.append(query[0, :, :MAX_QUERIES].detach().float().cpu())
 
     def _queries_of(self, layer: int, head: int) -> np.ndarray:
         """Queries of a KV head that this session was asked: float32 ``[queries, head_size]``."""

@@ -69,5 +69,5 @@ class SessionSettings:
         return start, max(start, num_stored - self.last)
 
     def beta(self, scale: float) -> float:
-        """How far below the greatest product ``q . k`` a token of at least ``alpha`` may be."""
+        """How far below the greatest score ``q . k`` a token of at least ``alpha`` may be."""
         return -math.log(self.alpha) / scale

@@ -90,7 +90,7 @@ def plain(
     return torch.exp(scores - lse[..., None]).to(values.dtype) @ values, lse
 
 
-def greatest_product(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def greatest_score(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Of single new tokens: the greatest ``q . k`` of each head, float32 ``[batch, num_heads]``; minus infinity of no
     keys."""
     batch, heads, _, size = query.shape

@@ -16,7 +16,7 @@ import torch
 from vllm_relational.sparse import codec
 
 RANK_SPREAD = 0.375
-"""Groups are ranked by the middle of what their products may be, plus this share of the way to the box bound."""
+"""Groups are ranked by the middle of what their scores may be, plus this share of the way to the box bound."""
 MAX_LIFT = 64.0
 """Bits: a token of a group that was not chosen counts at most ``2 ** 64`` times as much as any of the window."""
 
@@ -57,7 +57,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Dipr:
-    """Tokens whose product is at most ``beta`` below the greatest of the head. A NaN product is kept."""
+    """Tokens whose score is at most ``beta`` below the greatest of the head. A NaN score is kept."""
 
     beta: float
 
@@ -80,8 +80,8 @@ class TopPages:
     """At least ``tokens`` of the body, in whole groups: those with the greatest scores by what the index holds of a
     group beside the codes (AlayaDB's coarse index, arXiv 2504.10326, section 6; Quest, arXiv 2406.10774).
 
-    A group's score for a KV head is the greatest, over its query heads, of how far the product with the group's middle,
-    plus ``spread`` times its reach (``codec.outline``), lies above the head's greatest product of the window. All heads
+    A group's score for a KV head is the greatest, over its query heads, of how far the score with the group's middle,
+    plus ``spread`` times its reach (``codec.outline``), lies above the head's greatest score of the window. All heads
     attend to the same groups. Equal scores go by position, groups that the index cannot hold come first.
     """
 
@@ -112,7 +112,7 @@ class TopPages:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What an index selects: ``kept`` and, for the tail, products ``estimates``, both ``[num_heads, seq_len]``."""
+    """What an index selects: ``kept`` and, for the tail, scores ``estimates``, both ``[num_heads, seq_len]``."""
 
     kept: torch.Tensor
     estimates: torch.Tensor

@@ -17,7 +17,7 @@ class WindowOnly:
 
 @dataclass(frozen=True)
 class TopK:
-    """The ``k`` greatest products of a head."""
+    """The ``k`` greatest scores of a head."""
 
     k: int
 
@@ -28,7 +28,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class TopP:
-    """The greatest products of a head that together have attention mass ``p``, at least one."""
+    """The greatest scores of a head that together have attention mass ``p``, at least one."""
 
     p: float
 

@@ -113,7 +113,7 @@ class Scored:
         return self._outlines[index]
 
     def window_most(self, group: int) -> torch.Tensor:
-        """The greatest product of the window ``[batch, num_kv_heads, repeats, num_queries, 1]``."""
+        """The greatest score of the window ``[batch, num_kv_heads, repeats, num_queries, 1]``."""
         return self.exact.masked_fill(self.body(group), -torch.inf).amax(-1, keepdim=True)
 
 
@@ -149,7 +149,7 @@ class Recent:
 class Scan:
     """What the index cannot rule out under DIPR: a superset of DIPR's tokens, all of which the scan kernel attends to.
 
-    A token stays if the most that its product may be reaches ``best - beta``; ``best`` is the greatest product of the
+    A token stays if the most that its score may be reaches ``best - beta``; ``best`` is the greatest score of the
     window, or of the lower bounds seen so far if that is greater. maximum: ``window`` uses the window's alone,
     ``running`` raises it tile by tile in each of ``splits`` parts of the context, ``global`` knows it beforehand.
     """

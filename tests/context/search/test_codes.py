@@ -76,7 +76,7 @@ def test_bounds_hold_for_any_numbers(data, head_size, count, beta):
     queries = pool[:2] / max(float(np.abs(pool).max()), 1e-30) * 8
     codes = naive_codes.Codes(keys, *naive_codes.encode(keys))
     least, most = codes.bounds(queries)
-    exact = naive.products(keys, queries)
+    exact = naive.exact_scores(keys, queries)
     slack = np.abs(queries).astype(np.float64) @ np.abs(naive.numbers(keys)).T * 1e-12
     assert not (exact < least - slack).any() and not (exact > most + slack).any()
     found = Int4.build(keys).dipr(queries, beta)

@@ -151,7 +151,7 @@ def test_keys_that_no_code_can_hold_are_attended_to():
     [(200.0, 1.0, -1.0, 16), (200.0, 1.0, 1.0, 64), (5000.0, 0.0025, -1.0, 64), (5000.0, 0.0025, 1.0, 16)],
 )
 def test_products_beyond_float16_lose_no_token(query, size, sign, block_size):
-    """Of a query with a step, that is. Token 200 has the greatest product, token 201 a greater one in that channel."""
+    """Of a query with a step, that is. Token 200 has the greatest score, token 201 a greater one in that channel."""
     batch = paged_batch([700], dtype=torch.bfloat16, block_size=block_size, spread=0.1, device=DEVICE)
     blocks = batch.block_table[0, : -(-700 // block_size)].long()
     block, token = blocks[200 // block_size], 200 % block_size

@@ -1,7 +1,7 @@
 """Search in the keys of a stored context: which tokens a query attends to, and attention over those alone.
 
 Everything is about one KV head of one layer: its keys ``[num_keys, head_size]`` (float32, float16, or bfloat16 as
-uint16) and the query heads that share it, float32 ``[num_heads, head_size]``. Products are not scaled. numpy in, numpy
+uint16) and the query heads that share it, float32 ``[num_heads, head_size]``. Scores are not scaled. numpy in, numpy
 out.
 """
 

@@ -1,7 +1,7 @@
 """Keys in clusters of some 16, of which only those are opened that may hold a key within beta: the coarse index.
 
 Segments of 8,192 neighbouring keys are clustered by themselves, so that building takes time in proportion to the keys.
-A cluster keeps its mean and the variance of each channel. A query's products with its keys have the mean's product as
+A cluster keeps its mean and the variance of each channel. A query's scores with its keys have the mean's score as
 mean; their variance is the mean of two estimates, one that takes the channels as independent, and one from the
 covariance that all clusters share.
 

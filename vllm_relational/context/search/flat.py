@@ -10,7 +10,7 @@ from vllm_relational.context.search.hits import Hits
 
 
 class Flat(SearchedKeys):
-    """All keys. Products are float32; products of bfloat16 pairs are used where the processor has them, and keys and
+    """All keys. Scores are float32; products of bfloat16 pairs are used where the processor has them, and keys and
     queries are of bfloat16."""
 
     kind = "flat"

@@ -13,9 +13,9 @@ import numpy as np
 class Hits:
     """The tokens that each query head keeps: of head ``h`` those in ``[offsets[h], offsets[h + 1])``, ascending.
 
-    offsets: int64 ``[num_heads + 1]``; tokens: int32; scores: float32, the products ``q . k``, both ``[num_hits]``.
-    visited: keys whose products with queries were computed, where heads search apart the sum over the heads; what it
-             took to find out which those are, products with centroids or codes, is not among them.
+    offsets: int64 ``[num_heads + 1]``; tokens: int32; scores: float32, ``q . k``, both ``[num_hits]``.
+    visited: keys whose scores with queries were computed, where heads search apart the sum over the heads; what it
+             took to find out which those are, scores with centroids or codes, is not among them.
     """
 
     offsets: np.ndarray
@@ -33,12 +33,12 @@ class Hits:
         return self.tokens[self.offsets[head] : self.offsets[head + 1]]
 
     def scores_of(self, head: int) -> np.ndarray:
-        """Products of one head, in the order of its tokens."""
+        """Scores of one head, in the order of its tokens."""
         return self.scores[self.offsets[head] : self.offsets[head + 1]]
 
 
 def hits_of(tokens: Sequence[np.ndarray], scores: Sequence[np.ndarray], visited: int = 0) -> Hits:
-    """From each head's tokens and products."""
+    """From each head's tokens and scores."""
     offsets = np.zeros(len(tokens) + 1, np.int64)
     np.cumsum([len(each) for each in tokens], out=offsets[1:])
     joined = [np.concatenate([*parts, []]) for parts in (tokens, scores)]
@@ -75,12 +75,12 @@ class KeyIndex(Protocol):
     ) -> Hits:
         """Tokens of ``[start, stop)`` with ``q . k >= max(lower, greatest q . k in the range) - beta``, for each query.
 
-        lower: float32 ``[num_heads]``: a product known to be there, such as the greatest of the window. A NaN product
+        lower: float32 ``[num_heads]``: a score known to be there, such as the greatest of the window. A NaN score
         is kept, and counts for no maximum.
         """
         ...
 
     def topk(self, queries: np.ndarray, k: int, start: int = 0, stop: int | None = None) -> Hits:
-        """The ``k`` tokens of ``[start, stop)`` with the greatest products, of equal ones the first; all where there
+        """The ``k`` tokens of ``[start, stop)`` with the greatest scores, of equal ones the first; all where there
         are fewer. NaN is greater than all."""
         ...

@@ -94,7 +94,7 @@ def checked_beta(beta: float) -> float:
     """Itself; ``ContextError`` for NaN and below 0."""
     if not beta >= 0:
         raise ContextError(
-            f"beta must be 0 or greater, not {beta}: it is how far below the greatest product a key may be"
+            f"beta must be 0 or greater, not {beta}: it is how far below the greatest score a key may be"
         )
     return float(beta)
 
@@ -139,7 +139,7 @@ def scan_topk(keys: np.ndarray, queries: np.ndarray, k: int, start: int, stop: i
 
 
 def score_rows(keys: np.ndarray, tokens: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Products with listed keys: float32 ``[num_heads, num_tokens]``."""
+    """Scores with listed keys: float32 ``[num_heads, num_tokens]``."""
     if native.context_search() is None:
         return naive.score_rows(keys, tokens, queries)
     found: np.ndarray = built("score_rows", keys=keys, tokens=tokens, queries=queries)

@@ -17,7 +17,7 @@ def attend(
     """Softmax of ``scale * q . k`` over each query head's own tokens of ``hits``, times their values.
 
     keys, values: ``[num_keys, head_size]`` as stored; queries: float32 ``[num_heads, head_size]``, of which the
-    products in ``hits`` are. Returns ``out`` float32 ``[num_heads, head_size]`` and ``lse`` float32 ``[num_heads]``,
+    scores in ``hits`` are. Returns ``out`` float32 ``[num_heads, head_size]`` and ``lse`` float32 ``[num_heads]``,
     the log of the denominator. A head without tokens gets zeros and ``-inf``, which ``merge`` takes no notice of.
     """
     values = loops.stored_rows(values, "values")
@@ -31,7 +31,7 @@ def attend(
 
 
 def tokens_between(keys: np.ndarray, queries: np.ndarray, start: int, stop: int) -> Hits:
-    """All tokens of ``[start, stop)`` for every query head, such as a window's, with their products."""
+    """All tokens of ``[start, stop)`` for every query head, such as a window's, with their scores."""
     keys = loops.stored_rows(keys, "keys")
     queries = loops.query_heads(queries, int(keys.shape[1]))
     start, stop = loops.token_range(start, stop, len(keys))

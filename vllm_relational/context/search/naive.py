@@ -18,7 +18,7 @@ def numbers(stored: np.ndarray) -> np.ndarray:
         return stored.astype(np.float64)
 
 
-def products(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
+def exact_scores(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """``q . k``: float64 ``[num_heads, num_keys]``."""
     with np.errstate(invalid="ignore", over="ignore"):
         found: np.ndarray = queries.astype(np.float64) @ numbers(keys).T
@@ -26,13 +26,13 @@ def products(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def greatest(scores: np.ndarray, lower: np.ndarray | None) -> np.ndarray:
-    """The greatest product of each head, at least ``lower``; NaN counts for none: ``[num_heads]``."""
+    """The greatest score of each head, at least ``lower``; NaN counts for none: ``[num_heads]``."""
     best: np.ndarray = np.where(np.isnan(scores), -np.inf, scores).max(-1, initial=-np.inf)
     return best if lower is None else np.fmax(best, lower)
 
 
 def keep(scores: np.ndarray, beta: float, lower: np.ndarray | None = None) -> np.ndarray:
-    """Which products DIPR keeps (arXiv 2504.10326, definition 2): bool of their shape."""
+    """Which scores DIPR keeps (arXiv 2504.10326, definition 2): bool of their shape."""
     with np.errstate(invalid="ignore"):
         kept: np.ndarray = np.logical_not(scores < (greatest(scores, lower) - beta)[:, None])
     return kept
@@ -42,14 +42,14 @@ def dipr(
     keys: np.ndarray, queries: np.ndarray, beta: float, start: int, stop: int, lower: np.ndarray | None = None
 ) -> Hits:
     """See ``KeyIndex.dipr``."""
-    scores = products(keys[start:stop], queries)
+    scores = exact_scores(keys[start:stop], queries)
     found = [np.flatnonzero(row) for row in keep(scores, beta, lower)]
     return hits_of([row + start for row in found], [s[row] for s, row in zip(scores, found, strict=True)], stop - start)
 
 
 def topk(keys: np.ndarray, queries: np.ndarray, k: int, start: int, stop: int) -> Hits:
     """See ``KeyIndex.topk``."""
-    scores = products(keys[start:stop], queries)
+    scores = exact_scores(keys[start:stop], queries)
     order = np.argsort(-np.where(np.isnan(scores), np.inf, scores), axis=-1, kind="stable")[:, :k]
     first_nan = np.argsort(~np.take_along_axis(np.isnan(scores), order, -1), axis=-1, kind="stable")
     found = [np.sort(row) for row in np.take_along_axis(order, first_nan, -1)]
@@ -57,8 +57,8 @@ def topk(keys: np.ndarray, queries: np.ndarray, k: int, start: int, stop: int) -
 
 
 def score_rows(keys: np.ndarray, tokens: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Products with listed keys: float32 ``[num_heads, num_tokens]``."""
-    return products(keys[tokens], queries).astype(np.float32)
+    """Scores with listed keys: float32 ``[num_heads, num_tokens]``."""
+    return exact_scores(keys[tokens], queries).astype(np.float32)
 
 
 def check_tokens(tokens: np.ndarray, num_keys: int, least: int = 0) -> None:

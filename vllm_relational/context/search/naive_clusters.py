@@ -13,7 +13,7 @@ from vllm_relational.context.search.hits import hits_of
 ARRAYS = ("starts", "tokens", "means", "variances", "covariance", "odd")
 MAX_KEY = 2.0**60
 Threshold = Callable[[np.ndarray], np.ndarray]
-"""Products ``[num_heads, num_seen]`` -> the least product that each head can still want."""
+"""Scores ``[num_heads, num_seen]`` -> the least score that each head can still want."""
 
 
 def to_bf16(values: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ class Parts:
         self.keys, self.arrays = keys, arrays
 
     def products(self, queries: np.ndarray, **_: Any) -> tuple[np.ndarray, np.ndarray]:
-        """See ``cluster_products``."""
+        """See ``Clusters.products``."""
         means, variances = naive.numbers(self.arrays["means"]), naive.numbers(self.arrays["variances"])
         covariance, asked = self.arrays["covariance"].astype(np.float64), queries.astype(np.float64)
         trace = np.trace(covariance)
@@ -110,7 +110,7 @@ class Parts:
     def _open(
         self, queries: np.ndarray, start: int, stop: int, threshold: Threshold, **rule: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of opened clusters, ascending, and their products."""
+        """Tokens of opened clusters, ascending, and their scores."""
         return _Opening(self, queries, start, stop, threshold).run(rule["sure"], rule["most"], rule["share"])
 
     def _found(self, opened: np.ndarray, scores: np.ndarray, kept: np.ndarray) -> tuple[Any, ...]:
@@ -131,7 +131,7 @@ class _Opening:
         self.is_open = np.zeros(len(self.own), bool)
         odd = parts.arrays["odd"]
         self.tokens = odd[(odd >= start) & (odd < stop)]
-        self.scores = naive.products(self.keys[self.tokens], queries)
+        self.scores = naive.exact_scores(self.keys[self.tokens], queries)
 
     def run(self, sure: float, most: float, share: float) -> tuple[np.ndarray, np.ndarray]:
         """See ``OpenRule``."""
@@ -161,4 +161,6 @@ class _Opening:
         if not self.is_open[cluster] and self.counts[cluster]:
             self.is_open[cluster] = True
             self.tokens = np.concatenate([self.tokens, self.own[cluster]])
-            self.scores = np.concatenate([self.scores, naive.products(self.keys[self.own[cluster]], self.queries)], 1)
+            self.scores = np.concatenate(
+                [self.scores, naive.exact_scores(self.keys[self.own[cluster]], self.queries)], 1
+            )

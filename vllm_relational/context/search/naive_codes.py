@@ -73,7 +73,7 @@ class Codes:
         self.decoded = decoded.reshape(-1, keys.shape[1])[: len(keys)]
 
     def bounds(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the greatest that products can be, float64 ``[num_heads, num_keys]``; NaN where any."""
+        """The least and the greatest that scores can be, float64 ``[num_heads, num_keys]``; NaN where any."""
         with np.errstate(invalid="ignore"):
             middle = queries.astype(np.float64) @ self.decoded.T
             reach = np.abs(queries).astype(np.float64) @ self.scale.T / 2 * (1 + 2.0**-20)

@@ -153,7 +153,7 @@ class Links:
         ahead: list[tuple[float, int]] = []
         fresh, done = self._enter(seen, start, stop), 0
         while True:
-            new = naive.products(self.keys[fresh], queries[head : head + 1])[0]
+            new = naive.exact_scores(self.keys[fresh], queries[head : head + 1])[0]
             looked, scores = looked + fresh, np.concatenate([scores, new])
             for key, score in zip(fresh, new, strict=True):
                 heapq.heappush(ahead, (-np.inf if np.isnan(score) else -score, -key))
@@ -177,7 +177,9 @@ class Links:
         best = -np.inf if lower is None else float(lower[head])
         fresh, done = self._enter(seen, start, stop), 0
         while True:
-            for key, score in zip(fresh, naive.products(self.keys[fresh], queries[head : head + 1])[0], strict=True):
+            for key, score in zip(
+                fresh, naive.exact_scores(self.keys[fresh], queries[head : head + 1])[0], strict=True
+            ):
                 if len(listed) < list_size or not score < best - beta:
                     listed.append(key)
                 best = max(best, score) if score == score else best
@@ -191,7 +193,7 @@ class Links:
     ) -> tuple[Any, ...]:
         found = []
         for head, tokens in enumerate(seen):
-            scores = naive.products(self.keys[tokens], queries[head : head + 1])
+            scores = naive.exact_scores(self.keys[tokens], queries[head : head + 1])
             kept = naive.keep(scores, beta, _of(lower, head))[0]
             found.append((tokens[kept], scores[0][kept]))
         return self._result(found, seen)

@@ -18,7 +18,6 @@ from vllm_relational.context.errors import ContextError
 Kind = Literal["full", "flat", "int4", "clusters", "graph"]
 KINDS: tuple[Kind, ...] = ("full", "flat", "int4", "clusters", "graph")
 EXACT = ("full", "flat", "int4")
-APPROXIMATE = ("clusters", "graph")
 MIN_GRAPH_RANGE = 0.5
 """A graph walks in vain where fewer of its keys than this share are in range: neighbours lead out of it."""
 
@@ -82,7 +81,7 @@ class SearchCosts:
 class SearchRules:
     """What may be done to answers.
 
-    beta:          DIPR's, on unscaled products; None: everything is attended to.
+    beta:          DIPR's, on unscaled scores; None: everything is attended to.
     exact:         only ways that find all tokens within beta.
     min_recall:    of the others.
     dense_layers:  first layers that get exact ways only: their attention is spread, and clusters and links say little.

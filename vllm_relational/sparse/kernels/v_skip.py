@@ -55,7 +55,7 @@ def v_skip_kernel(
     offsets = tl.arange(0, TILE)
     if BY_LENGTH:
         beta = tl.maximum(tl.log(seq_len.to(tl.float32) / alpha_length), 0.0) / scale
-    # The latest tokens are likely to hold the greatest product: a bound for splits that do not read them.
+    # The latest tokens are likely to hold the greatest score: a bound for splits that do not read them.
     latest = tl.maximum(seq_len - TILE, 0) + offsets
     rows = token_rows(key_ptr, table, latest, latest < seq_len, head, stride_kb, stride_kh, stride_kt, BLOCK_SIZE)
     keys = load_rows(rows, latest < seq_len, HEAD_SIZE, CHANNELS)
