@@ -176,10 +176,18 @@ def test_importing_loads_no_heavy_library(statement, heavy):
     assert not loaded_by(statement) & heavy
 
 
-def test_a_class_name_has_one_meaning():
+def types_of(path: Path) -> Iterator[str]:
+    """Names of the classes and of the choices (``Literal``) that a module defines."""
+    for node in tree_of(path).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal["):
+            yield from map(ast.unparse, node.targets)
+
+
+def test_the_name_of_a_type_has_one_meaning():
     homes: dict[str, list[str]] = {}
     for module, path in MODULES.items():
-        for node in tree_of(path).body:
-            if isinstance(node, ast.ClassDef):
-                homes.setdefault(node.name, []).append(module)
+        for name in types_of(path):
+            homes.setdefault(name, []).append(module)
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}

@@ -34,7 +34,7 @@ STORED_AS: dict[str, np.dtype[Any]] = {
 }
 """NumPy's type of each dtype; it has no bfloat16, whose bits stand in uint16."""
 
-Kind = Literal["keys", "values"]
+StoredKind = Literal["keys", "values"]
 
 # magic, version, dtype, num_kv_heads, num_tokens, head_size, offset of keys, offset of values, from head to head
 _HEADER = struct.Struct("<8sI12sIQIQQQ")
@@ -192,14 +192,14 @@ class LayerFile:
             )
         return shape
 
-    def region(self, kind: Kind, head: int) -> tuple[int, int]:
+    def region(self, kind: StoredKind, head: int) -> tuple[int, int]:
         """Where the keys or values of a head are: the offset, a multiple of 4096, and the bytes."""
         if not 0 <= head < self.shape.num_kv_heads:
             raise IndexError(f"there is no KV head {head}: {self.shape.num_kv_heads} heads")
         place = head + (self.shape.num_kv_heads if kind == "values" else 0)
         return PAGE + place * self.shape.stride, self.shape.region_bytes
 
-    def array(self, kind: Kind, head: int) -> np.ndarray:
+    def array(self, kind: StoredKind, head: int) -> np.ndarray:
         """Mapped, read-only: ``[num_tokens, head_size]``; uint16 for bfloat16. Pages are read when they are used."""
         if self._mapped is None:
             self._mapped = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from vllm_relational.context.files import Kind, LayerFile
+from vllm_relational.context.files import LayerFile, StoredKind
 from vllm_relational.context.mapping import Arena, can_map, pages
 
 ROOM = 4096  # tokens that memory is reserved for behind what a row holds; it costs address space, not memory
@@ -116,7 +116,7 @@ class MappedRows:
     def _lay(self, arena: Arena, stored: LayerFile) -> None:
         heads, bytes_of_token = self.shape.num_kv_heads, self.shape.head_size * self.shape.dtype.itemsize
         for slot in range(2 * self.batch * heads):
-            kind: Kind = "keys" if slot < self.batch * heads else "values"
+            kind: StoredKind = "keys" if slot < self.batch * heads else "values"
             offset, _ = stored.region(kind, slot % heads)
             arena.lay(slot, stored.fileno(), offset, self.num_stored * bytes_of_token)
 

@@ -15,8 +15,8 @@ from typing import Literal
 
 from vllm_relational.context.errors import ContextError
 
-Kind = Literal["full", "flat", "int4", "clusters", "graph"]
-KINDS: tuple[Kind, ...] = ("full", "flat", "int4", "clusters", "graph")
+IndexKind = Literal["full", "flat", "int4", "clusters", "graph"]
+KINDS: tuple[IndexKind, ...] = ("full", "flat", "int4", "clusters", "graph")
 EXACT = ("full", "flat", "int4")
 MIN_GRAPH_RANGE = 0.5
 """A graph walks in vain where fewer of its keys than this share are in range: neighbours lead out of it."""
@@ -142,7 +142,7 @@ class Situation:
 class Considered:
     """One way: microseconds for a token, building included; or why not."""
 
-    kind: Kind
+    kind: IndexKind
     us: float
     bytes: float
     refused: str = ""
@@ -155,7 +155,7 @@ class SearchPlan:
     us: expected for a token. considered: all ways, in the order of ``KINDS``.
     """
 
-    kind: Kind
+    kind: IndexKind
     beta: float | None
     k: int | None
     us: float
@@ -200,11 +200,11 @@ class Optimizer:
         return self.choose(asked).explain()
 
     # ------------------------------------------------------------------------------------------------------- one way
-    def _consider(self, kind: Kind, asked: Situation) -> Considered:
+    def _consider(self, kind: IndexKind, asked: Situation) -> Considered:
         us, size = self._us(kind, asked), self._bytes(kind, asked)
         return Considered(kind, us, size, self._refusal(kind, asked, size))
 
-    def _us(self, kind: Kind, asked: Situation) -> float:
+    def _us(self, kind: IndexKind, asked: Situation) -> float:
         cost = self.table.ways[kind]
         us = cost.search_us(asked.in_range, asked.num_tokens)
         if kind != "full":
@@ -213,14 +213,14 @@ class Optimizer:
             return us
         return us + cost.build_key_us * asked.num_tokens / (max(asked.uses, 1) * self.rules.reuse_tokens)
 
-    def _bytes(self, kind: Kind, asked: Situation) -> float:
+    def _bytes(self, kind: IndexKind, asked: Situation) -> float:
         """That must be in memory beside what is attended to."""
         cost = self.table.ways[kind]
         keys = cost.resident * asked.token_bytes * asked.in_range
         values = asked.token_bytes * asked.in_range if kind == "full" else 0.0
         return keys + values + cost.index_bytes * asked.num_tokens
 
-    def _refusal(self, kind: Kind, asked: Situation, size: float) -> str:
+    def _refusal(self, kind: IndexKind, asked: Situation, size: float) -> str:
         rules, cost = self.rules, self.table.ways[kind]
         if rules.beta is None and kind != "full":
             return "everything is to be attended to"
