@@ -123,13 +123,14 @@ def test_weights_that_are_elsewhere_are_refused():
     ("config", "why"),
     [
         (LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "dynamic"),
+        (LlamaConfig(rope_parameters={"rope_type": "su", "factor": 2.0, "rope_theta": 1e4}), "su"),
         (MistralConfig(sliding_window=64), "sliding"),
         (Qwen2Config(use_sliding_window=True, sliding_window=64, max_window_layers=2), "sliding"),
         (LlamaConfig(is_encoder_decoder=True), "encoder"),
         (LlamaConfig(**{"is_causal": False}), "behind them"),
         (Gemma3TextConfig(use_bidirectional_attention=True, layer_types=["full_attention"] * 26), "behind them"),
     ],
-    ids=["dynamic rope", "sliding window", "some layers slide", "encoder", "not causal", "bidirectional"],
+    ids=["dynamic rope", "su rope", "sliding window", "some layers slide", "encoder", "not causal", "bidirectional"],
 )
 def test_models_whose_keys_depend_on_more_are_refused(config, why):
     with pytest.raises(UnsupportedModelError, match=why):

@@ -94,7 +94,7 @@ def test_whatever_pages_depend_on_tells_engines_apart(model, changed):
     assert facts(model, **changed) != facts(model)
 
 
-@pytest.mark.parametrize("kind, same", [("default", True), ("longrope", False), ("dynamic", False)])
+@pytest.mark.parametrize("kind, same", [("default", True), ("longrope", False), ("su", False), ("dynamic", False)])
 def test_where_keys_depend_on_the_length_that_an_engine_allows_it_counts(model, kind, same):
     rope = {"model__hf_text_config": SimpleNamespace(rope_scaling={"rope_type": kind})}
     assert (facts(model, **rope, model__max_model_len=99) == facts(model, **rope)) is same

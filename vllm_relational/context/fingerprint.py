@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
-LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")  # su: an old name of longrope
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 READ_BYTES = 1 << 22
 CACHE_FILE = "weights.json"
@@ -90,7 +90,7 @@ def check_supported(config: Any) -> None:
 
     config: of a transformers model.
     """
-    for kind in _rope_kinds(getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)):
+    for kind in rope_kinds(getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)):
         if kind in LENGTH_DEPENDENT_ROPE:
             _refuse(
                 f"its rotary embedding ({kind}) depends on the length of the whole context, so stored keys would be "
@@ -124,13 +124,13 @@ def _layers_that_drop(config: Any) -> set[str]:
     return {"sliding_attention"} if slides else set()
 
 
-def _rope_kinds(*settings: Any) -> Iterator[str]:
+def rope_kinds(*settings: Any) -> Iterator[str]:
     """Kinds of rotary embeddings: one for all layers, or one for each kind of layer."""
     for setting in settings:
-        if not isinstance(setting, dict):
+        if not isinstance(setting, Mapping):
             continue
         yield str(setting.get("rope_type") or setting.get("type") or "default")
-        yield from _rope_kinds(*setting.values())
+        yield from rope_kinds(*setting.values())
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_relational.context.fingerprint import fingerprint_of_folder
+from vllm_relational.context.fingerprint import LENGTH_DEPENDENT_ROPE, fingerprint_of_folder, rope_kinds
 from vllm_relational.records import RelationalError
 from vllm_relational.sparse.settings import read_dipr
 
 STABLE_HASHES = ("sha256", "sha256_cbor")
 """vLLM seeds these alike in every process, or all by PYTHONHASHSEED; others at random."""
-LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic", "su")
-"""Rotary embeddings that vLLM makes by the length that an engine allows."""
 OUR_BACKEND = "CUSTOM"
 WEIGHTS = "weights"
 """Setting of the connector: a name for weights that are in no file."""
@@ -97,16 +95,8 @@ def _attention(vllm_config: Any) -> list[str]:
 def _length(model: Any) -> int | None:
     """The longest context that the engine allows, where keys depend on it."""
     settings = (getattr(model.hf_text_config, name, None) for name in ("rope_parameters", "rope_scaling"))
-    kinds = {kind for setting in settings for kind in _rope_kinds(setting)}
-    return int(model.max_model_len) if kinds & set(LENGTH_DEPENDENT_ROPE) else None
-
-
-def _rope_kinds(setting: Any) -> set[str]:
-    """Of one setting for all layers, or one for each kind of layer."""
-    if not isinstance(setting, Mapping):
-        return set()
-    inner = (kind for value in setting.values() for kind in _rope_kinds(value))
-    return {str(setting.get("rope_type") or setting.get("type")), *inner}
+    depends = not set(LENGTH_DEPENDENT_ROPE).isdisjoint(rope_kinds(*settings))  # as vLLM makes them
+    return int(model.max_model_len) if depends else None
 
 
 def _hashes(algorithm: str) -> list[str | None]:
