@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from vllm_relational.engine import decoding, vllm_engine
-from vllm_relational.engine.decoding import Said, all_spellings, first_tokens, plan_decision
+from vllm_relational.engine.decoding import DecodedAnswer, all_spellings, first_tokens, plan_decision
 from vllm_relational.records import Choice, FreeText, JsonSchema, Prompt
 
 
@@ -64,16 +64,18 @@ def output(text: str, finish: str | None, *token_ids: int) -> SimpleNamespace:
 @pytest.mark.parametrize("answer_format", [FreeText(4), JsonSchema({}), Choice(("very good", "very bad"))])
 def test_a_text_is_whole_cut_or_none(answer_format):
     read = plan_decision(answer_format, WordTokenizer()).read
-    assert read(output("so", "stop")) == Said("so")
-    assert read(output("so", "length")) == Said("so", cut=True)
+    assert read(output("so", "stop")) == DecodedAnswer("so")
+    assert read(output("so", "length")) == DecodedAnswer("so", cut=True)
     for finish in ("abort", "error", "repetition", None):
-        assert read(output("so", finish)) == Said(None, f"the engine stopped the answer (finish reason {finish})")
+        assert read(output("so", finish)) == DecodedAnswer(
+            None, f"the engine stopped the answer (finish reason {finish})"
+        )
 
 
 def test_a_label_of_one_token_is_whole_with_it():
     tokenizer = WordTokenizer()
     read = plan_decision(Choice(("yes", "no")), tokenizer).read
-    assert read(output("", "length", tokenizer.ids[" No"])) == Said("no")
+    assert read(output("", "length", tokenizer.ids[" No"])) == DecodedAnswer("no")
     assert read(output("", "length", 99)).error and read(output("", "stop")).error
     assert "abort" in read(output("", "abort", tokenizer.ids["yes"])).error
 

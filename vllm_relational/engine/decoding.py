@@ -18,7 +18,7 @@ SPARE_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Said:
+class DecodedAnswer:
     """What one output of a request says: ``text`` or ``error``; cut: the text was stopped at the limit of tokens."""
 
     text: str | None
@@ -26,7 +26,7 @@ class Said:
     cut: bool = False
 
 
-Reader = Callable[[Any], Said]
+Reader = Callable[[Any], DecodedAnswer]
 
 
 @dataclass(frozen=True)
@@ -111,19 +111,19 @@ def _sampling(*, json: Any = None, choice: list[str] | None = None, **settings: 
 
 
 def _token_reader(by_token: Mapping[int, str]) -> Reader:
-    def read(output: Any) -> Said:
+    def read(output: Any) -> DecodedAnswer:
         whole = output.finish_reason in FINISHED and output.token_ids  # the label is whole with its only token
         label = by_token.get(output.token_ids[0]) if whole else None
-        return Said(label) if label is not None else _no_answer(output)
+        return DecodedAnswer(label) if label is not None else _no_answer(output)
 
     return read
 
 
-def _read_text(output: Any) -> Said:
+def _read_text(output: Any) -> DecodedAnswer:
     if output.finish_reason not in FINISHED:
         return _no_answer(output)
-    return Said(output.text, cut=output.finish_reason == CUT_OFF)
+    return DecodedAnswer(output.text, cut=output.finish_reason == CUT_OFF)
 
 
-def _no_answer(output: Any) -> Said:
-    return Said(None, f"the engine stopped the answer (finish reason {output.finish_reason})")
+def _no_answer(output: Any) -> DecodedAnswer:
+    return DecodedAnswer(None, f"the engine stopped the answer (finish reason {output.finish_reason})")
