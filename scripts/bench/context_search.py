@@ -39,6 +39,7 @@ from lines import check_lines
 from vllm_relational.compare.orders import append_csv
 from vllm_relational.compare.provenance import code_version, machine
 from vllm_relational.context.search import Flat, Hits, tokens_between
+from vllm_relational.context.search.calibrate import cpu_us
 from vllm_relational.context.search.graph import Graph
 from vllm_relational.context.search.hits import hits_of
 from vllm_relational.context.search.indexes import build
@@ -108,15 +109,6 @@ def made(kind: str, case: Case) -> tuple[Any, Callable[..., Hits], float]:
     return index, index.diprs if kind == "diprs" else index.dipr, time.thread_time() - before
 
 
-def cpu_us(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        before = time.thread_time()
-        run()
-        times.append(time.thread_time() - before)
-    return float(np.median(times)) * 1e6
-
-
 def measured(case: Case, search: Callable[..., Hits], beta: float) -> dict[str, float]:
     """Over all queries of a case: the numbers of a line."""
     seen: dict[str, list[float]] = {name: [] for name in ("recall", "size", "read", "read_together", "mass",
@@ -128,7 +120,7 @@ def measured(case: Case, search: Callable[..., Hits], beta: float) -> dict[str, 
         window = weights[:, :FIRST].sum(-1) + weights[:, case.body[1] :].sum(-1)
         together = search(queries, beta, *case.body, lower)
         seen["read_together"].append(together.visited / keys)
-        seen["us"].append(cpu_us(partial(search, queries, beta, *case.body, lower)))
+        seen["us"].append(cpu_us(partial(search, queries, beta, *case.body, lower), REPEATS))
         for head in range(len(queries)):
             own = slice(head, head + 1)
             found = search(queries[own], beta, *case.body, lower[own])
@@ -139,7 +131,7 @@ def measured(case: Case, search: Callable[..., Hits], beta: float) -> dict[str, 
             seen["read"].append(found.visited / keys)
             seen["mass"].append(window[head] + weights[head, found.of(0)].sum())
             seen["mass_exact"].append(window[head] + weights[head, wanted].sum())
-        seen["us_one"].append(cpu_us(partial(search, queries[:1], beta, *case.body, lower[:1])))
+        seen["us_one"].append(cpu_us(partial(search, queries[:1], beta, *case.body, lower[:1]), REPEATS))
     return {name: float(np.mean(values)) if values else 1.0 for name, values in seen.items()}
 
 

@@ -38,13 +38,12 @@ import statistics
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dipr_process import ROOT, in_own_process, make_known, write_whole
+from dipr_process import ROOT, finish_part, in_own_process, make_known, write_whole
 from dipr_random_model import LLAMA_8B, SMALL, random_tokens
 
 TINY = {**SMALL, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 2000}
@@ -482,14 +481,8 @@ def main() -> int:
             return report(options)
         finally:
             shutil.rmtree(made or options.root / "vllm-blocks", ignore_errors=True)
-    try:
-        found = {"check": check, "speed": speed}[options.part](options, options.backend)
-    except BaseException:  # the engine's own process and threads would keep this one waiting
-        traceback.print_exc()
-        sys.stdout.flush()
-        os._exit(1)
-    write_whole(options.out, found)
-    return 0
+    part = {"check": check, "speed": speed}[options.part]
+    return finish_part(lambda: part(options, options.backend), options.out)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import statistics
 import sys
@@ -38,7 +37,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dipr_process import ROOT, in_own_process, make_known, write_whole
+from dipr_process import ROOT, finish_part, in_own_process, make_known, write_whole
 from dipr_random_model import LLAMA_8B, SMALL, random_tokens
 
 STOCK, FP8, SPARSE = "FLASH_ATTN", "FLASH_ATTN-fp8", "dipr"
@@ -441,14 +440,8 @@ def main() -> int:
         except RelationalError as error:
             parser.error(str(error))
         return report(options)
-    try:
-        found = {"check": check, "again": again, "speed": speed}[options.part](options)
-    except BaseException:  # the engine's own process and threads would keep this one waiting
-        traceback.print_exc()
-        sys.stdout.flush()
-        os._exit(1)
-    write_whole(options.out, found)
-    return 0
+    part = {"check": check, "again": again, "speed": speed}[options.part]
+    return finish_part(lambda: part(options), options.out)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,16 @@ def write_whole(file: Path, found: dict[str, Any]) -> None:
     new = file.with_suffix(".new")
     new.write_text(json.dumps(found))
     new.replace(file)
+
+
+def finish_part(part: Callable[[], dict[str, Any]], out: Path) -> int:
+    """In the process of a part: write what it finds and return its exit status. One that fails ends at once, as the
+    engine's own process and threads would keep this one waiting."""
+    try:
+        found = part()
+    except BaseException:
+        traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(1)
+    write_whole(out, found)
+    return 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
-from fake_worker import BLOCK_SIZE, Worker
+from fake_worker import BLOCK_SIZE, Worker, make_request
 
 PAGE = 256  # bytes: of 4 tokens, one head of 8 channels, keys and values in float32
 
@@ -61,3 +62,30 @@ def files(folder: Path) -> list[Path]:
 def tokens(seed: int, count: int) -> list[int]:
     draw = random.Random(seed)
     return [draw.randrange(7) for _ in range(count)]
+
+
+class SharedPrefixes:
+    """24 rows that begin like one of three stems, and what is done to the files that they leave.
+
+    shortest: tokens of a stem, and of what a row takes of one.
+    """
+
+    def __init__(self, seed: int, shortest: tuple[int, int]) -> None:
+        draw = self.draw = random.Random(seed)
+        stems = [tokens(seed * 10 + place, draw.randint(shortest[0], 30)) for place in range(3)]
+        self.rows = [
+            draw.choice(stems)[: draw.randint(shortest[1], 30)] + tokens(100 + place, draw.randint(1, 9))
+            for place in range(24)
+        ]
+
+    def play(self, engine: Any) -> Any:
+        """The engine, when it has answered all rows."""
+        for place, row in enumerate(self.rows):
+            engine.add(make_request(f"r{place}", row, 6, priority=place % 3, arrival_time=place))
+        engine.run()
+        return engine
+
+    def damage(self, folder: Path, count: int) -> None:
+        """Empty or remove so many files."""
+        for file in self.draw.sample(files(folder), count):
+            file.write_bytes(b"") if self.draw.random() < 0.5 else file.unlink()

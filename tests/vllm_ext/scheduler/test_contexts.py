@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fake_worker import BLOCK_SIZE, Engine, make_request, make_scheduler
-from page_worker import PageWorker, files, tokens
+from page_worker import PageWorker, SharedPrefixes, files, tokens
 from vllm.config import KVTransferConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
@@ -158,20 +157,14 @@ def test_from_a_bad_block_on_all_is_computed_and_stored_again(make, tmp_path, in
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_that_share_prefixes_beside_preemption_and_damage(make, tmp_path, relational, in_flight, policy, seed):
-    draw = random.Random(seed)
-    stems = [tokens(seed * 10 + place, draw.randint(5, 30)) for place in range(3)]
-    rows = [draw.choice(stems)[: draw.randint(4, 30)] + tokens(100 + place, draw.randint(1, 9)) for place in range(24)]
+    traffic = SharedPrefixes(seed, shortest=(5, 4))
 
     def play() -> ContextEngine:
         engine = make(num_blocks=24, in_flight=in_flight, policy=policy, relational=relational, max_num_seqs=6)
-        for place, row in enumerate(rows):
-            engine.add(make_request(f"r{place}", row, 6, priority=place % 3, arrival_time=place))
-        engine.run()
-        return engine
+        return traffic.play(engine)
 
     one = play()
-    for file in draw.sample(files(tmp_path), 12):
-        file.write_bytes(b"") if draw.random() < 0.5 else file.unlink()
+    traffic.damage(tmp_path, 12)
     two = play()
     assert two.answers == one.answers and sum(two.loaded.values()) > 0
     three = play()

@@ -3,7 +3,6 @@ which are made here."""
 
 from __future__ import annotations
 
-import random
 import uuid
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_worker import BLOCK_SIZE, Engine, make_request, make_scheduler
-from page_worker import PAGE, PageWorker, files, tokens
+from page_worker import PAGE, PageWorker, SharedPrefixes, files, tokens
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -174,20 +173,14 @@ def test_a_context_that_does_not_fit_into_memory_is_computed(make):
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_that_share_prefixes_beside_preemption_and_damage(make, tmp_path, relational, in_flight, policy, seed):
-    draw = random.Random(seed)
-    stems = [tokens(seed * 10 + place, draw.randint(9, 30)) for place in range(3)]
-    rows = [draw.choice(stems)[: draw.randint(9, 30)] + tokens(100 + place, draw.randint(1, 9)) for place in range(24)]
+    traffic = SharedPrefixes(seed, shortest=(9, 9))
 
     def play() -> OffloadEngine:
         engine = make(num_blocks=24, in_flight=in_flight, policy=policy, relational=relational, max_num_seqs=6)
-        for place, row in enumerate(rows):
-            engine.add(make_request(f"r{place}", row, 6, priority=place % 3, arrival_time=place))
-        engine.run()
-        return engine
+        return traffic.play(engine)
 
     one = play()
-    for file in draw.sample(files(tmp_path), 6):
-        file.write_bytes(b"") if draw.random() < 0.5 else file.unlink()
+    traffic.damage(tmp_path, 6)
     two = play()
     assert two.answers == one.answers and sum(two.loaded.values()) > 0
     three = play()

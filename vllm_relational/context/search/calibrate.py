@@ -181,11 +181,11 @@ class _Measured:
         """Attention to all tokens."""
         torch = _torch()
         if torch is None:
-            return _cpu_us(self._attend_to_all)
+            return cpu_us(self._attend_to_all)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return _cpu_us(lambda: self._attend_by(torch))
+            return cpu_us(lambda: self._attend_by(torch))
         finally:
             torch.set_num_threads(threads)
 
@@ -208,7 +208,7 @@ class _Measured:
             for hits, queries in zip(self.exact, self.queries, strict=True):
                 attend(self.keys, self.values, hits, queries, self.scale)
 
-        return _cpu_us(listed) / max(self.listed * len(self.queries), 1.0)
+        return cpu_us(listed) / max(self.listed * len(self.queries), 1.0)
 
     def way(self, kind: str) -> tuple[float, ...]:
         """Microseconds of a search and of building, bytes, keys that it reads, recall."""
@@ -216,7 +216,7 @@ class _Measured:
         index: KeyIndex = build(kind, self.keys, self.sampled)
         build_us = (time.thread_time() - before) * 1e6
         found = [index.dipr(each, self.beta) for each in self.queries]
-        us = _cpu_us(lambda: [index.dipr(each, self.beta) for each in self.queries]) / len(self.queries)
+        us = cpu_us(lambda: [index.dipr(each, self.beta) for each in self.queries]) / len(self.queries)
         read = float(np.mean([hits.visited for hits in found]))
         return us, build_us if kind != "flat" else 0.0, float(index.nbytes), read, self._recall(found)
 
@@ -230,10 +230,10 @@ class _Measured:
         return float(np.mean(shares)) if shares else 1.0
 
 
-def _cpu_us(run: Callable[[], object]) -> float:
-    """Median CPU time of this thread."""
+def cpu_us(run: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median CPU time of this thread, in microseconds."""
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         before = time.thread_time()
         run()
         times.append(time.thread_time() - before)
